@@ -1,0 +1,200 @@
+"""The event log: what happened, one event a step and never one a token.
+
+Metrics, progress, Prometheus, reports and `replay` are functions of it. Each process writes its own log: a
+Header, then events in the order in which its mechanisms consumed or caused them. `who` names the mechanism
+("replica-0", "fleet"). Instants `at` are seconds of that process's loop clock; the header's anchor places them in
+the world. Inputs (Arrived, Cancelled, Completed, Reported) are complete enough to run the same mechanisms again;
+decisions carry a digest and a `why`. No prompt and no output text is ever written.
+
+Every record is a dataclass whose first field `kind` names it: the JSON line starts with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from penstock.core.types import SCHEMA, FinishReason, Report, Slo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """First record of a log. `profile` is the digest of the cost profile predictions came from, "" for none."""
+
+    kind: Literal["header"] = "header"
+    schema: int = SCHEMA
+    version: str = ""
+    who: str = ""
+    config: str = ""  # TOML of the whole configuration
+    seed: int = 0
+    profile: str = ""
+    loop_at: float = 0.0
+    wall_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """A request reached `who` (input). `hashes` are hex block hashes at the replica's block size."""
+
+    kind: Literal["arrived"] = "arrived"
+    at: float
+    who: str
+    request: str
+    seq: int  # of its first job (replicas), 0 in fleets
+    model: str
+    num_prompt: int
+    max_tokens: int
+    n: int
+    tenant: str
+    priority: int
+    slo: Slo
+    adapter: str | None = None
+    program: str | None = None
+    request_kind: str = "generate"
+    hashes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routed:
+    """A fleet chose (decision). `replica` None = refused for now."""
+
+    kind: Literal["routed"] = "routed"
+    at: float
+    who: str
+    request: str
+    replica: str | None
+    stage: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A request was turned away; `code` is the error's class name."""
+
+    kind: Literal["refused"] = "refused"
+    at: float
+    who: str
+    request: str
+    code: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    """The caller went away or had enough (input)."""
+
+    kind: Literal["cancelled"] = "cancelled"
+    at: float
+    who: str
+    request: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """One launch (decision). Written when the plan is launched.
+
+    `digest` covers ranking, admissions, evictions and chunks; `chunks` lists (seq, tokens) of each lane in order.
+    `repeat` identical steps were asked for; Completed says how many were run.
+    """
+
+    kind: Literal["stepped"] = "stepped"
+    at: float
+    who: str
+    plan: int
+    lane: int
+    digest: str
+    repeat: int
+    chunks: tuple[tuple[int, int], ...]
+    admitted: tuple[int, ...]
+    evicted: tuple[int, ...]
+    num_running: int
+    num_waiting: int
+    free_blocks: int
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A plan ended (input). `outputs` lists (seq, tokens, is_stop, hex hashes of blocks its tokens filled).
+
+    `ends` are the end instants of each of the `steps_run` repeats.
+    """
+
+    kind: Literal["completed"] = "completed"
+    at: float
+    who: str
+    plan: int
+    steps_run: int
+    ends: tuple[float, ...]
+    outputs: tuple[tuple[int, int, bool, tuple[str, ...]], ...]
+    errors: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """One answer ended. Times are instants on `who`'s clock; first/last are None when no token was produced."""
+
+    kind: Literal["finished"] = "finished"
+    at: float
+    who: str
+    request: str
+    index: int
+    reason: FinishReason
+    arrived_at: float
+    admitted_at: float | None
+    first_token_at: float | None
+    last_token_at: float | None
+    num_prompt: int
+    num_cached: int
+    num_output: int
+    num_preemptions: int
+    tenant: str
+    priority: int
+    slo: Slo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """A report reached a fleet (input)."""
+
+    kind: Literal["reported"] = "reported"
+    at: float
+    who: str
+    report: Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A fleet heard that a request is over (input): its outstanding count goes down."""
+
+    kind: Literal["ended"] = "ended"
+    at: float
+    who: str
+    request: str
+    replica: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refitted:
+    """A predictor changed its coefficients (input): `values` by name."""
+
+    kind: Literal["refitted"] = "refitted"
+    at: float
+    who: str
+    what: str
+    values: tuple[tuple[str, float], ...]
+
+
+Event = (
+    Header
+    | Arrived
+    | Routed
+    | Refused
+    | Cancelled
+    | Stepped
+    | Completed
+    | Finished
+    | Reported
+    | Ended
+    | Refitted
+)

@@ -1,0 +1,85 @@
+"""What crosses the executor port: plans going in, completions coming out. Plain numbers, no live objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from penstock.core.types import BlockHash, Phase, PlanId, Request, TokenLogprob
+
+
+class Work(NamedTuple):
+    """A chunk as executors see it: plain numbers, no live job.
+
+    The executor computes positions [start, start + tokens) of job `seq`. `blocks` are the ids of the blocks it
+    got since it was last planned (all of them after an admission, with `is_fresh` set). `samples` = draw a token.
+    """
+
+    seq: int
+    start: int
+    tokens: int
+    samples: bool
+    blocks: tuple[int, ...] = ()
+    is_fresh: bool = False
+    layers: tuple[int, int] | None = None
+    phase: Phase = "extend"
+
+
+class Opening(NamedTuple):
+    """A job the executor has not met: sent with the first plan that runs it."""
+
+    seq: int
+    request: Request
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an executor runs: one lane of one step, self-contained (it may cross a process boundary)."""
+
+    id: PlanId
+    work: tuple[Work, ...]
+    opened: tuple[Opening, ...] = ()
+    closed: tuple[int, ...] = ()  # jobs whose state the executor may drop
+    lane: int = 0
+    share: float = 1.0
+    nano: str | None = None
+    num_running: int = 0  # for charging scheduler time in simulation
+    num_waiting: int = 0
+
+
+class Sampled(NamedTuple):
+    """What one job got from a completed plan.
+
+    tokens: how many tokens were produced. ids: the tokens, empty when modelled. is_stop: the last one ends the
+    answer. filled: hashes of blocks that generated tokens completed. logprobs: one entry a token when asked.
+    """
+
+    seq: int
+    tokens: int
+    ids: tuple[int, ...] = ()
+    is_stop: bool = False
+    filled: tuple[BlockHash, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A plan ran `steps_run` times. `ends` holds the end instant of each run, oldest first."""
+
+    plan: PlanId
+    steps_run: int
+    outputs: tuple[Sampled, ...]
+    ends: tuple[float, ...]
+    error: str | None = None  # the whole step failed: every job of the plan ends with it
+
+
+@dataclass(frozen=True, slots=True)
+class Yielded:
+    """A plan stopped inside its forward and can be resumed; `activation_bytes` stay held meanwhile."""
+
+    plan: PlanId
+    at: float
+    activation_bytes: int = 0

@@ -1,0 +1,123 @@
+"""Ports: what the outside must offer. Each has twins, a real leaf and a modelled one, under one contract test.
+
+Executor   runs plans                     torch (engine.torch) | modelled (sim.executor) | replayed (lab.replay)
+Channel    carries messages to one peer   local, zmq (net)     | modelled (sim.channel)
+Service    turns requests into tokens     the fleet (cluster)  | the same fleet in virtual time
+Tool       runs a tool call               sandbox (agents)     | modelled (sim)
+Power      reads and caps watts           nvml                 | modelled (sim)
+Storage    keeps bytes                    a folder             | memory
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+from penstock.core.events import Event
+from penstock.core.plans import Done, Plan, Yielded
+from penstock.core.types import Caps, Output, PlanId, Report, Request
+
+Completion = Done | Yielded
+Grain = Literal["step", "layer", "operator"]
+
+
+class Executor(Protocol):
+    """Runs plans, one a lane at a time. All calls and callbacks happen on the loop's thread.
+
+    Life of a plan: launch -> Done, or launch -> (interrupt) -> Yielded -> resume -> ... -> Done, or abort at any
+    moment, after which nothing more is heard of it. Completions of one lane arrive in launch order.
+
+    `repeat` > 1 (only up to `caps.max_repeat`) asks to run the plan's single-token work that many times in a row,
+    each time one position further, stopping early after the first run in which an answer ends. Blocks for the
+    further positions are booked by the replica when it hears how many runs were made. A leaf may always answer
+    with steps_run = 1.
+    """
+
+    @property
+    def caps(self) -> Caps: ...
+
+    def listen(self, on_completion: Callable[[Completion], None]) -> None:
+        """Set who hears of completions; called once, before the first launch."""
+        ...
+
+    def launch(self, plan: Plan, repeat: int = 1) -> PlanId: ...
+
+    def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
+        """Stop at the next boundary not finer than `grain`. At "step" a repeated plan answers Done early."""
+        ...
+
+    def resume(self, plan: PlanId) -> None: ...
+
+    def abort(self, plan: PlanId) -> None: ...
+
+    def close_jobs(self, seqs: Sequence[int]) -> None:
+        """Drop the state of jobs that ended while no plan was due to say so."""
+        ...
+
+    async def stop(self) -> None:
+        """Let go of threads, processes and memory. Nothing may be launched afterwards."""
+        ...
+
+
+class Channel(Protocol):
+    """A way to send to one peer. Messages arrive whole, in order, or the channel is closed."""
+
+    async def send(self, message: object, num_bytes: int = 0) -> None:
+        """Hand over one message; `num_bytes` is what a modelled link charges for it."""
+        ...
+
+    def listen(self, on_message: Callable[[object], None]) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+OnOutput = Callable[[Output], None]
+
+
+class Service(Protocol):
+    """Models behind names. The gateway, agents and learners reach models only through this."""
+
+    def models(self) -> Sequence[str]: ...
+
+    async def submit(self, request: Request, on_output: OnOutput | None = None) -> None:
+        """Serve one request; return when all its answers have ended.
+
+        `on_output` hears of tokens as they come, at most once a step and answer. Cancelling the awaiting task
+        cancels the request wherever it is. Raises PenstockError (UnknownModel, ContextTooLong, Overloaded,
+        Draining, ReplicaLost, StepFailed).
+        """
+        ...
+
+    def reports(self) -> Sequence[Report]: ...
+
+    async def drain(self) -> None:
+        """Refuse new requests and return when the running ones have ended."""
+        ...
+
+
+class ReplicaPort(Protocol):
+    """One replica as a fleet sees it: the far end may be in this process, another one, or another host."""
+
+    @property
+    def name(self) -> str: ...
+
+    def submit(self, request: Request, on_output: OnOutput, *, every_token: bool = True) -> None:
+        """Start a request. Each answer's last Output has `finish` set, also when the replica is lost or refuses.
+
+        Without `every_token` only that last Output is sent, with num_tokens of the whole answer.
+        """
+        ...
+
+    def cancel(self, request_id: str) -> None: ...
+
+    def listen(self, on_report: Callable[[Report], None]) -> None: ...
+
+    async def drain(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class Log(Protocol):
+    """Where mechanisms write what happened; see core.events."""
+
+    def emit(self, event: Event) -> None: ...

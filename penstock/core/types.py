@@ -1,0 +1,269 @@
+"""The vocabulary: every word that two rooms share, with one meaning each.
+
+A `Request` is what a caller asks: frozen, it crosses machines. A `Job` is one answer to it in progress
+inside one replica: mutable, it never leaves (a migration sends a `JobState`). A replica advances jobs in
+steps. One step runs a `Batch` of `Lane`s of `Chunk`s. Positions of a job fall into three runs:
+
+    0 ........ computed ........ computed + in_flight ........ known
+      KV valid          launched, not confirmed        still to do
+
+`known` grows by one with every sampled token, so a decode is a job whose `todo` is 1 and a prefill one whose
+`todo` is larger; nothing else tells them apart. Policies get jobs and requests through the read-only
+protocols of core.views and never see token ids, block ids or the true output length.
+
+Times are seconds of the running loop's clock, sizes are tokens unless the name says bytes or blocks.
+This module and core.views import the standard library only and no asyncio: `policy` imports them, and must stay pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, NewType, Protocol
+
+SCHEMA = 1  # major version of everything written or sent; see core.schema
+
+RequestId = NewType("RequestId", str)
+ProgramId = NewType("ProgramId", str)
+PlanId = NewType("PlanId", int)
+BlockHash = NewType("BlockHash", bytes)
+
+Kind = Literal["generate", "embed", "score"]
+Stage = Literal["encode", "prefill", "decode"]
+Phase = Literal["extend", "refresh", "reuse", "commit"]
+Status = Literal["waiting", "blocked", "running", "suspended", "offloaded", "in_transfer", "ended"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """What the caller was promised. Absent bounds are None, never infinity or -1.
+
+    ttft_s: arrival to first token. tpot_s: mean gap between later tokens. deadline_s: arrival to last token.
+    weight: value of meeting it, relative to other requests.
+    """
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    deadline_s: float | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("ttft_s", "tpot_s", "deadline_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"slo.{name} must be a positive number of seconds, got {value}")
+        if not self.weight > 0:
+            raise ValueError(f"slo.weight must be positive, got {self.weight}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. Defaults are OpenAI's. `top_k` None = all; `logprobs` None = none, 0 = the chosen only."""
+
+    max_tokens: int = 256
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    stop_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+class Prompt(Protocol):
+    """What a request starts from. Real prompts hash their token ids, traced ones carry their hashes."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def blocks(self, size: int) -> tuple[BlockHash, ...]:
+        """Chained hashes of the full blocks of `size` tokens; empty when the prompt shares nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One piece of a prompt that is not text (media later): its kind, digest and the tokens it stands for."""
+
+    kind: Literal["image", "audio", "video"]
+    digest: bytes
+    start: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a caller asks of a fleet.
+
+    `priority`: lower goes first. `n`: answers wanted; each becomes a Job and they share the prompt's blocks.
+    `true_output`: the length a modelled executor will produce, known from a trace; no policy sees it.
+    `text` is never part of a request: tokenising is the gateway's work.
+    """
+
+    id: RequestId
+    model: str
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    slo: Slo = Slo()
+    n: int = 1
+    tenant: str = "default"
+    priority: int = 0
+    adapter: str | None = None
+    cache_salt: str = ""
+    kind: Kind = "generate"
+    parts: tuple[Part, ...] = ()
+    program: ProgramId | None = None
+    true_output: int | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
+        if self.prompt.num_tokens < 1:
+            raise ValueError("the prompt is empty: it needs at least one token")
+        if self.sampling.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.sampling.max_tokens}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """The agent run that several requests belong to: mirrored into views, owned above the replica."""
+
+    id: ProgramId
+    stage: int = 0
+    stages_left: int | None = None
+    deadline_at: float | None = None
+
+
+class WorkOption(NamedTuple):
+    """One legal next piece of a job's work. A batch policy narrows it to a Chunk."""
+
+    phase: Phase
+    tokens_min: int
+    tokens_max: int
+    samples: bool  # the chunk that reaches tokens_max yields a token
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One answer in progress. Only its replica writes to it."""
+
+    seq: int  # arrival number inside its replica; also its name in plans and logs
+    request: Request
+    index: int  # which of the request's n answers
+    arrived_at: float
+    hashes: list[BlockHash]  # of full blocks known so far: the prompt's, then the output's
+    num_prompt: int
+    max_tokens: int
+    num_output: int = 0
+    computed: int = 0
+    in_flight: int = 0
+    cached: int = 0  # positions adopted from the prefix cache when last admitted
+    status: Status = "waiting"
+    priority: int = 0
+    num_preemptions: int = 0
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    is_cancelled: bool = False
+
+    @property
+    def known(self) -> int:
+        return self.num_prompt + self.num_output
+
+    @property
+    def todo(self) -> int:
+        return self.num_prompt + self.num_output - self.computed - self.in_flight
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.computed + self.in_flight < self.num_prompt
+
+    @property
+    def id(self) -> str:
+        return f"{self.request.id}.{self.index}"
+
+    def frontier(self) -> list[WorkOption]:
+        todo = self.todo
+        if todo <= 0:
+            return []
+        return [WorkOption("extend", 1, todo, self.request.kind == "generate")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobState:
+    """A job as it travels: all that another replica needs to go on with it."""
+
+    request: Request
+    index: int
+    arrived_at: float
+    output_ids: tuple[int, ...]
+    computed: int
+    num_preemptions: int
+    first_token_at: float | None
+    last_token_at: float | None
+    schema: int = SCHEMA
+
+
+class TokenLogprob(NamedTuple):
+    """Natural-log probability of a token and of the most likely alternatives at its position."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """What an executor can do. Batch policies must stay inside it; the replica validates."""
+
+    num_layers: int
+    max_context: int
+    max_batch_tokens: int = 1 << 30
+    max_jobs: int = 1 << 30
+    max_lanes: int = 1
+    max_total_share: float = 1.0
+    max_repeat: int = 1  # > 1: may run identical decode steps as one launch
+    has_layer_ranges: bool = False
+    yield_grain: Literal["step", "layer", "operator"] = "step"
+    async_depth: int = 1
+
+
+class Output(NamedTuple):
+    """What a caller is told: new tokens of the request's `answer`-th answer, and why it ended if it did."""
+
+    answer: int
+    ids: tuple[int, ...]
+    num_tokens: int
+    finish: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    num_cached: int = 0  # prompt tokens taken from the prefix cache; set on the last output
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a replica last said about itself: frozen, possibly stale, the only thing other machines see."""
+
+    replica: str
+    at: float
+    role: Stage | Literal["any"] = "any"
+    is_alive: bool = True
+    is_draining: bool = False
+    num_running: int = 0
+    num_waiting: int = 0
+    waiting_tokens: int = 0  # prompt tokens not yet computed
+    free_blocks: int = 0
+    total_blocks: int = 0
+    block_size: int = 16
+    max_context: int = 0
+    step_s: float = 0.0  # duration of the last step
+    schema: int = SCHEMA

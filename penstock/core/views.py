@@ -1,0 +1,219 @@
+"""What policies see and say: read-only windows on jobs, requests, memory and costs, and the words of a decision.
+
+Views are valid during the call only. They hold no token ids, block ids, clocks or tensors, so the same policy
+object runs in the simulator, in the engine and on a cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+from penstock.core.types import (
+    Kind,
+    Phase,
+    ProgramId,
+    Prompt,
+    RequestId,
+    Sampling,
+    Slo,
+    Status,
+    WorkOption,
+)
+
+if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
+
+
+class RequestView(Protocol):
+    """A request without what only executors may know."""
+
+    @property
+    def id(self) -> RequestId: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def prompt(self) -> Prompt: ...
+    @property
+    def sampling(self) -> Sampling: ...
+    @property
+    def slo(self) -> Slo: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def adapter(self) -> str | None: ...
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def program(self) -> ProgramId | None: ...
+
+
+class JobView(Protocol):
+    """A job, read-only; see Job for the meaning of each name."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def request(self) -> RequestView: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def arrived_at(self) -> float: ...
+    @property
+    def num_prompt(self) -> int: ...
+    @property
+    def num_output(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def known(self) -> int: ...
+    @property
+    def computed(self) -> int: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def todo(self) -> int: ...
+    @property
+    def is_prefilling(self) -> bool: ...
+    @property
+    def status(self) -> Status: ...
+    @property
+    def num_preemptions(self) -> int: ...
+    @property
+    def admitted_at(self) -> float | None: ...
+    @property
+    def first_token_at(self) -> float | None: ...
+    @property
+    def last_token_at(self) -> float | None: ...
+    def frontier(self) -> list[WorkOption]: ...
+
+
+class BlockView(Protocol):
+    """A cached block that nobody uses at the moment."""
+
+    @property
+    def num_blocks(self) -> int: ...
+
+
+class Chunk(NamedTuple):
+    """`tokens` positions of one job, through `layers` (first, last+1; None = the whole model)."""
+
+    job: JobView
+    tokens: int
+    layers: tuple[int, int] | None = None
+    phase: Phase = "extend"
+
+
+class Lane(NamedTuple):
+    """Chunks that share one slice of the device; 0 < share <= 1."""
+
+    chunks: tuple[Chunk, ...]
+    share: float = 1.0
+
+
+class Batch(NamedTuple):
+    """One step: lanes side by side. `nano` names a registered intra-step template, None = the plain forward."""
+
+    lanes: tuple[Lane, ...] = ()
+    nano: str | None = None
+
+
+Item = TypeVar("Item")
+
+
+class Eviction(NamedTuple, Generic[Item]):
+    """One item that leaves fast memory. For jobs `drop` means: free its blocks, recompute later."""
+
+    item: Item
+    to: Literal["drop", "host", "peer"] = "drop"
+
+
+class Rng(Protocol):
+    """The seeded stream that a mechanism hands to one policy."""
+
+    def random(self) -> float: ...
+    def randrange(self, stop: int) -> int: ...
+
+
+class LedgerFork(Protocol):
+    """A what-if copy of a replica's block accounting: booking here touches nothing real."""
+
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def free(self) -> int:
+        """Blocks that can be taken: unused ones and cached ones nobody holds."""
+        ...
+
+    def held(self, job: JobView) -> int:
+        """Blocks the job holds, with what was booked in this fork."""
+        ...
+
+    def cached(self, job: JobView) -> int:
+        """Positions a waiting job would find in the prefix cache if admitted now (at most known - 1)."""
+        ...
+
+    def need(self, job: JobView, upto: int) -> int:
+        """Blocks that leave `free` if the job is to hold positions [0, upto), adopted cached ones included."""
+        ...
+
+    def reserve(self, job: JobView, upto: int) -> bool:
+        """Book positions [0, upto) and answer True, or book nothing and answer False."""
+        ...
+
+    def release(self, job: JobView) -> int:
+        """Give back all the job's blocks; the number that became free."""
+        ...
+
+    def freeable(self, job: JobView) -> int:
+        """Blocks that only this job holds."""
+        ...
+
+
+class Ledger(Protocol):
+    """The real accounting, seen by policies only through forks."""
+
+    def fork(self) -> LedgerFork: ...
+
+
+class Cost(Protocol):
+    """Predicts the outside. `share` is the lane's slice of the device."""
+
+    def predict(self, chunks: Iterable[Chunk], share: float = 1.0) -> float:
+        """Seconds that one step of these chunks takes."""
+        ...
+
+
+class Lengths(Protocol):
+    """Estimates of how many tokens a job will still produce."""
+
+    def quantile(self, job: JobView, q: float) -> int:
+        """Total output length not exceeded with probability q, given that it passed num_output."""
+        ...
+
+    def sample(self, job: JobView, u: float) -> int:
+        """The total output length at uniform draw u of the same conditional distribution."""
+        ...
+
+
+Answer = Literal["yes", "no", "later"]
+Admit = Callable[[JobView, int, LedgerFork], Answer]
+Victims = Callable[[JobView, int, Sequence[JobView], LedgerFork], Sequence[Eviction[JobView]]]
+
+
+class Columns(Protocol):
+    """Struct of arrays over the running or the waiting jobs, in the order of the sequence beside it.
+
+    Names: seq, priority, arrived_at, num_prompt, num_output, known, computed, todo, max_tokens, deadline_at
+    (instants; inf where there is none). For policies that rank thousands of jobs a step.
+    """
+
+    def __getitem__(self, name: str) -> NDArray[float64]: ...
+    def __len__(self) -> int: ...

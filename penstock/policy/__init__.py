@@ -1,0 +1,65 @@
+"""Every decision, pure: one folder per question, one file per answer.
+
+Refuses: clocks, sockets, threads, tensors, global randomness, logging, configuration, and other kinds.
+
+A policy is a dataclass whose fields are its parameters (so the configuration table is its constructor); private
+state is `field(init=False)`. It has `decide(view) -> Decision` and, if it learns, `observe(event)`. Same seed, same
+events, same views: same decisions; `penstock replay` checks exactly that. Adding a policy is one file and one line
+in TABLE, and the line alone makes the law tests run on it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+
+KINDS = (
+    "order", "admit", "batch", "evict", "route", "choose",
+    "move", "scale", "place", "limit", "merge", "guard",
+)  # fmt: skip
+
+TABLE: dict[str, dict[str, str]] = {
+    "order": {
+        "fcfs": "penstock.policy.order.fcfs:Fcfs",
+        "priority": "penstock.policy.order.priority:Priority",
+        "edf": "penstock.policy.order.edf:Edf",
+        "slack-edf": "penstock.policy.order.slack_edf:SlackEdf",
+    },
+    "admit": {
+        "full-fit": "penstock.policy.admit.full_fit:FullFit",
+        "watermark": "penstock.policy.admit.watermark:Watermark",
+    },
+    "batch": {
+        "vllm-v1": "penstock.policy.batch.vllm_v1:VllmV1",
+        "sglang": "penstock.policy.batch.sglang:Sglang",
+    },
+    "evict": {
+        "recompute-last": "penstock.policy.evict.recompute_last:RecomputeLast",
+        "recompute-priority": "penstock.policy.evict.recompute_priority:RecomputePriority",
+        "retract": "penstock.policy.evict.retract:Retract",
+        "lru": "penstock.policy.evict.lru:Lru",
+    },
+    "route": {
+        "round-robin": "penstock.policy.route.round_robin:RoundRobin",
+        "least": "penstock.policy.route.least:Least",
+        "p2c": "penstock.policy.route.p2c:PowerOfTwo",
+        "prefix": "penstock.policy.route.prefix:Prefix",
+    },
+}
+
+
+def kind_module(kind: str) -> ModuleType:
+    """The module of a kind: its View, Decision, law and Policy."""
+    return importlib.import_module(f"penstock.policy.{kind}")
+
+
+def find(kind: str, name: str) -> type:
+    """The class of a policy. Raises KeyError with the known names."""
+    known: Mapping[str, str] = TABLE.get(kind, {})
+    if name not in known:
+        raise KeyError(f"no {kind} policy is named {name!r}; known: {', '.join(sorted(known))}")
+    module, _, attribute = known[name].partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    assert isinstance(found, type)
+    return found

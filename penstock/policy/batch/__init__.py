@@ -1,0 +1,120 @@
+"""What runs in the next step? Asked by the replica for each step, on a fork of its ledger.
+
+The policy books what it plans on `view.ledger.fork()`, may ask `view.admit(job, tokens, fork)` whether a waiting job
+may start and `view.victims(job, blocks, among, fork)` who makes room. The replica then applies the decision in this
+order: evictions, admissions, launch.
+
+Law: every job appears in at most one chunk; 1 <= tokens <= todo (for a waiting job: known - cached); the sum stays
+within caps.max_batch_tokens; chunks are of running or admitted jobs that are not evicted; admitted jobs were
+waiting and are at most caps.max_jobs with the running; shares are in (0, 1] and sum to at most
+caps.max_total_share; layer ranges are contiguous and only asked of executors that have them; and everything fits
+in memory after the evictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from penstock.core.types import Caps
+from penstock.core.views import (
+    Admit,
+    Batch,
+    Columns,
+    Cost,
+    Eviction,
+    JobView,
+    Ledger,
+    Lengths,
+    Rng,
+    Victims,
+)
+
+
+@dataclass(slots=True)
+class View:
+    """`running`: in the order of admission. `waiting`: as ranked by the order policy. `busy_lanes`: not to be used."""
+
+    now: float
+    rng: Rng
+    running: Sequence[JobView]
+    waiting: Sequence[JobView]
+    caps: Caps
+    ledger: Ledger
+    cost: Cost
+    lengths: Lengths
+    admit: Admit
+    victims: Victims
+    columns: Callable[[], Columns]  # over `running`
+    busy_lanes: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`stable_for`: steps for which the same chunks would be planned if nothing arrived, ended or ran short."""
+
+    batch: Batch = Batch()
+    admitted: tuple[JobView, ...] = ()
+    evicted: tuple[Eviction[JobView], ...] = ()
+    why: str = ""
+    stable_for: int = 1
+
+
+def law(view: View, decision: Decision) -> None:
+    assert decision.stable_for >= 1, "stable_for counts this step, so it is at least 1"
+    running = {job.seq for job in view.running}
+    waiting = {job.seq for job in view.waiting}
+    admitted = [job.seq for job in decision.admitted]
+    evicted = [eviction.item.seq for eviction in decision.evicted]
+    assert set(admitted) <= waiting and len(set(admitted)) == len(admitted), (
+        "admitted a stranger, or twice"
+    )
+    assert set(evicted) <= running and len(set(evicted)) == len(evicted), (
+        "evicted a stranger, or twice"
+    )
+    alive = (running - set(evicted)) | set(admitted)
+    assert len(alive) <= max(view.caps.max_jobs, len(running)), "more jobs than the executor takes"
+    _law_of_chunks(view, decision, alive)
+    _law_of_memory(view, decision)
+
+
+def _law_of_chunks(view: View, decision: Decision, alive: set[int]) -> None:
+    lanes = decision.batch.lanes
+    assert len(lanes) <= view.caps.max_lanes, "more lanes than the executor has"
+    assert all(0 < lane.share <= 1 for lane in lanes), "a share is outside (0, 1]"
+    assert sum(lane.share for lane in lanes) <= view.caps.max_total_share + 1e-9, (
+        "shares sum to too much"
+    )
+    chunks = [chunk for lane in lanes for chunk in lane.chunks]
+    seqs = [chunk.job.seq for chunk in chunks]
+    assert len(set(seqs)) == len(seqs), "a job stands in two chunks"
+    assert set(seqs) <= alive, "a chunk of a job that is not running"
+    assert sum(chunk.tokens for chunk in chunks) <= view.caps.max_batch_tokens, (
+        "token budget exceeded"
+    )
+    waiting = {job.seq for job in view.waiting}
+    fork = view.ledger.fork()
+    for chunk in chunks:
+        job = chunk.job
+        todo = job.known - fork.cached(job) if job.seq in waiting else job.todo
+        assert 1 <= chunk.tokens <= todo, f"job {job.seq}: {chunk.tokens} tokens of {todo}"
+        if chunk.layers is not None:
+            first, end = chunk.layers
+            assert view.caps.has_layer_ranges, "this executor runs whole models only"
+            assert 0 <= first < end <= view.caps.num_layers, f"no such layers {chunk.layers}"
+
+
+def _law_of_memory(view: View, decision: Decision) -> None:
+    fork = view.ledger.fork()
+    for eviction in decision.evicted:
+        fork.release(eviction.item)
+    waiting = {job.seq for job in view.waiting}
+    for lane in decision.batch.lanes:
+        for job, tokens, _, _ in lane.chunks:
+            start = fork.cached(job) if job.seq in waiting else job.computed + job.in_flight
+            assert fork.reserve(job, start + tokens), f"job {job.seq} does not fit in memory"
+
+
+class Policy(Protocol):
+    def decide(self, view: View) -> Decision: ...

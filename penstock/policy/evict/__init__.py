@@ -1,0 +1,54 @@
+"""What leaves fast memory, and where to?
+
+Asked by stores that run short: by the batch policy about running jobs (`need` blocks for `asker`), and by the
+block ledger about cached blocks nobody uses (asker None). `items` may be lazy and long: take what is needed.
+
+Law: items come from the list, each once; they free at least `need`, or everything that could be freed leaves, or
+the asker itself is among them (it gives up for now).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from penstock.core.views import BlockView, Eviction, JobView, Rng
+
+Item = JobView | BlockView
+
+
+@dataclass(slots=True)
+class View:
+    """`items`: running jobs in the order of admission, or cached blocks from the longest unused to the latest.
+
+    `freed(item)`: blocks that become free when the item leaves (a job's shared blocks do not count).
+    """
+
+    now: float
+    rng: Rng
+    need: int
+    asker: JobView | None
+    items: Iterable[Item]
+    freed: Callable[[Item], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    evictions: tuple[Eviction[Item], ...]
+    why: str = ""
+
+
+def law(view: View, decision: Decision) -> None:
+    offered = list(view.items)
+    chosen = [eviction.item for eviction in decision.evictions]
+    assert len({id(item) for item in chosen}) == len(chosen), "an item leaves twice"
+    assert all(any(item is other for other in offered) for item in chosen), "an item nobody offered"
+    if any(item is view.asker for item in chosen) or len(chosen) == len(offered):
+        return
+    freed = sum(view.freed(item) for item in chosen)
+    assert freed >= view.need, f"{freed} blocks freed, {view.need} needed"
+
+
+class Policy(Protocol):
+    def decide(self, view: View) -> Decision: ...

@@ -1,0 +1,45 @@
+"""Who goes next? Asked by the replica before each step, about the jobs that wait.
+
+Law: the ranking is a permutation of the waiting jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from penstock.core.views import Columns, Cost, JobView, Lengths, Rng
+
+
+@dataclass(slots=True)
+class View:
+    """`waiting` is in arrival order, with preempted jobs first (latest preempted at the head)."""
+
+    now: float
+    rng: Rng
+    waiting: Sequence[JobView]
+    running: Sequence[JobView]
+    cost: Cost
+    lengths: Lengths
+    columns: Callable[[], Columns]  # over `waiting`
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`stable_for`: steps for which the same ranking would be given if nothing arrived, ended or left."""
+
+    ranking: Sequence[JobView]
+    why: str = ""
+    stable_for: int = 1
+
+
+def law(view: View, decision: Decision) -> None:
+    asked = sorted(job.seq for job in view.waiting)
+    given = sorted(job.seq for job in decision.ranking)
+    assert asked == given, f"the ranking {given} is not a permutation of the waiting jobs {asked}"
+    assert decision.stable_for >= 1, "stable_for counts this step, so it is at least 1"
+
+
+class Policy(Protocol):
+    def decide(self, view: View) -> Decision: ...
