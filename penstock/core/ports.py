@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
+from penstock.core.errors import PenstockError
 from penstock.core.events import Event
 from penstock.core.plans import Done, Plan, Yielded
 from penstock.core.types import Caps, Output, PlanId, Report, Request
@@ -68,10 +69,18 @@ class Channel(Protocol):
 
     def listen(self, on_message: Callable[[object], None]) -> None: ...
 
+    def watch(self, on_closed: Callable[[str], None]) -> None:
+        """Set who hears, once, that nothing more will come: the peer closed, died or was lost (and why).
+
+        Whoever closes its own end is not told. Messages received before are delivered first.
+        """
+        ...
+
     async def close(self) -> None: ...
 
 
 OnOutput = Callable[[Output], None]
+OnFailed = Callable[[PenstockError], None]
 
 
 class Service(Protocol):
@@ -101,10 +110,18 @@ class ReplicaPort(Protocol):
     @property
     def name(self) -> str: ...
 
-    def submit(self, request: Request, on_output: OnOutput, *, every_token: bool = True) -> None:
-        """Start a request. Each answer's last Output has `finish` set, also when the replica is lost or refuses.
+    def submit(
+        self,
+        request: Request,
+        on_output: OnOutput,
+        *,
+        on_failed: OnFailed,
+        every_token: bool = True,
+    ) -> None:
+        """Start a request. Each answer's last Output has `finish` set.
 
-        Without `every_token` only that last Output is sent, with num_tokens of the whole answer.
+        Without `every_token` only that last Output is sent, with num_tokens of the whole answer. When the replica
+        refuses or is lost, `on_failed` hears why, once, and nothing more is heard of the request.
         """
         ...
 
