@@ -1,0 +1,152 @@
+"""An asyncio loop on which waiting takes no time.
+
+When nothing is ready the clock jumps to exactly the instant of the next timer, so instants carry no accumulated
+rounding: a timer set for 5.0 fires when `time()` is 5.0. The rules, each held by a test:
+
+  - timers of equal instants fire in the order in which they were set (asyncio's own heap does not promise that);
+  - a timer set in the past fires at once and never moves the clock back;
+  - nothing ready and no timer set is a virtual deadlock: it is raised, with the names of the tasks that wait;
+  - a callback that raises ends the run (plain asyncio logs it and goes on, and here that would end in a deadlock);
+  - threads, sockets, pipes, signals and subprocesses live in real time and are refused by name.
+
+The loop derives from asyncio's BaseEventLoop and replaces its `_run_once`, so it has no selector and no self-pipe. It
+leans on five internals of CPython 3.11-3.14: `_ready`, `_run_once`, `_stopping`, `_timer_handle_cancelled` and
+`TimerHandle._scheduled`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import NoReturn, TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+PRUNE_AT = 256  # cancelled timers tolerated in the heap before it is rebuilt
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    """A loop whose clock starts at `start_at` and stands still while anything is ready."""
+
+    _ready: deque[asyncio.Handle]
+    _stopping: bool
+
+    def __init__(self, start_at: float = 0.0) -> None:
+        super().__init__()
+        self._now = start_at
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._num_set = 0
+        self._num_cancelled = 0
+
+    def time(self) -> float:
+        return self._now
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer._scheduled = True  # type: ignore[attr-defined]  # so that cancelling it tells us
+        heapq.heappush(self._timers, (when, self._num_set, timer))
+        self._num_set += 1
+        return timer
+
+    def call_soon_threadsafe(
+        self,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.Handle:
+        """For the loop's own thread only: asyncio.Runner's Ctrl-C handling comes this way."""
+        owner = getattr(self, "_thread_id", None)
+        if owner is not None and owner != threading.get_ident():
+            raise RuntimeError("another thread called into virtual time: use a modelled leaf")
+        return self.call_soon(callback, *args, context=context)
+
+    def _run_once(self) -> None:
+        ready = self._ready
+        if not ready and not self._stopping:
+            self._jump()
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+
+    def _jump(self) -> None:
+        """Move the clock to the first live timer and make it, and all others that are due, ready."""
+        timers, ready = self._timers, self._ready
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
+            self._num_cancelled -= 1
+        if not timers:
+            raise RuntimeError(self._deadlock())
+        self._now = max(self._now, timers[0][0])
+        while timers and timers[0][0] <= self._now:
+            timer = heapq.heappop(timers)[2]
+            timer._scheduled = False  # type: ignore[attr-defined]
+            if timer._cancelled:
+                self._num_cancelled -= 1
+            else:
+                ready.append(timer)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Asyncio's hook: called once when a timer is cancelled. Long runs cancel many far timeouts."""
+        if not handle._scheduled:  # type: ignore[attr-defined]
+            return
+        self._num_cancelled += 1
+        if self._num_cancelled > PRUNE_AT and 2 * self._num_cancelled > len(self._timers):
+            self._timers = [entry for entry in self._timers if not entry[2]._cancelled]
+            heapq.heapify(self._timers)
+            self._num_cancelled = 0
+
+    def call_exception_handler(self, context: dict[str, object]) -> None:
+        error = context.get("exception")
+        if "handle" in context and isinstance(error, Exception):
+            raise error
+        super().call_exception_handler(context)
+
+    def _deadlock(self) -> str:
+        waiting = sorted(_told(task) for task in asyncio.all_tasks(self) if not task.done())
+        listed = "; ".join(waiting[:10]) + ("; ..." if len(waiting) > 10 else "")
+        return (
+            f"virtual deadlock at {self._now!r} s: nothing is ready and no timer is set, "
+            f"but {len(waiting)} task(s) wait: {listed or 'none'}"
+        )
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise RuntimeError(
+            "threads, sockets, pipes, signals and subprocesses do not exist in virtual time: "
+            "use a modelled leaf"
+        )
+
+    run_in_executor = _refuse
+    getaddrinfo = getnameinfo = _refuse
+    add_reader = remove_reader = add_writer = remove_writer = _refuse
+    add_signal_handler = remove_signal_handler = _refuse
+    create_connection = create_server = create_datagram_endpoint = _refuse
+    create_unix_connection = create_unix_server = _refuse
+    connect_accepted_socket = sendfile = start_tls = _refuse
+    sock_recv = sock_recv_into = sock_recvfrom = sock_recvfrom_into = _refuse
+    sock_sendall = sock_sendto = sock_connect = sock_accept = sock_sendfile = _refuse
+    connect_read_pipe = connect_write_pipe = subprocess_exec = subprocess_shell = _refuse
+
+
+def _told(task: asyncio.Task[object]) -> str:
+    code = getattr(task.get_coro(), "__qualname__", "?")
+    stack = task.get_stack(limit=1)
+    place = f" at {stack[0].f_code.co_filename}:{stack[0].f_lineno}" if stack else ""
+    return f"{task.get_name()} ({code}{place})"
+
+
+def run(main: Coroutine[object, object, T], *, start_at: float = 0.0) -> T:
+    """Run a coroutine to its end in virtual time, like asyncio.run."""
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(start_at)) as runner:
+        return runner.run(main)
