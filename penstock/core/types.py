@@ -18,7 +18,7 @@ This module and core.views import the standard library only and no asyncio: `pol
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, NewType, Protocol
+from typing import Literal, NamedTuple, NewType, Protocol, runtime_checkable
 
 SCHEMA = 1  # major version of everything written or sent; see core.schema
 
@@ -77,6 +77,7 @@ class Sampling:
     ignore_eos: bool = False
 
 
+@runtime_checkable
 class Prompt(Protocol):
     """What a request starts from. Real prompts hash their token ids, traced ones carry their hashes."""
 
