@@ -1,0 +1,11 @@
+"""What people type: `penstock VERB`. A verb reads flags and makes one call to `lab`, `assemble` or `learn`.
+
+Refuses: logic. A verb parses, calls, prints; whatever else it does belongs in the room it calls.
+
+One file a verb. The file offers `app`, a `typer.Typer`: with one command (`@app.command()`, the verb itself) or with
+several (`penstock train default`). The table in `penstock.__main__` names it and gives its one line of help, and the
+file is imported only when its verb is typed, so keep heavy imports inside the function that needs them. Verbs raise
+PenstockError for what the user can mend; `__main__` prints it with its hint and exits with 2. They print with
+`typer.echo` or rich: people's text to stdout, progress and warnings to stderr, and with `--json` nothing but JSON to
+stdout.
+"""
