@@ -43,5 +43,11 @@ def law(view: View, decision: Decision) -> None:
         assert need <= free, f"admitted job {view.job.seq} needs {need} blocks, {free} are free"
 
 
+def can_ever_fit(job: JobView, ledger: LedgerFork) -> bool:
+    """False for a job that could outgrow the whole memory. The KV of the very last token is never written."""
+    longest = job.num_prompt + job.max_tokens - 1
+    return -(-longest // ledger.block_size) <= ledger.total
+
+
 class Policy(Protocol):
     def decide(self, view: View) -> Decision: ...

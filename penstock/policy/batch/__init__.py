@@ -31,6 +31,10 @@ from penstock.core.views import (
     Victims,
 )
 
+STABLE = (
+    1 << 30
+)  # steps: longer than any run of steps; the replica bounds it by completions and blocks
+
 
 @dataclass(slots=True)
 class View:

@@ -50,5 +50,19 @@ def law(view: View, decision: Decision) -> None:
     assert freed >= view.need, f"{freed} blocks freed, {view.need} needed"
 
 
+def take(view: View, ranked: Iterable[Item], *, stops_at_asker: bool = False) -> Decision:
+    """Take items in the given order until they free enough, or until the asker itself gave up."""
+    taken: list[Eviction[Item]] = []
+    freed = 0
+    for item in ranked:
+        if freed >= view.need:
+            break
+        taken.append(Eviction(item))
+        freed += view.freed(item)
+        if stops_at_asker and item is view.asker:
+            return Decision(tuple(taken), "the asker gives up")
+    return Decision(tuple(taken), f"{freed} of {view.need} blocks")
+
+
 class Policy(Protocol):
     def decide(self, view: View) -> Decision: ...

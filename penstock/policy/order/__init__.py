@@ -11,6 +11,10 @@ from typing import Protocol
 
 from penstock.core.views import Columns, Cost, JobView, Lengths, Rng
 
+STABLE = (
+    1 << 30
+)  # steps: longer than any run of steps, for a ranking that no passing of time changes
+
 
 @dataclass(slots=True)
 class View:

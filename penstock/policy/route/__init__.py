@@ -46,5 +46,10 @@ def law(view: View, decision: Decision) -> None:
     )
 
 
+def after(last: str | None, names: Sequence[str]) -> str:
+    """Whose turn it is after `last`: the next name in alphabetical order, then from the start."""
+    return min(names, key=lambda name: (last is not None and name <= last, name))
+
+
 class Policy(Protocol):
     def decide(self, view: View) -> Decision: ...

@@ -1,0 +1,188 @@
+"""One token budget for everything: vLLM v1.
+
+Source: vLLM v1 `Scheduler.schedule` (vllm 0.33, v1/core/sched/scheduler.py).
+
+Idea: there is no prefill and no decode phase; every job must make what is computed catch up with what is known.
+Running jobs take from the budget first, in the order of admission, and make room by preemption when memory is
+short; waiting jobs take what is left, head of the line first, and only in steps in which nobody was preempted.
+
+    for a running job   n = min(todo, long_prefill_tokens, budget left); n = 0 is passed over, the walk goes on
+    for a waiting job   n = min(known - cached, long_prefill_tokens, budget left)
+    a victim already planned returns its tokens to the budget
+    "later" from admit stops the walk (nobody overtakes the head); "no" passes over the job, which will be refused
+
+Parameters
+    max_tokens          tokens of one step, default 2048; never above the executor's own limit
+    max_jobs            jobs running at once, default 256; never above the executor's own limit
+    long_prefill_tokens longest chunk of one job while other jobs exist, default None (no such limit)
+    is_chunked          prompts may be computed in pieces, default True; if not, the walk stops at a job whose tokens
+                        exceed the budget left, so max_tokens must then be at least the longest context
+    stops_on_self       a job that preempts itself ends the walk over the running (vLLM's FCFS), default True; False
+                        goes on with the next (vLLM's priority mode: with order priority, evict recompute-priority)
+
+Where we differ: victims, admission and ranking are answers of other policies (recompute-last, full-fit and fcfs give
+vLLM's own). No drafts, encoder budgets, grammars or KV that other replicas hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from penstock.core.views import Batch, Chunk, Eviction, JobView, Lane, LedgerFork
+from penstock.policy.batch import STABLE, Decision, View
+
+
+@dataclass(slots=True)
+class Draft:
+    """What one call has planned so far; `gone` names the jobs preempted in it."""
+
+    fork: LedgerFork
+    budget: int
+    planned: dict[int, Chunk] = field(default_factory=dict)
+    admitted: list[JobView] = field(default_factory=list)
+    evicted: list[Eviction[JobView]] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)
+    is_blocked: bool = (
+        False  # the head of the line waits for memory, which only shrinks while nobody leaves
+    )
+
+
+@dataclass(slots=True)
+class VllmV1:
+    max_tokens: int = 2048
+    max_jobs: int = 256
+    long_prefill_tokens: int | None = None
+    is_chunked: bool = True
+    stops_on_self: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_jobs", "long_prefill_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def decide(self, view: View) -> Decision:
+        if view.busy_lanes:
+            return Decision(why="the lane is busy")
+        running, caps = view.running, view.caps
+        budget = min(self.max_tokens, caps.max_batch_tokens)
+        max_jobs = min(self.max_jobs, caps.max_jobs)
+        may_admit = len(view.waiting) > 0 and len(running) < max_jobs
+        if not may_admit and len(running) <= budget:
+            chunks = all_decodes(view)
+            if chunks is not None:
+                return Decision(Batch((Lane(chunks),) if chunks else ()), stable_for=STABLE)
+        draft = Draft(view.ledger.fork(), budget)
+        self._walk_running(view, draft)
+        if may_admit and not draft.gone:
+            self._walk_waiting(view, draft, max_jobs)
+        return decision_of(view, draft, may_admit)
+
+    def _limit(self, view: View, tokens: int) -> int:
+        longest = self.long_prefill_tokens
+        if longest is None or tokens <= longest or len(view.running) + len(view.waiting) < 2:
+            return tokens
+        return longest
+
+    def _walk_running(self, view: View, draft: Draft) -> None:
+        for job in view.running:
+            if draft.budget < 1:
+                return
+            if job.seq in draft.gone:
+                continue
+            tokens = min(self._limit(view, job.todo), draft.budget)
+            if tokens < 1:
+                continue
+            upto = job.computed + job.in_flight + tokens
+            if draft.fork.reserve(job, upto) or make_room(view, draft, job, upto):
+                draft.planned[job.seq] = Chunk(job, tokens)
+                draft.budget -= tokens
+            elif self.stops_on_self:
+                return
+
+    def _walk_waiting(self, view: View, draft: Draft, max_jobs: int) -> None:
+        fork, slots, is_refused = draft.fork, max_jobs - len(view.running), False
+        for job in view.waiting:
+            if draft.budget < 1 or len(draft.admitted) >= slots:
+                return
+            cached = fork.cached(job)
+            tokens = self._limit(view, job.known - cached)
+            if tokens > draft.budget:
+                if not self.is_chunked:
+                    return
+                tokens = draft.budget
+            answer = view.admit(job, tokens, fork)
+            if answer == "no":
+                is_refused = True
+                continue
+            if answer == "later":
+                draft.is_blocked = not is_refused and fork.need(job, job.known) > fork.free
+                return
+            if not fork.reserve(job, cached + tokens):
+                return
+            draft.planned[job.seq] = Chunk(job, tokens)
+            draft.admitted.append(job)
+            draft.budget -= tokens
+
+
+def all_decodes(view: View) -> tuple[Chunk, ...] | None:
+    """One token of every running job, if that is all there is to do and it fits; the common case, kept cheap.
+
+    A job needs a block only when its position starts one; the position is in a block it holds otherwise.
+    """
+    chunks: list[Chunk] = []
+    fork = view.ledger.fork()
+    size = fork.block_size
+    for job in view.running:
+        start = job.computed + job.in_flight
+        if job.num_prompt + job.num_output - start != 1:
+            return None
+        if start % size == 0 and not fork.reserve(job, start + 1):
+            return None
+        chunks.append(Chunk(job, 1))
+    return tuple(chunks)
+
+
+def make_room(view: View, draft: Draft, job: JobView, upto: int) -> bool:
+    """Preempt until `job` holds [0, upto). False when it gave up itself or nobody could leave."""
+    fork = draft.fork
+    while not fork.reserve(job, upto):
+        among = [other for other in view.running if other.seq not in draft.gone]
+        victims = view.victims(job, fork.need(job, upto) - fork.free, among, fork)
+        if not victims:
+            return False
+        for eviction in victims:
+            drop(draft, eviction)
+            if eviction.item.seq == job.seq:
+                return False
+            if fork.need(job, upto) <= fork.free:
+                break
+    return True
+
+
+def drop(draft: Draft, eviction: Eviction[JobView]) -> None:
+    seq = eviction.item.seq
+    draft.fork.release(eviction.item)
+    draft.gone.add(seq)
+    draft.evicted.append(eviction)
+    planned = draft.planned.pop(seq, None)
+    if planned is not None:
+        draft.budget += planned.tokens
+
+
+def decision_of(view: View, draft: Draft, may_admit: bool) -> Decision:
+    chunks = tuple(draft.planned.values())
+    is_stable = (
+        (draft.is_blocked or not may_admit)
+        and not draft.gone
+        and not draft.admitted
+        and 0 < len(chunks) == len(view.running)
+        and all(chunk.tokens == 1 == chunk.job.todo for chunk in chunks)
+    )
+    return Decision(
+        Batch((Lane(chunks),) if chunks else ()),
+        tuple(draft.admitted),
+        tuple(draft.evicted),
+        "waits for memory" if draft.is_blocked else "",
+        STABLE if is_stable else 1,
+    )
