@@ -1,8 +1,8 @@
 """ShareGPT-style conversations: JSON lines, or one JSON array, of {"conversations": [{"from", "value"}, ...]}.
 
-One conversation gives one request: its first human turn, answered by the turn after it. Later turns are left out,
-since nothing tells how long a reader thought before the next. "from" is human or user and gpt, assistant or similar; the
-newer spelling {"role", "content"} is read too. Sizes are what `count_tokens` says of the two texts, and there are
+One conversation gives one request: its first human turn, answered by the turn after it. Later turns are left
+out: nothing tells how long a reader thought before them. "from" is human or user and gpt, assistant or similar;
+the newer spelling {"role", "content"} is read too. Sizes are what `count_tokens` says of the two texts; there are
 no times.
 
 An array is parsed one conversation at a time, so that a file of hundreds of megabytes needs no more memory than its
@@ -21,13 +21,11 @@ KEYS = ("conversations", "conversation", "messages")
 ASKERS = ("human", "user")
 ANSWERERS = ("gpt", "assistant", "bing", "chatgpt", "bard")
 READ_CHARS = 1 << 16
+MAX_CHARS = 1 << 26  # of one conversation
 
 
-def values_of(file: TextIO) -> Iterator[object]:
-    """The values of JSON lines or of one JSON array, each parsed when it is complete.
-
-    Raises ValueError on text that is neither.
-    """
+def array_of(file: TextIO) -> Iterator[object]:
+    """The values of one JSON array, each parsed when it is complete. Raises ValueError where it breaks."""
     decoder = json.JSONDecoder()
     text, want = file.read(READ_CHARS).lstrip().removeprefix("["), READ_CHARS
     while True:
@@ -38,12 +36,10 @@ def values_of(file: TextIO) -> Iterator[object]:
             value, end = decoder.raw_decode(text)
         except json.JSONDecodeError:
             # Cut inside a value: read as much again as is held, so that long values stay linear.
-            more = file.read(want)
+            more = file.read(want) if len(text) < MAX_CHARS else ""
             if not more:
-                if text:
-                    raise
-                return
-            text, want = text + more, max(READ_CHARS, len(text))
+                raise
+            text, want = text + more, len(text)
             continue
         yield value
         text, want = text[end:], READ_CHARS
@@ -79,8 +75,27 @@ def _row_of(value: object, source: Source) -> Row | Drop:
     return Drop("no human turn with an answer")
 
 
+def _rows_of_lines(file: TextIO, source: Source) -> Iterator[Row | Drop]:
+    for line in file:
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            yield Drop("unreadable row", line.strip())
+            continue
+        yield _row_of(value, source)
+
+
 def read(file: TextIO, source: Source) -> Iterator[Row | Drop]:
-    values = values_of(file)
+    start = file.read(1)
+    while start.isspace():
+        start = file.read(1)
+    file.seek(0)
+    if start != "[":
+        yield from _rows_of_lines(file, source)
+        return
+    values = array_of(file)
     while True:
         try:
             value = next(values)

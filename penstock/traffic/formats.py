@@ -1,0 +1,81 @@
+"""The formats that can be read, and how a file is recognised: by its column or key names, never by its file name."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from penstock.core.errors import BadTrace
+from penstock.traffic import azure, burstgpt, mooncake, sharegpt
+from penstock.traffic.rows import Reader, open_text
+
+FORMATS: dict[str, Reader] = {
+    "azure": azure.read,
+    "mooncake": mooncake.read,
+    "burstgpt": burstgpt.read,
+    "sharegpt": sharegpt.read,
+}
+CSV_COLUMNS = {"azure": azure.COLUMNS, "burstgpt": burstgpt.COLUMNS}
+HINT = (
+    "readable are: azure (CSV with TIMESTAMP,ContextTokens,GeneratedTokens), burstgpt (CSV with Timestamp, Model, "
+    "Request tokens, Response tokens, Log Type), mooncake (JSON lines with timestamp, input_length, output_length, "
+    "hash_ids), sharegpt (JSON or JSON lines with conversations); name one with --format when the guess is wrong"
+)
+
+
+def _json_format(line: str) -> str | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    if all(key in value for key in mooncake.COLUMNS):
+        return "mooncake"
+    return "sharegpt" if any(key in value for key in sharegpt.KEYS) else None
+
+
+def _csv_format(line: str) -> str | None:
+    columns = next(csv.reader([line]), [])
+    fitting = (name for name, wanted in CSV_COLUMNS.items() if set(wanted) <= set(columns))
+    return next(fitting, None)
+
+
+def sniff(path: Path) -> str:
+    """The name of the file's format. Raises BadTrace when it is empty or of none of them."""
+    try:
+        with open_text(path) as file:
+            line = next((line for line in file if line.strip()), "").strip()
+    except (UnicodeDecodeError, EOFError, OSError):
+        raise BadTrace(f"the trace {path} is not text", hint=HINT) from None
+    if not line:
+        raise BadTrace(f"the trace {path} is empty")
+    guess: Callable[[str], str | None] = _json_format if line.startswith("{") else _csv_format
+    found = "sharegpt" if line.startswith("[") else guess(line)
+    if found is None:
+        shown = line if len(line) <= 80 else line[:77] + "..."
+        raise BadTrace(f"the trace {path} is of no known format; it begins {shown!r}", hint=HINT)
+    return found
+
+
+def reader_of(path: Path, name: str | None) -> tuple[str, Reader]:
+    """(name, reader) for a file, by `name` or by its content. Raises BadTrace when it does not fit."""
+    if name is None:
+        name = sniff(path)
+    elif name not in FORMATS:
+        raise BadTrace(f"no trace format is named {name!r}", hint=HINT)
+    elif name in CSV_COLUMNS:
+        _check_columns(path, name)
+    return name, FORMATS[name]
+
+
+def _check_columns(path: Path, name: str) -> None:
+    with open_text(path) as file:
+        columns = next(csv.reader(file), [])
+    missing = [column for column in CSV_COLUMNS[name] if column not in columns]
+    if missing:
+        raise BadTrace(
+            f"the trace {path} lacks the column {missing[0]!r} of the format {name}", hint=HINT
+        )

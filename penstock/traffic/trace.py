@@ -1,0 +1,209 @@
+"""A trace: rows of a file turned into requests, in time order, with an account of what was left out.
+
+Rules
+- `at_s` counts from the first kept row and is divided by `speed`. A row earlier than the one before it is moved to
+  that one's instant and counted (`num_late`): the published files are sorted but for a few rows.
+- A file without times needs `rate_per_s`: arrivals are then a Poisson process drawn from the stream of `seed`.
+- `true_output` is the traced output length. No policy sees it; `sampling.max_tokens` they do see, and it is the
+  stated cap (4,096 unless told), clipped to what `max_context` leaves. With max_tokens="trace" it is the traced length.
+- Ids are the file's stem and the number of the row in it, so any run names a request alike.
+- Reading is lazy: memory does not grow with the file. `meta` counts as rows pass and is whole when the trace ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack
+
+from penstock.core.errors import BadTrace
+from penstock.core.prompt import TracedPrompt
+from penstock.core.rng import stream
+from penstock.core.types import Request, RequestId, Sampling, Slo
+from penstock.traffic.formats import reader_of
+from penstock.traffic.mooncake import BLOCK_TOKENS
+from penstock.traffic.rows import Drop, Row, Source, open_text
+
+CHARS_PER_TOKEN = 4
+MAX_TOKENS = 4096
+
+
+def estimate_tokens(text: str) -> int:
+    """A guess for when no tokenizer is at hand: four characters a token, rounded up."""
+    return -(-len(text) // CHARS_PER_TOKEN)
+
+
+@dataclass(slots=True)
+class TraceMeta:
+    """What a trace held. rows_read = rows_kept + the sum of `drops`; `shown` is the first row nobody could read."""
+
+    path: str
+    format: str
+    rows_read: int = 0
+    rows_kept: int = 0
+    drops: Counter[str] = field(default_factory=Counter)
+    shown: str | None = None
+    num_late: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    last_at_s: float = 0.0
+    is_whole: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        told = f"{self.path} ({self.format}): {self.rows_kept} requests of {self.rows_read} rows"
+        if self.drops:
+            told += "; dropped " + ", ".join(
+                f"{count} ({why})" for why, count in self.drops.most_common()
+            )
+        if self.num_late:
+            told += f"; {self.num_late} out of order, moved to their predecessor's instant"
+        return "; ".join((told, *self.notes))
+
+
+class TraceOptions(TypedDict, total=False):
+    """The keywords of `open_trace`; see Trace for meanings and defaults."""
+
+    format: str | None
+    limit: int | None
+    speed: float
+    seed: int
+    max_tokens: int | Literal["trace"]
+    max_context: int | None
+    model: str
+    rate_per_s: float | None
+    slo: Slo
+    count_tokens: Callable[[str], int] | None
+
+
+@dataclass(kw_only=True)
+class Trace:
+    """Iterate for (at_s, Request); every iteration starts again and gives the same.
+
+    limit: requests to yield. speed: 2.0 plays twice as fast. max_context: rows whose prompt leaves no room for a
+    token are dropped. slo: the promise stated for every request. count_tokens: sizes texts, None estimates.
+    """
+
+    path: Path
+    format: str | None = None
+    limit: int | None = None
+    speed: float = 1.0
+    seed: int = 0
+    max_tokens: int | Literal["trace"] = MAX_TOKENS
+    max_context: int | None = None
+    model: str = "default"
+    rate_per_s: float | None = None
+    slo: Slo = Slo()
+    count_tokens: Callable[[str], int] | None = None
+    meta: TraceMeta = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, value in (("speed", self.speed), ("rate", self.rate_per_s)):
+            if value is not None and not value > 0:
+                raise BadTrace(f"the {name} of a trace must be positive, got {value}")
+        for name, number in (("limit", self.limit), ("max_tokens", self.max_tokens)):
+            if isinstance(number, int) and number < 1:
+                raise BadTrace(f"{name} must be at least 1, got {number}")
+        self.format, self._reader = reader_of(self.path, self.format)
+        self.meta = self._fresh_meta()
+
+    def __iter__(self) -> Iterator[tuple[float, Request]]:
+        meta = self.meta = self._fresh_meta()
+        for number, row in self._rows(meta):
+            at_s = self._instant(row)
+            if at_s < meta.last_at_s:
+                meta.num_late += 1
+            at_s = meta.last_at_s = max(at_s, meta.last_at_s)
+            meta.prompt_tokens += row.num_prompt
+            meta.output_tokens += row.num_output
+            yield at_s, self._request(number, row)
+
+    def sha256(self) -> str:
+        """Digest of the file, to name it in a report."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _fresh_meta(self) -> TraceMeta:
+        assert self.format is not None
+        meta = TraceMeta(str(self.path), self.format)
+        self._first_at: float | None = None
+        self._drawn_at = 0.0
+        self._arrivals = stream(self.seed, "traffic", "arrivals")
+        if self.format == "sharegpt" and self.count_tokens is None:
+            meta.notes.append(f"token counts are estimates ({CHARS_PER_TOKEN} characters a token)")
+        if self.rate_per_s is not None:
+            meta.notes.append(f"Poisson arrivals at {self.rate_per_s:g}/s, seed {self.seed}")
+        return meta
+
+    def _rows(self, meta: TraceMeta) -> Iterator[tuple[int, Row]]:
+        """The kept rows with their numbers in the file, counting all that pass."""
+        source = Source(str(self.path), self.count_tokens or estimate_tokens)
+        with open_text(self.path) as file:
+            try:
+                for number, found in enumerate(self._reader(file, source)):
+                    if meta.rows_kept == self.limit:
+                        return
+                    meta.rows_read += 1
+                    row = self._fit(found)
+                    if isinstance(row, Drop):
+                        meta.drops[row.reason] += 1
+                        if meta.shown is None and row.shown is not None:
+                            meta.shown = row.shown[:200]
+                        continue
+                    meta.rows_kept += 1
+                    yield number, row
+            except (UnicodeDecodeError, EOFError, OSError) as error:
+                raise BadTrace(
+                    f"the trace {self.path} cannot be read past row {meta.rows_read}: {error}"
+                ) from None
+        meta.is_whole = True
+        if not meta.rows_kept:
+            raise BadTrace(f"nothing to play: {meta}", hint=f"first bad row: {meta.shown!r}")
+
+    def _fit(self, found: Row | Drop) -> Row | Drop:
+        if (
+            isinstance(found, Row)
+            and self.max_context is not None
+            and found.num_prompt >= self.max_context
+        ):
+            return Drop(f"prompt does not fit a context of {self.max_context}")
+        return found
+
+    def _instant(self, row: Row) -> float:
+        if self.rate_per_s is not None:
+            if self._first_at is None:
+                self._first_at = 0.0
+            else:
+                self._drawn_at += self._arrivals.expovariate(self.rate_per_s)
+            return self._drawn_at / self.speed
+        if row.at_s is None:
+            raise BadTrace(
+                f"the trace {self.path} has no arrival times",
+                hint="state a mean rate for Poisson arrivals (--rate, requests a second)",
+            )
+        if self._first_at is None:
+            self._first_at = row.at_s
+        return (row.at_s - self._first_at) / self.speed
+
+    def _request(self, number: int, row: Row) -> Request:
+        room = None if self.max_context is None else self.max_context - row.num_prompt
+        cap = row.num_output if self.max_tokens == "trace" else self.max_tokens
+        stem = re.sub(r"[^\w.-]+", "-", self.path.name.partition(".")[0])
+        return Request(
+            id=RequestId(f"{stem}-{number}"),
+            model=self.model,
+            prompt=TracedPrompt(row.num_prompt, row.hash_ids, BLOCK_TOKENS),
+            sampling=Sampling(max_tokens=cap if room is None else min(cap, room)),
+            slo=self.slo,
+            tenant=row.tenant,
+            true_output=row.num_output,
+        )
+
+
+def open_trace(path: Path | str, **options: Unpack[TraceOptions]) -> Trace:
+    """A trace of the format named or recognised. Raises BadTrace with what to do when it cannot be read."""
+    return Trace(path=Path(path), **options)
