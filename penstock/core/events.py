@@ -91,7 +91,7 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepped:
-    """One launch (decision). Written when the plan is launched.
+    """One call of the policies and what was launched (decision); `plan` None = nothing could run.
 
     `digest` covers ranking, admissions, evictions and chunks; `chunks` lists (seq, tokens) of each lane in order.
     `repeat` identical steps were asked for; Completed says how many were run.
@@ -100,7 +100,7 @@ class Stepped:
     kind: Literal["stepped"] = "stepped"
     at: float
     who: str
-    plan: int
+    plan: int | None
     lane: int
     digest: str
     repeat: int
@@ -128,6 +128,7 @@ class Completed:
     ends: tuple[float, ...]
     outputs: tuple[tuple[int, int, bool, tuple[str, ...]], ...]
     errors: tuple[tuple[int, str], ...] = ()
+    error: str | None = None  # the whole step failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +139,7 @@ class Finished:
     at: float
     who: str
     request: str
-    index: int
+    answer: int
     reason: FinishReason
     arrived_at: float
     admitted_at: float | None

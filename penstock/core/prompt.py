@@ -31,6 +31,12 @@ def hash_block(parent: BlockHash, ids: Sequence[int], media: Sequence[bytes] = (
     )
 
 
+def private_hashes(owner: str, count: int) -> tuple[BlockHash, ...]:
+    """Hashes that only the answers of one request share: for prompts that carry none of their own."""
+    first = hashlib.blake2b(owner.encode(), digest_size=HASH_BYTES - 4, person=b"private").digest()
+    return tuple(BlockHash(first + place.to_bytes(4, "big")) for place in range(count))
+
+
 class TokenPrompt:
     """A real prompt. `ids` are token ids; media parts put their digest into the blocks they touch."""
 

@@ -158,7 +158,7 @@ class Job:
 
     seq: int  # arrival number inside its replica; also its name in plans and logs
     request: Request
-    index: int  # which of the request's n answers
+    answer: int  # which of the request's n answers
     arrived_at: float
     hashes: list[BlockHash]  # of full blocks known so far: the prompt's, then the output's
     num_prompt: int
@@ -189,7 +189,7 @@ class Job:
 
     @property
     def id(self) -> str:
-        return f"{self.request.id}.{self.index}"
+        return f"{self.request.id}.{self.answer}"
 
     def frontier(self) -> list[WorkOption]:
         todo = self.todo
@@ -203,7 +203,7 @@ class JobState:
     """A job as it travels: all that another replica needs to go on with it."""
 
     request: Request
-    index: int
+    answer: int
     arrived_at: float
     output_ids: tuple[int, ...]
     computed: int

@@ -1,0 +1,196 @@
+"""The block ledger: who holds which block of KV memory, and which unused blocks still hold a known prefix.
+
+A block is in one of three states:
+
+    held      one or more jobs hold it (`refs` > 0); hashed once all its positions are planned
+    idle      nobody holds it, its contents are still known by hash: a prefix cache hit revives it
+    unused    contents unknown or worthless
+
+Taking a block uses unused ones first (latest freed first), then asks the `blocks` policy which idle ones lose
+their contents; with LRU that is vLLM v1's order. A job's blocks are given back tail first, so that the end of a
+sequence is forgotten before its beginning. A full block is registered under its hash when the step that computes
+its last position is planned: a later chunk of the same step may already share it, because every layer writes all keys
+and values of a step before it reads any (engine.torch.ports). Two blocks may carry the same hash (two jobs computed
+the same prompt at once); both are remembered, the first serves.
+
+Without prefix caching a block is forgotten as soon as nobody holds it; sharing between living jobs (the answers of
+one request) works all the same.
+
+Source: vLLM v1 block pool and KV cache manager semantics (v1/core/block_pool, kv_cache_manager), own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from penstock.core.types import BlockHash, Job
+from penstock.engine.fork import Fork
+
+ChooseIdle = Callable[[int], Sequence[int]]
+
+
+class BlockLedger:
+    """Accounting of `num_blocks` blocks of `block_size` positions. Holds numbers only, never the memory itself."""
+
+    def __init__(
+        self, num_blocks: int, block_size: int = 16, *, has_prefix_cache: bool = True
+    ) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(
+                f"{num_blocks} blocks of {block_size} positions: both must be positive"
+            )
+        self.total = num_blocks
+        self.block_size = block_size
+        self.has_prefix_cache = has_prefix_cache
+        self.refs = [0] * num_blocks
+        self.tables: dict[int, list[int]] = {}
+        self.index: dict[BlockHash, int] = {}
+        self._twins: dict[BlockHash, list[int]] = {}
+        self._hash: list[BlockHash | None] = [None] * num_blocks
+        self._unused = list(range(num_blocks - 1, -1, -1))
+        self._idle: dict[int, None] = {}  # insertion order = from the longest unused to the latest
+        self._registered: dict[int, int] = {}
+        self.choose_idle: ChooseIdle = self.oldest_idle
+
+    @property
+    def free(self) -> int:
+        return len(self._unused) + len(self._idle)
+
+    def fork(self) -> Fork:
+        """A what-if copy for policies: see penstock.core.views.LedgerFork."""
+        return Fork(self)
+
+    def held(self, job: Job) -> int:
+        return len(self.tables.get(job.seq, ()))
+
+    def idle_blocks(self) -> Iterator[int]:
+        """Idle blocks, from the longest unused to the latest."""
+        return iter(self._idle)
+
+    def oldest_idle(self, need: int) -> Sequence[int]:
+        return [block for block, _ in zip(self._idle, range(need), strict=False)]
+
+    def find(self, hashes: Sequence[BlockHash], start: int, limit: int) -> list[int]:
+        """Blocks whose contents are the hashes[start:limit], up to the first that is not here."""
+        found: list[int] = []
+        index = self.index
+        for position in range(start, min(limit, len(hashes))):
+            block = index.get(hashes[position])
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def adopt(self, job: Job) -> int:
+        """Give `job` the cached blocks that continue what it holds; the positions it holds then.
+
+        At least one position is left to compute, so that there is something to sample from.
+        """
+        table = self.tables.setdefault(job.seq, [])
+        limit = (job.known - 1) // self.block_size
+        for block in self.find(job.hashes, len(table), limit):
+            if self.refs[block] == 0:
+                del self._idle[block]
+            self.refs[block] += 1
+            table.append(block)
+        self._registered[job.seq] = max(self._registered.get(job.seq, 0), len(table))
+        return len(table) * self.block_size
+
+    def extend(self, job: Job, upto: int) -> None:
+        """Make `job` hold positions [0, upto). The caller knows that it fits."""
+        table = self.tables.setdefault(job.seq, [])
+        need = -(-upto // self.block_size) - len(table)
+        if need <= 0:
+            return
+        short = need - len(self._unused)
+        if short > 0:
+            for block in self.choose_idle(short):
+                del self._idle[block]
+                self._forget(block)
+                self._unused.append(block)
+        assert need <= len(self._unused), f"job {job.seq} needs {need} blocks, {self.free} are free"
+        for _ in range(need):
+            block = self._unused.pop()
+            self.refs[block] = 1
+            table.append(block)
+
+    def register(self, job: Job, upto: int) -> None:
+        """Remember the full blocks of positions [0, upto) under the job's hashes."""
+        done = self._registered.get(job.seq, 0)
+        full = min(upto // self.block_size, len(job.hashes))
+        if full <= done:
+            return
+        table = self.tables[job.seq]
+        for position in range(done, full):
+            block, known = table[position], job.hashes[position]
+            if self._hash[block] is None:
+                self._hash[block] = known
+                if self.index.setdefault(known, block) != block:
+                    self._twins.setdefault(known, []).append(block)
+        self._registered[job.seq] = full
+
+    def release(self, job: Job, computed: int | None = None) -> int:
+        """Take all blocks from `job`; how many became free. Blocks beyond `computed` positions are forgotten."""
+        table = self.tables.pop(job.seq, [])
+        self._registered.pop(job.seq, None)
+        trusted = len(table) if computed is None else computed // self.block_size
+        freed = 0
+        for position in range(len(table) - 1, -1, -1):
+            block = table[position]
+            self.refs[block] -= 1
+            if position >= trusted and self._hash[block] is not None and self.refs[block] == 0:
+                self._forget(block)
+            if self.refs[block] == 0:
+                freed += 1
+                self._put_back(block)
+        return freed
+
+    def _put_back(self, block: int) -> None:
+        if self._hash[block] is not None and self.has_prefix_cache:
+            self._idle[block] = None
+        else:
+            self._forget(block)
+            self._unused.append(block)
+
+    def _forget(self, block: int) -> None:
+        known = self._hash[block]
+        if known is None:
+            return
+        self._hash[block] = None
+        twins = self._twins.get(known)
+        if self.index[known] != block:
+            assert twins is not None
+            twins.remove(block)
+        elif twins:
+            self.index[known] = twins.pop(0)
+        else:
+            del self.index[known]
+        if twins is not None and not twins:
+            del self._twins[known]
+
+    def reset_cache(self) -> int:
+        """Forget every idle block; how many there were."""
+        count = len(self._idle)
+        for block in list(self._idle):
+            self._forget(block)
+            self._unused.append(block)
+        self._idle.clear()
+        return count
+
+    def check(self) -> None:
+        """Recompute the invariants: every block in one state, refs = table entries, index = hashes."""
+        refs = [0] * self.total
+        for table in self.tables.values():
+            assert len(set(table)) == len(table), "a job holds a block twice"
+            for block in table:
+                refs[block] += 1
+        assert refs == self.refs, "reference counts differ from the block tables"
+        free = [*self._unused, *self._idle]
+        assert len(set(free)) == len(free), "a block is free twice"
+        assert all(self.refs[block] == 0 for block in free), "a held block is free"
+        held = sum(1 for count in self.refs if count)
+        assert held + len(free) == self.total, f"{self.total - held - len(free)} blocks are lost"
+        assert all(self._hash[block] is None for block in self._unused), "an unused block is hashed"
+        hashed = {block for block, known in enumerate(self._hash) if known is not None}
+        indexed = set(self.index.values()) | {b for twins in self._twins.values() for b in twins}
+        assert hashed == indexed, "hashes and index differ"

@@ -1,0 +1,445 @@
+"""One replica: it turns requests into tokens, step by step.
+
+    inputs (requests, cancels, completions) --> inbox
+    turn:  take the inbox -> apply it -> if a lane is idle: decide, apply the decision, launch -> tell callers
+
+A turn runs whenever something came in, as one callback of the loop, with one `now`. It is the only place where
+state changes, so nothing here waits and nothing interleaves. The same code runs under the wall clock and in
+virtual time; what is real is only the executor.
+
+**One step is one transaction.** `order` ranks the waiting, `batch` plans on forks of the ledger (asking `admit` and
+`evict` on the way), and the decision is applied in this order: evictions; cached prefixes of all admitted jobs are
+pinned; then chunk by chunk, blocks are taken and full ones registered; launch.
+
+**What is logged, and when** (this is what makes `replay` possible). All events of a turn carry its `now`. First the
+inputs, in the order in which they are applied: Arrived, Cancelled, Completed (each followed by the Finished it
+causes). Then, if a lane was idle and there was work, exactly one Stepped per call of the policies, with `plan` None
+when nothing could be launched, before the executor hears of the plan. Whoever feeds the inputs of a log at their
+instants, in order, and lets a turn run before going past a Stepped, makes the policies see the very same views.
+
+**Steps that repeat.** When the policies declare their decision stable and all chunks are single tokens, up to
+`caps.max_repeat` steps are launched as one. The number is bounded by the next answer that reaches its length and by the
+blocks left; an input interrupts it at the next step boundary. Blocks of the repeated positions are taken when the
+executor says how many steps it ran, which is the same number at the same moment as if it had stepped.
+
+**Cancelling** a job that is part of a running plan frees its blocks when that plan ends, otherwise at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from penstock.core.clock import now as loop_now
+from penstock.core.errors import ContextTooLong, Draining, Overloaded
+from penstock.core.events import Cancelled, Completed, Event, Refused, Stepped
+from penstock.core.plans import Done, Plan, Sampled, Yielded
+from penstock.core.ports import Completion, Executor, Log
+from penstock.core.types import FinishReason, Job, Output, PlanId, Report, Request
+from penstock.core.views import Lane
+from penstock.engine.briefing import Briefing
+from penstock.engine.ledger import BlockLedger
+from penstock.engine.roster import NOTHING, Roster
+from penstock.engine.turn import Council, Predictors, ReplicaPolicies, Verdict
+
+OnOutputs = Callable[[tuple[tuple[str, Output], ...]], None]
+Arrival = tuple[Request, bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaConfig:
+    """What a replica is made with. `max_waiting` None = no bound on its queue.
+
+    `is_checked`: hold every decision to its law and recompute all invariants after every turn (slow; for tests).
+    """
+
+    name: str = "replica-0"
+    num_blocks: int
+    block_size: int = 16
+    has_prefix_cache: bool = True
+    max_waiting: int | None = None
+    seed: int = 0
+    is_checked: bool = False
+
+
+@dataclass(slots=True)
+class Flight:
+    """A launched plan, and the live jobs behind its plain numbers."""
+
+    plan: Plan
+    jobs: list[Job]
+    repeat: int
+    launched_at: float
+
+
+class Replica:
+    """See the module's text. All methods are called on the loop's thread.
+
+    `on_outputs` hears once a turn of everything it produced, as (request id, Output).
+    """
+
+    def __init__(
+        self,
+        config: ReplicaConfig,
+        executor: Executor,
+        policies: ReplicaPolicies,
+        predictors: Predictors,
+        *,
+        log: Log,
+        on_outputs: OnOutputs | None = None,
+    ) -> None:
+        self.config = config
+        self.ledger = BlockLedger(
+            config.num_blocks, config.block_size, has_prefix_cache=config.has_prefix_cache
+        )
+        self.max_context = min(executor.caps.max_context, config.num_blocks * config.block_size)
+        self._executor = executor
+        self._log = log
+        self._on_outputs = on_outputs
+        self._council = Council(
+            policies, self.ledger, predictors, seed=config.seed, name=config.name,
+            is_checked=config.is_checked,
+        )  # fmt: skip
+        learners = (*policies.all(), predictors.cost, predictors.lengths)
+        self._observers = [one.observe for one in learners if hasattr(one, "observe")]
+        self._roster = Roster(config.name, self.ledger, self._emit, max_context=self.max_context)
+        self._briefing = Briefing(self.ledger)
+        self._inbox: list[Arrival | str | Completion] = []
+        self._num_arriving = 0
+        self._flights: dict[PlanId, Flight] = {}
+        self._step_s = 0.0
+        self._is_poked = False
+        self._is_draining = False
+        self._is_stopped = False
+        self._end: asyncio.Future[None] | None = None
+        self._drained: list[asyncio.Future[None]] = []
+        executor.listen(self._put)
+
+    # ------------------------------------------------------------------ what others call
+
+    def submit(self, request: Request, *, every_token: bool = True) -> None:
+        """Take a request. Raises ContextTooLong, Overloaded or Draining; then nothing was taken."""
+        try:
+            self._refuse_if_needed(request)
+        except (ContextTooLong, Overloaded, Draining) as error:
+            name = type(error).__name__
+            refused = Refused(
+                at=loop_now(),
+                who=self.config.name,
+                request=request.id,
+                code=name,
+                why=error.message,
+            )
+            self._log.emit(refused)
+            raise
+        self._num_arriving += 1
+        self._put((request, every_token))
+
+    def cancel(self, request_id: str) -> None:
+        """Stop all answers of a request; unknown ids (already ended) are ignored."""
+        self._put(request_id)
+
+    def report(self) -> Report:
+        waiting = self._roster.waiting
+        return Report(
+            replica=self.config.name,
+            at=loop_now(),
+            is_draining=self._is_draining,
+            num_running=len(self._roster.running),
+            num_waiting=len(waiting) + self._num_arriving,
+            waiting_tokens=sum(job.todo for job in waiting),
+            free_blocks=self.ledger.free,
+            total_blocks=self.ledger.total,
+            block_size=self.config.block_size,
+            max_context=self.max_context,
+            step_s=self._step_s,
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._inbox or self._flights) and self._roster.is_empty
+
+    async def run(self) -> None:
+        """Return when stopped; raise what a turn raised (a bug here or in a policy, or a broken law)."""
+        self._end = asyncio.get_running_loop().create_future()
+        await self._end
+
+    async def drain(self) -> None:
+        """Refuse new requests and return when all that were taken have ended."""
+        self._is_draining = True
+        if not self.is_idle:
+            drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._drained.append(drained)
+            await drained
+
+    async def stop(self) -> None:
+        """Abort what runs, let the executor go, end run()."""
+        self._is_stopped = True
+        for plan in list(self._flights):
+            self._executor.abort(plan)
+        await self._executor.stop()
+        if self._end is not None and not self._end.done():
+            self._end.set_result(None)
+
+    def check(self) -> None:
+        """Recompute all invariants; AssertionError says which one is broken."""
+        self.ledger.check()
+        self._roster.check()
+        flying: dict[int, int] = {}
+        for flight in self._flights.values():
+            for work in flight.plan.work:
+                flying[work.seq] = flying.get(work.seq, 0) + work.tokens
+        for job in self._roster.running:
+            assert job.in_flight == flying.get(job.seq, 0), f"in_flight of job {job.seq} is off"
+
+    # ------------------------------------------------------------------ turns
+
+    def _refuse_if_needed(self, request: Request) -> None:
+        if self._is_draining or self._is_stopped:
+            raise Draining("this replica is shutting down", hint="send the request again elsewhere")
+        if request.prompt.num_tokens >= self.max_context:
+            raise ContextTooLong(
+                f"the prompt has {request.prompt.num_tokens} tokens; this replica holds at most "
+                f"{self.max_context} tokens of prompt and answer together",
+                hint="shorten the prompt",
+                param="prompt",
+            )
+        bound = self.config.max_waiting
+        queued = len(self._roster.waiting) + self._num_arriving
+        if bound is not None and queued >= bound:
+            raise Overloaded(
+                f"{queued} requests wait already; the queue holds {bound}",
+                hint="try again in a moment",
+                retry_after_s=max(1.0, self._step_s * 100),
+            )
+
+    def _put(self, item: Arrival | str | Completion) -> None:
+        self._inbox.append(item)
+        if not self._is_poked:
+            self._poke()
+
+    def _poke(self) -> None:
+        self._is_poked = True
+        asyncio.get_running_loop().call_soon(self._turn_or_fail)
+
+    def _turn_or_fail(self) -> None:
+        self._is_poked = False
+        try:
+            self.turn(loop_now())
+        except BaseException as error:  # the outermost loop: whoever awaits run() gets it
+            if self._end is None or self._end.done():
+                raise
+            self._end.set_exception(error)
+
+    def turn(self, now: float) -> None:
+        """Apply the inbox, step if a lane is idle, tell callers."""
+        if self._is_stopped:
+            return
+        inbox, self._inbox = self._inbox, []
+        self._num_arriving = 0
+        for item in inbox:
+            if isinstance(item, Done):
+                self._apply_done(now, item)
+            elif isinstance(item, tuple):
+                self._roster.arrive(now, *item)
+            elif isinstance(item, str):
+                self._apply_cancel(now, item)
+            else:
+                assert isinstance(item, Yielded)
+                self._executor.resume(item.plan)
+        for plan, flight in self._flights.items():
+            if flight.repeat > 1:
+                self._executor.interrupt(plan, "step")
+        if len(self._flights) < self._executor.caps.max_lanes and not self._roster.is_empty:
+            self._step(now)
+        self._settle()
+
+    def _settle(self) -> None:
+        outputs = self._roster.outputs
+        if outputs:
+            self._roster.outputs = []
+            if self._on_outputs is not None:
+                self._on_outputs(tuple(outputs))
+        if self.config.is_checked:
+            self.check()
+        if not self.is_idle:
+            return
+        closed = self._briefing.take_closed()
+        if closed:
+            self._executor.close_jobs(closed)
+        for drained in self._drained:
+            if not drained.done():
+                drained.set_result(None)
+        self._drained.clear()
+
+    def _emit(self, event: Event) -> None:
+        self._log.emit(event)
+        for observe in self._observers:
+            observe(event)
+
+    # ------------------------------------------------------------------ inputs
+
+    def _apply_cancel(self, now: float, request_id: str) -> None:
+        jobs = self._roster.jobs_of(request_id)
+        if not jobs:
+            return
+        self._emit(Cancelled(at=now, who=self.config.name, request=request_id))
+        for job in jobs:
+            job.is_cancelled = True
+            if not job.in_flight:
+                self._finish(now, job, "cancelled")
+
+    def _finish(
+        self,
+        now: float,
+        job: Job,
+        reason: FinishReason,
+        sampled: Sampled = NOTHING,
+        error: str | None = None,
+    ) -> None:
+        self._briefing.ended(job)
+        self._roster.finish(now, job, reason, sampled, error)
+
+    def _apply_done(self, now: float, done: Done) -> None:
+        flight = self._flights.pop(done.plan)
+        self._emit_completed(now, done)
+        self._step_s = (done.ends[-1] - flight.launched_at) / done.steps_run
+        found = {sampled.seq: sampled for sampled in done.outputs}
+        extra = done.steps_run - 1
+        for work, job in zip(flight.plan.work, flight.jobs, strict=True):
+            job.in_flight -= work.tokens
+            sampled = found.get(work.seq, NOTHING)
+            error = done.error or sampled.error
+            if error is None:
+                job.computed += work.tokens + extra
+                if extra:
+                    self.ledger.extend(job, job.computed)
+            if sampled.filled:
+                job.hashes.extend(sampled.filled)
+                self.ledger.register(job, job.computed)
+            if sampled.tokens:
+                job.num_output += sampled.tokens
+                job.last_token_at = done.ends[-1]
+                if job.first_token_at is None:
+                    job.first_token_at = done.ends[0]
+            reason = self._reason_to_end(job, sampled, error)
+            if reason is not None:
+                self._finish(now, job, reason, sampled, error)
+            elif sampled.tokens or sampled.prompt_logprobs:
+                self._roster.tell(job, sampled)
+
+    def _emit_completed(self, now: float, done: Done) -> None:
+        told = [
+            (one.seq, one.tokens, one.is_stop, tuple([known.hex() for known in one.filled]))
+            for one in done.outputs
+        ]
+        errors = [(one.seq, one.error) for one in done.outputs if one.error is not None]
+        self._emit(
+            Completed(
+                at=now,
+                who=self.config.name,
+                plan=done.plan,
+                steps_run=done.steps_run,
+                ends=done.ends,
+                outputs=tuple(told),
+                errors=tuple(errors),
+                error=done.error,
+            )
+        )
+
+    @staticmethod
+    def _reason_to_end(job: Job, sampled: Sampled, error: str | None) -> FinishReason | None:
+        if error is not None:
+            return "error"
+        if job.is_cancelled:
+            return "cancelled"
+        if sampled.is_stop:
+            return "stop"
+        if job.num_output >= job.max_tokens:
+            return "length"
+        if job.request.kind != "generate" and job.computed >= job.num_prompt:
+            return "stop"
+        return None
+
+    # ------------------------------------------------------------------ the step
+
+    def _step(self, now: float) -> None:
+        roster, caps = self._roster, self._executor.caps
+        busy = [flight.plan.lane for flight in self._flights.values()]
+        verdict = self._council.decide(
+            now, running=roster.running, waiting=roster.waiting, caps=caps, busy_lanes=busy
+        )
+        decision = verdict.decision
+        for eviction in decision.evicted:
+            assert eviction.to == "drop", "this replica has no slower memory to evict to"
+            evicted: Job = eviction.item  # type: ignore[assignment]
+            roster.preempt(evicted)
+            self._briefing.preempted(evicted)
+        for admitted in decision.admitted:
+            roster.start(now, admitted)  # type: ignore[arg-type]
+        places = [place for place in range(caps.max_lanes) if place not in busy]
+        lanes = [lane for lane in decision.batch.lanes if lane.chunks]
+        assert len(lanes) <= len(places), "the batch policy planned for a busy lane"
+        for place, lane in zip(places, lanes, strict=False):
+            self._launch(now, verdict, place, lane)
+        if not lanes:
+            self._emit_stepped(now, verdict, None, 1)
+        for refused, why in verdict.refused:
+            self._finish(now, refused, "error", NOTHING, why or "refused by the admission policy")  # type: ignore[arg-type]
+        if not self._flights and not roster.is_empty:
+            moved = decision.evicted or verdict.refused
+            assert moved, (
+                f"nothing runs and nothing was planned: {verdict.why or 'no reason given'}"
+            )
+            self._poke()
+
+    def _launch(self, now: float, verdict: Verdict, place: int, lane: Lane) -> None:
+        running, waiting = len(self._roster.running), len(self._roster.waiting)
+        plan, jobs = self._briefing.plan(place, lane, verdict.decision.batch, running, waiting)
+        repeat = self._repeat(jobs, plan, verdict.stable_for)
+        self._flights[plan.id] = Flight(plan, jobs, repeat, now)
+        self._emit_stepped(now, verdict, plan, repeat)
+        self._executor.launch(plan, repeat)
+
+    def _repeat(self, jobs: list[Job], plan: Plan, stable_for: int) -> int:
+        """Steps that can run as one: no answer reaches its length before the last, and all fits in memory."""
+        most = min(stable_for, self._executor.caps.max_repeat)
+        if most <= 1 or len(jobs) != len(self._roster.running):
+            return 1
+        if any(work.tokens != 1 or not work.samples for work in plan.work):
+            return 1
+        most = min(most, min(job.max_tokens - job.num_output for job in jobs))
+        size, free = self.ledger.block_size, self.ledger.free
+        if (most // size + 1) * len(jobs) <= free:
+            return most
+        rooms = [self.ledger.held(job) * size - job.computed for job in jobs]
+        fits, over = (
+            1,
+            most + 1,
+        )  # `fits` steps fit in memory; `over` do not, or are too many anyway
+        while over - fits > 1:
+            middle = (fits + over) // 2
+            need = sum(-(-(middle - room) // size) for room in rooms if middle > room)
+            fits, over = (middle, over) if need <= free else (fits, middle)
+        return fits
+
+    def _emit_stepped(self, now: float, verdict: Verdict, plan: Plan | None, repeat: int) -> None:
+        decision = verdict.decision
+        self._emit(
+            Stepped(
+                at=now,
+                who=self.config.name,
+                plan=None if plan is None else plan.id,
+                lane=0 if plan is None else plan.lane,
+                digest=verdict.digest,
+                repeat=repeat,
+                chunks=() if plan is None else tuple([(w.seq, w.tokens) for w in plan.work]),
+                admitted=tuple([job.seq for job in decision.admitted]),
+                evicted=tuple([eviction.item.seq for eviction in decision.evicted]),
+                num_running=len(self._roster.running),
+                num_waiting=len(self._roster.waiting),
+                free_blocks=self.ledger.free,
+                why=verdict.why,
+            )
+        )

@@ -1,0 +1,197 @@
+"""The jobs inside one replica: who waits, who runs, what their callers are still owed.
+
+Keeps the lists, the blocks and the tellings in step: a job that starts adopts its cached prefix, one that is preempted
+gives its blocks back and goes to the head of the queue, one that ends is told about and forgotten. No decision is
+taken here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from penstock.core.events import Arrived, Event, Finished
+from penstock.core.plans import Sampled
+from penstock.core.prompt import private_hashes
+from penstock.core.types import FinishReason, Job, Output, Request
+from penstock.engine.joblist import JobList
+from penstock.engine.ledger import BlockLedger
+
+NOTHING = Sampled(0, 0)
+
+
+class Roster:
+    """`emit` hears the events Arrived and Finished; `outputs` collects what callers are to be told."""
+
+    def __init__(
+        self,
+        name: str,
+        ledger: BlockLedger,
+        emit: Callable[[Event], None],
+        *,
+        max_context: int,
+    ) -> None:
+        self._name = name
+        self._ledger = ledger
+        self._emit = emit
+        self._max_context = max_context
+        self.waiting = JobList(is_live=False)
+        self.running = JobList(is_live=True)
+        self.outputs: list[tuple[str, Output]] = []
+        self._by_request: dict[str, list[Job]] = {}
+        self._every_token: dict[str, bool] = {}
+        self._next_seq = 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._by_request
+
+    def jobs_of(self, request_id: str) -> list[Job]:
+        return list(self._by_request.get(request_id, ()))
+
+    def arrive(self, now: float, request: Request, every_token: bool) -> None:
+        """Make the request's n jobs; they share the hashes of its prompt, and so its blocks."""
+        size = self._ledger.block_size
+        hashes = request.prompt.blocks(size) if self._ledger.has_prefix_cache else ()
+        if not hashes and request.n > 1:
+            hashes = private_hashes(request.id, request.prompt.num_tokens // size)
+        self._emit_arrived(now, request, tuple(known.hex() for known in hashes))
+        jobs = []
+        for answer in range(request.n):
+            job = Job(
+                seq=self._next_seq,
+                request=request,
+                answer=answer,
+                arrived_at=now,
+                hashes=list(hashes),
+                num_prompt=request.prompt.num_tokens,
+                max_tokens=min(
+                    request.sampling.max_tokens, self._max_context - request.prompt.num_tokens
+                ),
+                priority=request.priority,
+            )
+            self._next_seq += 1
+            jobs.append(job)
+            self.waiting.append(job)
+        self._by_request[request.id] = jobs
+        self._every_token[request.id] = every_token
+
+    def _emit_arrived(self, now: float, request: Request, hashes: tuple[str, ...]) -> None:
+        self._emit(
+            Arrived(
+                at=now,
+                who=self._name,
+                request=request.id,
+                seq=self._next_seq,
+                model=request.model,
+                num_prompt=request.prompt.num_tokens,
+                max_tokens=request.sampling.max_tokens,
+                n=request.n,
+                tenant=request.tenant,
+                priority=request.priority,
+                slo=request.slo,
+                adapter=request.adapter,
+                program=request.program,
+                request_kind=request.kind,
+                hashes=hashes,
+            )
+        )
+
+    def start(self, now: float, job: Job) -> None:
+        """From waiting to running, with the cached prefix pinned."""
+        self.waiting.remove(job)
+        job.computed = self._ledger.adopt(job)
+        job.status = "running"
+        if job.admitted_at is None:
+            job.admitted_at = now
+        self.running.append(job)
+
+    def preempt(self, job: Job) -> None:
+        """From running to the head of the queue; its blocks are given back, to be computed again."""
+        assert not job.in_flight, f"job {job.seq} is part of a running plan and cannot be evicted"
+        self.running.remove(job)
+        self._ledger.release(job, job.computed)
+        job.computed = 0
+        job.status = "waiting"
+        job.num_preemptions += 1
+        self.waiting.push_front(job)
+
+    def finish(
+        self,
+        now: float,
+        job: Job,
+        reason: FinishReason,
+        sampled: Sampled = NOTHING,
+        error: str | None = None,
+    ) -> None:
+        """End one answer: free its blocks, tell its caller, write the Finished event."""
+        (self.running if job.status == "running" else self.waiting).remove(job)
+        self._ledger.release(job, job.computed)
+        job.status = "ended"
+        self.tell(job, sampled, reason, error)
+        request = job.request
+        jobs = self._by_request[request.id]
+        jobs.remove(job)
+        if not jobs:
+            del self._by_request[request.id]
+            del self._every_token[request.id]
+        self._emit(
+            Finished(
+                at=now,
+                who=self._name,
+                request=request.id,
+                answer=job.answer,
+                reason=reason,
+                arrived_at=job.arrived_at,
+                admitted_at=job.admitted_at,
+                first_token_at=job.first_token_at,
+                last_token_at=job.last_token_at,
+                num_prompt=job.num_prompt,
+                num_cached=job.cached,
+                num_output=job.num_output,
+                num_preemptions=job.num_preemptions,
+                tenant=request.tenant,
+                priority=request.priority,
+                slo=request.slo,
+            )
+        )
+
+    def tell(
+        self,
+        job: Job,
+        sampled: Sampled,
+        reason: FinishReason | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Note what the caller is to hear; callers who want only the end hear only of it."""
+        if not self._every_token[job.request.id]:
+            if reason is not None:
+                whole = Output(job.answer, (), job.num_output, reason, (), (), job.cached, error)
+                self.outputs.append((job.request.id, whole))
+            return
+        output = Output(
+            job.answer,
+            sampled.ids,
+            sampled.tokens,
+            reason,
+            sampled.logprobs,
+            sampled.prompt_logprobs,
+            job.cached,
+            error,
+        )
+        self.outputs.append((job.request.id, output))
+
+    def check(self) -> None:
+        """Recompute the invariants of the lists and of what they hold."""
+        listed = [job.seq for job in (*self.running, *self.waiting)]
+        owed = [job.seq for jobs in self._by_request.values() for job in jobs]
+        assert sorted(listed) == sorted(owed), "jobs listed and answers owed differ"
+        assert len(set(listed)) == len(listed), "a job stands in two lists"
+        assert set(self._ledger.tables) <= {job.seq for job in self.running}, (
+            "a stranger holds blocks"
+        )
+        for job in self.running:
+            room = self._ledger.held(job) * self._ledger.block_size
+            assert job.computed + job.in_flight <= room, f"job {job.seq} outgrew its blocks"
+            assert 0 <= job.computed <= job.known, f"job {job.seq} computed the unknown"
+        for job in self.waiting:
+            assert not job.computed and not job.in_flight, f"waiting job {job.seq} has progress"

@@ -1,0 +1,204 @@
+"""One step of decisions: asks the policies, traces what they said, and hands back one plan of chunks.
+
+The batch policy plans on forks of the ledger and may ask `admit` and `evict` through its view; this file binds them.
+Every inner answer is part of the decision's digest, and with `is_checked` every answer is held to its kind's law.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from penstock.core.rng import stream
+from penstock.core.types import Caps
+from penstock.core.views import Answer, Cost, Eviction, JobView, LedgerFork, Lengths
+from penstock.engine.joblist import JobList
+from penstock.engine.ledger import BlockLedger
+from penstock.policy import admit, batch, evict, order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaPolicies:
+    """The five decisions inside a replica. `evict` is about running jobs, `blocks` about idle cached blocks."""
+
+    order: order.Policy
+    admit: admit.Policy
+    batch: batch.Policy
+    evict: evict.Policy
+    blocks: evict.Policy
+
+    def all(self) -> tuple[object, ...]:
+        return self.order, self.admit, self.batch, self.evict, self.blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictors:
+    """What policies may consult about the outside: step times and answer lengths."""
+
+    cost: Cost
+    lengths: Lengths
+
+
+@dataclass(frozen=True, slots=True)
+class IdleBlock:
+    """A cached block nobody holds, as the `blocks` policy sees it."""
+
+    id: int
+    num_blocks: int = 1
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What the policies decided for one step, and for how many more it would stay the same."""
+
+    decision: batch.Decision
+    refused: list[tuple[JobView, str]]
+    digest: str
+    stable_for: int
+    why: str
+
+
+class Council:
+    """The policies of one replica, with their streams of chance and the predictors they may consult."""
+
+    def __init__(
+        self,
+        policies: ReplicaPolicies,
+        ledger: BlockLedger,
+        predictors: Predictors,
+        *,
+        seed: int,
+        name: str,
+        is_checked: bool = False,
+    ) -> None:
+        self.policies = policies
+        self._ledger = ledger
+        self._cost, self._lengths = predictors.cost, predictors.lengths
+        self._is_checked = is_checked
+        kinds = ("order", "admit", "batch", "evict", "blocks")
+        self._rng = {kind: stream(seed, name, kind) for kind in kinds}
+        self._now = 0.0
+        self._running: Sequence[JobView] = ()
+        self._trace = array("q")
+        self._refused: list[tuple[JobView, str]] = []
+        self._whys: list[str] = []
+        ledger.choose_idle = self._choose_idle
+
+    def decide(
+        self,
+        now: float,
+        *,
+        running: JobList,
+        waiting: JobList,
+        caps: Caps,
+        busy_lanes: Sequence[int] = (),
+    ) -> Verdict:
+        """One transaction: rank the waiting, plan a batch. Nothing real is touched."""
+        self._now, self._running = now, running.jobs
+        self._trace, self._refused, self._whys = array("q"), [], []
+        ranking, stable = self._rank(running, waiting)
+        view = batch.View(
+            now=now,
+            rng=self._rng["batch"],
+            running=running.jobs,
+            waiting=ranking,
+            caps=caps,
+            ledger=self._ledger,
+            cost=self._cost,
+            lengths=self._lengths,
+            admit=self._admit,
+            victims=self._victims,
+            columns=running.columns,
+            busy_lanes=busy_lanes,
+        )
+        decision = self.policies.batch.decide(view)
+        if self._is_checked:
+            batch.law(view, decision)
+        if decision.why:
+            self._whys.append(decision.why)
+        stable = min(stable, decision.stable_for)
+        return Verdict(
+            decision, self._refused, self._digest(decision), stable, "; ".join(self._whys)
+        )
+
+    def _rank(self, running: JobList, waiting: JobList) -> tuple[Sequence[JobView], int]:
+        if not waiting.jobs:
+            return (), 1 << 30
+        view = order.View(
+            now=self._now,
+            rng=self._rng["order"],
+            waiting=waiting.jobs,
+            running=running.jobs,
+            cost=self._cost,
+            lengths=self._lengths,
+            columns=waiting.columns,
+        )
+        decision = self.policies.order.decide(view)
+        if self._is_checked:
+            order.law(view, decision)
+        if decision.ranking is not waiting.jobs:
+            self._trace.extend(job.seq for job in decision.ranking)
+        if decision.why:
+            self._whys.append(decision.why)
+        return decision.ranking, decision.stable_for
+
+    def _admit(self, job: JobView, tokens: int, fork: LedgerFork) -> Answer:
+        view = admit.View(
+            now=self._now,
+            rng=self._rng["admit"],
+            job=job,
+            tokens=tokens,
+            ledger=fork,
+            running=self._running,
+            lengths=self._lengths,
+        )
+        decision = self.policies.admit.decide(view)
+        if self._is_checked:
+            admit.law(view, decision)
+        self._trace.extend((-1, job.seq, ("yes", "later", "no").index(decision.answer)))
+        if decision.answer == "no":
+            self._refused.append((job, decision.why))
+        elif decision.why:
+            self._whys.append(decision.why)
+        return decision.answer
+
+    def _victims(
+        self, job: JobView, need: int, among: Sequence[JobView], fork: LedgerFork
+    ) -> Sequence[Eviction[JobView]]:
+        freed: Callable[[object], int] = fork.freeable  # type: ignore[assignment]
+        view = evict.View(
+            now=self._now, rng=self._rng["evict"], need=need, asker=job, items=among, freed=freed
+        )
+        decision = self.policies.evict.decide(view)
+        if self._is_checked:
+            evict.law(view, decision)
+        chosen: list[Eviction[JobView]] = list(decision.evictions)  # type: ignore[arg-type]
+        self._trace.extend((-2, job.seq, *(eviction.item.seq for eviction in chosen)))
+        if decision.why:
+            self._whys.append(decision.why)
+        return chosen
+
+    def _choose_idle(self, need: int) -> Sequence[int]:
+        view = evict.View(
+            now=self._now,
+            rng=self._rng["blocks"],
+            need=need,
+            asker=None,
+            items=(IdleBlock(block) for block in self._ledger.idle_blocks()),
+            freed=lambda item: 1,
+        )
+        decision = self.policies.blocks.decide(view)
+        return [eviction.item.id for eviction in decision.evictions]  # type: ignore[union-attr]
+
+    def _digest(self, decision: batch.Decision) -> str:
+        trace = self._trace
+        for lane in decision.batch.lanes:
+            trace.append(-3)
+            for job, tokens, layers, _ in lane.chunks:
+                trace.extend(
+                    (job.seq, tokens) if layers is None else (job.seq, tokens, -4, *layers)
+                )
+        told = hashlib.blake2b(trace.tobytes(), digest_size=8)
+        return told.hexdigest()
