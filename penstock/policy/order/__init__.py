@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from penstock.core.views import Columns, Cost, JobView, Lengths, Rng
@@ -14,6 +15,7 @@ from penstock.core.views import Columns, Cost, JobView, Lengths, Rng
 STABLE = (
     1 << 30
 )  # steps: longer than any run of steps, for a ranking that no passing of time changes
+FEW = 64  # jobs up to which plain Python sorts faster than arrays are gathered
 
 
 @dataclass(slots=True)
@@ -43,6 +45,21 @@ def law(view: View, decision: Decision) -> None:
     given = sorted(job.seq for job in decision.ranking)
     assert asked == given, f"the ranking {given} is not a permutation of the waiting jobs {asked}"
     assert decision.stable_for >= 1, "stable_for counts this step, so it is at least 1"
+
+
+def deadline_at(job: JobView) -> float:
+    """The earliest instant promised next, inf where nothing is promised.
+
+    Before the first token that is arrival + ttft_s, then the instant at which the mean gap allows the next token;
+    arrival + deadline_s bounds both. The column `deadline_at` holds the same numbers.
+    """
+    slo = job.request.slo
+    at = inf if slo.deadline_s is None else job.arrived_at + slo.deadline_s
+    if job.first_token_at is None:
+        return at if slo.ttft_s is None else min(at, job.arrived_at + slo.ttft_s)
+    if slo.tpot_s is None:
+        return at
+    return min(at, job.first_token_at + slo.tpot_s * job.num_output)
 
 
 class Policy(Protocol):
