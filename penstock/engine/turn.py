@@ -26,8 +26,8 @@ class ReplicaPolicies:
     order: order.Policy
     admit: admit.Policy
     batch: batch.Policy
-    evict: evict.Policy
     blocks: evict.Policy
+    evict: evict.Policy
 
     def all(self) -> tuple[object, ...]:
         return self.order, self.admit, self.batch, self.evict, self.blocks
