@@ -1,0 +1,228 @@
+"""The modelled executor: sleeps what a cost model says, and produces counts instead of tokens.
+
+A job's length comes with its request (`true_output`, known from a trace): the token drawn at position p is the
+(p - num_prompt + 1)-th, so an answer ends with the step that reaches position num_prompt + true_output - 1. Judging by
+position and not by a counter makes recomputation after a preemption, migration and aborted plans count right by
+themselves. Without a true length an answer never ends here; its replica ends it at max_tokens.
+
+A repeated launch of decodes is one timer. Durations come from the model as one array and the instants are summed in the
+order in which single launches would sum them, so both ways give the same floats:
+
+    ends[i] = ends[i-1] + (scheduler time + seconds of step i)
+
+Scheduler time is charged for each step, from a stored profile, by the plan's num_running and num_waiting. Lanes
+run side by side, each at the speed that its share gives it in the cost model. A plan may yield at the boundary of a
+layer or operator; both are modelled as equal pieces of its step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import repeat as forever
+from operator import sub
+
+import numpy as np
+
+from penstock.core.clock import now
+from penstock.core.plans import Done, Plan, Sampled, Yielded
+from penstock.core.ports import Completion, Grain
+from penstock.core.types import Caps, PlanId, Request
+from penstock.cost.step import StepFeatures, StepModel, features_of, layer_segments
+
+NEVER = 1 << 62  # a position no job reaches
+OPERATORS_PER_LAYER = 7  # norm, qkv, attention, output, norm, gate and up, down
+
+SchedulerTime = Callable[[int, int], float]  # seconds by (num_running, num_waiting)
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A launched plan. `ends` are the instants its steps would end; it stops after `target` of them.
+
+    `unending`: the seqs of a plan of decodes none of which ends an answer; empty for all other plans.
+    """
+
+    plan: Plan
+    started_at: float
+    ends: list[float]
+    unending: tuple[int, ...]
+    target: int = 0
+    timer: asyncio.TimerHandle | None = None
+    yielded_at: float | None = None
+    paused_s: float = 0.0  # inside the step that runs now
+
+
+class ModelledExecutor:
+    """Runs plans in virtual (or real) time on a StepModel."""
+
+    def __init__(
+        self,
+        model: StepModel,
+        *,
+        caps: Caps,
+        scheduler: SchedulerTime | None = None,
+        activation_bytes: int = 0,
+    ) -> None:
+        """`activation_bytes`: held for each token of a plan that yielded inside its forward."""
+        self._model, self._caps, self._scheduler = model, caps, scheduler
+        self._activation_bytes = activation_bytes
+        self._tell: Callable[[Completion], None] | None = None
+        self._stops: dict[int, int] = {}  # seq -> position whose step draws the last token
+        self._runs: dict[PlanId, _Run] = {}
+        self._busy: dict[int, PlanId] = {}  # lane -> plan
+        self._is_stopped = False
+
+    @property
+    def caps(self) -> Caps:
+        return self._caps
+
+    def listen(self, on_completion: Callable[[Completion], None]) -> None:
+        self._tell = on_completion
+
+    def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
+        assert not self._is_stopped, "launched after stop"
+        assert plan.work, "a plan without work"
+        assert 1 <= repeat <= self._caps.max_repeat, f"repeat {repeat}"
+        assert plan.lane < self._caps.max_lanes and plan.lane not in self._busy, "no such idle lane"
+        assert plan.nano is None, "the modelled executor has no intra-step templates"
+        self.close_jobs(plan.closed)
+        for seq, request, _ in plan.opened:
+            self._stops[seq] = _stop_position(request)
+        at = now()
+        run = _Run(plan, at, *self._ends(plan, at, repeat))
+        self._busy[plan.lane] = plan.id
+        self._runs[plan.id] = run
+        self._schedule(run, len(run.ends))
+        return plan.id
+
+    def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
+        run = self._runs[plan]
+        at = now()
+        step = bisect_left(run.ends, at, hi=run.target - 1)  # the step that runs now
+        if grain == "step":
+            if step + 1 < run.target:
+                self._schedule(run, step + 1)
+            return
+        began, end = (run.ends[step - 1] if step else run.started_at), run.ends[step]
+        began += run.paused_s
+        pieces = self._caps.num_layers * (OPERATORS_PER_LAYER if grain == "operator" else 1)
+        piece_s = (end - began) / pieces
+        border = math.ceil((at - began) / piece_s) if piece_s > 0 else pieces
+        if border >= pieces:
+            self._schedule(run, step + 1)
+            return
+        assert run.timer is not None, "the plan has yielded already"
+        run.target = step + 1
+        run.timer.cancel()
+        yield_at = max(at, began + border * piece_s)
+        run.timer = asyncio.get_running_loop().call_at(yield_at, self._yield, run)
+
+    def resume(self, plan: PlanId) -> None:
+        run = self._runs[plan]
+        assert run.yielded_at is not None, "the plan has not yielded"
+        assert run.plan.lane not in self._busy, "the lane is busy"
+        self._busy[run.plan.lane] = plan
+        step = run.target - 1
+        paused_s = now() - run.yielded_at
+        run.paused_s += paused_s
+        run.ends[step] += paused_s
+        run.yielded_at = None
+        self._schedule(run, step + 1)
+
+    def abort(self, plan: PlanId) -> None:
+        run = self._runs.pop(plan)
+        if run.timer is not None:
+            run.timer.cancel()
+        if run.yielded_at is None:
+            del self._busy[run.plan.lane]
+
+    def close_jobs(self, seqs: Sequence[int]) -> None:
+        for seq in seqs:
+            self._stops.pop(seq, None)
+
+    async def stop(self) -> None:
+        for plan in list(self._runs):
+            self.abort(plan)
+        self._stops.clear()
+        self._is_stopped = True
+
+    def _schedule(self, run: _Run, target: int) -> None:
+        if run.timer is not None:
+            run.timer.cancel()
+        run.target = target
+        at = run.ends[target - 1]
+        run.timer = asyncio.get_running_loop().call_at(at, self._finish, run)
+
+    def _finish(self, run: _Run) -> None:
+        plan, steps = run.plan, run.target
+        del self._runs[plan.id], self._busy[plan.lane]
+        ends = tuple(run.ends[:steps])
+        assert self._tell is not None, "nobody listens"
+        self._tell(Done(plan.id, steps, self._outputs(run, steps), ends))
+
+    def _yield(self, run: _Run) -> None:
+        run.timer, run.yielded_at = None, now()
+        del self._busy[run.plan.lane]
+        tokens = sum(work.tokens for work in run.plan.work)
+        assert self._tell is not None, "nobody listens"
+        self._tell(Yielded(run.plan.id, run.yielded_at, tokens * self._activation_bytes))
+
+    def _ends(self, plan: Plan, at: float, repeat: int) -> tuple[list[float], tuple[int, ...]]:
+        """End instants of the steps this plan may run, and the seqs of its decodes if it has nothing else.
+
+        A repeated plan goes up to the first step in which an answer ends. Written for columns: this and `_outputs`
+        run once a launch and are most of what a simulated step costs.
+        """
+        extra = self._scheduler(plan.num_running, plan.num_waiting) if self._scheduler else 0.0
+        share, num = plan.share, len(plan.work)
+        seqs, starts, tokens, samples, _, _, layers, _ = zip(*plan.work, strict=True)
+        if sum(tokens) != num or not all(samples) or any(layers):
+            assert repeat == 1, "only sampling decodes are repeated"
+            return [at + (self._mixed_s(plan) + extra)], ()
+        features = StepFeatures(num, num, num, num, sum(starts) + num, max(starts) + 1)
+        left = min(map(sub, map(self._stops.__getitem__, seqs), starts))
+        repeat = max(1, min(repeat, left))
+        if repeat == 1:
+            ends = [at + (self._model.seconds(features, share) + extra)]
+        else:
+            instants = np.empty(repeat + 1)
+            instants[0] = at
+            instants[1:] = self._model.run_seconds(features, repeat, share) + extra
+            ends = np.add.accumulate(instants)[1:].tolist()
+        return ends, seqs if repeat < left else ()
+
+    def _mixed_s(self, plan: Plan) -> float:
+        if not any(item.layers for item in plan.work):
+            features = features_of([item[1:4] for item in plan.work])
+            return self._model.seconds(features, plan.share)
+        parts = layer_segments(plan.work, self._caps.num_layers)
+        return sum(self._model.seconds(part, plan.share) for part in parts)
+
+    def _outputs(self, run: _Run, steps: int) -> tuple[Sampled, ...]:
+        nothing: forever[tuple[()]] = forever(())
+        if run.unending:
+            seqs: Sequence[int] = run.unending
+            is_stop: Iterable[bool] = forever(False)
+        else:
+            drawn = [item for item in run.plan.work if item.samples]
+            seqs = [item.seq for item in drawn]
+            # Each further step of a repeated plan is one position further.
+            further, stops = steps - 1, self._stops
+            is_stop = [item.start + item.tokens + further >= stops[item.seq] for item in drawn]
+        fields = zip(
+            seqs, forever(steps), nothing, is_stop, nothing, nothing, nothing, forever(None)
+        )
+        return tuple(map(_new_tuple, forever(Sampled), fields))
+
+
+_new_tuple: Callable[[type[Sampled], Iterable[object]], Sampled] = tuple.__new__
+
+
+def _stop_position(request: Request) -> int:
+    if request.true_output is None:
+        return NEVER
+    return request.prompt.num_tokens + max(1, request.true_output) - 1
