@@ -1,0 +1,61 @@
+"""A histogram whose size depends on the range of the values, not on their number.
+
+Buckets grow by 2^(1/64), so a bucket is 1.09% wide and a percentile is off by at most 0.55% of itself; counts, sum,
+least and greatest are exact. Used where values are too many to keep: the gaps between tokens. Zeros (several
+tokens of one step) have a bucket of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+PER_OCTAVE = 64
+REL_ERROR = 2 ** (0.5 / PER_OCTAVE) - 1
+
+
+class Histogram:
+    """Counts of non-negative values."""
+
+    def __init__(self) -> None:
+        self.counts: defaultdict[int | None, int] = defaultdict(int)
+        self.num = 0
+        self.total = 0.0
+        self.least = math.inf
+        self.most = 0.0
+
+    def add(self, value: float, count: int = 1) -> None:
+        self.counts[math.floor(math.log2(value) * PER_OCTAVE) if value > 0 else None] += count
+        self.num += count
+        self.total += value * count
+        self.least = min(self.least, value)
+        self.most = max(self.most, value)
+
+    def merge(self, other: Histogram) -> None:
+        for bucket, count in other.counts.items():
+            self.counts[bucket] += count
+        self.num += other.num
+        self.total += other.total
+        self.least = min(self.least, other.least)
+        self.most = max(self.most, other.most)
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.num if self.num else None
+
+    def percentile(self, percent: float) -> float | None:
+        """The value that `percent` of 100 values do not exceed; None when there are none."""
+        if not self.num:
+            return None
+        rank = max(1, math.ceil(self.num * percent / 100))
+        if rank == self.num:
+            return self.most
+        seen = self.counts.get(None, 0)
+        if seen >= rank:
+            return 0.0
+        for bucket in sorted(bucket for bucket in self.counts if bucket is not None):
+            seen += self.counts[bucket]
+            if seen >= rank:
+                middle = 2 ** ((bucket + 0.5) / PER_OCTAVE)
+                return min(max(middle, self.least), self.most)
+        raise AssertionError("the counts do not sum to their number")
