@@ -1,0 +1,1 @@
+"""Programs that use models and tools: graphs, memory, sandboxes. Refuses: HTTP. Nothing stands here yet."""

@@ -1,0 +1,1 @@
+"""Documents in, passages out. Refuses: calling models itself. Nothing stands here yet."""
