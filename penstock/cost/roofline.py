@@ -72,7 +72,9 @@ class Roofline:
         self, features: StepFeatures, count: int, share: float = 1.0
     ) -> NDArray[float64]:
         fixed, per_context = self._line(features, share)
-        context = features.decode_context + np.arange(count, dtype=np.float64) * features.num_decodes
+        context = (
+            features.decode_context + np.arange(count, dtype=np.float64) * features.num_decodes
+        )
         return fixed + per_context * context
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost:
