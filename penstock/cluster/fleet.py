@@ -1,0 +1,215 @@
+"""The replicas of one model as one service.
+
+A request is routed, sent, and heard of until all its answers ended. When a replica turns it away (Overloaded, Draining)
+or is lost before its first token, it is routed again among the replicas it has not met; when nobody is left the last
+error is the caller's. After a first token a lost replica ends the request with ReplicaLost, since a second
+one would say other words. Cancelling the waiting task sends a Cancel on the same turn of the loop; the request counts
+as outstanding until the replica confirms, so policies see blocks that are still held.
+
+Work per token: one call of `on_output`. Memory: one Ticket a request, at most `max_outstanding` of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from penstock.cluster.router import Router
+from penstock.core.clock import now
+from penstock.core.errors import (
+    BadRequest,
+    Draining,
+    Overloaded,
+    PenstockError,
+    ReplicaLost,
+    StepFailed,
+)
+from penstock.core.ports import OnOutput, ReplicaPort
+from penstock.core.types import Output, Report, Request
+
+RETRY_AFTER_S = 1.0  # what a caller is told when nothing better is known
+TURNED_AWAY = (Overloaded, Draining, ReplicaLost)
+
+
+class Ticket:
+    """One request between the caller and the replica that has it."""
+
+    __slots__ = (
+        "fleet", "request", "on_output", "done", "left", "replica", "tried", "is_heard", "is_cancelled", "error",
+    )  # fmt: skip
+
+    def __init__(self, fleet: Fleet, request: Request, on_output: OnOutput | None) -> None:
+        self.fleet, self.request, self.on_output = fleet, request, on_output
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.left = request.n
+        self.replica = ""
+        self.tried: tuple[str, ...] = ()
+        self.is_heard = False
+        self.is_cancelled = False
+        self.error: PenstockError | None = None
+
+    def hear(self, output: Output) -> None:
+        self.is_heard = True
+        if output.finish is not None:
+            self.left -= 1
+            if output.finish == "error":
+                self.error = StepFailed(output.error or "the request failed inside the engine")
+        if self.on_output is not None and not self.is_cancelled:
+            try:
+                self.on_output(output)
+            except Exception as error:  # noqa: BLE001 - it is the caller's, and others share this message
+                self.fleet.abandon(self)
+                if not self.done.done():
+                    self.done.set_exception(error)
+        if not self.left:
+            self.fleet.finish(self)
+
+    def fail(self, error: PenstockError) -> None:
+        self.fleet.retry(self, error)
+
+
+class Fleet:
+    """Replicas that serve the same model; see the module's text."""
+
+    def __init__(
+        self,
+        name: str,
+        ports: Sequence[ReplicaPort],
+        router: Router,
+        *,
+        max_outstanding: int | None = None,
+    ) -> None:
+        self.name = name
+        self._ports = {port.name: port for port in ports}
+        self._router = router
+        self._bound = max_outstanding
+        self._tickets: dict[str, Ticket] = {}
+        self._is_draining = False
+        self._empty: list[asyncio.Future[None]] = []
+        for port in ports:
+            port.listen(self._hear)
+
+    @property
+    def num_outstanding(self) -> int:
+        return len(self._tickets)
+
+    def reports(self) -> Sequence[Report]:
+        return list(self._router.reports.values())
+
+    async def submit(self, request: Request, on_output: OnOutput | None = None) -> None:
+        """Serve one request; see core.ports.Service."""
+        at = now()
+        self._refuse_if_needed(at, request)
+        self._router.arrive(at, request)
+        ticket = Ticket(self, request, on_output)
+        self._tickets[request.id] = ticket
+        self._place(ticket, at, None)
+        try:
+            await ticket.done
+        except asyncio.CancelledError:
+            self.abandon(ticket)
+            raise
+
+    async def drain(self) -> None:
+        """Refuse new requests; return when the running ones have ended."""
+        self._is_draining = True
+        if self._tickets:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._empty.append(done)
+            await done
+        await asyncio.gather(*(port.drain() for port in self._ports.values()))
+
+    async def stop(self) -> None:
+        """End the replicas now; requests inside them are lost."""
+        self._is_draining = True
+        await asyncio.gather(*(port.stop() for port in self._ports.values()))
+
+    # ---------------------------------------------------------------- called by tickets
+
+    def abandon(self, ticket: Ticket) -> None:
+        """The caller is gone: tell the replica, and keep counting until it answers."""
+        if not ticket.is_cancelled and self._tickets.get(ticket.request.id) is ticket:
+            ticket.is_cancelled = True
+            self._router.cancel(now(), ticket.request.id)
+            self._ports[ticket.replica].cancel(ticket.request.id)
+
+    def finish(self, ticket: Ticket) -> None:
+        """All answers ended at the replica."""
+        self._router.end(now(), ticket.request.id, ticket.replica)
+        self._close(ticket, ticket.error)
+
+    def retry(self, ticket: Ticket, error: PenstockError) -> None:
+        """The replica refused, or is lost."""
+        at = now()
+        self._router.end(at, ticket.request.id, ticket.replica)
+        if ticket.is_cancelled:
+            self._close(ticket, None)
+        elif isinstance(error, TURNED_AWAY) and not ticket.is_heard:
+            self._place(ticket, at, error)
+        else:
+            self._refuse(ticket, at, error)
+
+    # ---------------------------------------------------------------- inside
+
+    def _hear(self, report: Report) -> None:
+        self._router.hear(now(), report)
+
+    def _refuse_if_needed(self, at: float, request: Request) -> None:
+        error: PenstockError | None = None
+        if self._is_draining:
+            error = Draining(
+                "the server is shutting down",
+                hint="send the request to another server, or try again in a moment",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        elif self._bound is not None and len(self._tickets) >= self._bound:
+            error = Overloaded(
+                f"{len(self._tickets)} requests for {self.name!r} are under way and the limit is {self._bound}",
+                hint="try again in a moment",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        elif request.id in self._tickets:
+            error = BadRequest(f"a request named {request.id!r} is running already", param="id")
+        if error is not None:
+            self._router.refuse(at, request.id, type(error).__name__, error.message)
+            raise error
+
+    def _place(self, ticket: Ticket, at: float, why: PenstockError | None) -> None:
+        """Send the ticket to a replica it has not met; end it when there is none."""
+        chosen = self._router.choose(at, ticket.request, ticket.tried)
+        if chosen is None:
+            self._refuse(ticket, at, why or self._nobody())
+            return
+        ticket.replica = chosen
+        ticket.tried = (*ticket.tried, chosen)
+        self._ports[chosen].submit(
+            ticket.request,
+            ticket.hear,
+            on_failed=ticket.fail,
+            every_token=ticket.on_output is not None,
+        )
+
+    def _nobody(self) -> PenstockError:
+        alive = sum(report.is_alive for report in self._router.reports.values())
+        return Overloaded(
+            f"none of the {len(self._ports)} replicas of {self.name!r} can take a request now ({alive} are running)",
+            hint="try again in a moment",
+            retry_after_s=RETRY_AFTER_S,
+        )
+
+    def _refuse(self, ticket: Ticket, at: float, error: PenstockError) -> None:
+        self._router.refuse(at, ticket.request.id, type(error).__name__, error.message)
+        self._close(ticket, error)
+
+    def _close(self, ticket: Ticket, error: PenstockError | None) -> None:
+        del self._tickets[ticket.request.id]
+        if not ticket.done.done():
+            if error is None:
+                ticket.done.set_result(None)
+            else:
+                ticket.done.set_exception(error)
+        if not self._tickets:
+            for done in self._empty:
+                if not done.done():
+                    done.set_result(None)
+            self._empty.clear()

@@ -1,0 +1,215 @@
+"""One replica as its fleet sees it: calls become messages, messages become calls back.
+
+The link keeps which requests are in the replica's hands. It outlives the process at the other end: when a channel
+closes, all requests in it fail with ReplicaLost and the replica is reported dead; `attach` then gives it the channel
+of the next process. Nothing waits here: messages queue in an outbox, bounded by the requests outstanding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from penstock.core import errors
+from penstock.core.clock import now
+from penstock.core.errors import PenstockError, ReplicaLost, StepFailed
+from penstock.core.messages import (
+    Cancel,
+    Drain,
+    Drained,
+    Failed,
+    Hello,
+    Outputs,
+    Refuse,
+    Say,
+    Stop,
+    Submit,
+)
+from penstock.core.ports import Channel, OnFailed, OnOutput
+from penstock.core.schema import check_schema
+from penstock.core.types import Report, Request
+from penstock.net.outbox import Outbox
+
+SMALL_BYTES = 256  # what a modelled link is charged for a message without tokens
+TOKEN_BYTES = 4
+
+
+class _Held:
+    """A request in the replica's hands."""
+
+    __slots__ = ("on_output", "on_failed", "left")
+
+    def __init__(self, on_output: OnOutput, on_failed: OnFailed, left: int) -> None:
+        self.on_output, self.on_failed, self.left = on_output, on_failed, left
+
+
+def error_class(code: str) -> type[PenstockError]:
+    """The class of an error that travelled by its name; an unknown one is a failure of ours."""
+    found = getattr(errors, code, None)
+    is_known = isinstance(found, type) and issubclass(found, PenstockError)
+    return found if is_known else StepFailed
+
+
+class ReplicaLink:
+    """The near end of a replica's channel; a core.ports.ReplicaPort."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._held: dict[str, _Held] = {}
+        self._report: Report | None = None
+        self._on_report: Callable[[Report], None] | None = None
+        self._channel: Channel | None = None
+        self._outbox: Outbox | None = None
+        self._ready: asyncio.Future[None] | None = None
+        self._drained: list[asyncio.Future[None]] = []
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def is_alive(self) -> bool:
+        return self._report is not None and self._report.is_alive
+
+    # ---------------------------------------------------------------- life
+
+    def attach(self, channel: Channel) -> None:
+        """Use this channel from now on. `ready()` tells when the replica at its end answered."""
+        assert self._channel is None, f"{self._name} has a channel already"
+        self._channel, self._outbox = channel, Outbox(channel)
+        self._ready = asyncio.get_running_loop().create_future()
+        channel.watch(self.lose)
+        channel.listen(self._hear)
+
+    async def ready(self) -> None:
+        """Return when the replica said hello; raise why it cannot."""
+        assert self._ready is not None, "attach a channel first"
+        await asyncio.shield(self._ready)
+
+    def lose(self, why: str) -> None:
+        """The replica is gone: fail what it held and tell that it is dead."""
+        self._fail(ReplicaLost(f"the replica was lost: {why}", hint="send the request again"))
+
+    def _fail(self, error: PenstockError) -> None:
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return
+        if self._outbox is not None:
+            self._outbox.close()
+        task = asyncio.get_running_loop().create_task(channel.close())
+        task.add_done_callback(lambda done: done.exception())
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(error)
+            self._ready.exception()  # somebody may wait, or not
+        if self._report is not None:
+            self._tell(
+                replace(self._report, at=now(), is_alive=False, num_running=0, num_waiting=0)
+            )
+        self._tell_drained()
+        held, self._held = list(self._held.values()), {}
+        lost = ReplicaLost(error.message, hint="send the request again")
+        for one in held:
+            one.on_failed(lost)
+
+    # ---------------------------------------------------------------- core.ports.ReplicaPort
+
+    def submit(
+        self,
+        request: Request,
+        on_output: OnOutput,
+        *,
+        on_failed: OnFailed,
+        every_token: bool = True,
+    ) -> None:
+        if self._channel is None or self._outbox is None:
+            lost = ReplicaLost("the replica is not running", hint="send the request again")
+            asyncio.get_running_loop().call_soon(on_failed, lost)
+            return
+        assert request.id not in self._held, f"{request.id} is in {self._name} already"
+        self._held[request.id] = _Held(on_output, on_failed, request.n)
+        num_bytes = SMALL_BYTES + TOKEN_BYTES * request.prompt.num_tokens
+        self._outbox.put(Submit(request, every_token), num_bytes)
+
+    def cancel(self, request_id: str) -> None:
+        if request_id in self._held and self._outbox is not None:
+            self._outbox.put(Cancel(request_id), SMALL_BYTES)
+
+    def listen(self, on_report: Callable[[Report], None]) -> None:
+        self._on_report = on_report
+        if self._report is not None:
+            on_report(self._report)
+
+    async def drain(self) -> None:
+        """Return when nothing runs there any more (also when it is lost)."""
+        if self._channel is None or self._outbox is None:
+            return
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._drained.append(done)
+        self._outbox.put(Drain(), SMALL_BYTES)
+        await done
+
+    async def stop(self) -> None:
+        """Tell the replica to end and let go of it. Whatever it held is lost."""
+        if self._channel is None or self._outbox is None:
+            return
+        self._outbox.put(Stop(), SMALL_BYTES)
+        await self._outbox.flush()
+        self.lose("it was stopped")
+
+    # ---------------------------------------------------------------- what the replica says
+
+    def _hear(self, message: object) -> None:
+        if isinstance(message, Outputs):
+            self._hear_outputs(message)
+        elif isinstance(message, (Say, Hello)):
+            if isinstance(message, Hello):
+                self._greet(message)
+            self._tell(message.report)
+        elif isinstance(message, Refuse):
+            self._hear_refusal(message)
+        elif isinstance(message, Drained):
+            self._tell_drained()
+        elif isinstance(message, Failed):
+            self._fail(error_class(message.code)(message.message, hint=message.hint))
+        else:
+            raise AssertionError(f"a fleet is never told {type(message).__name__}")
+
+    def _greet(self, hello: Hello) -> None:
+        check_schema(f"replica {self._name}", hello.schema)
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(None)
+
+    def _hear_outputs(self, message: Outputs) -> None:
+        held = self._held
+        for request_id, output in message.items:
+            one = held.get(request_id)
+            if one is None:
+                continue
+            if output.finish is not None:
+                one.left -= 1
+                if not one.left:
+                    del held[request_id]
+            one.on_output(output)
+
+    def _hear_refusal(self, refusal: Refuse) -> None:
+        one = self._held.pop(refusal.request, None)
+        if one is not None:
+            error = error_class(refusal.code)(
+                refusal.message,
+                hint=refusal.hint,
+                param=refusal.param,
+                retry_after_s=refusal.retry_after_s,
+            )
+            one.on_failed(error)
+
+    def _tell(self, report: Report) -> None:
+        self._report = report
+        if self._on_report is not None:
+            self._on_report(report)
+
+    def _tell_drained(self) -> None:
+        for done in self._drained:
+            if not done.done():
+                done.set_result(None)
+        self._drained.clear()

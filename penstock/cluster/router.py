@@ -1,0 +1,111 @@
+"""Asks the route policy, keeps what it is asked with, and writes down both, so that routing can be replayed.
+
+State changes only in these calls, and each writes its event at the instant it was given: `hear` (Reported), `arrive`
+(Arrived), `choose` (Routed), `end` (Ended). Replay feeds the same calls from a log: a Routed follows the Arrived of its
+request, or an Ended of it when the replica refused or was lost; `tried` is then every replica the request was
+routed to before, and the policy is shown the others only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from penstock.core.errors import BadRequest
+from penstock.core.events import Arrived, Cancelled, Ended, Event, Refused, Reported, Routed
+from penstock.core.ports import Log
+from penstock.core.rng import stream
+from penstock.core.types import Report, Request
+from penstock.policy import route
+
+
+class Router:
+    """One fleet's choice of replicas."""
+
+    def __init__(
+        self, name: str, policy: route.Policy, *, log: Log, seed: int = 0, is_checked: bool = False
+    ) -> None:
+        self.name = name
+        self.reports: dict[str, Report] = {}
+        self.outstanding: dict[str, int] = {}
+        self._policy = policy
+        self._log = log
+        self._rng = stream(seed, name, "route")
+        self._is_checked = is_checked
+        self._observe = getattr(policy, "observe", None)
+
+    def hear(self, now: float, report: Report) -> None:
+        self.reports[report.replica] = report
+        self.outstanding.setdefault(report.replica, 0)
+        self._emit(Reported(at=now, who=self.name, report=report))
+
+    def arrive(self, now: float, request: Request) -> None:
+        """Raises BadRequest, and writes nothing, when the prompt has no hashes for blocks of this fleet's size."""
+        size = next((report.block_size for report in self.reports.values()), 16)
+        try:
+            hashes = tuple(each.hex() for each in request.prompt.blocks(size))
+        except ValueError as error:
+            raise BadRequest(str(error), param="prompt") from None
+        self._emit(
+            Arrived(
+                at=now,
+                who=self.name,
+                request=request.id,
+                seq=0,
+                model=request.model,
+                num_prompt=request.prompt.num_tokens,
+                max_tokens=request.sampling.max_tokens,
+                n=request.n,
+                tenant=request.tenant,
+                priority=request.priority,
+                slo=request.slo,
+                adapter=request.adapter,
+                program=request.program,
+                request_kind=request.kind,
+                hashes=hashes,
+            )
+        )
+
+    def choose(self, now: float, request: Request, tried: Collection[str] = ()) -> str | None:
+        """The replica that takes the request, counted as outstanding there; None = nobody can now."""
+        reports = [report for name, report in self.reports.items() if name not in tried]
+        view = route.View(
+            now=now,
+            rng=self._rng,
+            request=request,
+            stage="prefill",
+            reports=reports,
+            outstanding=self.outstanding,
+        )
+        decision = self._policy.decide(view)
+        if self._is_checked:
+            route.law(view, decision)
+        chosen = decision.replica
+        self._emit(
+            Routed(
+                at=now,
+                who=self.name,
+                request=request.id,
+                replica=chosen,
+                stage="prefill",
+                why=decision.why,
+            )
+        )
+        if chosen is not None:
+            self.outstanding[chosen] += 1
+        return chosen
+
+    def end(self, now: float, request_id: str, replica: str) -> None:
+        self.outstanding[replica] -= 1
+        assert self.outstanding[replica] >= 0, f"{replica} ended more requests than it was given"
+        self._emit(Ended(at=now, who=self.name, request=request_id, replica=replica))
+
+    def cancel(self, now: float, request_id: str) -> None:
+        self._emit(Cancelled(at=now, who=self.name, request=request_id))
+
+    def refuse(self, now: float, request_id: str, code: str, why: str) -> None:
+        self._emit(Refused(at=now, who=self.name, request=request_id, code=code, why=why))
+
+    def _emit(self, event: Event) -> None:
+        self._log.emit(event)
+        if self._observe is not None:
+            self._observe(event)

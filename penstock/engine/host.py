@@ -1,0 +1,146 @@
+"""The far end of a channel: binds a replica to whoever sends it requests, in this process or another one.
+
+It turns messages into calls and what the replica says into messages: Hello first, then one Outputs a step, a Refuse
+for a request not taken, a Say when something changed (at most one every `report_s` seconds, the first at once),
+Drained, and Failed when the replica cannot go on. It ends when told to Stop or when the channel's other end is gone:
+a replica nobody can reach has no reason to run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+from penstock.core.clock import now
+from penstock.core.errors import BadRequest, PenstockError
+from penstock.core.messages import (
+    Cancel,
+    Drain,
+    Drained,
+    Failed,
+    Hello,
+    Outputs,
+    Refuse,
+    Say,
+    Stop,
+    Submit,
+)
+from penstock.core.ports import Channel
+from penstock.core.types import Output, Request
+from penstock.engine.replica import OnOutputs, Replica
+from penstock.net.outbox import Outbox
+
+OUTPUT_BYTES = 64  # what a modelled link is charged for one output
+SMALL_BYTES = 256  # and for any message that carries no tokens
+
+
+class Host:
+    """Serves one replica on one channel. `open_replica` makes it, given where its outputs go."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        open_replica: Callable[[OnOutputs], Replica],
+        *,
+        report_s: float = 0.1,
+    ) -> None:
+        self.replica = open_replica(self._send_outputs)
+        self._channel = channel
+        self._outbox = Outbox(channel)
+        self._report_s = report_s
+        self._said_at = now()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until stopped; raises what ended the replica otherwise."""
+        self._channel.watch(lambda why: self._spawn(self._end()))
+        self._channel.listen(self._hear)
+        self._outbox.put(Hello(self.replica.report()), SMALL_BYTES)
+        try:
+            await self.replica.run()
+        except Exception as error:
+            self._outbox.put(Failed(type(error).__name__, f"the replica failed: {error!r}"))
+            await self.replica.stop()
+            raise
+        finally:
+            await self._close()
+
+    async def stop(self) -> None:
+        """End `run` from this side."""
+        await self._end()
+
+    # ---------------------------------------------------------------- what the other end says
+
+    def _hear(self, message: object) -> None:
+        if isinstance(message, Submit):
+            self._submit(message.request, message.every_token)
+        elif isinstance(message, Cancel):
+            self.replica.cancel(message.request)
+        elif isinstance(message, Drain):
+            self._spawn(self._drain())
+        elif isinstance(message, Stop):
+            self._spawn(self._end())
+        else:
+            raise AssertionError(f"a replica is never told {type(message).__name__}")
+        self._touch()
+
+    def _submit(self, request: Request, every_token: bool) -> None:
+        try:
+            self._hash(request)
+            self.replica.submit(request, every_token=every_token)
+        except PenstockError as error:
+            refusal = Refuse(
+                request.id,
+                type(error).__name__,
+                error.message,
+                error.hint,
+                error.param,
+                error.retry_after_s,
+            )
+            self._outbox.put(refusal, SMALL_BYTES)
+
+    def _hash(self, request: Request) -> None:
+        """Block hashes are computed here, once, so that a prompt that cannot be hashed harms nobody else."""
+        config = self.replica.config
+        if config.has_prefix_cache:
+            try:
+                request.prompt.blocks(config.block_size)
+            except ValueError as error:
+                raise BadRequest(str(error), param="prompt") from None
+
+    async def _drain(self) -> None:
+        await self.replica.drain()
+        self._outbox.put(Drained(), SMALL_BYTES)
+
+    async def _end(self) -> None:
+        await self.replica.stop()
+
+    # ---------------------------------------------------------------- what the replica says
+
+    def _send_outputs(self, items: tuple[tuple[str, Output], ...]) -> None:
+        self._outbox.put(Outputs(items), OUTPUT_BYTES * len(items))
+        self._touch()
+
+    def _touch(self) -> None:
+        """Something changed: a report is due, unless one is under way."""
+        if self._timer is None:
+            due = max(self._said_at + self._report_s, now())
+            self._timer = asyncio.get_running_loop().call_at(due, self._say)
+
+    def _say(self) -> None:
+        self._timer = None
+        self._said_at = now()
+        self._outbox.put(Say(self.replica.report()), SMALL_BYTES)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._outbox.flush()
+        self._outbox.close()
+        await self._channel.close()
