@@ -1,0 +1,61 @@
+"""A small attention step, computed by an instruction set and by plain torch: do they agree?
+
+Run when the library is loaded, in milliseconds. It guards against a compiler or a machine that the tests have not
+seen; the tests are far more thorough.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from penstock.engine.torch.kernels.attention import CpuPagedAttention
+from penstock.engine.torch.kernels.library import Library
+from penstock.engine.torch.ports import Mask, StepMeta
+
+CONTEXT, QUERIES, HEADS, KV_HEADS, DIM, BLOCK = 83, 5, 6, 2, 48, 16
+
+
+def agrees(library: Library, isa: str) -> bool:
+    generator = torch.Generator().manual_seed(1)
+    draw = [torch.randn(CONTEXT, n, DIM, generator=generator) for n in (HEADS, KV_HEADS, KV_HEADS)]
+    exact, coarse = ((torch.float32, 1e-5), (torch.bfloat16, 3e-2))
+    return all(
+        _error(library, isa, [x.to(t) for x in draw]) < bound for t, bound in (exact, coarse)
+    )
+
+
+def _error(library: Library, isa: str, qkv: list[torch.Tensor]) -> float:
+    q, k, v = qkv
+    num_blocks = -(-CONTEXT // BLOCK)
+    backend = CpuPagedAttention(
+        num_layers=1,
+        num_blocks=num_blocks,
+        block_size=BLOCK,
+        num_kv_heads=KV_HEADS,
+        head_dim=DIM,
+        dtype=q.dtype,
+        num_threads=1,
+        isa=isa,
+        library=library,
+    )
+    table = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(2)).int()
+    slots = table.long().repeat_interleave(BLOCK)[:CONTEXT] * BLOCK + torch.arange(CONTEXT) % BLOCK
+    done = CONTEXT - QUERIES
+    for begin, end in ((0, done), (done, CONTEXT)):
+        meta = StepMeta(
+            query_start=torch.tensor([0, end - begin], dtype=torch.int32),
+            context=torch.tensor([end], dtype=torch.int32),
+            block_table=table[None],
+            slots=slots[begin:end],
+            max_query=end - begin,
+            max_context=end,
+        )
+        part = slice(begin, end)
+        out, _ = backend(0, q[part], k[part], v[part], meta, Mask(), DIM**-0.5)
+    q, k, v = (x.double().transpose(0, 1) for x in (q[done:], k, v))
+    k, v = (x.repeat_interleave(HEADS // KV_HEADS, 0) for x in (k, v))
+    hidden = torch.arange(CONTEXT)[None] > torch.arange(done, CONTEXT)[:, None]
+    scores = (q @ k.transpose(1, 2) * DIM**-0.5).masked_fill(hidden, float("-inf"))
+    wanted = (scores.softmax(-1) @ v).transpose(0, 1)
+    difference = (out.double() - wanted).abs().max().item()
+    return difference if difference == difference else float("inf")

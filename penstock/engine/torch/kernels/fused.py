@@ -1,0 +1,157 @@
+"""The small operations between matrix products, each in one pass.
+
+Every function computes the same with torch operations when the kernels are not available, when gradients are wanted
+or when a shape is not a multiple of 16. bfloat16 values are rounded exactly where the plain torch form rounds them.
+
+`cos_sin` is float32 [positions, R]: R / 2 cosines, then R / 2 sines. The first R dimensions of each head are turned,
+dimension i together with i + R / 2; the rest stays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from penstock.engine.torch.kernels import library as native
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [..., D] scaled to a root mean square of one, times weight [D]."""
+    if not _is_fast(x, weight) or x.shape[-1] % 16:
+        return _norm_in_torch(x, weight, eps)
+    rows = _rows(x)
+    out = torch.empty(x.shape, dtype=x.dtype)
+    _norm(rows, None, weight, (out, None), eps)
+    return out
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(norm of the sum, the sum) of x and residual [..., D]."""
+    if not _is_fast(x, residual, weight) or x.shape[-1] % 16:
+        total = x + residual
+        return _norm_in_torch(total, weight, eps), total
+    assert x.shape == residual.shape
+    out, total = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
+    _norm(_rows(x), _rows(residual), weight, (out, total), eps)
+    return out, total
+
+
+def rope_(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
+    """Turns q [T, H, D] and k [T, K, D] in place by their positions int64 [T]."""
+    qk_norm_rope_(q, k, None, cos_sin, positions)
+
+
+def qk_norm_rope_(
+    q: Tensor,
+    k: Tensor,
+    norm: tuple[Tensor, Tensor, float] | None,
+    cos_sin: Tensor,
+    positions: Tensor,
+) -> None:
+    """As `rope_`, after an RMS norm of each head: norm is (weight of q [D], weight of k [D], eps)."""
+    q_weight, k_weight, eps = norm if norm is not None else (None, None, 0.0)
+    rotary = cos_sin.shape[1]
+    weights = [w for w in (q_weight, k_weight) if w is not None]
+    fits = rotary % 32 == 0 and q.shape[2] % 16 == 0 and _heads_touch(q) and _heads_touch(k)
+    if not fits or not _is_fast(q, k, *weights) or cos_sin.dtype != torch.float32:
+        _norm_rope_in_torch_(q, q_weight, eps, cos_sin, positions)
+        _norm_rope_in_torch_(k, k_weight, eps, cos_sin, positions)
+        return
+    assert positions.dtype == torch.int64 and positions.is_contiguous() and cos_sin.is_contiguous()
+    call = native.RopeCall(
+        q.data_ptr(),
+        k.data_ptr(),
+        native.address(q_weight),
+        native.address(k_weight),
+        cos_sin.data_ptr(),
+        positions.data_ptr(),
+        q.stride(0),
+        k.stride(0),
+        q.shape[0],
+        q.shape[1],
+        k.shape[1],
+        q.shape[2],
+        rotary,
+        eps,
+        native.is_bf16(q),
+    )
+    library, table = native.pick(None)
+    library.rope(table, ctypes.byref(call), torch.get_num_threads())
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """gate_up [..., 2F], gates first -> silu(gate) * up [..., F]."""
+    width = gate_up.shape[-1] // 2
+    if not _is_fast(gate_up) or width % 16:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    rows = _rows(gate_up)
+    out = torch.empty((*gate_up.shape[:-1], width), dtype=gate_up.dtype)
+    call = native.GateCall(
+        rows.data_ptr(), out.data_ptr(), rows.shape[0], width, rows.stride(0), native.is_bf16(rows)
+    )
+    library, table = native.pick(None)
+    library.gate(table, ctypes.byref(call), torch.get_num_threads())
+    return out
+
+
+def _norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    out: tuple[Tensor, Tensor | None],
+    eps: float,
+) -> None:
+    call = native.NormCall(
+        x.data_ptr(),
+        native.address(residual),
+        weight.data_ptr(),
+        out[0].data_ptr(),
+        native.address(out[1]),
+        x.shape[0],
+        x.shape[1],
+        x.stride(0),
+        x.stride(0) if residual is None else residual.stride(0),
+        eps,
+        native.is_bf16(x),
+    )
+    library, table = native.pick(None)
+    library.norm(table, ctypes.byref(call), torch.get_num_threads())
+
+
+def _is_fast(*tensors: Tensor) -> bool:
+    first = tensors[0]
+    if first.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if any(x.dtype != first.dtype or not x.is_cpu or x.stride(-1) != 1 for x in tensors):
+        return False
+    wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return not wants_gradient and native.available()
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _heads_touch(x: Tensor) -> bool:
+    return x.stride(2) == 1 and x.stride(1) == x.shape[2]
+
+
+def _norm_in_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return wide.to(x.dtype) * weight
+
+
+def _norm_rope_in_torch_(
+    x: Tensor, weight: Tensor | None, eps: float, cos_sin: Tensor, positions: Tensor
+) -> None:
+    if weight is not None:
+        x.copy_(_norm_in_torch(x, weight, eps))
+    cos, sin = cos_sin[positions].to(x.dtype)[:, None].chunk(2, dim=-1)
+    first, second = x[..., : cos_sin.shape[1]].chunk(2, dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    x[..., : cos_sin.shape[1]] = turned

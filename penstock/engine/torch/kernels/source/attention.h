@@ -1,0 +1,380 @@
+// Attention over paged memory, one Item at a time: online softmax over tiles of 64 keys.
+//
+// The rows of an item are its queries times the query heads that share the key/value head, so each key and value is
+// loaded once for all of them. Both halves of the work are one product, `multiply_add`: scores = queries x keys
+// (columns: tokens) and outputs += probabilities x values (columns: dimensions).
+//
+// Scores are kept in powers of two (scale * log2 e is folded in): p = 2^(score - highest).
+// Keys outside [key_begin, key_end) may be anything, NaN included: their scores are replaced before use, and a value
+// group that holds some is copied with zeros in their place, since 0 * NaN is NaN.
+#pragma once
+#include "calls.h"
+#include "lanes.h"
+
+namespace VARIANT {
+
+constexpr int TILE_GROUPS = 4;
+constexpr int TILE = TILE_GROUPS * GROUP;
+constexpr float LOWEST = -1e30f;  // the running maximum before any key: finite, so that differences stay numbers
+constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
+
+// How `left` rows (queries, probabilities) are kept for a product: as the dot product wants them, or as floats.
+template <class T>
+struct Format {
+    static constexpr int PAIR = 1;
+    typedef float Left;
+};
+template <>
+struct Format<bf16> {
+    static constexpr int PAIR = 2;
+#ifdef DOT_BF16
+    typedef bf16 Left;
+#else
+    typedef float Left;
+#endif
+};
+
+template <class T>
+struct Scratch {
+    float *out, *scores, *highest, *total;
+    typename Format<T>::Left* query;
+    T* edges;  // two value groups
+};
+
+static inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+static int64_t scratch_bytes(const AttentionCall& call, int64_t rows) {
+    int64_t dim = call.head_dim;
+    return 2 * aligned(rows * dim * 4) + aligned(rows * TILE * 4) + 2 * aligned(rows * 4) + 2 * GROUP * dim * 4;
+}
+
+template <class T>
+static Scratch<T> carve(char* at, int64_t rows, int64_t dim) {
+    Scratch<T> scratch;
+    scratch.out = (float*)at, at += aligned(rows * dim * 4);
+    scratch.query = (typename Format<T>::Left*)at, at += aligned(rows * dim * 4);
+    scratch.scores = (float*)at, at += aligned(rows * TILE * 4);
+    scratch.highest = (float*)at, at += aligned(rows * 4);
+    scratch.total = (float*)at, at += aligned(rows * 4);
+    scratch.edges = (T*)at;
+    return scratch;
+}
+
+// sum[r][n] += left[r] . right[n], over `count` steps (pairs for bf16); right advances by `step` elements.
+template <int R, int N>
+static inline void multiply_add(Lanes (&sum)[R][N], const float* left, int64_t left_stride,
+                                const float* const (&right)[N], int64_t step, int count) {
+    for (int k = 0; k < count; ++k) {
+        UNROLL for (int n = 0; n < N; ++n) {
+            Lanes column = load(right[n] + k * step);
+            UNROLL for (int r = 0; r < R; ++r) {
+                EACH_PART sum[r][n].part[p] = sum[r][n].part[p] + left[r * left_stride + k] * column.part[p];
+            }
+        }
+    }
+}
+
+#ifdef DOT_BF16
+template <int R, int N>
+static inline void multiply_add(Lanes (&sum)[R][N], const bf16* left, int64_t left_stride,
+                                const bf16* const (&right)[N], int64_t step, int count) {
+    for (int k = 0; k < count; ++k) {
+        Bits column[N];
+        UNROLL for (int n = 0; n < N; ++n) column[n] = load_bits(right[n] + k * step);
+        UNROLL for (int r = 0; r < R; ++r) {
+            uint32_t pair;
+            memcpy(&pair, left + r * left_stride + 2 * k, 4);
+            UNROLL for (int n = 0; n < N; ++n) sum[r][n] = dot_pairs(sum[r][n], pair, column[n]);
+        }
+    }
+}
+#else
+template <int R, int N>
+static inline void multiply_add(Lanes (&sum)[R][N], const float* left, int64_t left_stride,
+                                const bf16* const (&right)[N], int64_t step, int count) {
+    for (int k = 0; k < count; ++k) {
+        UNROLL for (int n = 0; n < N; ++n) {
+            Bits column = load_bits(right[n] + k * step);
+            EACH_PART {
+                FloatPart even = (FloatPart)(column.part[p] << 16);
+                UNROLL for (int r = 0; r < R; ++r)
+                    sum[r][n].part[p] = sum[r][n].part[p] + left[r * left_stride + 2 * k] * even;
+                FloatPart odd = (FloatPart)(column.part[p] & 0xffff0000u);
+                UNROLL for (int r = 0; r < R; ++r)
+                    sum[r][n].part[p] = sum[r][n].part[p] + left[r * left_stride + 2 * k + 1] * odd;
+            }
+        }
+    }
+}
+#endif
+
+// Calls piece.template run<R, N>(row, column) until rows x columns are covered, in pieces that fill the registers.
+constexpr int SUMS = LANE_BYTES == 64 ? 16 : 4;  // Lanes that fit beside the operands
+
+template <int R, class Piece>
+static inline void sweep_columns(const Piece& piece, int row, int columns) {
+    constexpr int N = SUMS / R < 1 ? 1 : (SUMS / R > 4 ? 4 : SUMS / R);
+    int column = 0;
+    for (; column + N <= columns; column += N) piece.template run<R, N>(row, column);
+    for (; column < columns; ++column) piece.template run<R, 1>(row, column);
+}
+
+template <class Piece>
+static inline void sweep(const Piece& piece, int rows, int columns) {
+    int row = 0;
+    for (; row + 4 <= rows; row += 4) sweep_columns<4>(piece, row, columns);
+    if (rows - row == 3) sweep_columns<3>(piece, row, columns);
+    if (rows - row == 2) sweep_columns<2>(piece, row, columns);
+    if (rows - row == 1) sweep_columns<1>(piece, row, columns);
+}
+
+template <class T>
+struct ScorePiece {
+    const Scratch<T>& scratch;
+    const T* const* keys;
+    int dim;
+
+    template <int R, int N>
+    inline void run(int row, int group) const {
+        constexpr int PAIR = Format<T>::PAIR;
+        Lanes sum[R][N];
+        const T* right[N];
+        UNROLL for (int n = 0; n < N; ++n) {
+            right[n] = keys[group + n];
+            UNROLL for (int r = 0; r < R; ++r) sum[r][n] = fill(0);
+        }
+        multiply_add<R, N>(sum, scratch.query + int64_t(row) * dim, dim, right, GROUP * PAIR, dim / PAIR);
+        UNROLL for (int r = 0; r < R; ++r)
+            UNROLL for (int n = 0; n < N; ++n)
+                store(scratch.scores + (row + r) * TILE + (group + n) * GROUP, sum[r][n]);
+    }
+};
+
+template <class T>
+struct OutputPiece {
+    const Scratch<T>& scratch;
+    const T* const* values;
+    int groups, dim;
+
+    template <int R, int N>
+    inline void run(int row, int column) const {
+        constexpr int PAIR = Format<T>::PAIR;
+        typedef typename Format<T>::Left Left;
+        constexpr int STRIDE = TILE * 4 / sizeof(Left);  // probabilities lie where the scores were
+        const Left* left = (const Left*)(scratch.scores + row * TILE);
+        float* out = scratch.out + int64_t(row) * dim + column * GROUP;
+        Lanes sum[R][N];
+        UNROLL for (int r = 0; r < R; ++r)
+            UNROLL for (int n = 0; n < N; ++n) sum[r][n] = load(out + r * dim + n * GROUP);
+        for (int group = 0; group < groups; ++group) {
+            const T* right[N];
+            UNROLL for (int n = 0; n < N; ++n) right[n] = values[group] + (column + n) * GROUP * PAIR;
+            multiply_add<R, N>(sum, left + group * GROUP, STRIDE, right, dim * PAIR, GROUP / PAIR);
+        }
+        UNROLL for (int r = 0; r < R; ++r)
+            UNROLL for (int n = 0; n < N; ++n) store(out + r * dim + n * GROUP, sum[r][n]);
+    }
+};
+
+// Turns one row of scores into probabilities, in place; keys [from, upto) of the tile are visible.
+template <class T>
+static inline void soften(const Scratch<T>& scratch, int row, int groups, int from, int upto, float scale, int dim) {
+    typedef typename Format<T>::Left Left;
+    float* scores = scratch.scores + row * TILE;
+    Left* probabilities = (Left*)scores;
+    const Lanes factor = fill(scale), hidden = fill(-__builtin_inff());
+    const bool whole = from <= 0 && upto >= groups * GROUP;
+    Lanes best = hidden, x[TILE_GROUPS];
+    for (int g = 0; g < groups; ++g) {
+        x[g] = load(scores + g * GROUP) * factor;
+        if (!whole) x[g] = choose(within(g * GROUP, from, upto), x[g], hidden);
+        best = greater_of(x[g], best);
+    }
+    float peak = greatest_of(best);
+    if (peak > scratch.highest[row]) {
+        Lanes shrink = exp2(fill(scratch.highest[row] - peak));
+        scratch.total[row] *= shrink.part[0][0];
+        scratch.highest[row] = peak;
+        float* out = scratch.out + int64_t(row) * dim;
+        for (int d = 0; d < dim; d += GROUP) store(out + d, load(out + d) * shrink);
+    }
+    const Lanes highest = fill(scratch.highest[row]);
+    Lanes total = fill(0);
+    for (int g = 0; g < groups; ++g) {
+        Lanes p = exp2(x[g] - highest);
+        if (!whole) p = choose(within(g * GROUP, from, upto), p, fill(0));
+        total = total + p;
+        store(probabilities + g * GROUP, p);
+    }
+    scratch.total[row] += sum_of(total);
+}
+
+struct Range {
+    int from, upto;
+};
+
+// The positions that query `index` of a chunk sees.
+static inline Range visible(const AttentionCall& call, int chunk, int index) {
+    int context = call.context[chunk];
+    if (!call.causal) return {0, context};
+    int queries = call.query_start[chunk + 1] - call.query_start[chunk];
+    int upto = context - queries + index + 1;
+    return {upto > call.window ? upto - call.window : 0, upto};
+}
+
+template <class T>
+static void copy_visible(T* to, const T* group, Range valid, int dim) {
+    constexpr int PAIR = Format<T>::PAIR;
+    for (int t = 0; t < GROUP; ++t)
+        for (int d = 0; d < dim; ++d) {
+            int64_t at = (t / PAIR) * dim * PAIR + d * PAIR + t % PAIR;
+            to[at] = t >= valid.from && t < valid.upto ? group[at] : T(0);
+        }
+}
+
+template <class T>
+static void load_queries(const AttentionCall& call, const Item& item, const Scratch<T>& scratch) {
+    int dim = call.head_dim, share = call.num_heads / call.num_kv_heads;
+    int64_t token = call.query_start[item.chunk] + item.first_query;
+    for (int row = 0; row < item.num_queries * share; ++row) {
+        const T* from = (const T*)call.query + (token + row / share) * call.query_stride +
+                        (int64_t(item.kv_head) * share + row % share) * dim;
+        for (int d = 0; d < dim; d += GROUP) {
+            store(scratch.query + int64_t(row) * dim + d, load(from + d));
+            store(scratch.out + int64_t(row) * dim + d, fill(0));
+        }
+        scratch.highest[row] = LOWEST;
+        scratch.total[row] = 0;
+    }
+}
+
+// The groups of one tile that starts at position `start`, and how many there are.
+template <class T>
+static int find_groups(const AttentionCall& call, const Item& item, int start, const T** keys, const T** values,
+                       T* edges) {
+    int count = 0;
+    for (int at = start; count < TILE_GROUPS && at < item.key_end; at += GROUP, ++count) {
+        int64_t block = call.block_table[item.chunk * call.table_stride + at / call.block_size];
+        int64_t offset = ((block * call.num_kv_heads + item.kv_head) * call.block_size + at % call.block_size) *
+                         int64_t(call.head_dim);
+        keys[count] = (const T*)call.key_cache + offset;
+        values[count] = (const T*)call.value_cache + offset;
+        Range valid = {item.key_begin - at, item.key_end - at};
+        if (valid.from > 0 || valid.upto < GROUP) {
+            copy_visible(edges, values[count], valid, call.head_dim);
+            values[count] = edges;
+            edges += GROUP * call.head_dim;
+        }
+    }
+    return count;
+}
+
+template <class T>
+static void put_row(const AttentionCall& call, const Item& item, int row, const float* out, float highest,
+                    float total) {
+    int dim = call.head_dim, share = call.num_heads / call.num_kv_heads;
+    int64_t token = call.query_start[item.chunk] + item.first_query + row / share;
+    int64_t head = token * call.num_heads + item.kv_head * share + row % share;
+    Lanes weight = fill(total != 0 ? 1 / total : 0);
+    for (int d = 0; d < dim; d += GROUP) store((T*)call.out + head * dim + d, load(out + d) * weight);
+    if (call.lse)
+        call.lse[head] = total != 0 ? highest * LN_2 + __builtin_logf(total) : -__builtin_inff();
+}
+
+template <class T>
+static void finish(const AttentionCall& call, const Item& item, const Scratch<T>& scratch) {
+    int dim = call.head_dim, rows = item.num_queries * (call.num_heads / call.num_kv_heads);
+    if (item.partial) {
+        memcpy(item.partial, scratch.out, int64_t(rows) * dim * 4);
+        memcpy(item.partial + int64_t(rows) * dim, scratch.highest, rows * 4);
+        memcpy(item.partial + int64_t(rows) * (dim + 1), scratch.total, rows * 4);
+        return;
+    }
+    for (int row = 0; row < rows; ++row)
+        put_row<T>(call, item, row, scratch.out + int64_t(row) * dim, scratch.highest[row], scratch.total[row]);
+}
+
+template <class T>
+static void attend_as(const AttentionCall& call, const Item& item, char* memory) {
+    int dim = call.head_dim, share = call.num_heads / call.num_kv_heads, rows = item.num_queries * share;
+    Scratch<T> scratch = carve<T>(memory, rows, dim);
+    load_queries(call, item, scratch);
+    const T *keys[TILE_GROUPS], *values[TILE_GROUPS];
+    for (int start = item.key_begin / GROUP * GROUP; start < item.key_end; start += TILE) {
+        int groups = find_groups(call, item, start, keys, values, scratch.edges);
+        sweep(ScorePiece<T>{scratch, keys, dim}, rows, groups);
+        for (int row = 0; row < rows; ++row) {
+            Range seen = visible(call, item.chunk, item.first_query + row / share);
+            if (seen.from < item.key_begin) seen.from = item.key_begin;
+            if (seen.upto > item.key_end) seen.upto = item.key_end;
+            soften(scratch, row, groups, seen.from - start, seen.upto - start, call.scale * LOG2_E, dim);
+        }
+        sweep(OutputPiece<T>{scratch, values, groups, dim}, rows, dim / GROUP);
+    }
+    finish(call, item, scratch);
+}
+
+static void attend(const AttentionCall& call, const Item& item, char* scratch) {
+    if (call.bf16)
+        attend_as<bf16>(call, item, scratch);
+    else
+        attend_as<float>(call, item, scratch);
+}
+
+// Joins the partial results of one item's key ranges, always in the order given.
+template <class T>
+static void merge_as(const AttentionCall& call, const Item& item, const float* const* partials, int count) {
+    int dim = call.head_dim, rows = item.num_queries * (call.num_heads / call.num_kv_heads);
+    float out[1024];
+    for (int row = 0; row < rows; ++row) {
+        float highest = LOWEST, total = 0;
+        for (int i = 0; i < count; ++i) {
+            float one = partials[i][int64_t(rows) * dim + row];
+            highest = one > highest ? one : highest;
+        }
+        for (int d = 0; d < dim; ++d) out[d] = 0;
+        for (int i = 0; i < count; ++i) {
+            const float* part = partials[i] + int64_t(row) * dim;
+            Lanes weight = exp2(fill(partials[i][int64_t(rows) * dim + row] - highest));
+            total += weight.part[0][0] * partials[i][int64_t(rows) * (dim + 1) + row];
+            for (int d = 0; d < dim; d += GROUP) store(out + d, load(out + d) + load(part + d) * weight);
+        }
+        put_row<T>(call, item, row, out, highest, total);
+    }
+}
+
+static void merge(const AttentionCall& call, const Item& item, const float* const* partials, int count) {
+    if (call.bf16)
+        merge_as<bf16>(call, item, partials, count);
+    else
+        merge_as<float>(call, item, partials, count);
+}
+
+template <class T>
+static void write_as(const AttentionCall& call, int64_t begin, int64_t end) {
+    constexpr int PAIR = Format<T>::PAIR;
+    int64_t dim = call.head_dim;
+    for (int64_t token = begin; token < end; ++token) {
+        int64_t slot = call.slots[token], block = slot / call.block_size, offset = slot % call.block_size;
+        int64_t in_group = offset % GROUP;
+        for (int64_t head = 0; head < call.num_kv_heads; ++head) {
+            int64_t group = ((block * call.num_kv_heads + head) * call.block_size + offset - in_group) * dim;
+            const T* key = (const T*)call.key + token * call.key_stride + head * dim;
+            const T* value = (const T*)call.value + token * call.value_stride + head * dim;
+            T* to_key = (T*)call.key_cache + group + in_group * PAIR;
+            T* to_value = (T*)call.value_cache + group + (in_group / PAIR) * dim * PAIR + in_group % PAIR;
+            for (int64_t d = 0; d < dim; d += PAIR)
+                for (int i = 0; i < PAIR; ++i) to_key[d * GROUP + i] = key[d + i];
+            for (int64_t d = 0; d < dim; ++d) to_value[d * PAIR] = value[d];
+        }
+    }
+}
+
+static void write(const AttentionCall& call, int64_t begin, int64_t end) {
+    if (call.bf16)
+        write_as<bf16>(call, begin, end);
+    else
+        write_as<float>(call, begin, end);
+}
+
+}  // namespace VARIANT

@@ -1,0 +1,73 @@
+// What Python hands over: plain structs of pointers and sizes. library.py mirrors them field by field, in this order.
+//
+// Strides count elements. Tokens are rows; the last dimension (and heads by head_dim) is contiguous.
+// Element types are float or bfloat16 (its 16 bits in a uint16_t), the same for all tensors of one call.
+#pragma once
+#include <cstdint>
+
+// The cache of one layer holds blocks; a block holds, for each key/value head, groups of 16 tokens.
+// With P = 1 (float) or 2 (bfloat16), D = head_dim:
+//   a key group   [D / P][16][P]    vectors run over tokens, so that a score needs no sum across lanes
+//   a value group [16 / P][D][P]    vectors run over dimensions, so that an output needs none either
+// The pairs (P = 2) are what a bfloat16 dot-product instruction wants; without one, a shift and a mask split them.
+constexpr int GROUP = 16;
+
+struct AttentionCall {
+    const void *query, *key, *value;
+    void* out;
+    float* lse;  // null when not wanted
+    void *key_cache, *value_cache;
+    const int32_t *query_start, *context, *block_table;
+    const int64_t* slots;
+    int64_t query_stride, key_stride, value_stride, table_stride;
+    int32_t num_chunks, num_tokens, num_heads, num_kv_heads, head_dim, block_size;
+    int32_t causal;
+    int32_t window;  // keys a query sees at most, itself included; INT32_MAX sees all
+    float scale;
+    int32_t bf16;
+};
+
+// One unit of attention work: some queries of one chunk, all query heads of one key/value head, a range of keys.
+struct Item {
+    int32_t chunk, kv_head;
+    int32_t first_query, num_queries;  // within the chunk
+    int32_t key_begin, key_end;        // positions
+    float* partial;                    // where an unmerged result goes; null: straight to `out`
+};
+
+struct NormCall {
+    const void *x, *residual, *weight;  // residual null: plain norm
+    void *out, *sum;
+    int64_t num_rows, width, x_stride, residual_stride;
+    float epsilon;
+    int32_t bf16;
+};
+
+struct RopeCall {
+    void *query, *key;
+    const void *query_weight, *key_weight;  // null: no norm of heads
+    const float* cos_sin;                   // [positions, rotary_dim]: cosines, then sines
+    const int64_t* positions;
+    int64_t query_stride, key_stride, num_tokens;
+    int32_t num_heads, num_kv_heads, head_dim, rotary_dim;
+    float epsilon;
+    int32_t bf16;
+};
+
+struct GateCall {
+    const void* gate_up;
+    void* out;
+    int64_t num_rows, width, stride;
+    int32_t bf16;
+};
+
+// One table per instruction set, exported as penstock_<name>. Row and token ranges are [begin, end).
+struct Kernels {
+    void (*write)(const AttentionCall&, int64_t begin, int64_t end);
+    int64_t (*scratch_bytes)(const AttentionCall&, int64_t rows);
+    void (*attend)(const AttentionCall&, const Item&, char* scratch);
+    void (*merge)(const AttentionCall&, const Item&, const float* const* partials, int count);
+    void (*norm)(const NormCall&, int64_t begin, int64_t end);
+    void (*rope)(const RopeCall&, int64_t begin, int64_t end);
+    void (*gate)(const GateCall&, int64_t begin, int64_t end);
+};
