@@ -307,14 +307,16 @@ class Replica:
         self._step_s = (done.ends[-1] - flight.launched_at) / done.steps_run
         found = {sampled.seq: sampled for sampled in done.outputs}
         extra = done.steps_run - 1
+        if extra:
+            # Before anybody ends: single steps would have taken these blocks while all were running.
+            for work, job in zip(flight.plan.work, flight.jobs, strict=True):
+                self.ledger.extend(job, job.computed + work.tokens + extra)
         for work, job in zip(flight.plan.work, flight.jobs, strict=True):
             job.in_flight -= work.tokens
             sampled = found.get(work.seq, NOTHING)
             error = done.error or sampled.error
             if error is None:
                 job.computed += work.tokens + extra
-                if extra:
-                    self.ledger.extend(job, job.computed)
             if sampled.filled:
                 job.hashes.extend(sampled.filled)
                 self.ledger.register(job, job.computed)

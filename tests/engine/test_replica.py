@@ -60,7 +60,11 @@ class Bench:
         self.config = config
         nobody = NoPredictions()
         policies = ReplicaPolicies(
-            order=Fcfs(), admit=FullFit(), batch=VllmV1(**batch), evict=RecomputeLast(), blocks=Lru()
+            order=Fcfs(),
+            admit=FullFit(),
+            batch=VllmV1(**batch),
+            evict=RecomputeLast(),
+            blocks=Lru(),
         )
         self.replica = Replica(
             config,

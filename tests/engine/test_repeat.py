@@ -1,0 +1,103 @@
+"""Running identical decode steps as one launch changes nothing anybody can see: same instants, counts and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+
+from penstock.core.events import Event, Finished, Stepped
+from penstock.core.prompt import TracedPrompt
+from penstock.core.rng import stream
+from penstock.core.types import Caps, Request, RequestId, Sampling, Slo
+from penstock.cost.hardware import card_of
+from penstock.cost.lengths import RecentLengths
+from penstock.cost.predict import StepPredictor
+from penstock.cost.roofline import Roofline
+from penstock.cost.shapes import shape_of
+from penstock.engine.replica import Replica, ReplicaConfig
+from penstock.engine.turn import Predictors, ReplicaPolicies
+from penstock.policy import find
+from penstock.sim.executor import ModelledExecutor
+from penstock.sim.loop import run
+from tests.engine.test_replica import Book
+
+PRESETS = {
+    "vllm": ("fcfs", "full-fit", "vllm-v1", "recompute-last"),
+    "watermark": ("edf", "watermark", "vllm-v1", "recompute-priority"),
+    "sglang": ("fcfs", "full-fit", "sglang", "retract"),
+}
+
+
+def simulate(preset: str, num_blocks: int, max_repeat: int, seed: int) -> list[Event]:
+    order, admit, batch, evict = PRESETS[preset]
+    shape, card = shape_of("llama-3.1-8b"), card_of("a100-80g")
+    cost = Roofline(shape, card)
+    executor = ModelledExecutor(
+        cost, caps=Caps(num_layers=shape.layers, max_context=8192, max_repeat=max_repeat)
+    )
+    book = Book()
+    policies = ReplicaPolicies(
+        order=find("order", order)(),
+        admit=find("admit", admit)(),
+        batch=find("batch", batch)(),
+        evict=find("evict", evict)(),
+        blocks=find("evict", "lru")(),
+    )
+    predictors = Predictors(cost=StepPredictor(cost, shape.layers), lengths=RecentLengths())
+    config = ReplicaConfig(num_blocks=num_blocks, seed=seed)
+    chance = stream(seed, "traffic")
+
+    async def main() -> None:
+        replica = Replica(config, executor, policies, predictors, log=book)
+        ended = asyncio.get_running_loop().create_task(replica.run())
+        for number in range(60):
+            await asyncio.sleep(chance.expovariate(3.0))
+            prompt = TracedPrompt(chance.randrange(1, 900), (number % 5,), 512)
+            request = Request(
+                id=RequestId(f"r{number}"),
+                model="m",
+                prompt=prompt,
+                sampling=Sampling(max_tokens=400),
+                slo=Slo(deadline_s=10.0),
+                true_output=chance.randrange(1, 500),
+            )
+            replica.submit(request, every_token=False)
+            if number % 9 == 8:
+                replica.cancel(f"r{number - 2}")
+        await replica.drain()
+        replica.check()
+        await replica.stop()
+        await ended
+
+    run(main())
+    return book.events
+
+
+def seen(
+    events: list[Event], kind: type, drop: Callable[[Event], Event] = lambda e: e
+) -> list[Event]:
+    return [drop(event) for event in events if isinstance(event, kind)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("num_blocks", [140, 4000])
+def test_repeated_steps_equal_single_ones(preset: str, num_blocks: int) -> None:
+    single = simulate(preset, num_blocks, 1, seed=3)
+    repeated = simulate(preset, num_blocks, 1 << 30, seed=3)
+    # Events of one instant may be consumed in another order, so compare them sorted.
+    ends = [
+        sorted(seen(events, Finished), key=lambda e: (e.request, e.answer))
+        for events in (single, repeated)
+    ]
+    at_zero = [[dataclasses.replace(event, at=0.0) for event in one] for one in ends]
+    assert at_zero[0] == at_zero[1]
+    assert len(at_zero[0]) == 60
+    num_steps = len(seen(single, Stepped)), len(seen(repeated, Stepped))
+    assert num_steps[1] <= num_steps[0]
+    if preset == "vllm":
+        assert num_steps[1] < num_steps[0] / 2
+    if num_blocks == 140 and preset == "vllm":
+        assert sum(event.num_preemptions for event in ends[0]) > 0
