@@ -14,6 +14,8 @@ from penstock.core.ports import Channel
 from penstock.net import local
 from penstock.net.codec import Codec
 from penstock.net.zmq import ZmqChannel, private_endpoint
+from penstock.sim import channel as modelled
+from penstock.sim.loop import run as run_virtual
 
 Pair = tuple[Channel, Channel]
 
@@ -38,6 +40,14 @@ async def open_zmq() -> AsyncIterator[Pair]:
     folder.rmdir()
 
 
+@asynccontextmanager
+async def open_modelled() -> AsyncIterator[Pair]:
+    near, far = modelled.pair(modelled.Link(latency_s=0.002, bytes_per_s=1e6), limit=64)
+    yield near, far
+    await near.close()
+    await far.close()
+
+
 def on_wall(body: Awaitable[None]) -> None:
     async def bounded() -> None:
         await asyncio.wait_for(body, 20)
@@ -45,10 +55,17 @@ def on_wall(body: Awaitable[None]) -> None:
     asyncio.run(bounded())
 
 
+def on_virtual(body: Awaitable[None]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(body, 3600)
+
+    run_virtual(bounded())
+
+
 # name -> (how to open a pair of ends, how to run a coroutine that uses them).
-# The modelled channel of penstock.sim belongs here too, run on the virtual loop.
 CHANNELS = {
     "local": (open_local, on_wall),
+    "modelled": (open_modelled, on_virtual),
     "zmq": (open_zmq, on_wall),
 }
 
