@@ -33,6 +33,17 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A mechanism begins (input). `made` is the JSON of all it was made of, enough to make it again; see report.made."""
+
+    kind: Literal["opened"] = "opened"
+    at: float
+    who: str
+    what: Literal["replica", "fleet"]
+    made: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
     """A request reached `who` (input). `hashes` are hex block hashes at the replica's block size."""
 
@@ -188,6 +199,7 @@ class Refitted:
 
 Event = (
     Header
+    | Opened
     | Arrived
     | Routed
     | Refused

@@ -1,0 +1,50 @@
+"""What a replica or a fleet was made of, as its log's Opened event says it: enough to make the same one again.
+
+The configuration alone would not do: how many blocks there are and what the executor can do is found out when it opens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from penstock.core.errors import BadTrace
+from penstock.core.events import Opened
+from penstock.core.types import Caps
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeReplica:
+    """`spec`: the replica's ReplicaSpec as a table. `num_blocks` and `caps` are what its executor said."""
+
+    spec: dict[str, object]
+    num_blocks: int
+    caps: Caps
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeFleet:
+    """`route`: the table of the routing policy, its name and fields."""
+
+    route: dict[str, object] = field(default_factory=dict)
+    seed: int = 0
+
+
+def opened(at: float, who: str, made: MadeReplica | MadeFleet) -> Opened:
+    """The event that records `made`."""
+    return Opened(
+        at=at,
+        who=who,
+        what="replica" if isinstance(made, MadeReplica) else "fleet",
+        made=msgspec.json.encode(made).decode(),
+    )
+
+
+def made_of(event: Opened) -> MadeReplica | MadeFleet:
+    """Raises BadTrace when the record is not whole."""
+    cls: type[MadeReplica | MadeFleet] = MadeReplica if event.what == "replica" else MadeFleet
+    try:
+        return msgspec.json.decode(event.made, type=cls)
+    except msgspec.MsgspecError as error:
+        raise BadTrace(f"the log does not say how {event.who} was made: {error}") from None
