@@ -1,0 +1,277 @@
+"""Worlds of jobs in every legal state, and the views of each kind upon them, drawn from one stream of chance.
+
+Jobs are handed to policies behind a glass: reading works, writing raises.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from penstock.core.prompt import HashedPrompt
+from penstock.core.types import BlockHash, Caps, Job, Report, Request, RequestId, Sampling, Slo
+from penstock.core.views import Chunk
+from penstock.policy import TABLE, admit, batch, evict, find, order, route
+from tests.laws.model_ledger import ModelLedger
+
+SIZE = 4  # positions in a block: small, so that borders are crossed often
+
+
+class Glass:
+    """A job as a policy may have it."""
+
+    __slots__ = ("_job",)
+
+    def __init__(self, job: Job) -> None:
+        object.__setattr__(self, "_job", job)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_job"), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a policy tried to set {name} of a job")
+
+    def __deepcopy__(self, memo: object) -> Glass:
+        return self
+
+
+class LinearCost:
+    """Seconds grow with tokens and with context; enough for policies that compare."""
+
+    def predict(self, chunks: Sequence[Chunk], share: float = 1.0) -> float:
+        return 0.01 + sum(
+            1e-3 * chunk.tokens + 1e-6 * chunk.tokens * chunk.job.computed for chunk in chunks
+        )
+
+
+class HalfLengths:
+    """Half of what may still come, will."""
+
+    def quantile(self, job: Job, q: float) -> int:
+        return job.num_output + max(1, int(q * (job.max_tokens - job.num_output)))
+
+    def sample(self, job: Job, u: float) -> int:
+        return self.quantile(job, u)
+
+
+class Columns:
+    def __init__(self, jobs: Sequence[Any]) -> None:
+        self.jobs = jobs
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "deadline_at":
+            return np.array([order.deadline_at(job) for job in self.jobs], dtype=float)
+        return np.array([getattr(job, name) for job in self.jobs], dtype=float)
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+
+@dataclass
+class World:
+    now: float
+    ledger: ModelLedger
+    running: list[Any]
+    waiting: list[Any]
+
+
+def maybe(rng: random.Random, low: float, high: float) -> float | None:
+    return rng.uniform(low, high) if rng.random() < 0.5 else None
+
+
+def make_request(rng: random.Random, seq: int, num_prompt: int, max_tokens: int) -> Request:
+    family, num_shared = rng.randrange(3), rng.randrange(8)
+    hashes = tuple(
+        BlockHash(bytes((family if place < num_shared else 100 + seq % 100, place)))
+        for place in range(num_prompt // SIZE)
+    )
+    return Request(
+        id=RequestId(f"r{seq}"),
+        model="m",
+        prompt=HashedPrompt(num_prompt, hashes if rng.random() < 0.8 else (), SIZE),
+        sampling=Sampling(max_tokens=max_tokens),
+        slo=Slo(
+            ttft_s=maybe(rng, 0.01, 9), tpot_s=maybe(rng, 0.01, 1), deadline_s=maybe(rng, 1, 30)
+        ),
+        priority=rng.randrange(3),
+    )
+
+
+def make_job(rng: random.Random, seq: int, now: float) -> Job:
+    num_prompt, max_tokens = rng.randrange(1, 60), rng.randrange(1, 40)
+    request = make_request(rng, seq, num_prompt, max_tokens)
+    job = Job(
+        seq=seq,
+        request=request,
+        answer=0,
+        arrived_at=now * rng.random(),
+        hashes=list(request.prompt.blocks(SIZE)),
+        num_prompt=num_prompt,
+        max_tokens=max_tokens,
+        priority=request.priority,
+    )
+    if rng.random() < 0.6 and max_tokens > 1:
+        job.num_output = rng.randrange(1, max_tokens)
+        job.first_token_at = job.last_token_at = job.arrived_at + 0.1
+    return job
+
+
+def make_world(rng: random.Random, num_jobs: int | None = None) -> World:
+    """Each job either runs, with what it computed in memory, or waits; some memory holds cached prefixes."""
+    now = rng.uniform(0, 50)
+    ledger = ModelLedger(rng.choice((16, 40, 120)), SIZE)
+    world = World(now, ledger, [], [])
+    for seq in range(rng.randrange(14) if num_jobs is None else num_jobs):
+        job = make_job(rng, seq, now)
+        is_decode = rng.random() < 0.6
+        done = job.known - 1 if is_decode else rng.randrange(job.known)
+        kind = rng.random()
+        if kind < 0.2:
+            job.computed = job.known  # for the moment: an ended job leaves its prefix behind
+            if ledger.reserve(job, job.known):
+                ledger.release(job)
+            continue
+        if kind < 0.65 and done > 0 and ledger.reserve(job, done):
+            job.computed, job.status, job.admitted_at = done, "running", now
+            world.running.append(Glass(job))
+        else:
+            job.num_preemptions = int(job.num_output > 0)
+            world.waiting.append(Glass(job))
+    return world
+
+
+def make_policy(kind: str, name: str) -> Any:
+    return find(kind, name)()
+
+
+def order_view(rng: random.Random) -> order.View:
+    world = make_world(rng, rng.choice((0, 1, 5, 20, 90)))
+    return order.View(
+        now=world.now,
+        rng=rng,
+        waiting=world.waiting,
+        running=world.running,
+        cost=LinearCost(),
+        lengths=HalfLengths(),
+        columns=lambda: Columns(world.waiting),
+    )
+
+
+def admit_view(rng: random.Random) -> admit.View | None:
+    world = make_world(rng)
+    if not world.waiting:
+        return None
+    job, fork = rng.choice(world.waiting), world.ledger.fork()
+    for other in rng.sample(world.running, rng.randrange(len(world.running) + 1)):
+        fork.reserve(other, other.known)
+    tokens = rng.randrange(1, job.known - fork.cached(job) + 1)
+    return admit.View(
+        now=world.now,
+        rng=rng,
+        job=job,
+        tokens=tokens,
+        ledger=fork,
+        running=world.running,
+        lengths=HalfLengths(),
+    )
+
+
+def evict_view(rng: random.Random) -> evict.View | None:
+    """About running jobs, or about cached blocks."""
+    world = make_world(rng)
+    if rng.random() < 0.3:
+        blocks = [SimpleNamespace(num_blocks=1) for _ in range(rng.randrange(9))]
+        need = rng.randrange(len(blocks) + 1)
+        return evict.View(world.now, rng, need, None, blocks, lambda item: 1)
+    if not world.running:
+        return None
+    asker, fork = rng.choice(world.running), world.ledger.fork()
+    freed: Callable[[Any], int] = fork.freeable
+    return evict.View(world.now, rng, rng.randrange(1, 20), asker, world.running, freed)
+
+
+def bind(world: World, rng: random.Random, admit_name: str, evict_name: str) -> tuple[Any, Any]:
+    """`admit` and `victims` of a batch view, answered by real policies whose laws are checked on the way."""
+    admitting, evicting = make_policy("admit", admit_name), make_policy("evict", evict_name)
+
+    def ask(job: Any, tokens: int, fork: ModelLedger) -> str:
+        view = admit.View(world.now, rng, job, tokens, fork, world.running, HalfLengths())
+        decision = admitting.decide(view)
+        admit.law(view, decision)
+        return str(decision.answer)
+
+    def victims(job: Any, need: int, among: Sequence[Any], fork: ModelLedger) -> Any:
+        assert need > 0 and any(job is other for other in world.running)
+        view = evict.View(world.now, rng, need, job, among, fork.freeable)
+        decision = evicting.decide(view)
+        evict.law(view, decision)
+        return decision.evictions
+
+    return ask, victims
+
+
+def batch_view(rng: random.Random) -> batch.View:
+    world = make_world(rng)
+    caps = Caps(
+        num_layers=2,
+        max_context=1000,
+        max_batch_tokens=rng.choice((1, 3, 16, 50, 1000)),
+        max_jobs=rng.choice((1, 4, 100)),
+    )
+    ask, victims = bind(
+        world, rng, rng.choice(list(TABLE["admit"])), rng.choice(list(TABLE["evict"]))
+    )
+    rng.shuffle(world.waiting)
+    return batch.View(
+        now=world.now,
+        rng=rng,
+        running=world.running,
+        waiting=world.waiting,
+        caps=caps,
+        ledger=world.ledger,
+        cost=LinearCost(),
+        lengths=HalfLengths(),
+        admit=ask,
+        victims=victims,
+        columns=lambda: Columns(world.running),
+    )
+
+
+def route_view(rng: random.Random) -> route.View:
+    reports = [
+        Report(
+            replica=f"replica-{place}",
+            at=0.0,
+            role=rng.choice(("any", "any", "prefill", "decode")),
+            is_alive=rng.random() < 0.8,
+            is_draining=rng.random() < 0.2,
+            num_running=rng.randrange(9),
+            num_waiting=rng.randrange(9),
+            block_size=SIZE,
+        )
+        for place in range(rng.randrange(6))
+    ]
+    rng.shuffle(reports)
+    known = [report.replica for report in reports if rng.random() < 0.9]
+    return route.View(
+        now=rng.uniform(0, 50),
+        rng=rng,
+        request=make_request(rng, rng.randrange(50), rng.randrange(1, 60), 9),
+        stage=rng.choice(("prefill", "decode")),
+        reports=reports,
+        outstanding={name: rng.choice((0, 3, 200)) for name in known},
+    )
+
+
+VIEWS: dict[str, Callable[[random.Random], Any]] = {
+    "order": order_view,
+    "admit": admit_view,
+    "batch": batch_view,
+    "evict": evict_view,
+    "route": route_view,
+}
