@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from penstock.cluster.fleet import Fleet
 from penstock.core.errors import UnknownModel
@@ -12,10 +12,13 @@ from penstock.core.types import Report, Request
 
 
 class Fleets:
-    """A core.ports.Service. `by_name` maps each model name and alias to its fleet; names come first."""
+    """A core.ports.Service. `by_name` maps each model name and alias to its fleet; `after` ends what ran them."""
 
-    def __init__(self, by_name: Mapping[str, Fleet]) -> None:
+    def __init__(
+        self, by_name: Mapping[str, Fleet], after: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._by_name = dict(by_name)
+        self._after = after
         self._fleets = list(dict.fromkeys(self._by_name.values()))
 
     def models(self) -> Sequence[str]:
@@ -46,5 +49,7 @@ class Fleets:
         await asyncio.gather(*(fleet.drain() for fleet in self._fleets))
 
     async def stop(self) -> None:
-        """End all replicas now."""
+        """End all replicas now, and what ran them."""
         await asyncio.gather(*(fleet.stop() for fleet in self._fleets))
+        if self._after is not None:
+            await self._after()

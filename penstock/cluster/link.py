@@ -47,8 +47,9 @@ class _Held:
 def error_class(code: str) -> type[PenstockError]:
     """The class of an error that travelled by its name; an unknown one is a failure of ours."""
     found = getattr(errors, code, None)
-    is_known = isinstance(found, type) and issubclass(found, PenstockError)
-    return found if is_known else StepFailed
+    if isinstance(found, type) and issubclass(found, PenstockError):
+        return found
+    return StepFailed
 
 
 class ReplicaLink:

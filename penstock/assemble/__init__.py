@@ -1,0 +1,92 @@
+"""From a configuration and leaves to a running service: the only room that knows every other.
+
+    config        the tree of tables          presets       the policies that fill its slots
+    print_config  the tree as TOML            leaves        what is real and what is modelled
+
+`serve` and `simulate` both end in `assemble(config, leaves)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+from penstock.assemble.config import Config, FleetConfig, load_config
+from penstock.assemble.leaves import Leaves, modelled_leaves, process_leaves
+from penstock.assemble.presets import policy_tables
+from penstock.assemble.print_config import print_config
+from penstock.cluster.fleet import Fleet
+from penstock.cluster.fleets import Fleets
+from penstock.cluster.link import ReplicaLink
+from penstock.cluster.router import Router
+from penstock.cluster.spec import ReplicaSpec, policy_of
+from penstock.policy import route
+
+__all__ = [
+    "Config", "FleetConfig", "Leaves", "assemble", "load_config", "modelled_leaves", "print_config", "process_leaves",
+]  # fmt: skip
+
+
+async def assemble(config: Config, leaves: Leaves) -> Fleets:
+    """Bring up every replica of every fleet and return when all answer. Raises what one of them says it lacks."""
+    by_name: dict[str, Fleet] = {}
+    starting: list[tuple[ReplicaSpec, ReplicaLink]] = []
+    text = print_config(config)
+    for index, fleet in enumerate(config.fleet):
+        specs = replica_specs(config, index, text)
+        links = [ReplicaLink(spec.name) for spec in specs]
+        made = Fleet(
+            fleet.served_name,
+            links,
+            _router(config, index, leaves),
+            max_outstanding=fleet.max_outstanding,
+        )
+        by_name.update(dict.fromkeys((fleet.served_name, *fleet.aliases), made))
+        starting.extend(zip(specs, links, strict=True))
+    service = Fleets(by_name, after=leaves.stop)
+    try:
+        await asyncio.gather(*(leaves.start(spec, link) for spec, link in starting))
+    except BaseException:
+        await service.stop()
+        raise
+    return service
+
+
+def replica_specs(config: Config, index: int, text: str = "") -> list[ReplicaSpec]:
+    """What each replica of a fleet is made from; their names say fleet and number."""
+    fleet = config.fleet[index]
+    tables = policy_tables(fleet.policy, fleet.cache.prefix, f"fleet[{index}].policy")
+    tables.pop("route")
+    return [
+        ReplicaSpec(
+            name=f"{fleet.served_name}-{number}",
+            model=fleet.model,
+            seed=config.seed,
+            policies=tables,
+            executor=fleet.executor,
+            block_size=fleet.cache.block_size,
+            num_blocks=fleet.cache.num_blocks,
+            memory_bytes=fleet.cache.memory_bytes,
+            has_prefix_cache=fleet.cache.prefix,
+            max_waiting=fleet.max_waiting,
+            report_s=config.net.report_s,
+            is_checked=config.is_checked,
+            log_dir=config.log.dir,
+            config=text,
+        )
+        for number in range(fleet.replicas)
+    ]
+
+
+def _router(config: Config, index: int, leaves: Leaves) -> Router:
+    fleet = config.fleet[index]
+    tables = policy_tables(fleet.policy, fleet.cache.prefix, f"fleet[{index}].policy")
+    chosen = policy_of("route", tables["route"], f"fleet[{index}].policy.route")
+    name = f"fleet-{fleet.served_name}"
+    return Router(
+        name,
+        cast(route.Policy, chosen),
+        log=leaves.log(name),
+        seed=config.seed,
+        is_checked=config.is_checked,
+    )

@@ -1,0 +1,178 @@
+"""The configuration of a deployment: what a TOML file, `--set` and the flags of `serve` and `simulate` fill.
+
+    seed = 0
+    [gateway]                       # see penstock.gateway.config
+    [net]
+    report_s = 0.1
+    [log]
+    dir = "logs"
+    [[fleet]]                       # one for each model; without any, the default model is served
+    model = "default"
+    replicas = 1
+    executor = {kind = "torch", device = "cpu"}
+    cache = {block_size = 16, prefix = true}
+    policy = {preset = "vllm-v1", order = "slack-edf", batch = {name = "vllm-v1", max_tokens = 512}}
+
+Every key that is not known is refused, at every level, with its place. A policy's table is its constructor: `name` and
+the fields of its class; a bare name is a table with that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from penstock.assemble.presets import policy_tables
+from penstock.cluster.spec import ExecutorSpec, policy_of
+from penstock.core.config import Table, build, load_toml, set_path
+from penstock.core.errors import BadConfig
+from penstock.core.schema import check_schema
+from penstock.core.types import SCHEMA
+from penstock.gateway.config import GatewayConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """`dir`: the folder of the event logs, one file a mechanism; None = none are written."""
+
+    dir: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetConfig:
+    """`report_s`: replicas say how they are at most this often. The link's figures are for modelled channels."""
+
+    report_s: float = 0.1
+    latency_s: float = 0.0
+    bytes_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.report_s > 0:
+            raise ValueError(f"report_s must be a positive number of seconds, got {self.report_s}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """`drain_timeout_s`: running requests get this long after SIGTERM. `max_restarts` of a crashing engine in a row."""
+
+    drain_timeout_s: float = 60.0
+    max_restarts: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Blocks of KV memory of one replica. Both sizes None: what fits beside the weights."""
+
+    block_size: int = 16
+    num_blocks: int | None = None
+    memory_bytes: int | None = None
+    prefix: bool = True
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError(f"block_size must be at least 1, got {self.block_size}")
+        if self.num_blocks is not None and self.num_blocks < 1:
+            raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetConfig:
+    """The replicas of one model. `name` None = made from the model. `max_waiting` bounds a replica's queue,
+    `max_outstanding` the requests of the whole fleet; None = no bound.
+    """
+
+    model: str = "default"
+    name: str | None = None
+    aliases: tuple[str, ...] = ()
+    replicas: int = 1
+    executor: ExecutorSpec = ExecutorSpec()
+    cache: CacheConfig = CacheConfig()
+    policy: Table = field(default_factory=Table)
+    max_waiting: int | None = None
+    max_outstanding: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise ValueError(f"replicas must be at least 1, got {self.replicas}")
+
+    @property
+    def served_name(self) -> str:
+        """What callers call it: the given name, a folder's last part, or the model as it was written."""
+        if self.name is not None:
+            return self.name
+        path = Path(self.model).expanduser()
+        is_path = path.is_absolute() or self.model.startswith((".", "~")) or path.is_dir()
+        return path.resolve().name if is_path else self.model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole. `is_checked`: hold every decision to its law while running (slow)."""
+
+    schema: int = SCHEMA
+    seed: int = 0
+    is_checked: bool = False
+    gateway: GatewayConfig = GatewayConfig()
+    log: LogConfig = LogConfig()
+    net: NetConfig = NetConfig()
+    serve: ServeConfig = ServeConfig()
+    fleet: tuple[FleetConfig, ...] = (FleetConfig(),)
+
+
+def load_config(
+    path: Path | None = None,
+    *,
+    model: str | None = None,
+    sets: Sequence[str] = (),
+    flags: Mapping[str, object] | None = None,
+) -> Config:
+    """Read a file (or nothing), then flags (dotted names), then `--set` assignments; the later ones win.
+
+    `model` replaces the first fleet's. Raises BadConfig or SchemaMismatch.
+    """
+    table = {} if path is None else load_toml(path)
+    schema = table.get("schema", SCHEMA)
+    check_schema("the configuration", schema if isinstance(schema, int) else 0)
+    fleets = table.setdefault("fleet", [{}])
+    if not isinstance(fleets, list) or not fleets:
+        raise BadConfig("fleet must be a list of tables", hint="begin each with [[fleet]]")
+    if model is not None:
+        _put(table, "fleet.0.model", model)
+    for name, value in (flags or {}).items():
+        if value is not None:
+            _put(table, name, value)
+    for assignment in sets:
+        set_path(table, assignment)
+    config = build(Config, table)
+    check(config)
+    return config
+
+
+def _put(table: dict[str, object], name: str, value: object) -> None:
+    """set_path for a value that is no text."""
+    *parents, last = name.split(".")
+    place: object = table
+    for key in parents:
+        place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})  # type: ignore[attr-defined]
+    if not isinstance(place, dict):
+        raise BadConfig(f"{'.'.join(parents)} must be a table")
+    place[last] = value
+
+
+def check(config: Config) -> None:
+    """What no single table can know: names are unique and every policy can be made."""
+    if not config.fleet:
+        raise BadConfig("there is no fleet to serve", hint="add a [[fleet]] with a model")
+    taken: set[str] = set()
+    for index, fleet in enumerate(config.fleet):
+        for name in (fleet.served_name, *fleet.aliases):
+            if name in taken:
+                raise BadConfig(
+                    f"fleet[{index}]: two models would be called {name!r}",
+                    hint="give one of them another `name`, or drop the alias",
+                )
+            taken.add(name)
+        where = f"fleet[{index}].policy"
+        for slot, table in policy_tables(fleet.policy, fleet.cache.prefix, where).items():
+            policy_of(slot, table, f"{where}.{slot}")

@@ -1,0 +1,99 @@
+"""The leaves of a deployment: all that differs between serving and simulating.
+
+`serve` puts every replica into a process with a torch executor, over ZeroMQ; `simulate` keeps them in this process with
+modelled executors on modelled links. From here on inwards the code is the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from penstock.assemble.config import Config
+from penstock.assemble.print_config import print_config
+from penstock.cluster.inside import Inside
+from penstock.cluster.link import ReplicaLink
+from penstock.cluster.logs import close_log, header_of, open_log
+from penstock.cluster.predictors import predictors_of, profile_of, step_model
+from penstock.cluster.process import Processes
+from penstock.cluster.spec import Outside, ReplicaSpec
+from penstock.core.ports import Channel, Log
+from penstock.core.types import Caps
+from penstock.cost.hardware import card_of, num_blocks
+from penstock.cost.shapes import ModelShape, shape_of
+from penstock.sim.channel import Link, pair
+from penstock.sim.executor import ModelledExecutor
+
+MAX_REPEAT = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaves:
+    """`start` brings up the replica of a spec and attaches its channel; `log` opens the log of a name."""
+
+    start: Callable[[ReplicaSpec, ReplicaLink], Awaitable[None]]
+    stop: Callable[[], Awaitable[None]]
+    log: Callable[[str], Log]
+
+
+def process_leaves(config: Config) -> tuple[Leaves, Processes]:
+    """Real ones. The processes are given too, so that a second signal can end them at once."""
+    processes = Processes(max_restarts=config.serve.max_restarts)
+    opened: list[Log] = []
+    text = print_config(config)
+
+    def log(who: str) -> Log:
+        opened.append(open_log(config.log.dir, header_of(who, config=text, seed=config.seed)))
+        return opened[-1]
+
+    async def stop() -> None:
+        await processes.stop()
+        for each in opened:
+            close_log(each)
+
+    return Leaves(start=processes.start, stop=stop, log=log), processes
+
+
+def modelled_leaves(config: Config, log: Log) -> Leaves:
+    """Modelled ones, all writing to one log (its header is the caller's)."""
+    link = Link(
+        latency_s=config.net.latency_s,
+        bytes_per_s=math.inf if config.net.bytes_per_s is None else config.net.bytes_per_s,
+    )
+
+    def open_pair() -> tuple[Channel, Channel]:
+        return pair(link)
+
+    inside = Inside(lambda spec: modelled_outside(spec, log), open_pair)
+    return Leaves(start=inside.start, stop=inside.stop, log=lambda who: log)
+
+
+def modelled_outside(spec: ReplicaSpec, log: Log) -> Outside:
+    """A modelled executor and predictors of the same step model. Raises BadConfig, BadModel."""
+    executor = replace(spec.executor, kind="modelled")
+    shape = shape_of(spec.model)
+    profile = profile_of(executor)
+    scheduler = profile.scheduler.seconds if profile and profile.scheduler else None
+    context = min(shape.max_context, executor.max_context or shape.max_context)
+    caps = Caps(num_layers=shape.layers, max_context=context, max_repeat=MAX_REPEAT)
+    return Outside(
+        executor=ModelledExecutor(step_model(executor, shape), caps=caps, scheduler=scheduler),
+        num_blocks=_num_blocks(spec, shape),
+        predictors=predictors_of(executor, shape),
+        log=log,
+    )
+
+
+def _num_blocks(spec: ReplicaSpec, shape: ModelShape) -> int:
+    if spec.num_blocks is not None:
+        return spec.num_blocks
+    if spec.memory_bytes is not None or spec.executor.gpu is None:
+        room = spec.memory_bytes if spec.memory_bytes is not None else 1 << 30
+        return max(1, int(room // (shape.kv_bytes * spec.block_size)))
+    return num_blocks(
+        card_of(spec.executor.gpu),
+        shape,
+        tp=spec.executor.tensor_parallel,
+        block_size=spec.block_size,
+    )

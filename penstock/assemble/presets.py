@@ -1,0 +1,58 @@
+"""Which policy fills each slot when nobody says so, and named sets of policies that belong together.
+
+A preset is a reproduction of a published scheduler; single slots may be changed on top of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from penstock.cluster.spec import SLOTS
+from penstock.core.config import Table
+from penstock.core.errors import BadConfig
+
+DEFAULTS: dict[str, str] = {
+    "order": "fcfs",
+    "admit": "full-fit",
+    "batch": "vllm-v1",
+    "evict": "recompute-last",
+    "blocks": "lru",
+}
+PRESETS: dict[str, dict[str, str]] = {
+    "vllm-v1": DEFAULTS,
+    "sglang": {
+        "order": "fcfs",
+        "admit": "full-fit",
+        "batch": "sglang",
+        "evict": "retract",
+        "blocks": "lru",
+    },
+}
+
+
+def policy_tables(
+    given: Mapping[str, object], has_prefix_cache: bool, where: str = "policy"
+) -> dict[str, Table]:
+    """A table for every slot: the preset's, changed by what is given. Raises BadConfig that names `where`."""
+    slots = dict(given)
+    preset = slots.pop("preset", "vllm-v1")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise BadConfig(f"{where}.preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+    for slot in slots:
+        if slot not in SLOTS:
+            near = difflib.get_close_matches(slot, SLOTS, n=1)
+            known = f"did you mean {near[0]!r}?" if near else f"known: preset, {', '.join(SLOTS)}"
+            raise BadConfig(f"unknown key '{where}.{slot}'; {known}")
+    names = {**PRESETS[preset], "route": "prefix" if has_prefix_cache else "p2c"}
+    return {
+        slot: _table(slots.get(slot, names[slot]), names[slot], f"{where}.{slot}") for slot in SLOTS
+    }
+
+
+def _table(given: object, name: str, where: str) -> Table:
+    if isinstance(given, str):
+        return Table(name=given)
+    if isinstance(given, Mapping):
+        return Table({"name": name, **given})
+    raise BadConfig(f"{where} must be the name of a policy or its table; got {given!r}")

@@ -1,0 +1,66 @@
+"""What a replica's policies may ask about the outside, and what a modelled executor's time comes from.
+
+In this order: the profile of this machine, the roofline of the named card, and for an engine with neither a rough prior
+(PRIOR_BYTES_S, PRIOR_FLOPS) that ranks work by size and is not to be believed in seconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from penstock.cluster.spec import ExecutorSpec
+from penstock.core.errors import BadConfig
+from penstock.cost.fitted import Fitted
+from penstock.cost.hardware import card_of
+from penstock.cost.lengths import RecentLengths
+from penstock.cost.predict import StepPredictor
+from penstock.cost.profile import Profile, load_profile
+from penstock.cost.roofline import Roofline
+from penstock.cost.shapes import ModelShape, shape_of
+from penstock.cost.step import StepModel
+from penstock.engine.turn import Predictors
+
+PRIOR_BYTES_S = 20e9  # of a small CPU server
+PRIOR_FLOPS = 100e9
+
+
+def profile_of(executor: ExecutorSpec) -> Profile | None:
+    return None if executor.profile is None else load_profile(Path(executor.profile))
+
+
+def step_model(executor: ExecutorSpec, shape: ModelShape) -> StepModel:
+    """The model of step times. Raises BadConfig when a modelled executor names nothing to take them from."""
+    profile = profile_of(executor)
+    if profile is not None:
+        return profile.step_model()
+    if executor.gpu is not None:
+        return Roofline(shape, card_of(executor.gpu), tp=executor.tensor_parallel)
+    if executor.kind == "modelled":
+        raise BadConfig(
+            "a modelled executor needs `gpu` or `profile`",
+            hint='for example --set fleet.0.executor.gpu="a100-80g"',
+        )
+    return _prior(shape)
+
+
+def _prior(shape: ModelShape) -> Fitted:
+    return Fitted(
+        {
+            "step": shape.weight_bytes / PRIOR_BYTES_S,
+            "token": shape.flops_per_token / PRIOR_FLOPS,
+            "decode_context": shape.kv_bytes / PRIOR_BYTES_S,
+        },
+        name="rough prior",
+        digest="",
+        num_layers=shape.layers,
+    )
+
+
+def predictors_of(executor: ExecutorSpec, shape: ModelShape) -> Predictors:
+    cost = StepPredictor(step_model(executor, shape), shape.layers)
+    return Predictors(cost=cost, lengths=RecentLengths())
+
+
+def predictors_of_model(executor: ExecutorSpec, model: str) -> Predictors:
+    """For a model by its folder or the name of a known shape."""
+    return predictors_of(executor, shape_of(model))

@@ -1,0 +1,244 @@
+"""Replicas in processes of their own: started, watched, started again.
+
+Each process gets its spec on stdin and a private channel; it is up when its replica says hello. What it writes is
+logged line by line with its name in front, and the last lines are kept to say why it could not start.
+
+When a process ends without being told to, its link loses it at once (requests inside fail with ReplicaLost, the report
+says dead) and it is started again after BACKOFF_S, doubled each time up to MAX_BACKOFF_S; a process that lived for
+SETTLED_S starts the count anew, and after `max_restarts` in a row it stays dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections import deque
+from pathlib import Path
+
+import penstock
+from penstock.cluster.link import ReplicaLink
+from penstock.cluster.spec import ReplicaSpec
+from penstock.core.clock import now
+from penstock.core.errors import PenstockError, ReplicaLost
+from penstock.core.messages import Message
+from penstock.net.codec import Codec
+from penstock.net.zmq import ZmqChannel, private_endpoint
+
+BACKOFF_S = 0.5
+MAX_BACKOFF_S = 30.0
+SETTLED_S = 60.0
+STOP_TIMEOUT_S = 5.0
+TAIL_LINES = 20
+WORKER = "penstock.cluster.worker"
+_log = logging.getLogger("penstock.engine")
+
+
+class EngineProcess:
+    """One replica's process and its successors."""
+
+    def __init__(
+        self, spec: ReplicaSpec, link: ReplicaLink, *, max_restarts: int, worker: str = WORKER
+    ) -> None:
+        self.spec, self.link = spec, link
+        self._max_restarts = max_restarts
+        self._worker = worker
+        self._process: asyncio.subprocess.Process | None = None
+        self._folder: Path | None = None
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._reader: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._is_stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Bring the process up, once; raise why it cannot. From then on it is kept up."""
+        await self._launch()
+        self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self.spec.name}")
+
+    async def stop(self) -> None:
+        """Wait for a process that was told to stop, and end it if it does not."""
+        self._is_stopping = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+        process = self._process
+        if process is not None and process.returncode is None:
+            try:
+                await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
+            except TimeoutError:
+                self.kill()
+                await process.wait()
+        if self._reader is not None:
+            await asyncio.gather(self._reader, return_exceptions=True)
+        self._clean()
+
+    def kill(self) -> None:
+        """End the process now."""
+        self._is_stopping = True
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    # ---------------------------------------------------------------- one process
+
+    async def _launch(self) -> None:
+        self._tail.clear()
+        endpoint, self._folder = private_endpoint()
+        channel = ZmqChannel.bind(endpoint, Codec(Message))
+        self.link.attach(channel)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            self._worker,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,  # what the terminal or a group sends is for the parent to coordinate
+            env=_environment(),
+        )
+        self._process = process
+        self._reader = asyncio.create_task(self._read(process))
+        assert process.stdin is not None
+        order = {"spec": self.spec.to_json(), "endpoint": endpoint}
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        await self._until_ready(process)
+
+    async def _until_ready(self, process: asyncio.subprocess.Process) -> None:
+        ready = asyncio.ensure_future(self.link.ready())
+        ended = asyncio.ensure_future(process.wait())
+        try:
+            await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():  # what it said last may be on its way
+                await asyncio.wait((ready,), timeout=1.0)
+            if ready.done():
+                ready.result()
+                return
+            await self._drain_reader()
+            raise ReplicaLost(
+                f"the engine process of {self.spec.name} {_ending(process)} before it was ready",
+                hint="its last lines were:\n" + "\n".join(f"    {line}" for line in self._tail),
+            )
+        except BaseException:
+            self.link.lose("it did not start")
+            if process.returncode is None:
+                process.kill()
+            raise
+        finally:
+            ready.cancel()
+            ended.cancel()
+            self._unlink()
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # a line longer than the buffer
+                continue
+            if not line:
+                return
+            text = line.decode(errors="replace").rstrip()
+            self._tail.append(text)
+            _log.info("[%s] %s", self.spec.name, text)
+
+    async def _drain_reader(self) -> None:
+        if self._reader is not None:
+            await asyncio.wait((self._reader,), timeout=1.0)
+
+    # ---------------------------------------------------------------- and its successors
+
+    async def _keep(self) -> None:
+        failures = 0
+        while True:
+            process, began_at = self._process, now()
+            assert process is not None
+            await process.wait()
+            if self._is_stopping:
+                return
+            self.link.lose(f"its engine process {_ending(process)}")
+            self._clean()
+            failures = 1 if now() - began_at >= SETTLED_S else failures + 1
+            if not await self._restart(failures, _ending(process)):
+                return
+
+    async def _restart(self, failures: int, ending: str) -> bool:
+        """Start again until it works; False when it is given up."""
+        while failures <= self._max_restarts:
+            delay_s = min(MAX_BACKOFF_S, BACKOFF_S * 2.0 ** (failures - 1))
+            _log.warning(
+                "[%s] the engine process %s; starting it again in %.1f s (%d of %d)",
+                self.spec.name, ending, delay_s, failures, self._max_restarts,
+            )  # fmt: skip
+            await asyncio.sleep(delay_s)
+            try:
+                await self._launch()
+            except PenstockError as error:
+                ending = f"did not start: {error}"
+                failures += 1
+                continue
+            _log.warning("[%s] the engine process is up again", self.spec.name)
+            return True
+        _log.error(
+            "[%s] the engine process is given up after %d restarts",
+            self.spec.name,
+            self._max_restarts,
+        )
+        return False
+
+    def _unlink(self) -> None:
+        """Both ends are connected, or never will be: the file system need not know the endpoint any more."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _clean(self) -> None:
+        self._unlink()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+
+
+class Processes:
+    """Leaves of a server: every replica in a process of its own."""
+
+    def __init__(self, *, max_restarts: int = 5, worker: str = WORKER) -> None:
+        self._max_restarts, self._worker = max_restarts, worker
+        self.engines: list[EngineProcess] = []
+
+    async def start(self, spec: ReplicaSpec, link: ReplicaLink) -> None:
+        """Return when the replica answers on its link. Raises why it cannot."""
+        engine = EngineProcess(spec, link, max_restarts=self._max_restarts, worker=self._worker)
+        self.engines.append(engine)
+        await engine.start()
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(engine.stop() for engine in self.engines))
+
+    def kill(self) -> None:
+        """End all processes now."""
+        for engine in self.engines:
+            engine.kill()
+
+
+def _ending(process: asyncio.subprocess.Process) -> str:
+    code = process.returncode
+    if code is None:
+        return "is still running"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+def _environment() -> dict[str, str]:
+    """The child finds this very package, wherever it was imported from."""
+    root = str(Path(penstock.__file__).parent.parent)
+    known = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": root if not known else f"{root}{os.pathsep}{known}"}

@@ -1,0 +1,143 @@
+"""All that is needed to bring up one replica, as plain data: it travels to the engine's process as JSON.
+
+`policies` holds one table for each slot of a replica; a table is `name` and the fields of the policy's class. They were
+checked where the configuration was read, so errors in another process are bugs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from penstock import policy
+from penstock.core.config import Table, build
+from penstock.core.errors import BadConfig
+from penstock.core.ports import Channel, Executor, Log
+from penstock.engine.host import Host
+from penstock.engine.replica import OnOutputs, Replica, ReplicaConfig
+from penstock.engine.turn import Predictors, ReplicaPolicies
+
+SLOTS: dict[str, str] = {  # slot -> kind of policy
+    "order": "order",
+    "admit": "admit",
+    "batch": "batch",
+    "evict": "evict",
+    "blocks": "evict",
+    "route": "route",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorSpec:
+    """What runs the plans. `gpu` names a card of the catalogue and `profile` a file of `penstock bench calibrate`:
+    a modelled executor takes its times from them, any replica its predictions (the profile wins).
+    """
+
+    kind: Literal["torch", "modelled"] = "torch"
+    device: str = "auto"
+    dtype: str = "auto"
+    tensor_parallel: int = 1
+    threads: int | None = None
+    gpu: str | None = None
+    profile: Path | None = None
+    max_context: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tensor_parallel < 1:
+            raise ValueError(f"tensor_parallel must be at least 1, got {self.tensor_parallel}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSpec:
+    """`num_blocks` and `memory_bytes` None: the executor decides."""
+
+    name: str
+    model: str
+    seed: int = 0
+    policies: dict[str, Table] = field(default_factory=dict)
+    executor: ExecutorSpec = ExecutorSpec()
+    block_size: int = 16
+    num_blocks: int | None = None
+    memory_bytes: int | None = None
+    has_prefix_cache: bool = True
+    max_waiting: int | None = None
+    report_s: float = 0.1
+    is_checked: bool = False
+    log_dir: Path | None = None
+    config: str = ""  # TOML of the whole deployment, for the log's header
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> ReplicaSpec:
+        return build(cls, json.loads(text))
+
+
+def policy_of(slot: str, table: Mapping[str, object], where: str) -> object:
+    """A fresh policy for a slot. Raises BadConfig that names `where`."""
+    kind = SLOTS[slot]
+    fields = dict(table)
+    name = fields.pop("name", None)
+    if not isinstance(name, str):
+        known = ", ".join(sorted(policy.TABLE.get(kind, {})))
+        raise BadConfig(f"{where} needs a name; known: {known}")
+    try:
+        found = policy.find(kind, name)
+    except KeyError as error:
+        raise BadConfig(f"{where}.name: {error.args[0]}") from None
+    return build(found, fields, where)
+
+
+def policies_of(
+    tables: Mapping[str, Mapping[str, object]], where: str = "policy"
+) -> ReplicaPolicies:
+    """The five policies of a replica."""
+    slots = (name for name in SLOTS if name != "route")
+    made = {slot: policy_of(slot, tables[slot], f"{where}.{slot}") for slot in slots}
+    return ReplicaPolicies(**made)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """What a replica touches or asks: its executor, its predictors and its log."""
+
+    executor: Executor
+    num_blocks: int
+    predictors: Predictors
+    log: Log
+
+
+def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
+    """The replica of a spec behind a channel; `await host.run()` serves it."""
+    config = ReplicaConfig(
+        name=spec.name,
+        num_blocks=outside.num_blocks,
+        block_size=spec.block_size,
+        has_prefix_cache=spec.has_prefix_cache,
+        max_waiting=spec.max_waiting,
+        seed=spec.seed,
+        is_checked=spec.is_checked,
+    )
+    policies = policies_of(spec.policies)
+
+    def open_replica(on_outputs: OnOutputs) -> Replica:
+        return Replica(
+            config,
+            outside.executor,
+            policies,
+            outside.predictors,
+            log=outside.log,
+            on_outputs=on_outputs,
+        )
+
+    return Host(channel, open_replica, report_s=spec.report_s)
+
+
+OpenOutside = Callable[[ReplicaSpec], Outside]

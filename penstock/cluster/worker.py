@@ -1,0 +1,123 @@
+"""The engine's process: `python -m penstock.cluster.worker`, started by penstock.cluster.process and by nobody else.
+
+It reads one line of JSON from stdin (endpoint and spec), opens the executor, and serves one replica on the channel
+until told to stop. It lives as long as its parent wants: SIGINT and SIGTERM, which reach whole groups of processes, are
+left to the parent, and when the parent dies the kernel kills it (Linux) or stdin ends (everywhere). What it logs goes
+to stderr, which the parent reads. Exit codes: 0 told to stop, 3 could not start (it said why), 1 a bug.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from penstock.cluster.logs import close_log, header_of, open_log
+from penstock.cluster.predictors import predictors_of_model, profile_of
+from penstock.cluster.spec import Outside, ReplicaSpec, open_host
+from penstock.core.errors import PenstockError
+from penstock.core.messages import Failed, Message
+from penstock.core.ports import Channel
+from penstock.net.codec import Codec
+from penstock.net.zmq import ZmqChannel
+
+PR_SET_PDEATHSIG = 1
+CANNOT_START = 3
+_log = logging.getLogger("penstock.engine")
+
+
+def open_torch(spec: ReplicaSpec) -> Outside:
+    """The real leaf: torch on this machine. Raises BadModel, MissingExtra and the like."""
+    from penstock.engine.torch import open_executor  # torch is imported in this process only
+
+    executor = open_executor(
+        spec.model,
+        device=spec.executor.device,
+        dtype=spec.executor.dtype,
+        tensor_parallel=spec.executor.tensor_parallel,
+        threads=spec.executor.threads,
+        num_blocks=spec.num_blocks,
+        memory_bytes=spec.memory_bytes,
+        block_size=spec.block_size,
+        seed=spec.seed,
+    )
+    profile = profile_of(spec.executor)
+    header = header_of(
+        spec.name, config=spec.config, seed=spec.seed, profile=profile.digest if profile else ""
+    )
+    return Outside(
+        executor=executor,
+        num_blocks=executor.num_blocks,
+        predictors=predictors_of_model(spec.executor, spec.model),
+        log=open_log(spec.log_dir, header),
+    )
+
+
+async def serve(
+    spec: ReplicaSpec, endpoint: str, open_outside: Callable[[ReplicaSpec], Outside]
+) -> int:
+    """Serve until stopped; the exit code."""
+    channel = ZmqChannel.connect(endpoint, Codec(Message))
+    try:
+        outside = open_outside(spec)
+    except PenstockError as error:
+        await _say_failed(channel, error)
+        return CANNOT_START
+    _end_with_stdin()
+    try:
+        await open_host(spec, channel, outside).run()
+    finally:
+        close_log(outside.log)
+    return 0
+
+
+async def _say_failed(channel: Channel, error: PenstockError) -> None:
+    with contextlib.suppress(PenstockError):
+        await channel.send(Failed(type(error).__name__, error.message, error.hint))
+        await channel.close()
+
+
+def _end_with_stdin() -> None:
+    """The parent holds the other end of stdin: when it ends, so do we."""
+
+    def read() -> None:
+        if not os.read(0, 1 << 16):
+            os._exit(1)
+
+    asyncio.get_running_loop().add_reader(0, read)
+
+
+def _die_with_parent() -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _set_title(title: str) -> None:
+    with contextlib.suppress(ImportError):
+        from setproctitle import setproctitle  # type: ignore[import-not-found, unused-ignore]
+
+        setproctitle(title)
+
+
+def main(open_outside: Callable[[ReplicaSpec], Outside] = open_torch) -> int:
+    _die_with_parent()
+    line = os.fdopen(os.dup(0), "rb", buffering=0).readline()
+    if not line:
+        return 1
+    order = json.loads(line)
+    spec = ReplicaSpec.from_json(order["spec"])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    _set_title(f"penstock engine {spec.name}")
+    return asyncio.run(serve(spec, order["endpoint"], open_outside))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
