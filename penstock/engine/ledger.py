@@ -109,10 +109,12 @@ class BlockLedger:
                 self._forget(block)
                 self._unused.append(block)
         assert need <= len(self._unused), f"job {job.seq} needs {need} blocks, {self.free} are free"
-        for _ in range(need):
-            block = self._unused.pop()
-            self.refs[block] = 1
-            table.append(block)
+        taken = self._unused[: -need - 1 : -1]
+        del self._unused[-need:]
+        refs = self.refs
+        for block in taken:
+            refs[block] = 1
+        table += taken
 
     def register(self, job: Job, upto: int) -> None:
         """Remember the full blocks of positions [0, upto) under the job's hashes."""
@@ -132,17 +134,24 @@ class BlockLedger:
     def release(self, job: Job, computed: int | None = None) -> int:
         """Take all blocks from `job`; how many became free. Blocks beyond `computed` positions are forgotten."""
         table = self.tables.pop(job.seq, [])
-        self._registered.pop(job.seq, None)
+        if not self._registered.pop(job.seq, 0):  # nothing shared, nothing known by hash
+            refs = self.refs
+            for block in table:
+                refs[block] = 0
+            table.reverse()
+            self._unused += table
+            return len(table)
         trusted = len(table) if computed is None else computed // self.block_size
         freed = 0
         for position in range(len(table) - 1, -1, -1):
             block = table[position]
             self.refs[block] -= 1
-            if position >= trusted and self._hash[block] is not None and self.refs[block] == 0:
+            if self.refs[block]:
+                continue
+            freed += 1
+            if position >= trusted:
                 self._forget(block)
-            if self.refs[block] == 0:
-                freed += 1
-                self._put_back(block)
+            self._put_back(block)
         return freed
 
     def _put_back(self, block: int) -> None:
