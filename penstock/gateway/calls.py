@@ -1,0 +1,289 @@
+"""The two calls that carry tokens, from raw body to last byte."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from starlette.types import Receive, Send
+
+from penstock.core.clock import now, wall_anchor
+from penstock.core.errors import BadRequest, ContextTooLong, Overloaded, PenstockError, UnknownModel
+from penstock.core.ports import Service
+from penstock.core.types import Request
+from penstock.gateway.ask import Ask, Given, Origin, ask_chat, ask_completion, make_requests
+from penstock.gateway.bodies import ChatBody, CompletionBody, SharedBody, decode
+from penstock.gateway.chat import ChatShape, plain_messages
+from penstock.gateway.completions import CompletionShape
+from penstock.gateway.config import GatewayConfig
+from penstock.gateway.errors import error_event, face
+from penstock.gateway.exchange import Exchange, Heard, Writer
+from penstock.gateway.metrics import Meter, ModelMeter
+from penstock.gateway.reading import Reading
+from penstock.gateway.shapes import DONE, Choice, Piece, Shape
+from penstock.gateway.text import TextModel
+from penstock.gateway.wire import EVENTS, JSON, ClientGone, Headers, read_body, send_json
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP call that passed the door."""
+
+    headers: Mapping[bytes, bytes]
+    receive: Receive
+    send: Send
+    tenant: str
+    extra: Headers  # headers that every answer to it carries
+
+
+class Calls:
+    """Answers `/v1/completions` and `/v1/chat/completions`."""
+
+    def __init__(
+        self,
+        service: Service,
+        texts: Mapping[str, TextModel],
+        config: GatewayConfig,
+        meter: Meter,
+        hash_key: bytes,
+    ) -> None:
+        self._service = service
+        self._texts = texts
+        self._config = config
+        self._meter = meter
+        self._hash_key = hash_key
+        self._prefix = config.request_prefix or secrets.token_hex(5)
+        self._numbers = itertools.count()
+        self._num_inside = 0
+
+    async def completions(self, call: Call) -> None:
+        body = decode(CompletionBody, await self._body(call))
+        body.model, text = self.find(body.model)
+        prompts = await self._prompts(body.prompt, text)
+        ask = ask_completion(body, text, prompts, self._config)
+        ask.id = f"cmpl-{self._prefix}{next(self._numbers):x}"
+        await self._answer(call, ask, body, CompletionShape(ask, self._created()))
+
+    async def chat(self, call: Call) -> None:
+        body = decode(ChatBody, await self._body(call))
+        body.model, text = self.find(body.model)
+        rendered = text.render(
+            plain_messages(body.messages),
+            add_generation_prompt=body.add_generation_prompt,
+            extras=body.chat_template_kwargs,
+        )
+        ids = await self.encode(text, rendered, add_special=False, param="messages")
+        ask = ask_chat(body, text, Given(ids=ids), self._config)
+        ask.id = f"chatcmpl-{self._prefix}{next(self._numbers):x}"
+        await self._answer(call, ask, body, ChatShape(ask, self._created()))
+
+    async def _body(self, call: Call) -> bytes:
+        return await read_body(call.headers, call.receive, self._config.max_body_bytes)
+
+    def _created(self) -> int:
+        at, wall_at = wall_anchor()
+        return int(wall_at + (now() - at))
+
+    def find(self, model: str | None) -> tuple[str, TextModel]:
+        """The model by name; the only one there is when no name is given. Raises UnknownModel."""
+        names = list(self._service.models())
+        if model is None:
+            if len(set(map(id, self._texts.values()))) == 1 and names:
+                model = names[0]
+            else:
+                raise BadRequest("the required field 'model' is missing", param="model")
+        text = self._texts.get(model) if model in names else None
+        if text is None:
+            served = ", ".join(names) or "none"
+            raise UnknownModel(
+                f"the model {model!r} does not exist here", hint=f"served: {served}", param="model"
+            )
+        return model, text
+
+    async def encode(
+        self, text: TextModel, words: str, *, add_special: bool, param: str = "prompt"
+    ) -> list[int]:
+        """Token ids, in a thread where that would hold up others. Raises ContextTooLong for hopeless lengths."""
+        if text.is_surely_longer(words, text.context_tokens):
+            raise ContextTooLong(
+                f"this model's maximum context length is {text.context_tokens} tokens; a text of "
+                f"{len(words)} characters cannot fit",
+                hint="shorten the prompt",
+                param=param,
+            )
+        limit = self._config.thread_above_chars
+        if limit is not None and len(words) > limit:
+            return await asyncio.to_thread(text.encode, words, add_special=add_special)
+        return text.encode(words, add_special=add_special)
+
+    async def _prompts(
+        self, told: str | Sequence[str | int | list[int]] | None, text: TextModel
+    ) -> list[Given]:
+        """One text, several, one list of ids, or several."""
+        if told is None:
+            raise BadRequest("the required field 'prompt' is missing", param="prompt")
+        several: list[str | int | list[int]] = [told] if isinstance(told, str) else list(told)
+        if several and all(isinstance(item, int) for item in several):
+            several = [[item for item in several if isinstance(item, int)]]
+        if len({type(item) for item in several}) != 1 or isinstance(several[0], int):
+            raise BadRequest(
+                "prompt must be a string, a list of strings, a list of token ids or a list of such lists; "
+                "it may not be empty or mixed",
+                param="prompt",
+            )
+        if len(several) > self._config.max_prompts:
+            raise BadRequest(
+                f"prompt: at most {self._config.max_prompts} prompts are allowed", param="prompt"
+            )
+        return [await self._given(item, text) for item in several]
+
+    async def _given(self, item: str | int | list[int], text: TextModel) -> Given:
+        if isinstance(item, str):
+            ids = await self.encode(text, item, add_special=True)
+            given = Given(ids=ids, text=item)
+        else:
+            assert isinstance(item, list)
+            given = Given(ids=item)
+            if any(not 0 <= id < text.num_vocabulary for id in item):
+                raise BadRequest(
+                    f"prompt: token ids of this model lie between 0 and {text.num_vocabulary - 1}",
+                    param="prompt",
+                )
+        if not given.ids:
+            raise BadRequest("prompt: it needs at least one token", param="prompt")
+        return given
+
+    async def _answer(self, call: Call, ask: Ask, body: SharedBody, shape: Shape) -> None:
+        origin = Origin(
+            tenant=call.tenant, hash_key=self._hash_key, isolate=self._config.isolate_tenants
+        )
+        requests = make_requests(ask, body, origin)
+        meter = self._meter.of(ask.model)
+        try:
+            with self._place(len(requests), meter):
+                await self._run(call, ask, requests, shape)
+        except PenstockError as error:
+            meter.refused(face(error).code or "error").inc(len(requests))
+            raise
+        except ClientGone:
+            meter.finished("abort").inc(len(requests) * ask.n)
+            raise
+
+    @contextmanager
+    def _place(self, num_requests: int, meter: ModelMeter) -> Iterator[None]:
+        """A place inside for each request. Raises Overloaded when there are not enough."""
+        if self._num_inside + num_requests > self._config.max_queue:
+            raise Overloaded(
+                f"the server already holds {self._num_inside} requests, its limit is "
+                f"{self._config.max_queue}",
+                hint="try again later",
+                retry_after_s=self._config.retry_after_s,
+            )
+        self._num_inside += num_requests
+        meter.in_flight.inc(num_requests)
+        try:
+            yield
+        finally:
+            self._num_inside -= num_requests
+            meter.in_flight.dec(num_requests)
+
+    async def _run(self, call: Call, ask: Ask, requests: Sequence[Request], shape: Shape) -> None:
+        meter = self._meter.of(ask.model)
+        async with Exchange(self._service, requests, call.receive) as exchange:
+            reading = Reading(ask, exchange, meter)
+            if ask.stream:
+                await self._stream(call, ask, exchange, reading, shape)
+            else:
+                await self._whole(call, exchange, reading, shape)
+        _measure(meter, exchange, reading, requests)
+
+    async def _whole(self, call: Call, exchange: Exchange, reading: Reading, shape: Shape) -> None:
+        pieces: list[list[Piece]] = [[] for _ in reading.answers]
+        while not reading.is_over:
+            heard = await exchange.take()
+            if heard is None:
+                break
+            for piece in reading.read(heard):
+                pieces[piece.choice].append(piece)
+        reading.check_ended()
+        exchange.finish()
+        choices = [_choice(news) for news in pieces]
+        body = shape.whole(choices, reading.prompt_logprobs, reading.usage())
+        await send_json(call.send, body, [*JSON, *call.extra])
+
+    async def _stream(
+        self, call: Call, ask: Ask, exchange: Exchange, reading: Reading, shape: Shape
+    ) -> None:
+        writer = Writer(call.send, [*EVENTS, *call.extra], self._config.stall_timeout_s)
+        opened: set[int] = set()
+        try:
+            while not reading.is_over:
+                heard = await exchange.take()
+                if heard is None:
+                    break
+                data = _events(reading, heard, shape, opened)
+                if data and not reading.is_over:
+                    await writer.write(data)
+            reading.check_ended()
+            exchange.finish()
+            usage = shape.usage_chunk(reading.usage()) if ask.include_usage else b""
+            await writer.write(data + usage + DONE, is_last=True)
+        except PenstockError as error:
+            if not writer.has_begun:
+                raise
+            exchange.finish()
+            await writer.write(error_event(error), is_last=True)
+            self._meter.of(ask.model).refused(face(error).code or "error").inc()
+        finally:
+            writer.close()
+
+
+def _events(reading: Reading, heard: Sequence[Heard], shape: Shape, opened: set[int]) -> bytes:
+    parts: list[bytes] = []
+    for piece in reading.read(heard):
+        choice = piece.choice
+        if choice not in opened:
+            opened.add(choice)
+            prompt = choice // reading.n
+            parts.append(shape.open(choice, reading.prompt_logprobs[prompt]))
+        if piece.text or piece.finish is not None or piece.entries:
+            parts.append(shape.chunk(piece))
+    return b"".join(parts)
+
+
+def _choice(news: Sequence[Piece]) -> Choice:
+    last = news[-1]
+    assert last.finish is not None
+    return Choice(
+        "".join([piece.text for piece in news]),
+        [entry for piece in news for entry in piece.entries],
+        last.finish,
+        last.stop_reason,
+    )
+
+
+def _measure(
+    meter: ModelMeter, exchange: Exchange, reading: Reading, requests: Sequence[Request]
+) -> None:
+    """Once a call: counts and times of what the caller saw."""
+    usage = reading.usage()
+    meter.prompt_tokens.inc(usage.prompt_tokens)
+    meter.looked_up_tokens.inc(usage.prompt_tokens)
+    meter.cached_tokens.inc(usage.cached_tokens)
+    for request in requests:
+        meter.prompt_sizes.observe(request.prompt.num_tokens)
+    for answer in reading.answers:
+        meter.output_sizes.observe(answer.num_tokens)
+        meter.finished(answer.finish or "stop").inc()
+    first, last = exchange.first_at, exchange.last_at
+    if first is None or last is None:
+        return
+    meter.ttft.observe(first - exchange.arrived_at)
+    meter.latency.observe(last - exchange.arrived_at)
+    most = max(answer.num_tokens for answer in reading.answers)
+    if most > 1:
+        meter.tpot.observe((last - first) / (most - 1))

@@ -1,0 +1,45 @@
+"""What an operator may set about the front door."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """The `[gateway]` table.
+
+    api_keys: key -> tenant; empty = no keys asked, every caller is tenant "default".
+    cors_origins: sites whose pages may call us; "*" = any. The playground needs none.
+    max_queue: requests inside at once (one prompt = one request); more are told 429.
+    isolate_tenants: tenants never share cached prompt blocks.
+    thread_above_chars: longer prompts are tokenised in a thread; None = never (a virtual clock allows no threads).
+    stall_timeout_s: a client that takes no byte for so long is dropped; None = never.
+    retry_after_s: what refused callers are told when the service names no time.
+    request_prefix: start of every request id, None = a random one per process. Set it where runs must be equal.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: dict[str, str] = field(default_factory=dict)
+    cors_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 32 * 1024 * 1024
+    max_queue: int = 4096
+    max_prompts: int = 1024
+    max_answers: int = 128
+    max_logprobs: int = 20
+    isolate_tenants: bool = False
+    thread_above_chars: int | None = 4096
+    stall_timeout_s: float | None = 60.0
+    retry_after_s: float = 1.0
+    request_prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must lie between 0 and 65535, got {self.port}")
+        for name in ("max_body_bytes", "max_queue", "max_prompts", "max_answers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for key, tenant in self.api_keys.items():
+            if not key or not tenant:
+                raise ValueError("api_keys maps each key to a tenant; neither may be empty")

@@ -1,0 +1,161 @@
+"""What Prometheus is told: the gateway's own view of its callers, and the replicas' last reports.
+
+Names follow those vLLM users have dashboards for, with our prefix. Time to first token and time per output token
+are what the caller saw here (arrival of the body to the first Output; mean gap of the later tokens of a request),
+so they hold tokenising, routing and queueing. Replica gauges are read from reports when scraped, one series a replica.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from penstock.core.types import Report
+
+TTFT_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160,
+)  # fmt: skip
+TPOT_BUCKETS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10,
+)  # fmt: skip
+LATENCY_BUCKETS = (
+    0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960,
+)  # fmt: skip
+TOKEN_BUCKETS = tuple(2**power for power in range(0, 18))
+
+
+class ModelMeter:
+    """The series of one model, looked up once."""
+
+    __slots__ = (
+        "prompt_tokens",
+        "generation_tokens",
+        "cached_tokens",
+        "looked_up_tokens",
+        "ttft",
+        "tpot",
+        "latency",
+        "prompt_sizes",
+        "output_sizes",
+        "in_flight",
+        "finished",
+        "refused",
+    )
+
+    def __init__(self, meter: Meter, model: str) -> None:
+        self.prompt_tokens = meter.prompt_tokens.labels(model)
+        self.generation_tokens = meter.generation_tokens.labels(model)
+        self.cached_tokens = meter.cached_tokens.labels(model)
+        self.looked_up_tokens = meter.looked_up_tokens.labels(model)
+        self.ttft = meter.ttft.labels(model)
+        self.tpot = meter.tpot.labels(model)
+        self.latency = meter.latency.labels(model)
+        self.prompt_sizes = meter.prompt_sizes.labels(model)
+        self.output_sizes = meter.output_sizes.labels(model)
+        self.in_flight = meter.in_flight.labels(model)
+        self.finished: Callable[[str], Counter] = lambda reason: meter.finished.labels(
+            model, reason
+        )
+        self.refused: Callable[[str], Counter] = lambda code: meter.refused.labels(model, code)
+
+
+class Meter:
+    """All series of one gateway, in a registry of their own."""
+
+    def __init__(self, reports: Callable[[], Sequence[Report]]) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, told: str, *more: str) -> Counter:
+            return Counter(f"penstock:{name}", told, ("model_name", *more), registry=registry)
+
+        def histogram(name: str, told: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(
+                f"penstock:{name}", told, ("model_name",), buckets=buckets, registry=registry
+            )
+
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of started requests.")
+        self.generation_tokens = counter("generation_tokens", "Tokens generated.")
+        self.looked_up_tokens = counter(
+            "prefix_cache_queries", "Prompt tokens looked up in prefix caches."
+        )
+        self.cached_tokens = counter("prefix_cache_hits", "Prompt tokens found in prefix caches.")
+        self.finished = counter("request_success", "Answers that ended.", "finished_reason")
+        self.refused = counter("request_failure", "Requests that ended in an error.", "code")
+        self.ttft = histogram(
+            "time_to_first_token_seconds", "Arrival to first token.", TTFT_BUCKETS
+        )
+        self.tpot = histogram(
+            "time_per_output_token_seconds", "Mean gap of later tokens, a request.", TPOT_BUCKETS
+        )
+        self.latency = histogram(
+            "e2e_request_latency_seconds", "Arrival to last token.", LATENCY_BUCKETS
+        )
+        self.prompt_sizes = histogram(
+            "request_prompt_tokens", "Prompt tokens, a request.", TOKEN_BUCKETS
+        )
+        self.output_sizes = histogram(
+            "request_generation_tokens", "Tokens generated, an answer.", TOKEN_BUCKETS
+        )
+        self.in_flight = Gauge(
+            "penstock:num_requests_in_flight",
+            "Requests inside the gateway.",
+            ("model_name",),
+            registry=registry,
+        )
+        registry.register(_Replicas(reports))
+        self._models: dict[str, ModelMeter] = {}
+
+    def of(self, model: str) -> ModelMeter:
+        known = self._models.get(model)
+        if known is None:
+            known = self._models[model] = ModelMeter(self, model)
+        return known
+
+    def text(self) -> bytes:
+        """The exposition format, version 0.0.4."""
+        return generate_latest(self.registry)
+
+
+class _Replicas(Collector):
+    """Gauges of replicas, as a scrape finds them."""
+
+    def __init__(self, reports: Callable[[], Sequence[Report]]) -> None:
+        self._reports = reports
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        reports = list(self._reports())
+        yield _gauge("num_requests_running", "Jobs in the running batch.", reports, _running)
+        yield _gauge("num_requests_waiting", "Jobs that wait.", reports, _waiting)
+        yield _gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", reports, _usage)
+        yield _gauge("replica_up", "1 while the replica is alive.", reports, _alive)
+
+
+def _gauge(
+    name: str, told: str, reports: Sequence[Report], value: Callable[[Report], float]
+) -> Metric:
+    family = GaugeMetricFamily(f"penstock:{name}", told, labels=("engine",))
+    for report in reports:
+        family.add_metric((report.replica,), value(report))
+    return family
+
+
+def _running(report: Report) -> float:
+    return report.num_running
+
+
+def _waiting(report: Report) -> float:
+    return report.num_waiting
+
+
+def _usage(report: Report) -> float:
+    return 1 - report.free_blocks / report.total_blocks if report.total_blocks else 0.0
+
+
+def _alive(report: Report) -> float:
+    return float(report.is_alive)
