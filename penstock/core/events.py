@@ -34,7 +34,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A mechanism begins (input). `made` is the JSON of all it was made of, enough to make it again; see report.made."""
+    """A mechanism begins (input). `made` is the JSON of all it was made of, enough to make it again."""
 
     kind: Literal["opened"] = "opened"
     at: float
