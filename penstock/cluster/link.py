@@ -58,6 +58,7 @@ class ReplicaLink:
     def __init__(self, name: str) -> None:
         self._name = name
         self._held: dict[str, _Held] = {}
+        self._about = ""
         self._report: Report | None = None
         self._on_report: Callable[[Report], None] | None = None
         self._channel: Channel | None = None
@@ -68,6 +69,11 @@ class ReplicaLink:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def about(self) -> str:
+        """What the replica runs on, for people; known once it is ready."""
+        return self._about
 
     @property
     def is_alive(self) -> bool:
@@ -178,6 +184,7 @@ class ReplicaLink:
 
     def _greet(self, hello: Hello) -> None:
         check_schema(f"replica {self._name}", hello.schema)
+        self._about = hello.about
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
 

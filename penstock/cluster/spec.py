@@ -106,12 +106,13 @@ def policies_of(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outside:
-    """What a replica touches or asks: its executor, its predictors and its log."""
+    """What a replica touches or asks: its executor, its predictors and its log. `about`: for people."""
 
     executor: Executor
     num_blocks: int
     predictors: Predictors
     log: Log
+    about: str = ""
 
 
 def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
@@ -137,7 +138,7 @@ def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
             on_outputs=on_outputs,
         )
 
-    return Host(channel, open_replica, report_s=spec.report_s)
+    return Host(channel, open_replica, report_s=spec.report_s, about=outside.about)
 
 
 OpenOutside = Callable[[ReplicaSpec], Outside]

@@ -62,10 +62,11 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Replica -> fleet, once: what it serves. The first message on a channel."""
+    """Replica -> fleet, once: what it serves. The first message on a channel. `about` says to people on what."""
 
     report: Report
     schema: int = SCHEMA
+    about: str = ""
     kind: Literal["hello"] = "hello"
 
 

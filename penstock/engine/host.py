@@ -43,11 +43,13 @@ class Host:
         open_replica: Callable[[OnOutputs], Replica],
         *,
         report_s: float = 0.1,
+        about: str = "",
     ) -> None:
         self.replica = open_replica(self._send_outputs)
         self._channel = channel
         self._outbox = Outbox(channel)
         self._report_s = report_s
+        self._about = about
         self._said_at = now()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,7 +58,7 @@ class Host:
         """Serve until stopped; raises what ended the replica otherwise."""
         self._channel.watch(lambda why: self._spawn(self._end()))
         self._channel.listen(self._hear)
-        self._outbox.put(Hello(self.replica.report()), SMALL_BYTES)
+        self._outbox.put(Hello(self.replica.report(), about=self._about), SMALL_BYTES)
         try:
             await self.replica.run()
         except Exception as error:
