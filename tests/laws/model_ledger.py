@@ -8,9 +8,9 @@ booking would throw out. Of equal contents the first to be remembered serves.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from penstock.core.types import BlockHash, Job
 
@@ -32,8 +32,13 @@ class ModelLedger:
         self.idle: list[Block] = []  # of those, the ones nobody holds, longest unused first
 
     def fork(self) -> ModelLedger:
-        twin = copy.deepcopy(self)
+        twin = ModelLedger(self.total, self.block_size)
         twin.is_fork = True
+        blocks = {id(b): b for b in (*self.remembered, *chain(*self.tables.values()))}
+        copies = {key: Block(b.contents, set(b.holders)) for key, b in blocks.items()}
+        twin.tables = {seq: [copies[id(b)] for b in table] for seq, table in self.tables.items()}
+        twin.remembered = [copies[id(b)] for b in self.remembered]
+        twin.idle = [copies[id(b)] for b in self.idle]
         return twin
 
     @property

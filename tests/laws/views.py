@@ -142,6 +142,10 @@ def make_world(rng: random.Random, num_jobs: int | None = None) -> World:
         else:
             job.num_preemptions = int(job.num_output > 0)
             world.waiting.append(Glass(job))
+    if world.running and rng.random() < 0.4:  # hardly any room left
+        ledger.total += rng.randrange(3) - ledger.free
+        while ledger.num_in_pool() > ledger.total:
+            ledger.forget(ledger.idle[0])
     return world
 
 

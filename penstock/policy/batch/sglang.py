@@ -211,6 +211,8 @@ class Sglang:
         fork = view.ledger.fork()
         staying = [job for job in view.running if job.todo == 1][: view.caps.max_batch_tokens]
         evicted: list[Eviction[JobView]] = []
+        if not staying and view.running:
+            evicted = self._unstick(view, fork)
         while staying and shortage(fork, staying) > 0:
             if not self._retract(view, fork, staying, evicted):
                 break
@@ -222,6 +224,17 @@ class Sglang:
             self._decay(1)
         batch = Batch((Lane(chunks),) if chunks else ())
         return Decision(batch, evicted=tuple(evicted), why="retracted" if evicted else "decode")
+
+    @staticmethod
+    def _unstick(view: View, fork: LedgerFork) -> list[Eviction[JobView]]:
+        """Unfinished prompts hold all memory (several only came from elsewhere): room for the first of them."""
+        unfinished = [job for job in view.running if job.todo > 1]
+        if not unfinished:
+            return []
+        asker = unfinished[0]
+        return list(
+            view.victims(asker, fork.need(asker, asker.known) - fork.free, unfinished, fork)
+        )
 
     @staticmethod
     def _retract(
