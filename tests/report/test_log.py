@@ -55,8 +55,8 @@ def one_of_each() -> list[Event]:
             plain = [arg for arg in typing.get_args(hint) if arg in fill]
             if hint in fill:
                 values[name] = fill[hint]
-            elif name == "reason":
-                values[name] = "stop"
+            elif typing.get_origin(hint) is typing.Literal:
+                values[name] = typing.get_args(hint)[0]
             elif name == "outputs":
                 values[name] = ((1, 2, True, ("ab",)),)
             elif name == "values":

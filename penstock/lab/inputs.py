@@ -1,0 +1,84 @@
+"""A log's inputs as a mechanism takes them, and the executor that runs nothing because the log says what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from penstock.core.events import Arrived, Completed
+from penstock.core.plans import Done, Plan, Sampled
+from penstock.core.ports import Completion, Grain
+from penstock.core.prompt import HashedPrompt
+from penstock.core.types import (
+    BlockHash,
+    Caps,
+    Kind,
+    PlanId,
+    ProgramId,
+    Request,
+    RequestId,
+    Sampling,
+)
+
+
+class ReplayedExecutor:
+    """The executor port's third leaf: takes plans and runs nothing; the log says what came of them."""
+
+    def __init__(self, caps: Caps) -> None:
+        self.caps = caps
+        self.complete: Callable[[Completion], None] = lambda completion: None
+
+    def listen(self, on_completion: Callable[[Completion], None]) -> None:
+        self.complete = on_completion
+
+    def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
+        return plan.id
+
+    def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
+        pass
+
+    def resume(self, plan: PlanId) -> None:
+        pass
+
+    def abort(self, plan: PlanId) -> None:
+        pass
+
+    def close_jobs(self, seqs: Sequence[int]) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
+def request_of(event: Arrived, block_size: int) -> Request:
+    """The request as far as decisions could see it."""
+    hashes = tuple(BlockHash(bytes.fromhex(each)) for each in event.hashes)
+    kind: Kind = event.request_kind  # type: ignore[assignment]
+    return Request(
+        id=RequestId(event.request),
+        model=event.model,
+        prompt=HashedPrompt(event.num_prompt, hashes, block_size),
+        sampling=Sampling(max_tokens=event.max_tokens),
+        slo=event.slo,
+        n=event.n,
+        tenant=event.tenant,
+        priority=event.priority,
+        adapter=event.adapter,
+        program=None if event.program is None else ProgramId(event.program),
+        kind=kind,
+    )
+
+
+def done_of(event: Completed) -> Done:
+    """The completion as the replica was told it, without token ids."""
+    errors = dict(event.errors)
+    outputs = [
+        Sampled(
+            seq,
+            tokens,
+            is_stop=is_stop,
+            filled=tuple(BlockHash(bytes.fromhex(each)) for each in filled),
+            error=errors.get(seq),
+        )
+        for seq, tokens, is_stop, filled in event.outputs
+    ]
+    return Done(PlanId(event.plan), event.steps_run, tuple(outputs), event.ends, event.error)

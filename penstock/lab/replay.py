@@ -1,0 +1,252 @@
+"""Takes a log's decisions again: the same mechanisms, made as the log says, fed its inputs at its instants.
+
+A replica is replayed on the virtual loop. Its executor is a leaf that runs nothing: what a plan yielded is in the log
+and is fed as any other input. A fleet's router waits for nothing and is called directly. Whatever the mechanism
+writes is compared, whole, with what the log holds at that place, so a decision counts as identical only if its digest,
+chunks, reason and the sizes it was taken on are; inputs that were misread show up as well.
+
+Inputs of one instant are fed together, and a decision in the log is waited for before anything behind it is fed: that
+is how turns were divided, see engine.replica. A log that ends early (a killed process) is replayed up to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.cluster.predictors import predictors_of_model, profile_of
+from penstock.cluster.router import Router
+from penstock.cluster.spec import ReplicaSpec, policies_of, policy_of
+from penstock.core.config import build
+from penstock.core.errors import BadConfig, BadTrace
+from penstock.core.events import (
+    Arrived,
+    Cancelled,
+    Completed,
+    Ended,
+    Event,
+    Finished,
+    Header,
+    Opened,
+    Refused,
+    Reported,
+    Routed,
+    Stepped,
+)
+from penstock.core.types import Caps, Request
+from penstock.engine.replica import Replica, ReplicaConfig
+from penstock.engine.turn import Predictors, ReplicaPolicies
+from penstock.lab.inputs import ReplayedExecutor, done_of, request_of
+from penstock.lab.judge import Difference, Diverged, Judge
+from penstock.report.log import LogReader, log_paths
+from penstock.report.made import MadeFleet, MadeReplica, made_of
+from penstock.sim.loop import run
+
+SAID = (Stepped, Finished)  # what a replica writes without being fed it
+UNFED = (Header, Opened, Refused)  # a replica's refusals come before its inputs: nothing reached it
+PATIENCE = 8  # rounds of the loop within which a turn of this instant must have come
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One mechanism's replay. `num_decisions` were identical; `difference` is the first that was not."""
+
+    path: str
+    who: str
+    what: str
+    num_decisions: int
+    num_events: int
+    difference: Difference | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaParts:
+    """What a replica is made of, but for the leaf."""
+
+    config: ReplicaConfig
+    caps: Caps
+    policies: ReplicaPolicies
+    predictors: Predictors
+    notes: tuple[str, ...] = ()
+
+
+def parts_of(made: MadeReplica, profile: str = "") -> ReplicaParts:
+    """Fresh parts, as the log says. `profile` is the digest its predictions came from. Raises BadTrace."""
+    try:
+        spec = build(ReplicaSpec, made.spec, "the replica of the log")
+        policies = policies_of(spec.policies)
+    except BadConfig as error:
+        raise BadTrace(
+            f"the log's replica cannot be made again: {error.message}",
+            hint="replay it with the Penstock release that wrote it",
+        ) from None
+    notes = []
+    found = profile_of(spec.executor)
+    if profile and found is not None and found.digest != profile:
+        notes.append(
+            f"the profile {spec.executor.profile} has changed since: predictions may differ"
+        )
+    return ReplicaParts(
+        config=ReplicaConfig(
+            name=spec.name,
+            num_blocks=made.num_blocks,
+            block_size=spec.block_size,
+            has_prefix_cache=spec.has_prefix_cache,
+            seed=spec.seed,
+        ),
+        caps=made.caps,
+        policies=policies,
+        predictors=predictors_of_model(spec.executor, spec.model),
+        notes=tuple(notes),
+    )
+
+
+async def _feed(events: Iterable[Event], parts: ReplicaParts, judge: Judge) -> None:
+    executor = ReplayedExecutor(parts.caps)
+    replica = Replica(parts.config, executor, parts.policies, parts.predictors, log=judge)
+    size = parts.config.block_size
+    told = (event for event in events if not isinstance(event, UNFED))
+    following = next(told, None)
+    while following is not None:
+        event, following = following, next(told, None)
+        await _wait_until(event.at)
+        judge.expected.append(event)
+        if isinstance(event, Arrived):
+            replica.submit(request_of(event, size), every_token=False)
+        elif isinstance(event, Cancelled):
+            replica.cancel(event.request)
+        elif isinstance(event, Completed):
+            executor.complete(done_of(event))
+        elif isinstance(event, Stepped):
+            # What the same turn, or the next of this instant, said further needs no input either.
+            while isinstance(following, SAID) and following.at == event.at:
+                judge.expected.append(following)
+                following = next(told, None)
+            await _catch_up(judge)
+    judge.is_over = True
+    await asyncio.sleep(0)
+
+
+async def _catch_up(judge: Judge) -> None:
+    """Let the replica's turns come, up to the last decision the log holds."""
+    left, rounds = len(judge.expected), 0
+    while judge.expected and rounds < PATIENCE:
+        await asyncio.sleep(0)
+        rounds = rounds + 1 if len(judge.expected) == left else 0
+        left = len(judge.expected)
+    if not judge.expected:
+        return
+    raise Diverged(judge.difference(judge.expected[0], None))
+
+
+async def _wait_until(at: float) -> None:
+    """Until the clock reads exactly `at`: a timer set for an instant, not for a delay, is not rounded."""
+    loop = asyncio.get_running_loop()
+    if at > loop.time():
+        reached = loop.create_future()
+        loop.call_at(at, reached.set_result, None)
+        await reached
+
+
+def replay_replica(events: Iterable[Event], parts: ReplicaParts, start_at: float = 0.0) -> Judge:
+    """Replay one replica's events. Raises Diverged at the first that differs."""
+    judge = Judge(parts.config.name)
+    try:
+        run(_feed(events, parts, judge), start_at=start_at)
+    except AssertionError as error:
+        recorded = judge.expected[0] if judge.expected else None
+        raise Diverged(judge.difference(recorded, None, f"{error}")) from error
+    return judge
+
+
+def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
+    """Replay one fleet's routing. Raises Diverged at the first decision that differs."""
+    judge = Judge(who)
+    try:
+        policy = policy_of("route", made.route, "the route policy of the log")
+    except BadConfig as error:
+        raise BadTrace(f"the log's fleet cannot be made again: {error.message}") from None
+    router = Router(who, policy, log=judge, seed=made.seed)  # type: ignore[arg-type]
+    requests: dict[str, Request] = {}
+    tried: dict[str, tuple[str, ...]] = {}
+    ended: str | None = None
+    for event in events:
+        if ended is not None and not (isinstance(event, Routed) and event.request == ended):
+            requests.pop(ended, None)
+            tried.pop(ended, None)
+        ended = None
+        if isinstance(event, (Header, Opened)):
+            continue
+        judge.expected.append(event)
+        if isinstance(event, Reported):
+            router.hear(event.at, event.report)
+        elif isinstance(event, Arrived):
+            size = next((report.block_size for report in router.reports.values()), 16)
+            requests[event.request] = request_of(event, size)
+            router.arrive(event.at, requests[event.request])
+        elif isinstance(event, Routed):
+            before = tried.get(event.request, ())
+            router.choose(event.at, requests[event.request], before)
+            if event.replica is not None:
+                tried[event.request] = (*before, event.replica)
+        elif isinstance(event, Ended):
+            router.end(event.at, event.request, event.replica)
+            ended = event.request
+        elif isinstance(event, Cancelled):
+            router.cancel(event.at, event.request)
+        elif isinstance(event, Refused):
+            router.refuse(event.at, event.request, event.code, event.why)
+            requests.pop(event.request, None)
+            tried.pop(event.request, None)
+    return judge
+
+
+def _of(who: str, reader: Iterable[Event]) -> Iterator[Event]:
+    return (event for event in reader if event.who == who)
+
+
+def replay_log(path: Path | str) -> list[Outcome]:
+    """Replay every mechanism of one log file. Raises BadTrace when it cannot be replayed at all."""
+    reader = LogReader(path)
+    header = reader.header()
+    births = [event for event in reader if isinstance(event, Opened)]
+    notes = ("its last line was cut off",) if reader.is_truncated else ()
+    if not births:
+        raise BadTrace(
+            f"the log {path} does not say how its mechanisms were made (no record of kind opened)"
+        )
+    return [_outcome(str(path), reader, header, birth, notes) for birth in births]
+
+
+def _outcome(
+    path: str, reader: LogReader, header: Header, birth: Opened, notes: tuple[str, ...]
+) -> Outcome:
+    made, difference = made_of(birth), None
+    judge = Judge(birth.who)
+    try:
+        events = _of(birth.who, reader)
+        if isinstance(made, MadeReplica):
+            parts = parts_of(made, header.profile)
+            notes += parts.notes
+            judge = replay_replica(events, parts, header.loop_at)
+        else:
+            judge = replay_fleet(events, birth.who, made)
+    except Diverged as diverged:
+        difference = diverged.difference
+    return Outcome(
+        path=path,
+        who=birth.who,
+        what=birth.what,
+        num_decisions=judge.num_decisions if difference is None else difference.number - 1,
+        num_events=judge.num_events,
+        difference=difference,
+        notes=notes,
+    )
+
+
+def replay(path: Path | str) -> list[Outcome]:
+    """Replay a log file, or every log of a folder."""
+    return [outcome for each in log_paths(path) for outcome in replay_log(each)]
