@@ -1,0 +1,133 @@
+"""From a model folder and a configuration to one rank's decoder. Every rank runs this on its own shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from penstock.core.errors import BadConfig
+from penstock.engine.folder import ModelFacts
+from penstock.engine.torch.attention import KvLayout, choose_backend
+from penstock.engine.torch.decoder import Decoder, Rank, check_split, load_decoder
+from penstock.engine.torch.linear import PlainLinear, choose_linear, has_bf16_instructions
+from penstock.engine.torch.memory import choose_num_blocks
+from penstock.engine.torch.ports import DTYPES
+from penstock.engine.torch.weights import WeightFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How a model is run.
+
+    device      "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N"
+    dtype       "auto": what the checkpoint holds; on a CPU without bf16 instructions fp32
+    threads     of torch, a process; None leaves torch's own choice
+    num_blocks, memory_bytes, free_share   see memory.py; at most one of them is needed
+    max_context None: what the model states. More than that is refused
+    attention, linear   "auto", or the portable ones by name
+    endpoint, cache_dir, revision, is_offline   where names that are no folders are looked up; see hub.py
+    """
+
+    device: str = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    tensor_parallel: int = 1
+    threads: int | None = None
+    num_blocks: int | None = None
+    memory_bytes: int | None = None
+    free_share: float | None = None
+    block_size: int = 16
+    max_context: int | None = None
+    seed: int = 0
+    attention: Literal["auto", "gather"] = "auto"
+    linear: Literal["auto", "plain"] = "auto"
+    endpoint: str | None = None
+    cache_dir: Path | None = None
+    revision: str | None = None
+    is_offline: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel", "block_size", "threads", "num_blocks", "max_context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(slots=True)
+class Built:
+    """A decoder, and what was decided on the way: `notes` says why, by subject."""
+
+    decoder: Decoder
+    device: torch.device
+    dtype: torch.dtype
+    num_blocks: int
+    notes: dict[str, str]
+
+
+def choose_device(name: str, rank: int = 0) -> torch.device:
+    """Raises BadConfig when CUDA is asked for and not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadConfig(f"device {name!r} is not known", hint="say auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise BadConfig(f"device {name!r} is not supported", hint="say auto, cpu or cuda")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise BadConfig("there is no CUDA device here", hint="use --device cpu")
+        return torch.device("cuda", rank if device.index is None else device.index + rank)
+    return device
+
+
+def choose_dtype(name: str, stored: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype, and why."""
+    if name != "auto":
+        return DTYPES[name], "asked for"
+    if device.type == "cpu" and stored == "bf16" and not has_bf16_instructions():
+        return torch.float32, "this processor has no bf16 instructions"
+    return DTYPES[stored], "as stored"
+
+
+def build_decoder(
+    facts: ModelFacts, config: EngineConfig, rank: Rank, num_blocks: int | None
+) -> Built:
+    """Load this rank's shard. `num_blocks` None: choose. Raises BadModel, BadConfig."""
+    shape = facts.shape
+    check_split(shape, rank.world, str(facts.folder))
+    device = choose_device(config.device, rank.rank)
+    dtype, why_dtype = choose_dtype(config.dtype, shape.stored_dtype, device)
+    layout = KvLayout(
+        num_layers=shape.num_layers,
+        num_blocks=num_blocks or 0,
+        block_size=config.block_size,
+        num_kv_heads=shape.num_kv_heads // rank.world,
+        head_dim=shape.head_dim,
+        dtype=dtype,
+        device=device,
+    )
+    method, why_linear = choose_linear(device, dtype)
+    if config.linear == "plain":
+        method, why_linear = PlainLinear(), "asked for"
+    folder = WeightFolder(facts.folder, dtype, device, rank=rank.rank, world=rank.world)
+    decoder = load_decoder(folder, shape, method, rank)
+    folder.close()
+    count = num_blocks or choose_num_blocks(
+        layout,
+        config.max_context or shape.max_context,
+        num_blocks=config.num_blocks,
+        memory_bytes=config.memory_bytes,
+        free_share=config.free_share,
+    )
+    backend, why_attention = choose_backend(layout.holding(count), wanted=config.attention)
+    decoder.attention = backend
+    notes = {
+        "device": str(device),
+        "dtype": f"{str(dtype).removeprefix('torch.')}: {why_dtype}",
+        "linear": f"{method.name}: {why_linear}",
+        "attention": f"{backend.name}: {why_attention}",
+    }
+    return Built(decoder, device, dtype, count, notes)

@@ -1,0 +1,267 @@
+"""One decoder for all families: weights packed layer by layer, and the forward as a generator over pieces.
+
+    x = embedding[ids]
+    every layer:  x += out(attention(rotate(qk_norm(qkv(norm(x))))))     piece (layer, "attention")
+                  x += down(silu(gate) * up)  of norm(x)                 piece (layer, "mlp")
+    hidden = norm(x[rows])                                               logits = head(hidden)
+
+`forward` yields after each piece, so that whoever drives it may stop between any two and go on later; nothing
+outside the generator holds activations. q, k, v are one product and so are gate and up. Over N ranks each has
+1/N of the heads and of the MLP: `out` and `down` then yield partial sums, which `reduce` adds up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from penstock.core.errors import BadModel
+from penstock.engine.torch.families import Shape
+from penstock.engine.torch.ports import (
+    AttentionBackend,
+    Linear,
+    LinearMethod,
+    Mask,
+    ShardSpec,
+    StepMeta,
+)
+from penstock.engine.torch.rope import RopeTable, rotate
+from penstock.engine.torch.weights import WeightFolder
+
+Part = Literal["attention", "mlp"]
+
+
+class Piece(NamedTuple):
+    """Where a forward stands: `part` of `layer` was just done; `held_bytes` are its activations."""
+
+    layer: int
+    part: Part
+    held_bytes: int
+
+    @property
+    def ends_layer(self) -> bool:
+        return self.part == "mlp"
+
+
+class Rank(Protocol):
+    """This process among those that share a model."""
+
+    rank: int
+    world: int
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """The sum of x over all ranks."""
+        ...
+
+    def join(self, x: Tensor) -> Tensor:
+        """Columns of all ranks side by side: [M, n] -> [M, n * world]."""
+        ...
+
+
+class Alone:
+    """The only rank."""
+
+    rank, world = 0, 1
+
+    def reduce(self, x: Tensor) -> Tensor:
+        return x
+
+    def join(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclass(slots=True)
+class StepInput:
+    """One step's tokens. `rows` are those whose logits are wanted."""
+
+    ids: Tensor  # int64 [T]
+    positions: Tensor  # int64 [T]
+    rows: Tensor  # int64 [R]
+    meta: StepMeta
+
+
+@dataclass(slots=True)
+class Layer:
+    mask: Mask
+    attention_norm: Tensor
+    qkv: Linear
+    qk_norm: Tensor | None  # [heads + kv heads, head_dim]
+    out: Linear
+    mlp_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(slots=True)
+class Decoder:
+    """Packed weights of one rank."""
+
+    shape: Shape
+    rank: Rank
+    embedding: Tensor
+    layers: list[Layer]
+    final_norm: Tensor
+    head: Linear
+    is_head_split: bool
+    rope: RopeTable
+    attention: AttentionBackend | None = None
+
+    def forward(
+        self, step: StepInput, layers: tuple[int, int] | None = None
+    ) -> Generator[Piece, None, Tensor]:
+        """Yields after every piece; returns the hidden states of `step.rows`, normed, [R, hidden]."""
+        x = self.embedding[step.ids]
+        held = x.numel() * x.element_size()
+        turn = self.rope.at(step.positions, step.meta.max_context)
+        first, last = layers or (0, len(self.layers))
+        for index in range(first, last):
+            layer = self.layers[index]
+            x = x + self._attend(index, layer, x, turn, step.meta)
+            yield Piece(index, "attention", held)
+            x = x + self._feed(layer, x)
+            yield Piece(index, "mlp", held)
+        return norm(x[step.rows], self.final_norm, self.shape.norm_eps)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """fp32 [R, vocab]"""
+        out = self.head(hidden)
+        return (self.rank.join(out) if self.is_head_split else out).float()
+
+    def _attend(
+        self, index: int, layer: Layer, x: Tensor, turn: tuple[Tensor, Tensor], meta: StepMeta
+    ) -> Tensor:
+        shape, world = self.shape, self.rank.world
+        heads, kv_heads = shape.num_heads // world, shape.num_kv_heads // world
+        qkv = layer.qkv(norm(x, layer.attention_norm, shape.norm_eps))
+        qkv = qkv.view(-1, heads + 2 * kv_heads, shape.head_dim)
+        qk = qkv[:, : heads + kv_heads]
+        if layer.qk_norm is not None:
+            qk = norm(qk, layer.qk_norm, shape.norm_eps)
+        qk = rotate(qk, *turn)
+        assert self.attention is not None
+        out, _ = self.attention(
+            index,
+            qk[:, :heads],
+            qk[:, heads:],
+            qkv[:, heads + kv_heads :],
+            meta,
+            layer.mask,
+            shape.head_dim**-0.5,
+        )
+        return self.rank.reduce(layer.out(out.flatten(1)))
+
+    def _feed(self, layer: Layer, x: Tensor) -> Tensor:
+        gate, up = layer.gate_up(norm(x, layer.mlp_norm, self.shape.norm_eps)).chunk(2, -1)
+        return self.rank.reduce(layer.down(F.silu(gate).mul_(up)))
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMS norm over the last axis, computed in fp32."""
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+    return (wide * scale).to(x.dtype) * weight
+
+
+class _Packer:
+    """Reads and packs one layer's linears with this rank's shards."""
+
+    def __init__(self, folder: WeightFolder, method: LinearMethod, rank: Rank) -> None:
+        self.folder, self.method, self.rank = folder, method, rank
+
+    def shard(self, dim: Literal["none", "out", "in"]) -> ShardSpec:
+        return ShardSpec(dim, self.rank.rank, self.rank.world)
+
+    def merged(self, names: list[tuple[str, int]], width: int, has_bias: bool) -> Linear:
+        """Layers that read the same input, as one: `names` of (tensor prefix, whole number of outputs)."""
+        shard, get = self.shard("out"), self.folder.get
+        weights = [get(f"{name}.weight", (size, width), shard) for name, size in names]
+        biases = [get(f"{name}.bias", (size,), shard) for name, size in names] if has_bias else []
+        bias = torch.cat(biases) if biases else None
+        return self.method.pack(torch.cat(weights), bias, shard)
+
+    def split_input(self, name: str, size: int, width: int, has_bias: bool) -> Linear:
+        """A layer whose partial sums are added over ranks: only the first rank adds the bias."""
+        shard = self.shard("in")
+        weight = self.folder.get(f"{name}.weight", (size, width), shard)
+        bias = self.folder.get(f"{name}.bias", (size,)) if has_bias else None
+        return self.method.pack(weight, bias if self.rank.rank == 0 else None, shard)
+
+
+def load_decoder(folder: WeightFolder, shape: Shape, method: LinearMethod, rank: Rank) -> Decoder:
+    """Read and pack all layers; the attention backend is set afterwards, from the memory left. Raises BadModel."""
+    packer = _Packer(folder, method, rank)
+    prefix = folder.prefix
+    embedding = folder.get(f"{prefix}embed_tokens.weight", (shape.vocab_size, shape.hidden))
+    layers = [
+        _load_layer(packer, shape, index, f"{prefix}layers.{index}.")
+        for index in range(shape.num_layers)
+    ]
+    is_split = rank.world > 1 and shape.vocab_size % rank.world == 0
+    spec = packer.shard("out" if is_split else "none")
+    whole = (shape.vocab_size, shape.hidden)
+    if shape.is_tied:
+        each = shape.vocab_size // rank.world
+        head = embedding[rank.rank * each : (rank.rank + 1) * each] if is_split else embedding
+    else:
+        head = folder.get("lm_head.weight", whole, spec)
+    return Decoder(
+        shape=shape,
+        rank=rank,
+        embedding=embedding,
+        layers=layers,
+        final_norm=folder.get(f"{prefix}norm.weight", (shape.hidden,)),
+        head=method.pack(head, None, spec),
+        is_head_split=is_split,
+        rope=RopeTable(shape.rope, shape.head_dim, folder.dtype, folder.device),
+    )
+
+
+def _load_layer(packer: _Packer, shape: Shape, index: int, prefix: str) -> Layer:
+    get, hidden = packer.folder.get, shape.hidden
+    query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    attn, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+    qk_norm = None
+    if shape.has_qk_norm:
+        world = packer.rank.world
+        parts = [
+            get(f"{attn}{name}.weight", (shape.head_dim,)).expand(heads // world, -1)
+            for name, heads in (("q_norm", shape.num_heads), ("k_norm", shape.num_kv_heads))
+        ]
+        qk_norm = torch.cat(parts)
+    return Layer(
+        mask=Mask("causal", shape.windows[index]),
+        attention_norm=get(f"{prefix}input_layernorm.weight", (hidden,)),
+        qkv=packer.merged(
+            [(f"{attn}q_proj", query), (f"{attn}k_proj", key), (f"{attn}v_proj", key)],
+            hidden,
+            shape.has_qkv_bias,
+        ),
+        qk_norm=qk_norm,
+        out=packer.split_input(f"{attn}o_proj", hidden, query, shape.has_out_bias),
+        mlp_norm=get(f"{prefix}post_attention_layernorm.weight", (hidden,)),
+        gate_up=packer.merged(
+            [(f"{mlp}gate_proj", shape.intermediate), (f"{mlp}up_proj", shape.intermediate)],
+            hidden,
+            shape.has_mlp_bias,
+        ),
+        down=packer.split_input(f"{mlp}down_proj", hidden, shape.intermediate, shape.has_mlp_bias),
+    )
+
+
+def check_split(shape: Shape, world: int, where: str) -> None:
+    """Raises BadModel unless heads and MLP divide over `world` ranks."""
+    for what, size in (
+        ("attention heads", shape.num_heads),
+        ("key/value heads", shape.num_kv_heads),
+        ("MLP width", shape.intermediate),
+    ):
+        if size % world:
+            raise BadModel(
+                f"{where}: {size} {what} do not divide over {world} processes",
+                hint="choose a tensor_parallel that divides all of heads, kv heads and MLP width",
+            )

@@ -1,0 +1,241 @@
+"""The torch executor: the real twin of the executor port.
+
+    loop's thread:   launch / resume / interrupt / abort / close_jobs  --queue-->  lane's thread
+    lane's thread:   open jobs, lay out arrays, forward piece by piece, sample, note tokens  --call_soon-->  Done
+
+One lane, one thread, one step at a time; a step may be left between two pieces and taken up again. Everything that a
+step touches belongs to the lane's thread. A job that cannot be served (token out of range, no token ids) ends with its
+own error and does not disturb the others of its plan; an exception ends its plan and leaves the engine running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from penstock.core.plans import Plan, Sampled, Work, Yielded
+from penstock.core.ports import Completion, Grain
+from penstock.core.rng import stream
+from penstock.core.types import Caps, PlanId, TokenLogprob
+from penstock.engine.folder import ModelFacts
+from penstock.engine.torch.build import Built, EngineConfig
+from penstock.engine.torch.jobs import JobState, JobTable
+from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
+from penstock.engine.torch.sampler import Drawn, draw, token_logprobs
+from penstock.engine.torch.step import StepArrays, lay_out, prompt_span
+
+
+class Crew(Protocol):
+    """The other ranks of a tensor-parallel model, seen from rank 0."""
+
+    def begin(self, arrays: StepArrays) -> None:
+        """Have all ranks run this step. Raises StepFailed when one of them is gone."""
+        ...
+
+    def abandon(self, error: BaseException) -> BaseException:
+        """The step broke off here, so ranks are out of step: end them; the error to tell."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class TorchExecutor:
+    """Implements core.ports.Executor. Made by `penstock.engine.torch.open.open_executor`."""
+
+    def __init__(
+        self, built: Built, facts: ModelFacts, config: EngineConfig, crew: Crew | None = None
+    ) -> None:
+        self.facts, self.config, self.notes = facts, config, built.notes
+        self.num_blocks, self.block_size = built.num_blocks, config.block_size
+        self._decoder, self._device, self._crew = built.decoder, built.device, crew
+        self._table = JobTable(
+            vocab_size=facts.vocab_size, block_size=config.block_size, eos_ids=facts.eos_ids
+        )
+        self._seeds = stream(config.seed, "sampling")
+        self._caps = Caps(
+            num_layers=facts.num_layers,
+            max_context=min(
+                config.max_context or facts.max_context, built.num_blocks * config.block_size
+            ),
+            yield_grain="operator" if crew is None else "step",
+        )
+        self._live: set[PlanId] = set()
+        self._on_completion: Callable[[Completion], None] | None = None
+        self._lane = Lane(
+            run=self._step, close=self._close, tell=self._tell, threads=config.threads
+        )
+        self._is_stopped = False
+
+    @property
+    def caps(self) -> Caps:
+        return self._caps
+
+    @property
+    def kv_bytes(self) -> int:
+        """Memory set aside for keys and values on this rank."""
+        assert self._decoder.attention is not None
+        return self._decoder.attention.num_bytes
+
+    def listen(self, on_completion: Callable[[Completion], None]) -> None:
+        self._on_completion = on_completion
+
+    def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
+        assert not self._is_stopped, "launched after stop"
+        assert plan.lane < self._caps.max_lanes, f"there is no lane {plan.lane}"
+        self._live.add(plan.id)
+        self._lane.send(Launch(plan))
+        return plan.id
+
+    def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
+        if grain != "step" and self._caps.yield_grain != "step" and plan in self._live:
+            self._lane.mark(plan, grain)
+
+    def resume(self, plan: PlanId) -> None:
+        if plan in self._live:
+            self._lane.unmark(plan)
+            self._lane.send(Resume(plan))
+
+    def abort(self, plan: PlanId) -> None:
+        if plan in self._live:
+            self._live.discard(plan)
+            if (
+                self._crew is None
+            ):  # ranks must stay in step: there, a step is run and its end not told
+                self._lane.mark(plan, "abort")
+                self._lane.send(Abort(plan))
+
+    def close_jobs(self, seqs: Sequence[int]) -> None:
+        self._lane.send(Close(tuple(seqs)))
+
+    async def stop(self) -> None:
+        if not self._is_stopped:
+            self._is_stopped = True
+            await self._lane.stop(() if self._crew else tuple(self._live))
+            self._live.clear()
+            if self._crew is not None:
+                self._crew.close()
+
+    def _tell(self, told: Completion) -> None:
+        """On the loop's thread: pass on what the lane did, unless the plan was aborted meanwhile."""
+        if told.plan not in self._live:
+            return
+        at = asyncio.get_running_loop().time()
+        if isinstance(told, Yielded):
+            told = replace(told, at=at)
+        else:
+            self._live.discard(told.plan)
+            self._lane.unmark(told.plan)
+            told = replace(told, ends=(at,))
+        assert self._on_completion is not None, "nobody listens"
+        self._on_completion(told)
+
+    def _close(self, seqs: Iterable[int]) -> None:
+        for seq in seqs:
+            self._table.close(seq)
+
+    def _step(self, plan: Plan) -> Step:
+        """One plan, on the lane's thread."""
+        table = self._table
+        self._close(plan.closed)
+        refused = self._open(plan)
+        work = [chunk for chunk in plan.work if chunk.seq not in refused]
+        outputs = [Sampled(seq, 0, error=reason) for seq, reason in refused.items()]
+        if not work:
+            return tuple(outputs)
+        jobs = [table.place(chunk) for chunk in work]
+        arrays = lay_out(table, work, jobs)
+        if self._crew is not None:
+            self._crew.begin(arrays)
+        try:
+            hidden = yield from self._decoder.forward(arrays.on(self._device))
+            samplers = [job for chunk, job in zip(work, jobs, strict=True) if chunk.samples]
+            drawn = NOTHING
+            if samplers:
+                logits = self._decoder.logits(hidden[: len(samplers)])
+                drawn = draw(logits, table, samplers)
+            self._score(arrays, hidden, work, jobs)
+        except Exception as error:
+            if self._crew is None:
+                raise
+            raise self._crew.abandon(error) from error
+        outputs += self._note(work, jobs, drawn)
+        return tuple(outputs)
+
+    def _open(self, plan: Plan) -> dict[int, str]:
+        """Take in the plan's new jobs; reasons of those that cannot be served."""
+        refused = {}
+        for opening in plan.opened:
+            reason = self._table.open(opening, self._seeds.getrandbits(64))
+            if reason is not None:
+                refused[opening.seq] = reason
+        return refused
+
+    def _score(
+        self, arrays: StepArrays, hidden: Tensor, work: Sequence[Work], jobs: Sequence[JobState]
+    ) -> None:
+        """Log-probabilities of prompt tokens, for jobs that asked."""
+        if len(arrays.rows) == arrays.num_sampling:
+            return
+        spans = [(job, prompt_span(chunk, job)) for chunk, job in zip(work, jobs, strict=True)]
+        targets = [(job, at + 1) for job, span in spans for at in span]
+        told: list[TokenLogprob] = []
+        for part in arrays.logit_slices()[1 if arrays.num_sampling else 0 :]:
+            some = targets[part.start - arrays.num_sampling : part.stop - arrays.num_sampling]
+            ids = torch.tensor([job.prompt.ids[at] for job, at in some], device=self._device)
+            tops = [job.num_prompt_logprobs or 0 for job, _ in some]
+            told += token_logprobs(self._decoder.logits(hidden[part]), ids, tops)
+        for (job, at), entry in zip(targets, told, strict=True):
+            known = job.prompt_logprobs
+            known += [None] * (at - len(known))  # the first token, and what a prefix cache skipped
+            known.append(entry)
+
+    def _note(self, work: Sequence[Work], jobs: Sequence[JobState], drawn: Drawn) -> list[Sampled]:
+        """Write down the drawn tokens and say what each job got."""
+        outputs, at, table = [], 0, self._table
+        for chunk, job in zip(work, jobs, strict=True):
+            if job.seq not in table.jobs:  # closed while this step was left in the middle
+                at += chunk.samples
+                continue
+            scored = _finished_scores(chunk, job)
+            if not chunk.samples:
+                if scored or job.request.kind == "score":
+                    outputs.append(Sampled(job.seq, 0, prompt_logprobs=scored))
+                continue
+            token, is_broken, logprob = drawn.ids[at], drawn.is_broken[at], drawn.logprobs[at]
+            at += 1
+            if is_broken:
+                outputs.append(Sampled(job.seq, 0, error=BROKEN))
+                continue
+            table.append(job, token)
+            outputs.append(
+                Sampled(
+                    job.seq,
+                    1,
+                    ids=(token,),
+                    is_stop=token in job.stops,
+                    filled=table.fill(job, chunk.start + chunk.tokens),
+                    logprobs=() if logprob is None else (logprob,),
+                    prompt_logprobs=scored,
+                )
+            )
+        return outputs
+
+
+NOTHING = Drawn([], [], [])
+BROKEN = "the model gave no finite numbers for the next token"
+
+
+def _finished_scores(chunk: Work, job: JobState) -> tuple[TokenLogprob | None, ...]:
+    """All prompt log-probabilities, with the chunk that computes the prompt's last position for the first time."""
+    if job.num_prompt_logprobs is None or job.is_scored:
+        return ()
+    if chunk.start + chunk.tokens < job.num_prompt:
+        return ()
+    job.is_scored = True
+    scores = job.prompt_logprobs
+    return tuple(scores) + (None,) * (job.num_prompt - len(scores))

@@ -1,0 +1,154 @@
+"""One lane: a thread that runs steps, one at a time, and can leave one in the middle to run another.
+
+A step is a generator that yields after every piece of its forward and returns its outputs. All state that steps
+touch belongs to this thread; the loop's thread sends commands through a queue and hears back through
+`call_soon_threadsafe`. Interrupts and aborts are marks that the thread reads between pieces. An exception ends the
+step it arose in, and no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Generator
+from typing import Literal, NamedTuple
+
+import torch
+
+from penstock.core.plans import Done, Plan, Sampled, Yielded
+from penstock.core.types import PlanId
+from penstock.engine.torch.decoder import Piece
+
+Mark = Literal["layer", "operator", "abort"]
+
+
+Step = Generator[Piece, None, tuple[Sampled, ...]]
+
+
+class Launch(NamedTuple):
+    plan: Plan
+
+
+class Resume(NamedTuple):
+    plan: PlanId
+
+
+class Abort(NamedTuple):
+    plan: PlanId
+
+
+class Close(NamedTuple):
+    seqs: tuple[int, ...]
+
+
+Command = Launch | Resume | Abort | Close
+
+
+class Lane:
+    """See the module's text. `run` makes a step of a plan, `close` drops jobs; both run on the thread."""
+
+    def __init__(
+        self,
+        *,
+        run: Callable[[Plan], Step],
+        close: Callable[[tuple[int, ...]], None],
+        tell: Callable[[Done | Yielded], None],
+        threads: int | None,
+    ) -> None:
+        self._run, self._close, self._tell = run, close, tell
+        self._threads = threads
+        self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._marks: dict[PlanId, Mark] = {}
+        self._left: dict[PlanId, Step] = {}  # steps that were interrupted
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._main, name="penstock-lane", daemon=True)
+        self._thread.start()
+
+    def send(self, command: Command) -> None:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        self._inbox.put(command)
+
+    def mark(self, plan: PlanId, mark: Mark) -> None:
+        if self._marks.get(plan) != "abort":
+            self._marks[plan] = mark
+
+    def unmark(self, plan: PlanId) -> None:
+        self._marks.pop(plan, None)
+
+    async def stop(self, running: tuple[PlanId, ...]) -> None:
+        """End the thread after the piece it is in."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        for plan in running:
+            self.mark(plan, "abort")
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            await self._ended.wait()
+
+    def _main(self) -> None:
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            while (command := self._inbox.get()) is not None:
+                self._obey(command)
+            for step in self._left.values():
+                step.close()
+        if self._ended is not None:
+            self._call(self._ended.set)
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Launch(plan):
+                self._advance(plan.id, self._run(plan))
+            case Resume(plan_id):
+                step = self._left.pop(plan_id, None)
+                if step is not None:
+                    self._advance(plan_id, step)
+            case Abort(plan_id):
+                step = self._left.pop(plan_id, None)
+                if step is not None:
+                    step.close()
+                self._marks.pop(plan_id, None)
+            case Close(seqs):
+                self._close(seqs)
+
+    def _advance(self, plan: PlanId, step: Step) -> None:
+        """Run a step to its end, or to the boundary at which it shall stop."""
+        try:
+            while True:
+                piece = next(step)
+                mark = self._marks.get(plan)
+                if mark == "abort":
+                    step.close()
+                    break
+                if mark == "operator" or (mark == "layer" and piece.ends_layer):
+                    self._left[plan] = step
+                    self._report(Yielded(plan, 0.0, piece.held_bytes))
+                    break
+        except StopIteration as end:
+            self._report(Done(plan, 1, end.value, ()))
+        except Exception as error:  # noqa: BLE001 - the outermost loop here: a step may fail, the lane not
+            self._report(Done(plan, 1, (), (), error=describe(error)))
+        self._marks.pop(plan, None)
+
+    def _report(self, told: Done | Yielded) -> None:
+        self._call(self._tell, told)
+
+    def _call(self, what: Callable[..., None], *args: Done | Yielded) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(what, *args)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            pass
+
+
+def describe(error: BaseException) -> str:
+    """What a caller is told of a failed step."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "the step ran out of memory; try again, or give the engine fewer blocks or smaller batches"
+    first = str(error).strip().splitlines() or ["no further detail"]
+    return f"the step failed: {type(error).__name__}: {first[0]}"

@@ -1,0 +1,86 @@
+"""How many blocks of keys and values fit.
+
+Said by number, by bytes, or left open: then a share of the free memory is taken, but no more than CONTEXTS whole
+contexts need. Free memory of a CPU is what the kernel calls available, within the limit of this process's control
+group if there is one; of a GPU, what its driver reports.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from penstock.core.errors import BadConfig
+from penstock.engine.torch.attention import KvLayout
+
+CONTEXTS = 64
+FREE_SHARE = {"cpu": 0.4, "cuda": 0.9}
+LIMITS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+
+
+def block_bytes(layout: KvLayout) -> int:
+    """Bytes of one block, all layers, keys and values."""
+    each = 2 * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
+    return each * layout.num_layers * layout.block_size
+
+
+def choose_num_blocks(
+    layout: KvLayout,
+    max_context: int,
+    *,
+    num_blocks: int | None = None,
+    memory_bytes: int | None = None,
+    free_share: float | None = None,
+) -> int:
+    """Blocks to hold. `layout.num_blocks` is ignored. Raises BadConfig when not even one fits."""
+    each = block_bytes(layout)
+    if num_blocks is not None:
+        found = num_blocks
+    elif memory_bytes is not None:
+        found = memory_bytes // each
+    else:
+        share = FREE_SHARE.get(layout.device.type, 0.5) if free_share is None else free_share
+        wanted = CONTEXTS * -(-max_context // layout.block_size)
+        found = min(int(free_bytes(layout.device) * share) // each, wanted)
+    if found < 1:
+        raise BadConfig(
+            f"no block of {each} bytes fits into the memory set aside for keys and values",
+            hint="give it more memory (memory_bytes) or state num_blocks",
+        )
+    return found
+
+
+def free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    available = _available_bytes()
+    for limit, used in LIMITS:
+        told = _read_int(limit)
+        if told is not None:
+            return max(0, min(available, told - (_read_int(used) or 0)))
+    return available
+
+
+def _available_bytes() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 4 << 30  # not Linux: a modest guess, which num_blocks overrides
+    table = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    return int(table.get("MemAvailable", table["MemFree"]).split()[0]) * 1024
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

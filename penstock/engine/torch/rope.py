@@ -1,0 +1,90 @@
+"""Rotary positions: frequencies of each kind, and a table of cosines and sines that grows with the longest text.
+
+A head vector x is rotated in pairs (i, i + D/2). With s' = (-sin, sin) over the two halves,
+    rotate(x) = x * cos + roll(x, D/2) * s'
+so a rotation is three elementwise kernels. Frequencies: theta^(-2i/D), then
+
+    linear   all divided by `factor`
+    llama3   wavelengths above original/low are divided by `factor`, those under original/high kept, a blend between
+    yarn     high frequencies kept, low ones divided by `factor`, a linear ramp between the dimensions that turn
+             beta_fast and beta_slow times in the original context; cosines and sines times `attention_factor`
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from penstock.engine.torch.families import Rope
+
+
+def frequencies(rope: Rope, head_dim: int) -> Tensor:
+    """float32 [head_dim / 2]"""
+    powers = rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    plain = 1.0 / powers
+    if rope.kind == "linear":
+        return plain / rope.factor
+    if rope.kind == "llama3":
+        return _llama3(rope, plain)
+    if rope.kind == "yarn":
+        return _yarn(rope, plain, head_dim)
+    return plain
+
+
+def _llama3(rope: Rope, plain: Tensor) -> Tensor:
+    waves = 2 * math.pi / plain
+    longest = rope.original_context / rope.low_freq_factor
+    shortest = rope.original_context / rope.high_freq_factor
+    span = rope.high_freq_factor - rope.low_freq_factor
+    blend = (rope.original_context / waves - rope.low_freq_factor) / span
+    between = (1 - blend) * plain / rope.factor + blend * plain
+    scaled = torch.where(waves > longest, plain / rope.factor, between)
+    return torch.where(waves < shortest, plain, scaled)
+
+
+def _yarn(rope: Rope, plain: Tensor, head_dim: int) -> Tensor:
+    def dimension(turns: float) -> float:
+        return (
+            head_dim
+            * math.log(rope.original_context / (turns * 2 * math.pi))
+            / (2 * math.log(rope.theta))
+        )
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    steps = torch.arange(head_dim // 2, dtype=torch.float32)
+    ramp = ((steps - low) / (high - low if high != low else 0.001)).clamp(0, 1)
+    return plain / rope.factor * ramp + plain * (1 - ramp)
+
+
+class RopeTable:
+    """cos and signed sin of every position met so far, [positions, 1, head_dim] in the model's dtype."""
+
+    def __init__(self, rope: Rope, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.rope, self.head_dim, self.dtype, self.device = rope, head_dim, dtype, device
+        self._frequencies = frequencies(rope, head_dim)
+        self._cos = self._sin = torch.empty(0)
+        self._grow(1024)
+
+    def at(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+        """cos and signed sin for int64 `positions`, all of which are below `longest`."""
+        if longest > len(self._cos):
+            self._grow(max(longest, 2 * len(self._cos)))
+        return self._cos[positions], self._sin[positions]
+
+    def _grow(self, size: int) -> None:
+        turns = torch.outer(torch.arange(size, dtype=torch.float32), self._frequencies)
+        scale = self.rope.attention_factor
+        cos, sin = turns.cos() * scale, turns.sin() * scale
+        cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        self._cos = cos.unsqueeze(1).to(self.device, self.dtype)
+        self._sin = sin.unsqueeze(1).to(self.device, self.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, heads, D]"""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

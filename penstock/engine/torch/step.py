@@ -1,0 +1,110 @@
+"""From a plan's work to the arrays of one forward. Also what rank 0 sends to the other ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from penstock.core.plans import Work
+from penstock.engine.torch.decoder import StepInput
+from penstock.engine.torch.jobs import JobState, JobTable
+from penstock.engine.torch.ports import StepMeta
+
+Ints = NDArray[np.int64]
+PROMPT_ROWS = 128  # logits of 128 rows of a vocabulary of 150k are 77 MB
+
+
+class StepArrays(NamedTuple):
+    """One step in numpy; see StepMeta and StepInput for the meaning of each."""
+
+    ids: Ints
+    positions: Ints
+    rows: Ints
+    slots: Ints
+    query_start: NDArray[np.int32]
+    context: NDArray[np.int32]
+    block_table: NDArray[np.int32]
+    max_query: int
+    max_context: int
+    num_sampling: int  # the first of `rows`; the rest score the prompt
+
+    def logit_slices(self) -> list[slice]:
+        """Parts of `rows` whose logits are made together: those that sample, then the prompt's, bit by bit."""
+        first = [slice(0, self.num_sampling)] if self.num_sampling else []
+        starts = range(self.num_sampling, len(self.rows), PROMPT_ROWS)
+        return first + [slice(at, min(at + PROMPT_ROWS, len(self.rows))) for at in starts]
+
+    def on(self, device: torch.device) -> StepInput:
+        move = {
+            name: torch.from_numpy(value).to(device, non_blocking=True)
+            for name, value in self._asdict().items()
+            if isinstance(value, np.ndarray)
+        }
+        meta = StepMeta(
+            query_start=move["query_start"],
+            context=move["context"],
+            block_table=move["block_table"],
+            slots=move["slots"],
+            max_query=self.max_query,
+            max_context=self.max_context,
+        )
+        return StepInput(move["ids"], move["positions"], move["rows"], meta)
+
+
+def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> StepArrays:
+    """The arrays of a step; `jobs` are those of `work`, in the same order."""
+    told = np.array(
+        [(job.row, chunk.start, chunk.tokens) for job, chunk in zip(jobs, work, strict=True)],
+        np.int64,
+    )
+    owners, starts, counts = told[:, 0], told[:, 1], told[:, 2]
+    ends, size = starts + counts, table.block_size
+    missing = ends > table.num_blocks[owners].astype(np.int64) * size
+    assert not missing.any(), f"jobs {[work[i].seq for i in np.flatnonzero(missing)]} lack blocks"
+    query_start = np.zeros(len(work) + 1, np.int32)
+    np.cumsum(counts, out=query_start[1:])
+    max_query, max_context = int(counts.max()), int(ends.max())
+    if max_query == 1:
+        holders, positions = owners, starts
+    else:
+        holders = np.repeat(owners, counts)
+        positions = np.arange(len(holders)) + np.repeat(starts - query_start[:-1], counts)
+    blocks = table.blocks[holders, positions // size].astype(np.int64)
+    return StepArrays(
+        ids=table.tokens[holders, positions].astype(np.int64),
+        positions=positions,
+        rows=_wanted_rows(work, jobs, query_start),
+        slots=blocks * size + positions % size,
+        query_start=query_start,
+        context=ends.astype(np.int32),
+        block_table=table.blocks[owners, : -(-max_context // size)],
+        max_query=max_query,
+        max_context=max_context,
+        num_sampling=sum(chunk.samples for chunk in work),
+    )
+
+
+def _wanted_rows(
+    work: Sequence[Work], jobs: Sequence[JobState], query_start: NDArray[np.int32]
+) -> Ints:
+    """Rows that sample, in order of work; then those whose prompt logprobs are wanted, job by job."""
+    last = query_start[1:].astype(np.int64) - 1
+    sampling = last[np.array([chunk.samples for chunk in work])]
+    prompt_rows = [
+        np.arange(span.start, span.stop) + (begin - chunk.start)
+        for begin, chunk, job in zip(query_start.tolist(), work, jobs, strict=False)
+        if (span := prompt_span(chunk, job))
+    ]
+    return np.concatenate((sampling, *prompt_rows)) if prompt_rows else sampling
+
+
+def prompt_span(work: Work, job: JobState) -> range:
+    """Positions of this chunk whose logits score the prompt's next token, not scored before."""
+    if job.num_prompt_logprobs is None:
+        return range(0)
+    first = max(work.start, len(job.prompt_logprobs) - 1, 0)
+    return range(first, min(work.start + work.tokens, job.num_prompt - 1))

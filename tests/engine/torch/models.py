@@ -1,0 +1,94 @@
+"""Small random models of every family, made and judged by transformers."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+SIZE = dict(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+    initializer_range=0.15,
+)
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=500000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
+YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=128)
+FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
+    "llama2": (LlamaForCausalLM, LlamaConfig, dict(num_key_value_heads=4)),
+    "llama3": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        dict(rope_parameters=LLAMA3, tie_word_embeddings=True),
+    ),
+    "llama-yarn": (LlamaForCausalLM, LlamaConfig, dict(rope_parameters=YARN)),
+    "llama-biased": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        dict(
+            attention_bias=True,
+            mlp_bias=True,
+            head_dim=32,
+            rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0),
+        ),
+    ),
+    "mistral": (MistralForCausalLM, MistralConfig, dict(sliding_window=24, head_dim=32)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, dict(tie_word_embeddings=True)),
+    "qwen2-windows": (
+        Qwen2ForCausalLM,
+        Qwen2Config,
+        dict(use_sliding_window=True, sliding_window=20, max_window_layers=1),
+    ),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, dict(head_dim=32, tie_word_embeddings=True)),
+}
+
+
+def make_reference(name: str, seed: int = 0) -> PreTrainedModel:
+    """A random model with non-zero biases and uneven norms, so that forgetting any of them shows."""
+    model_class, config_class, changes = FAMILIES[name]
+    torch.manual_seed(seed)
+    model = model_class(config_class(**{**SIZE, **changes}))
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if value.dim() == 1:
+                value.add_(torch.randn_like(value) * 0.1)
+    return model.eval()
+
+
+@cache
+def _made(root: Path, name: str) -> tuple[Path, PreTrainedModel]:
+    model = make_reference(name)
+    folder = root / name
+    model.save_pretrained(folder, max_shard_size="100KB" if name == "llama2" else "5GB")
+    return folder, model
+
+
+def saved(root: Path, name: str) -> tuple[Path, PreTrainedModel]:
+    """(folder, the reference) of one family; made once a session."""
+    return _made(root, name)
