@@ -2,6 +2,7 @@
 
     config        the tree of tables          presets       the policies that fill its slots
     print_config  the tree as TOML            leaves        what is real and what is modelled
+    serving       a configuration as an HTTP server, until it is told to stop
 
 `serve` and `simulate` both end in `assemble(config, leaves)`.
 """
@@ -20,7 +21,9 @@ from penstock.cluster.fleets import Fleets
 from penstock.cluster.link import ReplicaLink
 from penstock.cluster.router import Router
 from penstock.cluster.spec import ReplicaSpec, policy_of
+from penstock.core.clock import now
 from penstock.policy import route
+from penstock.report.made import MadeFleet, opened
 
 __all__ = [
     "Config", "FleetConfig", "Leaves", "assemble", "load_config", "modelled_leaves", "print_config", "process_leaves",
@@ -83,10 +86,12 @@ def _router(config: Config, index: int, leaves: Leaves) -> Router:
     tables = policy_tables(fleet.policy, fleet.cache.prefix, f"fleet[{index}].policy")
     chosen = policy_of("route", tables["route"], f"fleet[{index}].policy.route")
     name = f"fleet-{fleet.served_name}"
+    log = leaves.log(name)
+    log.emit(opened(now(), name, MadeFleet(route=tables["route"], seed=config.seed)))
     return Router(
         name,
         cast(route.Policy, chosen),
-        log=leaves.log(name),
+        log=log,
         seed=config.seed,
         is_checked=config.is_checked,
     )

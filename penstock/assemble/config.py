@@ -78,11 +78,13 @@ class CacheConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetConfig:
-    """The replicas of one model. `name` None = made from the model. `max_waiting` bounds a replica's queue,
-    `max_outstanding` the requests of the whole fleet; None = no bound.
+    """The replicas of one model: a folder, "default", or a Hub name (of which `revision`). `name` None = made from it.
+
+    `max_waiting` bounds a replica's queue, `max_outstanding` the requests of the whole fleet; None = no bound.
     """
 
     model: str = "default"
+    revision: str | None = None
     name: str | None = None
     aliases: tuple[str, ...] = ()
     replicas: int = 1

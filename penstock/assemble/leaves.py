@@ -15,13 +15,13 @@ from penstock.assemble.print_config import print_config
 from penstock.cluster.inside import Inside
 from penstock.cluster.link import ReplicaLink
 from penstock.cluster.logs import close_log, header_of, open_log
-from penstock.cluster.predictors import predictors_of, profile_of, step_model
+from penstock.cluster.predictors import predictors_of, profile_of, shape_of_model, step_model
 from penstock.cluster.process import Processes
 from penstock.cluster.spec import Outside, ReplicaSpec
 from penstock.core.ports import Channel, Log
 from penstock.core.types import Caps
 from penstock.cost.hardware import card_of, num_blocks
-from penstock.cost.shapes import ModelShape, shape_of
+from penstock.cost.shapes import ModelShape
 from penstock.sim.channel import Link, pair
 from penstock.sim.executor import ModelledExecutor
 
@@ -72,7 +72,7 @@ def modelled_leaves(config: Config, log: Log) -> Leaves:
 def modelled_outside(spec: ReplicaSpec, log: Log) -> Outside:
     """A modelled executor and predictors of the same step model. Raises BadConfig, BadModel."""
     executor = replace(spec.executor, kind="modelled")
-    shape = shape_of(spec.model)
+    shape = shape_of_model(spec.model)
     profile = profile_of(executor)
     scheduler = profile.scheduler.seconds if profile and profile.scheduler else None
     context = min(shape.max_context, executor.max_context or shape.max_context)

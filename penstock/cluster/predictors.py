@@ -18,6 +18,7 @@ from penstock.cost.profile import Profile, load_profile
 from penstock.cost.roofline import Roofline
 from penstock.cost.shapes import ModelShape, shape_of
 from penstock.cost.step import StepModel
+from penstock.engine.folder import local_folder
 from penstock.engine.turn import Predictors
 
 PRIOR_BYTES_S = 20e9  # of a small CPU server
@@ -61,6 +62,11 @@ def predictors_of(executor: ExecutorSpec, shape: ModelShape) -> Predictors:
     return Predictors(cost=cost, lengths=RecentLengths())
 
 
+def shape_of_model(model: str) -> ModelShape:
+    """The shape of a model by its folder, "default", or the name of a known shape. Raises BadModel."""
+    folder = local_folder(model)
+    return shape_of(model if folder is None else str(folder))
+
+
 def predictors_of_model(executor: ExecutorSpec, model: str) -> Predictors:
-    """For a model by its folder or the name of a known shape."""
-    return predictors_of(executor, shape_of(model))
+    return predictors_of(executor, shape_of_model(model))

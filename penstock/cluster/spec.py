@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 from penstock import policy
+from penstock.core.clock import now
 from penstock.core.config import Table, build
 from penstock.core.errors import BadConfig
 from penstock.core.ports import Channel, Executor, Log
 from penstock.engine.host import Host
 from penstock.engine.replica import OnOutputs, Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
+from penstock.report.made import MadeReplica, opened
 
 SLOTS: dict[str, str] = {  # slot -> kind of policy
     "order": "order",
@@ -39,7 +41,7 @@ class ExecutorSpec:
 
     kind: Literal["torch", "modelled"] = "torch"
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
     tensor_parallel: int = 1
     threads: int | None = None
     gpu: str | None = None
@@ -127,6 +129,10 @@ def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
         is_checked=spec.is_checked,
     )
     policies = policies_of(spec.policies)
+
+    told = json.loads(dataclasses.replace(spec, config="", log_dir=None).to_json())
+    made = MadeReplica(spec=told, num_blocks=outside.num_blocks, caps=outside.executor.caps)
+    outside.log.emit(opened(now(), spec.name, made))
 
     def open_replica(on_outputs: OnOutputs) -> Replica:
         return Replica(

@@ -34,19 +34,26 @@ _log = logging.getLogger("penstock.engine")
 
 def open_torch(spec: ReplicaSpec) -> Outside:
     """The real leaf: torch on this machine. Raises BadModel, MissingExtra and the like."""
-    from penstock.engine.torch import open_executor  # torch is imported in this process only
+    from penstock.engine.torch.open import (  # torch, in this process only
+        EngineConfig,
+        open_executor,
+    )
 
-    executor = open_executor(
-        spec.model,
-        device=spec.executor.device,
-        dtype=spec.executor.dtype,
-        tensor_parallel=spec.executor.tensor_parallel,
-        threads=spec.executor.threads,
+    wanted = spec.executor
+    config = EngineConfig(
+        device=wanted.device,
+        dtype=wanted.dtype,
+        tensor_parallel=wanted.tensor_parallel,
+        threads=wanted.threads,
         num_blocks=spec.num_blocks,
         memory_bytes=spec.memory_bytes,
+        max_context=wanted.max_context,
         block_size=spec.block_size,
         seed=spec.seed,
     )
+    executor = open_executor(spec.model, config)
+    for subject, note in executor.notes.items():
+        _log.info("%s: %s", subject, note)
     profile = profile_of(spec.executor)
     header = header_of(
         spec.name, config=spec.config, seed=spec.seed, profile=profile.digest if profile else ""
@@ -56,6 +63,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         num_blocks=executor.num_blocks,
         predictors=predictors_of_model(spec.executor, spec.model),
         log=open_log(spec.log_dir, header),
+        about=f"{executor.notes['device']}, {executor.notes['dtype'].partition(':')[0]}",
     )
 
 

@@ -1,0 +1,178 @@
+"""A configuration as an HTTP server, from the first line to the last.
+
+    find the models -> load their text -> start the engines -> listen -> (signal) drain -> stop the engines
+
+The first SIGTERM or SIGINT drains: new requests are refused with 503 and Retry-After, running ones end, at the latest
+after `drain_timeout_s`. A second one, or the end of that time, closes what is open and ends the engines at once.
+Whatever goes wrong on the way up ends the engines that were started and is raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from penstock.assemble import assemble
+from penstock.assemble.config import Config, FleetConfig
+from penstock.assemble.leaves import process_leaves
+from penstock.cluster.fleets import Fleets
+from penstock.cluster.process import Processes
+from penstock.core.errors import BadConfig
+from penstock.engine.torch.hub import find_model
+from penstock.gateway.app import Gateway, create_app
+from penstock.gateway.server import Server, listen, url_of
+from penstock.gateway.text import TextModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """What there is to tell once the server answers. `abouts`: what each replica runs on."""
+
+    url: str
+    config: Config
+    models: tuple[str, ...]
+    abouts: tuple[str, ...]
+    num_blocks: int
+    max_context: int
+
+
+def localise(config: Config) -> Config:
+    """Every model as a folder on this machine, fetched if need be; names stay. Raises BadModel, MissingExtra."""
+    fleets = []
+    for index, fleet in enumerate(config.fleet):
+        if fleet.executor.kind != "torch":
+            raise BadConfig(
+                f"fleet[{index}].executor.kind is {fleet.executor.kind!r}, which cannot serve text",
+                hint="`penstock simulate` runs modelled executors",
+            )
+        folder = find_model(fleet.model, revision=fleet.revision)
+        fleets.append(replace(fleet, model=str(folder), name=fleet.served_name))
+    return replace(config, fleet=tuple(fleets))
+
+
+def load_texts(config: Config) -> dict[str, TextModel]:
+    """A text model for every name that is served. Raises BadModel."""
+    texts: dict[str, TextModel] = {}
+    for fleet in config.fleet:
+        text = TextModel.load(Path(fleet.model), max_context=fleet.executor.max_context)
+        texts.update(dict.fromkeys(_names(fleet), text))
+    return texts
+
+
+def _names(fleet: FleetConfig) -> tuple[str, ...]:
+    return (fleet.served_name, *fleet.aliases)
+
+
+async def serve(
+    config: Config,
+    *,
+    on_phase: Callable[[str], None] = lambda phase: None,
+    on_ready: Callable[[Ready], None] = lambda ready: None,
+) -> bool:
+    """Serve until told to stop; whether everything that was running could end."""
+    listen(config.gateway.host, config.gateway.port).close()  # fail before any model is loaded
+    config = localise(config)
+    texts = load_texts(config)
+    leaves, processes = process_leaves(config)
+    on_phase(f"starting {sum(fleet.replicas for fleet in config.fleet)} engine(s)")
+    with Stopper(processes, config.serve.drain_timeout_s, on_phase) as stopper:
+        service = await assemble(config, leaves)
+        try:
+            _narrow(texts, config, service)
+            app = create_app(service, texts, config.gateway, hash_key=secrets.token_bytes(16))
+            listener = listen(config.gateway.host, config.gateway.port)
+            ready = _ready(url_of(listener), config, service, processes)
+            stopper.server = server = Announced(app, lambda: on_ready(ready))
+            await server._serve([listener])  # serve() would take the signals
+        finally:
+            if stopper.is_forced:
+                processes.kill()
+            await service.stop()
+    return not stopper.is_forced
+
+
+def _narrow(texts: Mapping[str, TextModel], config: Config, service: Fleets) -> None:
+    """A replica may hold less context than its model was made for."""
+    for fleet in config.fleet:
+        holds = min(report.max_context for report in service.fleet(fleet.served_name).reports())
+        for name in _names(fleet):
+            texts[name].context_tokens = min(texts[name].context_tokens, holds)
+
+
+def _ready(url: str, config: Config, service: Fleets, processes: Processes) -> Ready:
+    reports = service.reports()
+    return Ready(
+        url=url,
+        config=config,
+        models=tuple(service.models()),
+        abouts=tuple(engine.link.about for engine in processes.engines),
+        num_blocks=sum(report.total_blocks for report in reports),
+        max_context=max(report.max_context for report in reports),
+    )
+
+
+class Announced(Server):
+    """A server that says when it answers."""
+
+    def __init__(self, gateway: Gateway, on_started: Callable[[], None]) -> None:
+        super().__init__(gateway)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+
+class Stopper:
+    """Turns signals into the two steps of stopping; a context of the serving task."""
+
+    def __init__(
+        self, processes: Processes, drain_timeout_s: float, on_phase: Callable[[str], None]
+    ) -> None:
+        self.server: Server | None = None
+        self.is_forced = False
+        self._on_phase = on_phase
+        self._processes, self._timeout_s = processes, drain_timeout_s
+        self._is_draining = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Stopper:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self.stop)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Once: drain. Twice, or before there is anything to drain: end."""
+        if self.server is None or not self.server.started:
+            self._processes.kill()
+            assert self._task is not None
+            self._task.cancel()
+        elif not self._is_draining:
+            self._is_draining = True
+            self._on_phase(
+                f"draining: running requests have {self._timeout_s:g} s; a second signal stops at once"
+            )
+            self._timer = self._loop.call_later(self._timeout_s, self._force)
+            self.server.stop()
+        else:
+            self._force()
+
+    def _force(self) -> None:
+        if not self.is_forced:
+            self.is_forced = True
+            self._on_phase("stopping at once")
+            self._processes.kill()
+            assert self.server is not None
+            self.server.stop()

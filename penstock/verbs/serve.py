@@ -1,0 +1,109 @@
+"""`penstock serve [MODEL]`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penstock.assemble import load_config, print_config
+from penstock.assemble.config import Config
+from penstock.assemble.serving import Ready
+from penstock.assemble.serving import serve as serve_http
+
+app = typer.Typer()
+
+
+@app.command()
+def serve(  # noqa: PLR0913 - every argument is a flag
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A model folder, a Hub name, or nothing for the model that comes along."
+        ),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one [8000].")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Preset of scheduling policies: vllm-v1 or sglang.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file; flags win over it.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, e.g. fleet.0.replicas=2.")
+    ] = None,
+    is_print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the whole configuration and end.")
+    ] = False,
+    log: Annotated[Path | None, typer.Option(help="Folder for the event logs.")] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="PENSTOCK_API_KEY", help="Key that callers must send."),
+    ] = None,
+    drain_timeout: Annotated[
+        float | None, typer.Option(help="Seconds that running requests get when stopping [60].")
+    ] = None,
+) -> None:
+    """Serve a model over OpenAI's HTTP API until Ctrl-C.
+
+    Example: `penstock serve`, then `curl http://127.0.0.1:8000/v1/models`
+    """
+    flags = {
+        "gateway.host": host,
+        "gateway.port": port,
+        "gateway.api_keys": dict.fromkeys(api_key, "default") if api_key else None,
+        "fleet.0.executor.device": device,
+        "fleet.0.executor.dtype": dtype,
+        "fleet.0.policy.preset": policy,
+        "log.dir": log,
+        "serve.drain_timeout_s": drain_timeout,
+    }
+    built = load_config(config, model=model, sets=sets or (), flags=flags)
+    if is_print_config:
+        typer.echo(print_config(built), nl=False)
+        return
+    _log_to_stderr()
+    if not _run(built):
+        raise typer.Exit(1)
+
+
+def _log_to_stderr() -> None:
+    """What the engines say, and warnings of all others."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("penstock").setLevel(logging.INFO)
+
+
+def _run(config: Config) -> bool:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        try:
+            return runner.run(serve_http(config, on_phase=_say, on_ready=_welcome))
+        except asyncio.CancelledError:
+            return False  # a signal while starting
+
+
+def _say(phase: str) -> None:
+    typer.echo(f"penstock: {phase}", err=True)
+
+
+def _welcome(ready: Ready) -> None:
+    fleets = ready.config.fleet
+    runs_on = "; ".join(sorted({about for about in ready.abouts if about}))
+    preset = fleets[0].policy.get("preset", "vllm-v1")
+    typer.echo(
+        f"penstock: ready at {ready.url}/v1 - {', '.join(ready.models)} on {runs_on}, "
+        f"{ready.num_blocks} blocks of {fleets[0].cache.block_size} tokens, policy {preset}"
+    )
+    body = json.dumps(
+        {"model": ready.models[0], "prompt": "def ", "max_tokens": 32, "stream": True}
+    )
+    key = ' -H "authorization: Bearer $PENSTOCK_API_KEY"' if ready.config.gateway.api_keys else ""
+    typer.echo(
+        f"  curl -N {ready.url}/v1/completions -H 'content-type: application/json'{key} -d '{body}'"
+    )
