@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penstock.cost.step import StepCost, StepFeatures
+from penstock.cost.step import StepCost, StepFeatures, line_of_steps
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -78,9 +78,7 @@ class Fitted:
     def run_seconds(
         self, features: StepFeatures, count: int, share: float = 1.0
     ) -> NDArray[float64]:
-        fixed, growth = self._line(features, share)
-        steps = np.arange(count, dtype=np.float64)
-        return fixed + growth * (features.decode_context + steps * features.num_decodes)
+        return line_of_steps(features, count, *self._line(features, share))
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost:
         """Bytes and flops are not observed by a fit and are 0."""

@@ -23,11 +23,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from penstock.cost.hardware import FULL_BANDWIDTH_SHARE, Card, curve
 from penstock.cost.shapes import ModelShape
-from penstock.cost.step import StepCost, StepFeatures
+from penstock.cost.step import StepCost, StepFeatures, line_of_steps
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -71,11 +69,7 @@ class Roofline:
     def run_seconds(
         self, features: StepFeatures, count: int, share: float = 1.0
     ) -> NDArray[float64]:
-        fixed, per_context = self._line(features, share)
-        context = (
-            features.decode_context + np.arange(count, dtype=np.float64) * features.num_decodes
-        )
-        return fixed + per_context * context
+        return line_of_steps(features, count, *self._line(features, share))
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost:
         time_s = self.seconds(features, share)

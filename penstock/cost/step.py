@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
+
 from penstock.core.plans import Work
 
 if TYPE_CHECKING:
@@ -76,6 +78,21 @@ def features_of(pieces: Iterable[tuple[int, int, bool]], layers: int | None = No
     )  # fmt: skip
 
 
+_STEPS = np.arange(1024, dtype=np.float64)
+
+
+def line_of_steps(
+    features: StepFeatures, count: int, fixed_s: float, per_context_s: float
+) -> NDArray[float64]:
+    """fixed_s + per_context_s * decode_context, of each step of a run of decodes. The array is the caller's."""
+    steps = _STEPS[:count] if count <= len(_STEPS) else np.arange(count, dtype=np.float64)
+    line = steps * features.num_decodes
+    line += features.decode_context
+    line *= per_context_s
+    line += fixed_s
+    return line
+
+
 def layer_segments(work: Sequence[Work], num_layers: int) -> list[StepFeatures]:
     """One entry for each run of layers that the same chunks pass; layered plans differ from layer to layer."""
     ranges = [(item, item.layers or (0, num_layers)) for item in work]
@@ -116,7 +133,7 @@ class StepModel(Protocol):
     def run_seconds(
         self, features: StepFeatures, count: int, share: float = 1.0
     ) -> NDArray[float64]:
-        """Durations of `count` identical decode steps in a row, contexts growing by one each."""
+        """Durations of `count` identical decode steps in a row, contexts growing by one each; a fresh array."""
         ...
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost: ...

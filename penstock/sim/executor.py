@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from itertools import repeat as forever
 from operator import sub
 
-import numpy as np
-
 from penstock.core.clock import now
 from penstock.core.plans import Done, Plan, Sampled, Yielded
 from penstock.core.ports import Completion, Grain
@@ -134,7 +132,9 @@ class ModelledExecutor:
         self._schedule(run, step + 1)
 
     def abort(self, plan: PlanId) -> None:
-        run = self._runs.pop(plan)
+        run = self._runs.pop(plan, None)
+        if run is None:
+            return
         if run.timer is not None:
             run.timer.cancel()
         if run.yielded_at is None:
@@ -189,10 +189,10 @@ class ModelledExecutor:
         if repeat == 1:
             ends = [at + (self._model.seconds(features, share) + extra)]
         else:
-            instants = np.empty(repeat + 1)
-            instants[0] = at
-            instants[1:] = self._model.run_seconds(features, repeat, share) + extra
-            ends = np.add.accumulate(instants)[1:].tolist()
+            seconds = self._model.run_seconds(features, repeat, share)
+            seconds += extra
+            seconds[0] += at
+            ends = seconds.cumsum().tolist()
         return ends, seqs if repeat < left else ()
 
     def _mixed_s(self, plan: Plan) -> float:

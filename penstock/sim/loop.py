@@ -10,8 +10,8 @@ rounding: a timer set for 5.0 fires when `time()` is 5.0. The rules, each held b
   - threads, sockets, pipes, signals and subprocesses live in real time and are refused by name.
 
 The loop derives from asyncio's BaseEventLoop and replaces its `_run_once`, so it has no selector and no self-pipe. It
-leans on five internals of CPython 3.11-3.14: `_ready`, `_run_once`, `_stopping`, `_timer_handle_cancelled` and
-`TimerHandle._scheduled`.
+leans on internals of CPython 3.11-3.14: `_ready`, `_run_once`, `_stopping`, `_timer_handle_cancelled` and the fields of
+handles.
 """
 
 from __future__ import annotations
@@ -72,13 +72,17 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self.call_soon(callback, *args, context=context)
 
     def _run_once(self) -> None:
+        """Run until told to stop: what is ready in its order, and when nothing is, jump."""
         ready = self._ready
-        if not ready and not self._stopping:
-            self._jump()
-        for _ in range(len(ready)):
-            handle = ready.popleft()
-            if not handle._cancelled:
-                handle._run()
+        while True:
+            for _ in range(len(ready)):
+                handle = ready.popleft()
+                if not handle._cancelled:
+                    handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+            if self._stopping:
+                return
+            if not ready:
+                self._jump()
 
     def _jump(self) -> None:
         """Move the clock to the first live timer and make it, and all others that are due, ready."""
@@ -106,12 +110,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self._timers = [entry for entry in self._timers if not entry[2]._cancelled]
             heapq.heapify(self._timers)
             self._num_cancelled = 0
-
-    def call_exception_handler(self, context: dict[str, object]) -> None:
-        error = context.get("exception")
-        if "handle" in context and isinstance(error, Exception):
-            raise error
-        super().call_exception_handler(context)
 
     def _deadlock(self) -> str:
         waiting = sorted(_told(task) for task in asyncio.all_tasks(self) if not task.done())
