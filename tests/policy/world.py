@@ -86,7 +86,7 @@ class Replica:
     refused: list[Job] = field(default_factory=list)
     now: float = 0.0
     rng: random.Random = field(default_factory=lambda: random.Random(0))
-    computed_tokens: int = 0
+    adopted_tokens: int = 0
     _glasses: dict[int, Glass] = field(default_factory=dict)
 
     def start(self, job: Job) -> None:
@@ -178,12 +178,13 @@ class Replica:
             job.computed = self.ledger.adopt(
                 job
             )  # what earlier chunks of this step filled counts too
+        if is_new:
+            self.adopted_tokens += job.computed
         assert 1 <= tokens <= job.todo
         assert self.ledger.reserve(job, job.computed + tokens), "planned more than fits"
 
     def _run(self, job: Job, tokens: int) -> None:
         job.computed += tokens
-        self.computed_tokens += tokens
         if job.computed < job.known:
             return
         job.num_output += 1
