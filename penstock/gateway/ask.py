@@ -1,6 +1,7 @@
 """A checked body becomes an Ask: what to submit, and how the answers are to be read and shown.
 
-OpenAI's defaults hold where the caller is silent: 16 tokens for a completion, the rest of the context for a chat.
+Where the caller is silent the model's makers decide how to sample (generation_config.json, as vLLM has it), and
+OpenAI's defaults hold for the rest: 16 tokens for a completion, the rest of the context for a chat.
 A default is shortened to what the context has room for; a number the caller gave is not, it is refused.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from penstock.core.errors import BadRequest, ContextTooLong
 from penstock.core.prompt import TokenPrompt
@@ -15,8 +17,11 @@ from penstock.core.types import ProgramId, Request, RequestId, Sampling, Slo
 from penstock.gateway.answer import AnswerText
 from penstock.gateway.bodies import ChatBody, CompletionBody, SharedBody
 from penstock.gateway.config import GatewayConfig
+from penstock.gateway.folder import Preferred
 from penstock.gateway.stop import Stops
 from penstock.gateway.text import TextModel
+
+N = TypeVar("N", int, float)
 
 COMPLETION_TOKENS = 16  # OpenAI's default
 MAX_STOPS = 64
@@ -69,18 +74,22 @@ class Ask:
         ]
 
 
-def sampling_of(body: SharedBody, text: TextModel, logprobs: int | None) -> Sampling:
-    """How tokens are drawn, before `max_tokens` is known."""
+def sampling_of(
+    body: SharedBody, text: TextModel, logprobs: int | None, *, as_model_prefers: bool
+) -> Sampling:
+    """How tokens are drawn, before `max_tokens` is known: the caller's word, the model's, OpenAI's default."""
     stop_ids = tuple(dict.fromkeys(body.stop_token_ids or ()))
     if not body.ignore_eos:
         stop_ids = (*stop_ids, *sorted(text.eos_ids.difference(stop_ids)))
+    own = text.preferred if as_model_prefers else Preferred()
+    top_k = _first(body.top_k, own.top_k, 0)
     return Sampling(
         min_tokens=body.min_tokens or 0,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        top_k=body.top_k if body.top_k is not None and body.top_k > 0 else None,
-        min_p=body.min_p or 0.0,
-        repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+        temperature=_first(body.temperature, own.temperature, 1.0),
+        top_p=_first(body.top_p, own.top_p, 1.0),
+        top_k=top_k if top_k > 0 else None,
+        min_p=_first(body.min_p, own.min_p, 0.0),
+        repetition_penalty=_first(body.repetition_penalty, own.repetition_penalty, 1.0),
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=_bias(body.logit_bias or {}, text),
@@ -89,6 +98,10 @@ def sampling_of(body: SharedBody, text: TextModel, logprobs: int | None) -> Samp
         stop_ids=stop_ids,
         ignore_eos=bool(body.ignore_eos),
     )
+
+
+def _first(given: N | None, preferred: N | None, default: N) -> N:
+    return given if given is not None else preferred if preferred is not None else default
 
 
 def _bias(told: dict[str, float], text: TextModel) -> tuple[tuple[int, float], ...]:
@@ -141,7 +154,12 @@ def ask_completion(
     echo, limit = bool(body.echo), body.max_tokens
     if limit == 0 and not echo:
         raise BadRequest("max_tokens must be at least 1 unless echo is true", param="max_tokens")
-    sampling = sampling_of(body, text, check_logprobs("logprobs", body.logprobs, config))
+    sampling = sampling_of(
+        body,
+        text,
+        check_logprobs("logprobs", body.logprobs, config),
+        as_model_prefers=config.model_defaults,
+    )
     return Ask(
         id="",
         model=body.model or "",
@@ -171,7 +189,12 @@ def ask_chat(body: ChatBody, text: TextModel, prompt: Given, config: GatewayConf
     if body.top_logprobs is not None and not body.logprobs:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
     wanted = (body.top_logprobs or 0) if body.logprobs else None
-    sampling = sampling_of(body, text, check_logprobs("top_logprobs", wanted, config))
+    sampling = sampling_of(
+        body,
+        text,
+        check_logprobs("top_logprobs", wanted, config),
+        as_model_prefers=config.model_defaults,
+    )
     return Ask(
         id="",
         model=body.model or "",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Send
 
-from penstock.core.clock import now, wall_anchor
+from penstock.core.clock import wall_anchor
 from penstock.core.errors import BadRequest, ContextTooLong, Overloaded, PenstockError, UnknownModel
 from penstock.core.ports import Service
 from penstock.core.types import Request
@@ -66,7 +66,7 @@ class Calls:
         prompts = await self._prompts(body.prompt, text)
         ask = ask_completion(body, text, prompts, self._config)
         ask.id = f"cmpl-{self._prefix}{next(self._numbers):x}"
-        await self._answer(call, ask, body, CompletionShape(ask, self._created()))
+        await self._answer(call, ask, body, CompletionShape(ask, int(wall_anchor()[1])))
 
     async def chat(self, call: Call) -> None:
         body = decode(ChatBody, await self._body(call))
@@ -79,14 +79,10 @@ class Calls:
         ids = await self.encode(text, rendered, add_special=False, param="messages")
         ask = ask_chat(body, text, Given(ids=ids), self._config)
         ask.id = f"chatcmpl-{self._prefix}{next(self._numbers):x}"
-        await self._answer(call, ask, body, ChatShape(ask, self._created()))
+        await self._answer(call, ask, body, ChatShape(ask, int(wall_anchor()[1])))
 
     async def _body(self, call: Call) -> bytes:
         return await read_body(call.headers, call.receive, self._config.max_body_bytes)
-
-    def _created(self) -> int:
-        at, wall_at = wall_anchor()
-        return int(wall_at + (now() - at))
 
     def find(self, model: str | None) -> tuple[str, TextModel]:
         """The model by name; the only one there is when no name is given. Raises UnknownModel."""

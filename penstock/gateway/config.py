@@ -12,6 +12,7 @@ class GatewayConfig:
     api_keys: key -> tenant; empty = no keys asked, every caller is tenant "default".
     cors_origins: sites whose pages may call us; "*" = any. The playground needs none.
     max_queue: requests inside at once (one prompt = one request); more are told 429.
+    model_defaults: temperature, top_p and the like default to the model's generation_config.json, not to OpenAI's.
     isolate_tenants: tenants never share cached prompt blocks.
     thread_above_chars: longer prompts are tokenised in a thread; None = never (a virtual clock allows no threads).
     stall_timeout_s: a client that takes no byte for so long is dropped; None = never.
@@ -28,6 +29,7 @@ class GatewayConfig:
     max_prompts: int = 1024
     max_answers: int = 128
     max_logprobs: int = 20
+    model_defaults: bool = True
     isolate_tenants: bool = False
     thread_above_chars: int | None = 4096
     stall_timeout_s: float | None = 60.0

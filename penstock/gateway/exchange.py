@@ -80,10 +80,10 @@ class Exchange:
     def _hear(self, prompt: int, output: Output) -> None:
         if prompt in self._closed:
             return
-        at = now()
-        if self.first_at is None:
-            self.first_at = at
-        self.last_at = at
+        if output.num_tokens:
+            self.last_at = now()
+            if self.first_at is None:
+                self.first_at = self.last_at
         self._pending.append(Heard(prompt, output))
         self._wake()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,29 @@ def _ids(value: object, where: Path) -> list[int]:
     if not ids or (isinstance(value, list) and len(ids) < len(value)):
         raise BadModel(f"{where}: eos_token_id should be a token id or a list of them")
     return ids
+
+
+@dataclass(frozen=True, slots=True)
+class Preferred:
+    """How a model's makers would have it sampled; None where they say nothing."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+def preferred(folder: Path) -> Preferred:
+    """From generation_config.json, unless it says that the model is not to be sampled from."""
+    table = read_table(folder / "generation_config.json")
+    if not table.get("do_sample", True):
+        return Preferred()
+    told = {name: table[name] for name in Preferred.__slots__ if table.get(name) is not None}
+    for name, value in told.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise BadModel(f"{folder / 'generation_config.json'}: {name} should be a number")
+    return Preferred(**told)
 
 
 def context_tokens(folder: Path) -> int:

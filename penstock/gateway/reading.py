@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from penstock.core.errors import StepFailed
-from penstock.core.types import Output
+from penstock.core.types import Output, TokenLogprob
 from penstock.gateway.answer import AnswerText
 from penstock.gateway.ask import Ask
 from penstock.gateway.exchange import Exchange, Heard
 from penstock.gateway.metrics import ModelMeter
-from penstock.gateway.shapes import Piece, PromptLogprobs, Usage
+from penstock.gateway.shapes import Piece, Usage
 
 
 class Reading:
@@ -24,7 +24,8 @@ class Reading:
         self.answers: list[AnswerText] = [
             answer for prompt in range(len(ask.prompts)) for answer in ask.answers(prompt)
         ]
-        self.prompt_logprobs: list[PromptLogprobs] = [()] * len(ask.prompts)
+        self.prompt_logprobs: list[tuple[TokenLogprob | None, ...]] = [()] * len(ask.prompts)
+        self._speaker: dict[int, int] = {}  # which answer tells of the prompt; the others repeat it
         self._num_left = len(self.answers)
         self._left = [ask.n] * len(ask.prompts)
         self._failure: str | None = None
@@ -47,8 +48,11 @@ class Reading:
         return pieces.values()
 
     def _read_one(self, prompt: int, output: Output) -> Piece | None:
-        if output.prompt_logprobs and not self.prompt_logprobs[prompt]:
-            self.prompt_logprobs[prompt] = output.prompt_logprobs
+        if (
+            output.prompt_logprobs
+            and self._speaker.setdefault(prompt, output.answer) == output.answer
+        ):
+            self.prompt_logprobs[prompt] += output.prompt_logprobs
         if output.finish in ("error", "cancelled"):
             self._failure = output.error or "the request was ended inside the server"
             return None  # `submit` raises, and knows more

@@ -18,7 +18,6 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from penstock.core.clock import wall_anchor
 from penstock.core.errors import BadModel, BadRequest
 
 
@@ -49,7 +48,7 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(form: str) -> str:
-    return datetime.datetime.fromtimestamp(wall_anchor()[1]).strftime(form)
+    return datetime.datetime.now().strftime(form)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

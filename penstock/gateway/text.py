@@ -21,7 +21,14 @@ from penstock.gateway.detokenize import (
     Detokenizer,
     WindowDetokenizer,
 )
-from penstock.gateway.folder import context_tokens, eos_ids, load_template, load_tokenizer
+from penstock.gateway.folder import (
+    Preferred,
+    context_tokens,
+    eos_ids,
+    load_template,
+    load_tokenizer,
+    preferred,
+)
 from penstock.gateway.template import ChatTemplate
 
 SPACE = "▁"  # sentencepiece's mark for a space
@@ -37,11 +44,13 @@ class TextModel:
         context_tokens: int,
         eos_ids: frozenset[int] = frozenset(),
         template: ChatTemplate | None = None,
+        preferred: Preferred = Preferred(),  # noqa: B008 - frozen
     ) -> None:
         self.tokenizer = tokenizer
         self.context_tokens = context_tokens
         self.eos_ids = eos_ids
         self.template = template
+        self.preferred = preferred
         self.num_vocabulary: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self._pieces = _token_bytes(tokenizer)
         self.longest_token = max(map(len, self._pieces), default=1) or 1
@@ -57,6 +66,7 @@ class TextModel:
             context_tokens=context if max_context is None else min(context, max_context),
             eos_ids=eos_ids(folder, tokenizer),
             template=load_template(folder),
+            preferred=preferred(folder),
         )
 
     def _shown(self) -> list[bytes]:
