@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from penstock.engine.torch.kernels import CpuPagedAttention, isas, why_not
 from penstock.engine.torch.ports import AttentionBackend, Mask, StepMeta
 
 TILE_BYTES = 64 << 20
@@ -231,4 +232,16 @@ def choose_backend(layout: KvLayout, *, wanted: str = "auto") -> tuple[Attention
         return GatherAttention(layout), "asked for"
     if layout.device.type != "cpu":
         return GatherAttention(layout), f"{layout.device.type}: the portable backend"
-    return GatherAttention(layout), "no compiled kernel"
+    reason = CpuPagedAttention.why_not_for(layout.head_dim, layout.block_size, layout.dtype)
+    reason = reason or why_not()
+    if reason is not None:
+        return GatherAttention(layout), f"no compiled kernel: {reason}"
+    backend = CpuPagedAttention(
+        num_layers=layout.num_layers,
+        num_blocks=layout.num_blocks,
+        block_size=layout.block_size,
+        num_kv_heads=layout.num_kv_heads,
+        head_dim=layout.head_dim,
+        dtype=layout.dtype,
+    )
+    return backend, f"compiled for {isas()[0]}"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 import torch
-import torch.distributed as dist
+from torch._C._distributed_c10d import Backend, ProcessGroupGloo, Store, TCPStore
 from torch import Tensor
 
 from penstock.core.errors import BadModel, PenstockError, StepFailed
@@ -45,14 +45,18 @@ class GroupRank:
     def __init__(self, rank: int, world: int, device: torch.device) -> None:
         self.rank, self.world = rank, world
         self._device = device
-        self._group: dist.ProcessGroup | None = None
+        self._group: Backend | None = None
 
-    def connect(self, store: dist.Store) -> None:
+    def connect(self, store: Store) -> None:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-            self._group = dist.ProcessGroupNCCL(store, self.rank, self.world, TIMEOUT)
+            from torch._C._distributed_c10d import ProcessGroupNCCL  # only CUDA builds have it
+
+            options = ProcessGroupNCCL.Options()
+            options._timeout = TIMEOUT
+            self._group = ProcessGroupNCCL(store, self.rank, self.world, options)
         else:
-            self._group = dist.ProcessGroupGloo(store, self.rank, self.world, TIMEOUT)
+            self._group = ProcessGroupGloo(store, self.rank, self.world, TIMEOUT)
 
     def reduce(self, x: Tensor) -> Tensor:
         assert self._group is not None
@@ -71,7 +75,7 @@ class GroupRank:
 class TorchCrew:
     """Ranks 1.. as child processes of rank 0."""
 
-    def __init__(self, ranks: list[subprocess.Popen[bytes]], store: dist.TCPStore) -> None:
+    def __init__(self, ranks: list[subprocess.Popen[bytes]], store: TCPStore) -> None:
         self._ranks, self._store = ranks, store
         self._broken: str | None = None
 
@@ -81,7 +85,7 @@ class TorchCrew:
         world = config.tensor_parallel
         rank = GroupRank(0, world, choose_device(config.device))
         built = build_decoder(facts, config, rank, None)
-        store = dist.TCPStore(HOST, 0, world, is_master=True, wait_for_workers=False)
+        store = TCPStore(HOST, 0, world, is_master=True, wait_for_workers=False)
         told = {
             "path": sys.path,
             "folder": str(facts.folder),
@@ -190,7 +194,7 @@ def main(told: dict[str, object]) -> None:
         return
     answers.write(f"{LOADED}\n")
     answers.flush()
-    store = dist.TCPStore(HOST, port, config.tensor_parallel, is_master=False)
+    store = TCPStore(HOST, port, config.tensor_parallel, is_master=False)
     rank.connect(store)
     with torch.inference_mode():
         while (arrays := _receive(sys.stdin.buffer)) is not None:

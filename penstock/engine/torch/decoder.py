@@ -5,6 +5,8 @@
                   x += down(silu(gate) * up)  of norm(x)                 piece (layer, "mlp")
     hidden = norm(x[rows])                                               logits = head(hidden)
 
+A part's result is added to x by the next part's norm, in one pass.
+
 `forward` yields after each piece, so that whoever drives it may stop between any two and go on later; nothing
 outside the generator holds activations. q, k, v are one product and so are gate and up. Over N ranks each has
 1/N of the heads and of the MLP: `out` and `down` then yield partial sums, which `reduce` adds up.
@@ -18,10 +20,10 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from penstock.core.errors import BadModel
 from penstock.engine.torch.families import Shape
+from penstock.engine.torch.kernels import add_rms_norm, qk_norm_rope_, rms_norm, silu_mul
 from penstock.engine.torch.ports import (
     AttentionBackend,
     Linear,
@@ -30,7 +32,7 @@ from penstock.engine.torch.ports import (
     ShardSpec,
     StepMeta,
 )
-from penstock.engine.torch.rope import RopeTable, rotate
+from penstock.engine.torch.rope import RopeTable
 from penstock.engine.torch.weights import WeightFolder
 
 Part = Literal["attention", "mlp"]
@@ -90,7 +92,7 @@ class Layer:
     mask: Mask
     attention_norm: Tensor
     qkv: Linear
-    qk_norm: Tensor | None  # [heads + kv heads, head_dim]
+    qk_norm: tuple[Tensor, Tensor, float] | None  # weights of q and of k [head_dim], epsilon
     out: Linear
     mlp_norm: Tensor
     gate_up: Linear
@@ -116,55 +118,43 @@ class Decoder:
     ) -> Generator[Piece, None, Tensor]:
         """Yields after every piece; returns the hidden states of `step.rows`, normed, [R, hidden]."""
         x = self.embedding[step.ids]
-        held = x.numel() * x.element_size()
-        turn = self.rope.at(step.positions, step.meta.max_context)
+        held = 2 * x.numel() * x.element_size()
+        eps = self.shape.norm_eps
         first, last = layers or (0, len(self.layers))
+        part: Tensor | None = None
         for index in range(first, last):
             layer = self.layers[index]
-            x = x + self._attend(index, layer, x, turn, step.meta)
+            normed, x = add_norm(part, x, layer.attention_norm, eps)
+            part = self._attend(index, layer, normed, step)
             yield Piece(index, "attention", held)
-            x = x + self._feed(layer, x)
+            normed, x = add_norm(part, x, layer.mlp_norm, eps)
+            part = self.rank.reduce(layer.down(silu_mul(layer.gate_up(normed))))
             yield Piece(index, "mlp", held)
-        return norm(x[step.rows], self.final_norm, self.shape.norm_eps)
+        if len(step.rows) != len(x):
+            x, part = x[step.rows], None if part is None else part[step.rows]
+        return add_norm(part, x, self.final_norm, eps)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 [R, vocab]"""
         out = self.head(hidden)
         return (self.rank.join(out) if self.is_head_split else out).float()
 
-    def _attend(
-        self, index: int, layer: Layer, x: Tensor, turn: tuple[Tensor, Tensor], meta: StepMeta
-    ) -> Tensor:
-        shape, world = self.shape, self.rank.world
+    def _attend(self, index: int, layer: Layer, x: Tensor, step: StepInput) -> Tensor:
+        shape, world, meta = self.shape, self.rank.world, step.meta
         heads, kv_heads = shape.num_heads // world, shape.num_kv_heads // world
-        qkv = layer.qkv(norm(x, layer.attention_norm, shape.norm_eps))
-        qkv = qkv.view(-1, heads + 2 * kv_heads, shape.head_dim)
-        qk = qkv[:, : heads + kv_heads]
-        if layer.qk_norm is not None:
-            qk = norm(qk, layer.qk_norm, shape.norm_eps)
-        qk = rotate(qk, *turn)
+        qkv = layer.qkv(x).view(-1, heads + 2 * kv_heads, shape.head_dim)
+        q, k, v = torch.split(qkv, (heads, kv_heads, kv_heads), 1)
+        qk_norm_rope_(q, k, layer.qk_norm, self.rope.upto(meta.max_context), step.positions)
         assert self.attention is not None
-        out, _ = self.attention(
-            index,
-            qk[:, :heads],
-            qk[:, heads:],
-            qkv[:, heads + kv_heads :],
-            meta,
-            layer.mask,
-            shape.head_dim**-0.5,
-        )
+        out, _ = self.attention(index, q, k, v, meta, layer.mask, shape.head_dim**-0.5)
         return self.rank.reduce(layer.out(out.flatten(1)))
 
-    def _feed(self, layer: Layer, x: Tensor) -> Tensor:
-        gate, up = layer.gate_up(norm(x, layer.mlp_norm, self.shape.norm_eps)).chunk(2, -1)
-        return self.rank.reduce(layer.down(F.silu(gate).mul_(up)))
 
-
-def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm over the last axis, computed in fp32."""
-    wide = x.float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
-    return (wide * scale).to(x.dtype) * weight
+def add_norm(part: Tensor | None, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(RMS norm of x + part, x + part)"""
+    if part is None:
+        return rms_norm(x, weight, eps), x
+    return add_rms_norm(part, x, weight, eps)
 
 
 class _Packer:
@@ -217,7 +207,7 @@ def load_decoder(folder: WeightFolder, shape: Shape, method: LinearMethod, rank:
         final_norm=folder.get(f"{prefix}norm.weight", (shape.hidden,)),
         head=method.pack(head, None, spec),
         is_head_split=is_split,
-        rope=RopeTable(shape.rope, shape.head_dim, folder.dtype, folder.device),
+        rope=RopeTable(shape.rope, shape.head_dim, folder.device),
     )
 
 
@@ -227,12 +217,9 @@ def _load_layer(packer: _Packer, shape: Shape, index: int, prefix: str) -> Layer
     attn, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
     qk_norm = None
     if shape.has_qk_norm:
-        world = packer.rank.world
-        parts = [
-            get(f"{attn}{name}.weight", (shape.head_dim,)).expand(heads // world, -1)
-            for name, heads in (("q_norm", shape.num_heads), ("k_norm", shape.num_kv_heads))
-        ]
-        qk_norm = torch.cat(parts)
+        names = (f"{attn}q_norm.weight", f"{attn}k_norm.weight")
+        q_weight, k_weight = (get(name, (shape.head_dim,)) for name in names)
+        qk_norm = (q_weight, k_weight, shape.norm_eps)
     return Layer(
         mask=Mask("causal", shape.windows[index]),
         attention_norm=get(f"{prefix}input_layernorm.weight", (hidden,)),

@@ -1,8 +1,6 @@
 """Rotary positions: frequencies of each kind, and a table of cosines and sines that grows with the longest text.
 
-A head vector x is rotated in pairs (i, i + D/2). With s' = (-sin, sin) over the two halves,
-    rotate(x) = x * cos + roll(x, D/2) * s'
-so a rotation is three elementwise kernels. Frequencies: theta^(-2i/D), then
+A head vector x is rotated in pairs (i, i + D/2) by the angle position * frequency_i. Frequencies: theta^(-2i/D), then
 
     linear   all divided by `factor`
     llama3   wavelengths above original/low are divided by `factor`, those under original/high kept, a blend between
@@ -62,29 +60,21 @@ def _yarn(rope: Rope, plain: Tensor, head_dim: int) -> Tensor:
 
 
 class RopeTable:
-    """cos and signed sin of every position met so far, [positions, 1, head_dim] in the model's dtype."""
+    """Cosines, then sines, of every position met so far: float32 [positions, head_dim]."""
 
-    def __init__(self, rope: Rope, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.rope, self.head_dim, self.dtype, self.device = rope, head_dim, dtype, device
+    def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
+        self._scale, self._device = rope.attention_factor, device
         self._frequencies = frequencies(rope, head_dim)
-        self._cos = self._sin = torch.empty(0)
+        self._table = torch.empty(0)
         self._grow(1024)
 
-    def at(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """cos and signed sin for int64 `positions`, all of which are below `longest`."""
-        if longest > len(self._cos):
-            self._grow(max(longest, 2 * len(self._cos)))
-        return self._cos[positions], self._sin[positions]
+    def upto(self, context: int) -> Tensor:
+        """A table that holds at least `context` positions."""
+        if context > len(self._table):
+            self._grow(max(context, 2 * len(self._table)))
+        return self._table
 
     def _grow(self, size: int) -> None:
         turns = torch.outer(torch.arange(size, dtype=torch.float32), self._frequencies)
-        scale = self.rope.attention_factor
-        cos, sin = turns.cos() * scale, turns.sin() * scale
-        cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-        self._cos = cos.unsqueeze(1).to(self.device, self.dtype)
-        self._sin = sin.unsqueeze(1).to(self.device, self.dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [T, heads, D]"""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+        table = torch.cat((turns.cos(), turns.sin()), -1) * self._scale
+        self._table = table.to(self._device).contiguous()

@@ -61,10 +61,12 @@ def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> 
         [(job.row, chunk.start, chunk.tokens) for job, chunk in zip(jobs, work, strict=True)],
         np.int64,
     )
-    owners, starts, counts = told[:, 0], told[:, 1], told[:, 2]
+    owners, starts, counts = np.ascontiguousarray(told.T)
     ends, size = starts + counts, table.block_size
     missing = ends > table.num_blocks[owners].astype(np.int64) * size
-    assert not missing.any(), f"jobs {[work[i].seq for i in np.flatnonzero(missing)]} lack blocks"
+    assert not missing.any(), (
+        f"jobs {[work[i].seq for i in np.flatnonzero(missing).tolist()]} lack blocks"
+    )
     query_start = np.zeros(len(work) + 1, np.int32)
     np.cumsum(counts, out=query_start[1:])
     max_query, max_context = int(counts.max()), int(ends.max())

@@ -13,6 +13,9 @@ from penstock.core.types import PlanId, Request, RequestId, Sampling
 from penstock.engine.torch.executor import TorchExecutor
 
 
+GREEDY = Sampling(temperature=0.0, ignore_eos=True)
+
+
 @dataclass
 class Held:
     seq: int
@@ -41,7 +44,7 @@ class Driver:
         self.seqs = 0
         executor.listen(self.told.put_nowait)
 
-    def job(self, ids: Sequence[int], sampling: Sampling = Sampling(), **more: object) -> Held:
+    def job(self, ids: Sequence[int], sampling: Sampling = GREEDY, **more: object) -> Held:
         self.seqs += 1
         answer = int(str(more.pop("answer", 0)))
         request = Request(

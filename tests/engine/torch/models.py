@@ -75,7 +75,7 @@ def make_reference(name: str, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     model = model_class(config_class(**{**SIZE, **changes}))
     with torch.no_grad():
-        for key, value in model.named_parameters():
+        for value in model.parameters():
             if value.dim() == 1:
                 value.add_(torch.randn_like(value) * 0.1)
     return model.eval()
