@@ -118,9 +118,10 @@ class EngineProcess:
             await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():  # what it said last may be on its way
                 await asyncio.wait((ready,), timeout=1.0)
-            if ready.done():
+            if ready.done() and not isinstance(ready.exception(), ReplicaLost):
                 ready.result()
                 return
+            await asyncio.wait((ended,), timeout=1.0)
             await self._drain_reader()
             raise ReplicaLost(
                 f"the engine process of {self.spec.name} {_ending(process)} before it was ready",

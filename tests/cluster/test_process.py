@@ -1,0 +1,175 @@
+"""Engines in processes of their own: they answer, they die, they come back, and they never outlive their parent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from penstock.cluster.fleet import Fleet
+from penstock.cluster.link import ReplicaLink
+from penstock.cluster.process import EngineProcess, Processes
+from penstock.cluster.router import Router
+from penstock.cluster.spec import ReplicaSpec
+from penstock.core.errors import BadModel, Overloaded, ReplicaLost
+from penstock.core.prompt import TokenPrompt
+from penstock.core.types import Output, Request, RequestId, Sampling
+from penstock.policy import find
+from penstock.report.log import Null
+from tests.cluster.test_link_and_host import POLICIES
+
+WORKER = "tests.cluster.modelled_worker"
+ROOT = Path(__file__).parents[2]
+
+
+class World:
+    def __init__(self, model: str = "ticks", max_restarts: int = 3) -> None:
+        self.spec = ReplicaSpec(name="m-0", model=model, policies=POLICIES)
+        self.link = ReplicaLink("m-0")
+        router = Router("fleet", find("route", "least")(), log=Null())
+        self.fleet = Fleet("m", [self.link], router)
+        self.processes = Processes(max_restarts=max_restarts, worker=WORKER)
+
+    @property
+    def engine(self) -> EngineProcess:
+        return self.processes.engines[0]
+
+    def ask(self, name: str, tokens: int, heard: list[Output] | None = None) -> asyncio.Task[None]:
+        request = Request(
+            id=RequestId(name),
+            model="m",
+            prompt=TokenPrompt((1, 2, 3)),
+            sampling=Sampling(max_tokens=tokens),
+        )
+        on_output = None if heard is None else heard.append
+        return asyncio.create_task(self.fleet.submit(request, on_output))
+
+    def is_alive(self) -> bool:
+        return all(report.is_alive for report in self.fleet.reports())
+
+
+@asynccontextmanager
+async def running(model: str = "ticks", max_restarts: int = 3) -> AsyncIterator[World]:
+    world = World(model, max_restarts)
+    try:
+        await world.processes.start(world.spec, world.link)
+        yield world
+    finally:
+        await world.fleet.stop()
+        await world.processes.stop()
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+async def test_it_answers_and_ends_when_told() -> None:
+    async with running() as world:
+        heard: list[Output] = []
+        await world.ask("a", 5, heard)
+        assert [token for output in heard for token in output.ids] == [7] * 5
+        assert heard[-1].finish == "length"
+        assert world.link.about == "ticking"
+        pid = world.engine.pid
+        assert pid is not None
+        await world.fleet.drain()
+    assert not is_running(pid)
+
+
+async def test_signals_for_the_group_are_left_to_the_parent() -> None:
+    async with running() as world:
+        task = world.ask("a", 20)
+        await asyncio.sleep(0.1)
+        assert world.engine.pid is not None
+        os.kill(world.engine.pid, signal.SIGINT)
+        os.kill(world.engine.pid, signal.SIGTERM)
+        await task
+
+
+async def test_a_killed_engine_loses_its_requests_and_is_started_again() -> None:
+    async with running() as world:
+        heard: list[Output] = []
+        begun = world.ask("a", 500, heard)
+        await until(lambda: bool(heard))
+        pid = world.engine.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(1.0):  # within a second
+            with pytest.raises(ReplicaLost):
+                await begun
+        assert not world.is_alive()
+        with pytest.raises(Overloaded):
+            await world.ask("b", 5)
+        await until(world.is_alive)
+        assert world.engine.pid != pid
+        await world.ask("c", 5)
+
+
+async def test_an_engine_that_keeps_dying_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(max_restarts=1) as world:
+        for _ in range(2):
+            await until(world.is_alive)
+            assert world.engine.pid is not None
+            os.kill(world.engine.pid, signal.SIGKILL)
+            await until(lambda: not world.is_alive())
+        await until(lambda: "given up" in caplog.text)
+        assert not world.is_alive()
+
+
+async def test_an_engine_that_cannot_start_says_why() -> None:
+    with pytest.raises(BadModel, match="config.json is missing") as caught:
+        async with running("fails"):
+            pass
+    assert "copy all files" in caught.value.hint
+
+
+async def test_an_engine_that_ends_without_a_word_is_told_by_its_last_lines() -> None:
+    with pytest.raises(ReplicaLost, match="exit code 9") as caught:
+        async with running("crashes"):
+            pass
+    assert "the last words of an engine" in caught.value.hint
+
+
+PARENT = """
+    import asyncio, os, sys
+    from tests.cluster.test_process import World
+
+    async def main():
+        world = World()
+        await world.processes.start(world.spec, world.link)
+        print(world.engine.pid, flush=True)
+        await asyncio.sleep(60)
+
+    asyncio.run(main())
+"""
+
+
+async def test_an_engine_dies_with_its_parent() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PARENT)], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert parent.stdout is not None
+    pid = int(await asyncio.to_thread(parent.stdout.readline))
+    assert is_running(pid)
+    parent.kill()
+    parent.wait()
+    await until(lambda: not is_running(pid), 5.0)
+    parent.stdout.close()
