@@ -6,16 +6,13 @@ instruction emulated, so that it is tested on processors without it.
 
 from __future__ import annotations
 
-import logging
 import math
 import random
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from penstock.engine.torch import kernels
 from penstock.engine.torch.kernels import build, library

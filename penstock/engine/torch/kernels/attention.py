@@ -50,6 +50,7 @@ class CpuPagedAttention:
             self._table = self.library.tables[self.isa or next(iter(self.library.tables))]
         block = self.num_kv_heads * self.block_size * self.head_dim
         self.cache = torch.zeros(self.num_layers, 2, self.num_blocks, block, dtype=self.dtype)
+        self.library.large_pages(self.cache.data_ptr(), self.num_bytes)
 
     @staticmethod
     def why_not_for(head_dim: int, block_size: int, dtype: torch.dtype) -> str | None:

@@ -26,8 +26,10 @@ import torch
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).parent / "source"
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast")
-FLAGS += ("-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wno-unknown-pragmas")
+FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
 LIMIT_S = 300
 
 

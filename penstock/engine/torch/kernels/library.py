@@ -77,6 +77,8 @@ class Library:
         for entry in (self.attention, self.norm, self.rope, self.gate):
             entry.argtypes = (c_void_p, c_void_p, ctypes.c_int)
             entry.restype = None
+        self.large_pages = dll.penstock_large_pages
+        self.large_pages.argtypes, self.large_pages.restype = (c_void_p, c_int64), None
         self.tables = {
             v.name: table for v in variants if (table := _table(dll, v.name)) is not None
         }

@@ -60,27 +60,34 @@ static Scratch<T> carve(char* at, int64_t rows, int64_t dim) {
     return scratch;
 }
 
+// sum[r][n] += left[r] * column[n]
+template <int R, int N>
+static inline void add_products(Lanes (&sum)[R][N], const float* left, int64_t left_stride, const Lanes (&column)[N]) {
+    UNROLL for (int r = 0; r < R; ++r) {
+        const float factor = left[r * left_stride];
+        UNROLL for (int n = 0; n < N; ++n)
+            EACH_PART sum[r][n].part[p] = sum[r][n].part[p] + factor * column[n].part[p];
+    }
+}
+
 // sum[r][n] += left[r] . right[n], over `count` steps (pairs for bf16); right advances by `step` elements.
 template <int R, int N>
 static inline void multiply_add(Lanes (&sum)[R][N], const float* left, int64_t left_stride,
-                                const float* const (&right)[N], int64_t step, int count) {
+                                const float* const (&right)[N], const float* const (&next)[N], int64_t step, int count) {
     for (int k = 0; k < count; ++k) {
-        UNROLL for (int n = 0; n < N; ++n) {
-            Lanes column = load(right[n] + k * step);
-            UNROLL for (int r = 0; r < R; ++r) {
-                EACH_PART sum[r][n].part[p] = sum[r][n].part[p] + left[r * left_stride + k] * column.part[p];
-            }
-        }
+        Lanes column[N];
+        UNROLL for (int n = 0; n < N; ++n) column[n] = load(right[n] + k * step), __builtin_prefetch(next[n] + k * step);
+        add_products<R, N>(sum, left + k, left_stride, column);
     }
 }
 
 #ifdef DOT_BF16
 template <int R, int N>
 static inline void multiply_add(Lanes (&sum)[R][N], const bf16* left, int64_t left_stride,
-                                const bf16* const (&right)[N], int64_t step, int count) {
+                                const bf16* const (&right)[N], const bf16* const (&next)[N], int64_t step, int count) {
     for (int k = 0; k < count; ++k) {
         Bits column[N];
-        UNROLL for (int n = 0; n < N; ++n) column[n] = load_bits(right[n] + k * step);
+        UNROLL for (int n = 0; n < N; ++n) column[n] = load_bits(right[n] + k * step), __builtin_prefetch(next[n] + k * step);
         UNROLL for (int r = 0; r < R; ++r) {
             uint32_t pair;
             memcpy(&pair, left + r * left_stride + 2 * k, 4);
@@ -91,19 +98,19 @@ static inline void multiply_add(Lanes (&sum)[R][N], const bf16* left, int64_t le
 #else
 template <int R, int N>
 static inline void multiply_add(Lanes (&sum)[R][N], const float* left, int64_t left_stride,
-                                const bf16* const (&right)[N], int64_t step, int count) {
+                                const bf16* const (&right)[N], const bf16* const (&next)[N], int64_t step, int count) {
     for (int k = 0; k < count; ++k) {
+        Lanes even[N], odd[N];
         UNROLL for (int n = 0; n < N; ++n) {
-            Bits column = load_bits(right[n] + k * step);
+            Bits pairs = load_bits(right[n] + k * step);
+            __builtin_prefetch(next[n] + k * step);
             EACH_PART {
-                FloatPart even = (FloatPart)(column.part[p] << 16);
-                UNROLL for (int r = 0; r < R; ++r)
-                    sum[r][n].part[p] = sum[r][n].part[p] + left[r * left_stride + 2 * k] * even;
-                FloatPart odd = (FloatPart)(column.part[p] & 0xffff0000u);
-                UNROLL for (int r = 0; r < R; ++r)
-                    sum[r][n].part[p] = sum[r][n].part[p] + left[r * left_stride + 2 * k + 1] * odd;
+                even[n].part[p] = (FloatPart)(pairs.part[p] << 16);
+                odd[n].part[p] = (FloatPart)(pairs.part[p] & 0xffff0000u);
             }
         }
+        add_products<R, N>(sum, left + 2 * k, left_stride, even);
+        add_products<R, N>(sum, left + 2 * k + 1, left_stride, odd);
     }
 }
 #endif
@@ -128,22 +135,32 @@ static inline void sweep(const Piece& piece, int rows, int columns) {
     if (rows - row == 1) sweep_columns<1>(piece, row, columns);
 }
 
+// Where the keys and values of a tile lie; `count` groups.
+template <class T>
+struct Groups {
+    int count;
+    const T *keys[TILE_GROUPS], *values[TILE_GROUPS];
+};
+
+// The first rows to use a part of a tile ask for the same part of the next tile: blocks lie anywhere, so the
+// processor cannot guess them.
 template <class T>
 struct ScorePiece {
     const Scratch<T>& scratch;
-    const T* const* keys;
+    const Groups<T>&here, &next;
     int dim;
 
     template <int R, int N>
     inline void run(int row, int group) const {
         constexpr int PAIR = Format<T>::PAIR;
         Lanes sum[R][N];
-        const T* right[N];
+        const T *right[N], *ahead[N];
         UNROLL for (int n = 0; n < N; ++n) {
-            right[n] = keys[group + n];
+            right[n] = here.keys[group + n];
+            ahead[n] = row == 0 && group + n < next.count ? next.keys[group + n] : right[n];
             UNROLL for (int r = 0; r < R; ++r) sum[r][n] = fill(0);
         }
-        multiply_add<R, N>(sum, scratch.query + int64_t(row) * dim, dim, right, GROUP * PAIR, dim / PAIR);
+        multiply_add<R, N>(sum, scratch.query + int64_t(row) * dim, dim, right, ahead, GROUP * PAIR, dim / PAIR);
         UNROLL for (int r = 0; r < R; ++r)
             UNROLL for (int n = 0; n < N; ++n)
                 store(scratch.scores + (row + r) * TILE + (group + n) * GROUP, sum[r][n]);
@@ -153,8 +170,8 @@ struct ScorePiece {
 template <class T>
 struct OutputPiece {
     const Scratch<T>& scratch;
-    const T* const* values;
-    int groups, dim;
+    const Groups<T>&here, &next;
+    int dim;
 
     template <int R, int N>
     inline void run(int row, int column) const {
@@ -166,10 +183,13 @@ struct OutputPiece {
         Lanes sum[R][N];
         UNROLL for (int r = 0; r < R; ++r)
             UNROLL for (int n = 0; n < N; ++n) sum[r][n] = load(out + r * dim + n * GROUP);
-        for (int group = 0; group < groups; ++group) {
-            const T* right[N];
-            UNROLL for (int n = 0; n < N; ++n) right[n] = values[group] + (column + n) * GROUP * PAIR;
-            multiply_add<R, N>(sum, left + group * GROUP, STRIDE, right, dim * PAIR, GROUP / PAIR);
+        for (int group = 0; group < here.count; ++group) {
+            const T *right[N], *ahead[N];
+            UNROLL for (int n = 0; n < N; ++n) {
+                right[n] = here.values[group] + (column + n) * GROUP * PAIR;
+                ahead[n] = row == 0 && group < next.count ? next.values[group] + (column + n) * GROUP * PAIR : right[n];
+            }
+            multiply_add<R, N>(sum, left + group * GROUP, STRIDE, right, ahead, dim * PAIR, GROUP / PAIR);
         }
         UNROLL for (int r = 0; r < R; ++r)
             UNROLL for (int n = 0; n < N; ++n) store(out + r * dim + n * GROUP, sum[r][n]);
@@ -248,25 +268,30 @@ static void load_queries(const AttentionCall& call, const Item& item, const Scra
     }
 }
 
-// The groups of one tile that starts at position `start`, and how many there are.
 template <class T>
-static int find_groups(const AttentionCall& call, const Item& item, int start, const T** keys, const T** values,
-                       T* edges) {
-    int count = 0;
-    for (int at = start; count < TILE_GROUPS && at < item.key_end; at += GROUP, ++count) {
+static Groups<T> find_groups(const AttentionCall& call, const Item& item, int start) {
+    Groups<T> found;
+    found.count = 0;
+    for (int at = start; found.count < TILE_GROUPS && at < item.key_end; at += GROUP, ++found.count) {
         int64_t block = call.block_table[item.chunk * call.table_stride + at / call.block_size];
         int64_t offset = ((block * call.num_kv_heads + item.kv_head) * call.block_size + at % call.block_size) *
                          int64_t(call.head_dim);
-        keys[count] = (const T*)call.key_cache + offset;
-        values[count] = (const T*)call.value_cache + offset;
-        Range valid = {item.key_begin - at, item.key_end - at};
-        if (valid.from > 0 || valid.upto < GROUP) {
-            copy_visible(edges, values[count], valid, call.head_dim);
-            values[count] = edges;
-            edges += GROUP * call.head_dim;
-        }
+        found.keys[found.count] = (const T*)call.key_cache + offset;
+        found.values[found.count] = (const T*)call.value_cache + offset;
     }
-    return count;
+    return found;
+}
+
+template <class T>
+static void clean_edges(const AttentionCall& call, const Item& item, int start, Groups<T>& groups, T* edges) {
+    for (int group = 0; group < groups.count; ++group) {
+        int at = start + group * GROUP;
+        Range valid = {item.key_begin - at, item.key_end - at};
+        if (valid.from <= 0 && valid.upto >= GROUP) continue;
+        copy_visible(edges, groups.values[group], valid, call.head_dim);
+        groups.values[group] = edges;
+        edges += GROUP * call.head_dim;
+    }
 }
 
 template <class T>
@@ -299,17 +324,20 @@ static void attend_as(const AttentionCall& call, const Item& item, char* memory)
     int dim = call.head_dim, share = call.num_heads / call.num_kv_heads, rows = item.num_queries * share;
     Scratch<T> scratch = carve<T>(memory, rows, dim);
     load_queries(call, item, scratch);
-    const T *keys[TILE_GROUPS], *values[TILE_GROUPS];
-    for (int start = item.key_begin / GROUP * GROUP; start < item.key_end; start += TILE) {
-        int groups = find_groups(call, item, start, keys, values, scratch.edges);
-        sweep(ScorePiece<T>{scratch, keys, dim}, rows, groups);
+    int start = item.key_begin / GROUP * GROUP;
+    Groups<T> next = find_groups<T>(call, item, start);
+    for (; start < item.key_end; start += TILE) {
+        Groups<T> here = next;
+        next = find_groups<T>(call, item, start + TILE);
+        clean_edges(call, item, start, here, scratch.edges);
+        sweep(ScorePiece<T>{scratch, here, next, dim}, rows, here.count);
         for (int row = 0; row < rows; ++row) {
             Range seen = visible(call, item.chunk, item.first_query + row / share);
             if (seen.from < item.key_begin) seen.from = item.key_begin;
             if (seen.upto > item.key_end) seen.upto = item.key_end;
-            soften(scratch, row, groups, seen.from - start, seen.upto - start, call.scale * LOG2_E, dim);
+            soften(scratch, row, here.count, seen.from - start, seen.upto - start, call.scale * LOG2_E, dim);
         }
-        sweep(OutputPiece<T>{scratch, values, groups, dim}, rows, dim / GROUP);
+        sweep(OutputPiece<T>{scratch, here, next, dim}, rows, dim / GROUP);
     }
     finish(call, item, scratch);
 }

@@ -14,6 +14,9 @@
 #include <new>
 #include <thread>
 #include <vector>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "calls.h"
 
@@ -170,6 +173,17 @@ void run_parts(const Kernels& kernels, const AttentionCall& call, int threads, c
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 EXPORT void penstock_use_threads(ParallelRegion region) { openmp_region = region; }
+
+// Asks for large pages: blocks lie anywhere, and with small pages nearly each one costs a walk of the page tables.
+EXPORT void penstock_large_pages(void* from, int64_t bytes) {
+#if defined(__linux__)
+    const uintptr_t page = 4096, begin = (uintptr_t(from) + page - 1) / page * page;
+    const uintptr_t end = (uintptr_t(from) + uintptr_t(bytes)) / page * page;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)from, (void)bytes;
+#endif
+}
 
 EXPORT void penstock_attention(const Kernels* kernels, const AttentionCall* call, int threads) {
     thread_local AttentionPlan plan;

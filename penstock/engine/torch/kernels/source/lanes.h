@@ -27,6 +27,11 @@ typedef uint32_t BitsPart __attribute__((vector_size(LANE_BYTES), may_alias));
 typedef int32_t MaskPart __attribute__((vector_size(LANE_BYTES), may_alias));
 typedef uint16_t HalfPart __attribute__((vector_size(LANE_BYTES / 2), may_alias));
 
+// The same in memory, at any address.
+typedef float FloatsAt __attribute__((vector_size(LANE_BYTES), may_alias, aligned(4)));
+typedef uint32_t BitsAt __attribute__((vector_size(LANE_BYTES), may_alias, aligned(2)));
+typedef uint16_t HalvesAt __attribute__((vector_size(LANE_BYTES / 2), may_alias, aligned(2)));
+
 constexpr int PARTS = 64 / LANE_BYTES;
 constexpr int WIDTH = LANE_BYTES / 4;  // floats a part
 
@@ -67,27 +72,28 @@ static inline Lanes fill(float value) {
 
 static inline Lanes load(const float* from) {
     Lanes result;
-    memcpy(&result, from, 64);
+    EACH_PART result.part[p] = *(const FloatsAt*)(from + p * WIDTH);
     return result;
 }
 
 static inline Bits load_bits(const void* from) {
     Bits result;
-    memcpy(&result, from, 64);
+    EACH_PART result.part[p] = ((const BitsAt*)from)[p];
     return result;
 }
 
 static inline Lanes load(const bf16* from) {
     Lanes result;
     EACH_PART {
-        HalfPart half;
-        memcpy(&half, from + p * WIDTH, sizeof half);
+        HalfPart half = *(const HalvesAt*)(from + p * WIDTH);
         result.part[p] = (FloatPart)(__builtin_convertvector(half, BitsPart) << 16);
     }
     return result;
 }
 
-static inline void store(float* to, const Lanes& value) { memcpy(to, &value, 64); }
+static inline void store(float* to, const Lanes& value) {
+    EACH_PART *(FloatsAt*)(to + p * WIDTH) = value.part[p];
+}
 
 // The bits of the rounded bfloat16 in the upper half of each lane; the lower half is junk.
 static inline BitsPart rounded_bits(FloatPart value) {
@@ -98,8 +104,7 @@ static inline BitsPart rounded_bits(FloatPart value) {
 
 static inline void store(bf16* to, const Lanes& value) {
     EACH_PART {
-        HalfPart half = __builtin_convertvector(rounded_bits(value.part[p]) >> 16, HalfPart);
-        memcpy(to + p * WIDTH, &half, sizeof half);
+        *(HalvesAt*)(to + p * WIDTH) = __builtin_convertvector(rounded_bits(value.part[p]) >> 16, HalfPart);
     }
 }
 
@@ -212,13 +217,9 @@ static inline Lanes dot_pairs(const Lanes& sum, uint32_t left, const Bits& right
     }
     return result;
 #else
+    const __m512i pair = _mm512_set1_epi32(int(left));
     Lanes result;
-    __m512i pairs = _mm512_set1_epi32(int(left)), others;
-    __m512 total;
-    memcpy(&others, &right, 64);
-    memcpy(&total, &sum, 64);
-    total = _mm512_dpbf16_ps(total, (__m512bh)others, (__m512bh)pairs);
-    memcpy(&result, &total, 64);
+    result.part[0] = (FloatPart)_mm512_dpbf16_ps((__m512)sum.part[0], (__m512bh)right.part[0], (__m512bh)pair);
     return result;
 #endif
 }
