@@ -19,11 +19,11 @@ import sys
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol, cast
 
 import torch
-from torch._C._distributed_c10d import Backend, ProcessGroupGloo, Store, TCPStore
 from torch import Tensor
+from torch._C._distributed_c10d import ProcessGroupGloo, Store, TCPStore, Work
 
 from penstock.core.errors import BadModel, PenstockError, StepFailed
 from penstock.engine.folder import ModelFacts, model_facts
@@ -39,13 +39,20 @@ PROGRAM = (
 )
 
 
+class _Group(Protocol):
+    """What gloo and nccl groups both offer; torch's own stubs leave it out."""
+
+    def allreduce(self, tensors: list[Tensor]) -> Work: ...
+    def allgather(self, into: list[list[Tensor]], tensors: list[Tensor]) -> Work: ...
+
+
 class GroupRank:
     """One rank of several; see decoder.Rank. `connect` must be called on all ranks before the first step."""
 
     def __init__(self, rank: int, world: int, device: torch.device) -> None:
         self.rank, self.world = rank, world
         self._device = device
-        self._group: Backend | None = None
+        self._group: _Group | None = None
 
     def connect(self, store: Store) -> None:
         if self._device.type == "cuda":
@@ -54,9 +61,9 @@ class GroupRank:
 
             options = ProcessGroupNCCL.Options()
             options._timeout = TIMEOUT
-            self._group = ProcessGroupNCCL(store, self.rank, self.world, options)
+            self._group = cast(_Group, ProcessGroupNCCL(store, self.rank, self.world, options))
         else:
-            self._group = ProcessGroupGloo(store, self.rank, self.world, TIMEOUT)
+            self._group = cast(_Group, ProcessGroupGloo(store, self.rank, self.world, TIMEOUT))
 
     def reduce(self, x: Tensor) -> Tensor:
         assert self._group is not None

@@ -143,7 +143,7 @@ class Decoder:
         shape, world, meta = self.shape, self.rank.world, step.meta
         heads, kv_heads = shape.num_heads // world, shape.num_kv_heads // world
         qkv = layer.qkv(x).view(-1, heads + 2 * kv_heads, shape.head_dim)
-        q, k, v = torch.split(qkv, (heads, kv_heads, kv_heads), 1)
+        q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
         qk_norm_rope_(q, k, layer.qk_norm, self.rope.upto(meta.max_context), step.positions)
         assert self.attention is not None
         out, _ = self.attention(index, q, k, v, meta, layer.mask, shape.head_dim**-0.5)

@@ -12,7 +12,6 @@ from penstock.core.prompt import TokenPrompt
 from penstock.core.types import PlanId, Request, RequestId, Sampling
 from penstock.engine.torch.executor import TorchExecutor
 
-
 GREEDY = Sampling(temperature=0.0, ignore_eos=True)
 
 

@@ -1,0 +1,198 @@
+"""The engine held to transformers: the same logits, and the same greedy text, however it is cut into steps.
+
+Logits agree within TOLERANCE in fp32. Greedy continuations are equal; a difference counts as a tie only where the
+reference's own two best logits lie within twice the tolerance. Ties are counted, printed and stay under 1 %.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from penstock.core.types import Sampling
+from penstock.engine.folder import model_facts
+from penstock.engine.torch.build import EngineConfig, build_decoder
+from penstock.engine.torch.decoder import Alone
+from penstock.engine.torch.step import StepArrays
+from tests.engine.torch.models import FAMILIES, saved
+from tests.engine.torch.served import Served, Setting, serve
+
+TOLERANCE = 1e-4
+NUM_TOKENS = 64
+ENGINE = EngineConfig(device="cpu", dtype="fp32", threads=1)
+CHECKED = {"sequences": 0, "ties": 0}
+
+
+@cache
+def prompts() -> tuple[tuple[int, ...], ...]:
+    """Lengths around block and budget borders; some share a long beginning."""
+    chance = random.Random(5)
+    shared = tuple(chance.randrange(3, 512) for _ in range(50))
+    fresh = [tuple(chance.randrange(3, 512) for _ in range(n)) for n in (1, 15, 16, 17, 40, 130)]
+    return (*fresh, shared, (*shared, 7, 8, 9), (*shared[:33], 4))
+
+
+@cache
+def continuations(root: Path, name: str) -> tuple[tuple[int, ...], ...]:
+    """Greedy texts of the reference, one prompt at a time."""
+    _, model = saved(root, name)
+    found = []
+    for ids in prompts():
+        out = model.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=NUM_TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        found.append(tuple(out[0, len(ids) :].tolist()))
+    return tuple(found)
+
+
+def margin(root: Path, name: str, ids: tuple[int, ...]) -> float:
+    _, model = saved(root, name)
+    with torch.inference_mode():
+        best = model(torch.tensor([ids])).logits[0, -1].topk(2).values
+    return float(best[0] - best[1])
+
+
+def compare(root: Path, name: str, served: Served) -> None:
+    """Equal, or parted at a tie of the reference."""
+    pairs = list(zip(prompts(), continuations(root, name), strict=True))
+    for at, (ids, want) in enumerate(pairs[: len(served.outputs)]):
+        got = tuple(served.ids(at))
+        CHECKED["sequences"] += 1
+        if got == want:
+            continue
+        assert len(got) == len(want), f"prompt {at}: {len(got)} tokens"
+        place = next(i for i, pair in enumerate(zip(got, want, strict=True)) if pair[0] != pair[1])
+        gap = margin(root, name, ids + want[:place])
+        assert gap < 2 * TOLERANCE, f"prompt {at} parts at token {place}; margin {gap:.2e}"
+        CHECKED["ties"] += 1
+    print(f"ties so far: {CHECKED['ties']} of {CHECKED['sequences']} sequences")
+    assert CHECKED["ties"] <= max(1, 0.01 * CHECKED["sequences"])
+
+
+async def check(
+    root: Path,
+    name: str,
+    setting: Setting,
+    engine: EngineConfig = ENGINE,
+    count: int | None = None,
+) -> Served:
+    """Serve all prompts, or the first `count`."""
+    folder, _ = saved(root, name)
+    greedy = Sampling(temperature=0.0, ignore_eos=True, max_tokens=NUM_TOKENS)
+    asked = prompts()[:count]
+    served = await serve(
+        folder,
+        asked,
+        setting,
+        sampling=[greedy] * len(asked),
+        engine=replace(engine, num_blocks=setting.num_blocks),
+    )
+    compare(root, name, served)
+    return served
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("attention", ["auto", "gather"])
+def test_logits(model_root: Path, name: str, attention: str) -> None:
+    """Every position's logits, for prompts cut into chunks of several sizes that read each other's blocks."""
+    folder, model = saved(model_root, name)
+    changes = {"num_blocks": 40, "attention": attention}
+    built = build_decoder(model_facts(folder), replace(ENGINE, **changes), Alone(), None)
+    ids = np.array(prompts()[5])
+    with torch.inference_mode():
+        want = model(torch.tensor(ids)[None]).logits[0]
+        for size in (1, 16, 50, len(ids)):
+            got = torch.cat(
+                [
+                    logits_of(built, ids, at, min(at + size, len(ids)))
+                    for at in range(0, len(ids), size)
+                ]
+            )
+            assert (got - want).abs().max() < TOLERANCE
+
+
+def logits_of(built, ids, first: int, last: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    positions = np.arange(first, last)
+    blocks = np.array([(7 * place) % 40 for place in range(-(-last // 16))], np.int32)
+    arrays = StepArrays(
+        ids=ids[first:last],
+        positions=positions,
+        rows=np.arange(last - first),
+        slots=blocks[positions // 16].astype(np.int64) * 16 + positions % 16,
+        query_start=np.array([0, last - first], np.int32),
+        context=np.array([last], np.int32),
+        block_table=blocks[None],
+        max_query=last - first,
+        max_context=last,
+        num_sampling=last - first,
+    )
+    forward = built.decoder.forward(arrays.on(built.device))
+    while True:
+        try:
+            next(forward)
+        except StopIteration as end:
+            logits: torch.Tensor = built.decoder.logits(end.value)
+            return logits
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+async def test_greedy_text_mixed(model_root: Path, name: str) -> None:
+    """All prompts at once in chunks of 64, cached prefixes, and too few blocks for all of them."""
+    served = await check(model_root, name, Setting(budget=64, num_blocks=26))
+    assert served.num_preemptions > 0
+    assert served.num_cached > 0
+
+
+async def test_two_processes(model_root: Path) -> None:
+    """Tensor parallel over two processes gives the same text."""
+    two = replace(ENGINE, tensor_parallel=2)
+    await check(model_root, "llama-biased", Setting(budget=64), two, count=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("budget", [16, 64, 512])
+@pytest.mark.parametrize("has_prefix_cache", [True, False])
+async def test_greedy_text(
+    model_root: Path, name: str, budget: int, has_prefix_cache: bool
+) -> None:
+    """The whole matrix: alone, mixed, and mixed with forced preemption."""
+    setting = Setting(budget=budget, has_prefix_cache=has_prefix_cache)
+    alone = await check(model_root, name, replace(setting, is_alone=True))
+    await check(model_root, name, setting)
+    cramped = await check(model_root, name, replace(setting, num_blocks=26))
+    assert alone.num_preemptions == 0 and cramped.num_preemptions > 0
+    assert (alone.num_cached > 0) == has_prefix_cache
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+async def test_greedy_text_in_two_processes(model_root: Path, name: str) -> None:
+    two = replace(ENGINE, tensor_parallel=2)
+    await check(model_root, name, Setting(budget=64, num_blocks=26), two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+async def test_portable_attention(model_root: Path, name: str) -> None:
+    """The fallback of machines without a compiler."""
+    await check(model_root, name, Setting(num_blocks=26), replace(ENGINE, attention="gather"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FAMILIES)
+async def test_on_cuda(model_root: Path, name: str) -> None:
+    """On a GPU, with TF32 off."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    await check(model_root, name, Setting(num_blocks=26), replace(ENGINE, device="cuda"))
