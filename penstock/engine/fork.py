@@ -61,19 +61,27 @@ class Fork:
         if not hashes:
             return [], 0
         limit = min((job.known - 1) // self.block_size, len(hashes))
-        found = self._found.get(job.seq)
-        real = self._ledger.find(hashes, 0, limit) if found is None else found[0]
-        pending = 0
-        if len(real) < limit and (self._booked or self._pending):
+        real, pending = self._found.get(job.seq, ([], 0))
+        position = len(real) + pending
+        if position < limit and self._booked:
             self._note_pending()
-            while len(real) + pending < limit and hashes[len(real) + pending] in self._pending:
+        index = self._ledger.index
+        while position < limit:
+            block = index.get(hashes[position])
+            if block is not None:
+                real.append(block)
+            elif hashes[position] in self._pending:
                 pending += 1
+            else:
+                break
+            position += 1
         self._found[job.seq] = real, pending
         return real, pending
 
     def _note_pending(self) -> None:
+        size = self.block_size
         for job, upto in self._booked:
-            self._pending.update(job.hashes[: upto // self.block_size])
+            self._pending.update(job.hashes[job.computed // size : upto // size])
         self._booked.clear()
 
     def need(self, job: JobView, upto: int) -> int:
@@ -101,6 +109,7 @@ class Fork:
                 return False
             self.free -= need
             self._held[seq] = held + need
+        if upto // self.block_size > job.computed // self.block_size:  # it will fill a block
             self._booked.append((cast(Job, job), upto))
         return True
 

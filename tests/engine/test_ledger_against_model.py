@@ -1,0 +1,148 @@
+"""The block ledger and its forks against the model ledger: same operations, same answers, whatever is asked.
+
+The model (tests/laws/model_ledger.py) is a pool of blocks with sets of holders, and its fork is a copy of it.
+"""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.core.types import BlockHash, Job
+from penstock.engine.fork import Fork
+from penstock.engine.ledger import BlockLedger
+from tests.laws.model_ledger import ModelLedger
+from tests.laws.views import SIZE, make_job
+
+seeds = st.integers(0, 2**32 - 1)
+thorough = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+class Pair:
+    """A real and a model ledger that are told the same things, and the jobs that hold blocks in them."""
+
+    def __init__(self, rng: random.Random) -> None:
+        total = rng.choice((6, 12, 25))
+        self.rng = rng
+        self.real, self.model = BlockLedger(total, SIZE), ModelLedger(total, SIZE)
+        self.jobs = [make_job(rng, seq, 1.0) for seq in range(12)]
+        self.inside: list[Job] = []
+
+    @property
+    def outside(self) -> list[Job]:
+        return [job for job in self.jobs if job not in self.inside]
+
+    def act(self) -> None:
+        """What a replica does: start a job, run a chunk of one, take one out."""
+        deed = self.rng.random()
+        if deed < 0.45 and self.outside:
+            self._start(self.rng.choice(self.outside))
+        elif deed < 0.8 and self.inside:
+            self._run(self.rng.choice(self.inside))
+        elif self.inside:
+            self._release(self.rng.choice(self.inside))
+        self.compare()
+
+    def _start(self, job: Job) -> None:
+        upto = self.rng.randrange(self.model.cached(job) + 1, job.known + 1)
+        if not self.model.reserve(job, upto):
+            return
+        self.real.adopt(job)
+        self.real.extend(job, upto)
+        self.real.register(job, upto)
+        job.computed = upto
+        self.inside.append(job)
+
+    def _run(self, job: Job) -> None:
+        upto = self.rng.randrange(job.computed, job.known + 1)
+        if not self.model.reserve(job, upto):
+            return
+        self.real.extend(job, upto)
+        self.real.register(job, upto)
+        if self.rng.random() < 0.8:  # else the step failed: the rest was never computed
+            job.computed = upto
+
+    def _release(self, job: Job) -> None:
+        assert self.real.release(job, job.computed) == self.model.release(job)
+        job.computed = 0
+        self.inside.remove(job)
+
+    def compare(self) -> None:
+        self.real.check()
+        self.model.check(self.inside)
+        assert self.real.free == self.model.free
+        for job in self.jobs:
+            assert self.real.held(job) == self.model.held(job)
+        idle = [self.real._hash[block] for block in self.real.idle_blocks()]
+        assert idle == [block.contents for block in self.model.idle]
+        compare_forks(self.real.fork(), self.model.fork(), self.jobs, self.rng)
+
+
+def compare_forks(real: Fork, model: ModelLedger, jobs: list[Job], rng: random.Random) -> None:
+    assert (real.total, real.block_size) == (model.total, model.block_size)
+    assert real.free == model.free
+    for job in jobs:
+        assert real.held(job) == model.held(job)
+        assert real.cached(job) == model.cached(job)
+        upto = rng.randrange(1, job.known + 1)
+        if model.held(job) or upto > model.cached(job):
+            assert real.need(job, upto) == model.need(job, upto)
+
+
+@thorough
+@given(seed=seeds)
+def test_ledger_and_model_agree(seed: int) -> None:
+    pair = Pair(random.Random(seed))
+    for _ in range(30):
+        pair.act()
+
+
+@thorough
+@given(seed=seeds)
+def test_fork_and_model_agree(seed: int) -> None:
+    """A step as batch policies plan it: running jobs, victims among them, then waiting jobs if nobody left."""
+    rng = random.Random(seed)
+    pair = Pair(rng)
+    for _ in range(20):
+        pair.act()
+    before = pair.real.free
+    real, model = pair.real.fork(), pair.model.fork()
+    running, is_whole = list(pair.inside), True
+    for job in pair.inside:
+        if job not in running:
+            continue
+        for other in running:
+            assert real.freeable(other) == model.freeable(other)
+        upto = rng.randrange(job.computed, job.known + 1)
+        took = real.reserve(job, upto)
+        assert took == model.reserve(job, upto)
+        if not took or rng.random() < 0.1:
+            victim = running.pop()
+            assert real.release(victim) == model.release(victim)
+            is_whole = False
+        compare_forks(real, model, pair.jobs if is_whole else running, rng)
+    if is_whole:
+        for job in pair.outside:
+            upto = rng.randrange(model.cached(job) + 1, job.known + 1)
+            assert real.reserve(job, upto) == model.reserve(job, upto)
+            compare_forks(real, model, pair.jobs, rng)
+    assert pair.real.free == before, "planning touched the real ledger"
+    pair.compare()
+
+
+def test_fork_sees_blocks_that_this_step_will_fill() -> None:
+    """A chunk that fills a block its job already holds takes none, and yet the next job may share that block."""
+    ledger = BlockLedger(12, SIZE)
+    ahead, behind = (make_job(random.Random(1), seq, 1.0) for seq in range(2))
+    for job in (ahead, behind):
+        job.num_prompt, job.num_output = 3 * SIZE + 1, 0
+        job.hashes = [BlockHash(b"one"), BlockHash(b"two"), BlockHash(b"three")]
+    ledger.extend(ahead, SIZE + 2)
+    ledger.register(ahead, SIZE + 2)
+    ahead.computed = SIZE + 2
+    fork = ledger.fork()
+    assert fork.cached(behind) == SIZE
+    assert fork.reserve(ahead, 2 * SIZE) and fork.free == ledger.free
+    assert fork.cached(behind) == 2 * SIZE
