@@ -43,6 +43,19 @@ def _verb_named(args: Sequence[str]) -> str | None:
     return next((arg for arg in args if not arg.startswith("-")), None)
 
 
+def _with_default(args: list[str], verb: str | None) -> list[str]:
+    """A verb with several commands may name the one that is meant when none is typed (DEFAULT_COMMAND)."""
+    if verb not in VERBS:
+        return args
+    module = importlib.import_module(f"penstock.verbs.{verb}")
+    default: str | None = getattr(module, "DEFAULT_COMMAND", None)
+    place = args.index(verb) + 1
+    names = {command.name for command in module.app.registered_commands}
+    if default is None or (place < len(args) and args[place] in names):
+        return args
+    return [*args[:place], default, *args[place:]]
+
+
 def build_app(verb: str | None) -> typer.Typer:
     """The command line with `verb` imported and all others as a name and a line of help."""
     app = typer.Typer(
@@ -86,7 +99,8 @@ def run(args: Sequence[str]) -> int:
     is_debug = "--debug" in args
     given = [arg for arg in args if arg != "--debug"]
     try:
-        build_app(_verb_named(given))(args=given, prog_name="penstock")
+        verb = _verb_named(given)
+        build_app(verb)(args=_with_default(given, verb), prog_name="penstock")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     except PenstockError as error:

@@ -85,7 +85,7 @@ def parts_of(made: MadeReplica, profile: str = "") -> ReplicaParts:
         ) from None
     notes = []
     found = profile_of(spec.executor)
-    if profile and found is not None and found.digest != profile:
+    if profile and found is not None and found.digest not in profile.split("+"):
         notes.append(
             f"the profile {spec.executor.profile} has changed since: predictions may differ"
         )

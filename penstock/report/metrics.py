@@ -18,7 +18,7 @@ from typing import Literal
 
 from penstock.core.events import Arrived, Completed, Ended, Event, Finished, Refused, Stepped
 from penstock.core.types import Slo
-from penstock.report.summary import Answer, Figures, Group, class_name
+from penstock.report.summary import Answer, Figures, Group, class_name, figures_of
 from penstock.report.timeline import Timeline
 
 FLEET_KINDS = ("routed", "reported")
@@ -182,21 +182,11 @@ class Metrics:
 
     def figures(self, notes: tuple[str, ...] = ()) -> Figures:
         """The figures so far."""
-        groups = self._with_offers()
-        duration_s = max(0.0, self._last_at - self._first_at)
-        tenants: defaultdict[str, Group] = defaultdict(Group)
-        classes: defaultdict[str, Group] = defaultdict(Group)
-        whole = Group()
-        for (tenant, name), group in sorted(groups.items()):
-            for total in (tenants[tenant], classes[name], whole):
-                total.merge(group)
-        return Figures(
-            duration_s=duration_s,
-            all=whole.figures(duration_s),
-            tenants={name: group.figures(duration_s) for name, group in tenants.items()},
-            classes={name: group.figures(duration_s) for name, group in classes.items()},
+        return figures_of(
+            self._with_offers(),
+            max(0.0, self._last_at - self._first_at),
             num_steps=self.num_steps,
-            errors=dict(self._errors),
+            errors=self._errors,
             notes=notes,
         )
 

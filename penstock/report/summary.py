@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.types import Slo
@@ -216,6 +217,32 @@ class Group:
             e2e_s=spread_of(self.e2e_s),
             queue_s=spread_of(self.queue_s),
         )
+
+
+def figures_of(
+    groups: Mapping[tuple[str, str], Group],
+    duration_s: float,
+    *,
+    num_steps: int = 0,
+    errors: Mapping[str, int] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Figures:
+    """Figures of a run from its groups, one for each (tenant, class)."""
+    tenants: defaultdict[str, Group] = defaultdict(Group)
+    classes: defaultdict[str, Group] = defaultdict(Group)
+    whole = Group()
+    for (tenant, name), group in sorted(groups.items()):
+        for total in (tenants[tenant], classes[name], whole):
+            total.merge(group)
+    return Figures(
+        duration_s=duration_s,
+        all=whole.figures(duration_s),
+        tenants={name: group.figures(duration_s) for name, group in tenants.items()},
+        classes={name: group.figures(duration_s) for name, group in classes.items()},
+        num_steps=num_steps,
+        errors=dict(errors or {}),
+        notes=notes,
+    )
 
 
 def class_name(priority: int, slo: Slo) -> str:

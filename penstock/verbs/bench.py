@@ -1,0 +1,161 @@
+"""`penstock bench URL --trace FILE`: what does this server do under that traffic? And `penstock bench calibrate`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from penstock.lab.bench import Bench, Benched
+    from penstock.lab.drive import Driven
+
+EPILOG = (
+    "Examples: `penstock bench http://127.0.0.1:8000 --trace data/azure_2023_conv_200.csv --limit 50`; "
+    "`penstock bench URL --trace conv.csv --speed 2 --slo-ttft 0.5 --slo-tpot 0.05 --out report.json`; "
+    "`penstock bench calibrate`"
+)
+
+
+DEFAULT_COMMAND = "url"  # `penstock bench URL` is `penstock bench url URL`; see penstock.__main__
+
+app = typer.Typer(help="Measure a server under a trace, or calibrate this machine.")
+
+
+@app.command("url", epilog=EPILOG, no_args_is_help=True)
+def bench_url(  # noqa: PLR0913 - a flag is an argument
+    url: Annotated[str, typer.Argument(help="An OpenAI-compatible server.")],
+    trace: Annotated[
+        Path, typer.Option(help="File with the traffic: Azure, Mooncake, BurstGPT or ShareGPT.")
+    ],
+    format: Annotated[str | None, typer.Option(help="Format of the trace [recognised].")] = None,
+    limit: Annotated[int | None, typer.Option(help="Play only so many requests.")] = None,
+    speed: Annotated[float, typer.Option(help="Play the trace so many times as fast.")] = 1.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Poisson arrivals, requests a second, in place of the trace's times."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model to ask for [the first listed].")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key to send.")
+    ] = None,
+    is_chat: Annotated[bool, typer.Option("--chat", help="Use chat completions.")] = False,
+    slo_ttft: Annotated[float | None, typer.Option(help="Promised time to first token, s.")] = None,
+    slo_tpot: Annotated[
+        float | None, typer.Option(help="Promised time per later token, s.")
+    ] = None,
+    concurrency_cap: Annotated[
+        int | None, typer.Option(help="At most so many under way (no longer open loop).")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Give up on a request after so long, s.")] = 600.0,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Folder whose tokenizer.json sizes prompts [ask the server]."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the prompts' words and Poisson arrivals.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the report here as JSON.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture here (PNG).")] = None,
+    is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure an OpenAI-compatible server under a trace (open loop).
+
+    Requests are sent at their traced instants with prompts and answers of the traced lengths. Latencies are taken at
+    this client and count from those instants. Ctrl-C stops and reports what was measured.
+    """
+    from rich.console import Console
+
+    from penstock.core.types import Slo
+    from penstock.lab.bench import Bench
+
+    wanted = Bench(
+        url=url,
+        trace=trace,
+        format=format,
+        limit=limit,
+        speed=speed,
+        rate_per_s=rate,
+        model=model,
+        api_key=api_key,
+        is_chat=is_chat,
+        slo=Slo(ttft_s=slo_ttft, tpot_s=slo_tpot),
+        concurrency_cap=concurrency_cap,
+        timeout_s=timeout,
+        tokenizer=tokenizer,
+        seed=seed,
+    )
+    found = _watch(wanted, Console(stderr=True))
+    _report(found, out, plot, is_json)
+
+
+def _watch(wanted: Bench, console: Console) -> Benched:
+    """Run the bench with a line of live figures on stderr."""
+    import uvloop
+    from rich.live import Live
+    from rich.text import Text
+
+    from penstock.lab.bench import bench
+
+    console.print(f"penstock bench: {wanted.url} under {wanted.trace}", highlight=False)
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+
+        def on_tick(driven: Driven, num_total: int | None) -> None:
+            live.update(Text(progress_line(driven, num_total)))
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(bench(wanted, on_tick))
+
+
+def progress_line(driven: Driven, num_total: int | None) -> str:
+    """What a watcher wants to know while it runs."""
+    from penstock.report.summary import spread_of
+    from penstock.report.table import seconds
+
+    groups = list(driven.groups.values())
+    ttft = spread_of([value for group in groups for value in group.ttft_s])
+    tpot = spread_of([value for group in groups for value in group.tpot_s])
+    finished = sum(group.num_finished for group in groups)
+    failed = sum(group.num_failed + group.num_refused for group in groups)
+    total = "" if num_total is None else f"/{num_total}"
+    told = (
+        f"sent {driven.num_sent}{total}  under way {len(driven.open)}  finished {finished}  "
+        f"TTFT p50 {seconds(ttft.p50)} p99 {seconds(ttft.p99)}  "
+        f"TPOT p50 {seconds(tpot.p50)} p99 {seconds(tpot.p99)}"
+    )
+    return f"{told}  failed {failed}" if failed else told
+
+
+def _report(found: Benched, out: Path | None, plot: Path | None, is_json: bool) -> None:
+    from penstock.core.errors import BadConfig
+    from penstock.report.table import print_figures
+
+    text = json.dumps(found.to_dict(), indent=None if is_json else 2)
+    if is_json:
+        typer.echo(text)
+    else:
+        print_figures(found.figures, f"{found.model} at {found.url}")
+        typer.echo(f"trace {found.trace}")
+    if out is not None:
+        try:
+            out.write_text(text + "\n")
+        except OSError as error:
+            raise BadConfig(f"cannot write {out}: {error.strerror}") from None
+    if plot is not None:
+        from penstock.report.plot import plot as draw
+
+        bounds_s = (found.slo.ttft_s, found.slo.tpot_s)
+        groups = found.driven.groups.values()
+        draw(
+            plot,
+            ttft_s=[value for group in groups for value in group.ttft_s],
+            tpot_s=[value for group in groups for value in group.tpot_s],
+            bins=found.driven.timeline.bins(),
+            title=f"{found.model} at {found.url}",
+            bounds_s=bounds_s,
+        )
+    if not found.figures.all.num_finished:
+        raise typer.Exit(1)

@@ -1,0 +1,45 @@
+"""`penstock train default`: the model that comes along, from scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Train models.")
+
+
+@app.callback()
+def train() -> None:
+    """Train models."""
+
+
+@app.command(
+    epilog="Examples: `penstock train default --minutes 45`; `penstock train default --minutes 2 --no-card`"
+)
+def default(
+    out: Annotated[Path, typer.Option(help="Folder for the model.")] = Path("default-model"),
+    minutes: Annotated[float, typer.Option(help="How long to train.")] = 45.0,
+    is_resume: Annotated[
+        bool,
+        typer.Option("--resume/--fresh", help="Go on with a run found in --runs, or start anew."),
+    ] = True,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    runs: Annotated[Path, typer.Option(help="Folder for checkpoints and the loss log.")] = Path(
+        "runs/default"
+    ),
+    is_card: Annotated[
+        bool, typer.Option("--card/--no-card", help="Measure the model and write its card.")
+    ] = True,
+) -> None:
+    """Train the default model from the Python standard library on this machine.
+
+    Checkpoints are written on the way; a run that was stopped goes on where it was. Needs the extra `train`.
+    """
+    from penstock.learn.local.default import train_default
+
+    folder = train_default(
+        out, minutes=minutes, resume=is_resume, device=device, runs=runs, card=is_card
+    )
+    typer.echo(f"the model is in {folder}: penstock serve {folder}")
