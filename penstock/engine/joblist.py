@@ -2,38 +2,37 @@
 
 The arrays are made the first time somebody asks and kept across steps from then on: a job that arrives is appended,
 one that leaves is cut out, so a queue of thousands costs nothing per step but memory moves. Columns that change while
-a job runs (num_output, known, computed, todo) are read again at each call for running jobs; those of waiting jobs do
-not change.
+a job runs (num_output, known, computed, todo, the next deadline) are read again at each call for running jobs; those
+of waiting jobs do not change.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.core.types import Job
+from penstock.policy.order import deadline_at
 
-FIXED = ("seq", "priority", "arrived_at", "num_prompt", "max_tokens", "deadline_at")
-LIVE = ("num_output", "known", "computed", "todo")
+FIXED = ("seq", "priority", "arrived_at", "num_prompt", "max_tokens")
+LIVE = ("num_output", "known", "computed", "todo", "deadline_at")
 
 
 def _row(job: Job) -> list[float]:
-    deadline = job.request.slo.deadline_s
     return [
         job.seq,
         job.priority,
         job.arrived_at,
         job.num_prompt,
         job.max_tokens,
-        math.inf if deadline is None else job.arrived_at + deadline,
-        job.num_output,
-        job.known,
-        job.computed,
-        job.todo,
+        *_live(job),
     ]
+
+
+def _live(job: Job) -> tuple[float, ...]:
+    return job.num_output, job.known, job.computed, job.todo, deadline_at(job)
 
 
 class JobColumns:
@@ -86,6 +85,5 @@ class JobList:
                 -1, width
             )
         elif self._is_live and self.jobs:
-            live = [(job.num_output, job.known, job.computed, job.todo) for job in self.jobs]
-            self._rows[:, len(FIXED) :] = live
+            self._rows[:, len(FIXED) :] = [_live(job) for job in self.jobs]
         return JobColumns(self._rows)
