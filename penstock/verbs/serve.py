@@ -15,7 +15,7 @@ from penstock.assemble.config import Config
 from penstock.assemble.serving import Ready
 from penstock.assemble.serving import serve as serve_http
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
