@@ -43,6 +43,9 @@ class Crew(Protocol):
 
     def close(self) -> None: ...
 
+    @property
+    def pids(self) -> list[int]: ...
+
 
 class TorchExecutor:
     """Implements core.ports.Executor. Made by `penstock.engine.torch.open.open_executor`."""
@@ -80,6 +83,11 @@ class TorchExecutor:
         """Memory set aside for keys and values on this rank."""
         assert self._decoder.attention is not None
         return self._decoder.attention.num_bytes
+
+    @property
+    def pids(self) -> list[int]:
+        """Processes besides this one."""
+        return [] if self._crew is None else self._crew.pids
 
     def listen(self, on_completion: Callable[[Completion], None]) -> None:
         self._on_completion = on_completion

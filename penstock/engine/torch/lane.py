@@ -88,6 +88,7 @@ class Lane:
         self._inbox.put(None)
         if self._thread.is_alive():
             await self._ended.wait()
+            self._thread.join()
 
     def _main(self) -> None:
         if self._threads is not None:

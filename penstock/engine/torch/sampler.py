@@ -101,7 +101,7 @@ def _on(logits: Tensor, ids: Sequence[int] | NDArray[np.int32]) -> Tensor:
 def _draw_warm(logits: Tensor, chosen: NDArray[np.void], counts: NDArray[np.int64]) -> Tensor:
     """Tokens for rows with a temperature."""
     device = logits.device
-    heat = torch.from_numpy(chosen["temperature"]).to(device)
+    heat = _column(chosen, "temperature", device)
     logits = logits / heat[:, None]
     chance = torch.from_numpy(uniforms(chosen["seed"], chosen["answer"], counts)).to(device)
     ids = torch.empty(len(logits), dtype=torch.int64, device=device)
@@ -128,7 +128,7 @@ def _draw_limited(
     """Tokens from the `width` most likely candidates; False where the limits may reach further."""
     device = logits.device
     top_p, min_p, top_k = (
-        torch.from_numpy(chosen[name]).to(device)[:, None] for name in ("top_p", "min_p", "top_k")
+        _column(chosen, name, device)[:, None] for name in ("top_p", "min_p", "top_k")
     )
     values, places = logits.topk(width)
     floor = values[:, :1] + min_p.log()  # min_p 0: minus infinity
@@ -145,11 +145,16 @@ def _draw_limited(
     return places.gather(1, picked[:, None]).squeeze(1), is_done
 
 
+def _column(chosen: NDArray[np.void], name: str, device: torch.device) -> Tensor:
+    return torch.from_numpy(chosen[name].copy()).to(device)
+
+
 def _invert(weights: Tensor, chance: Tensor) -> Tensor:
     """Index of the entry in which `chance` of each row's total weight falls. Entries of weight 0 are never hit."""
     edges = weights.double().cumsum(-1)
-    goal = chance[:, None] * edges[:, -1:]
+    total = edges[:, -1:].contiguous()
+    goal = chance[:, None] * total
     found = torch.searchsorted(edges, goal, right=True).squeeze(1)
     # rounding may put the goal on the last edge: step back to the entry that reaches it
-    last = torch.searchsorted(edges, edges[:, -1:]).squeeze(1)
+    last = torch.searchsorted(edges, total).squeeze(1)
     return torch.minimum(found, last)

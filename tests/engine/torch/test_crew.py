@@ -1,0 +1,51 @@
+"""Tensor parallel processes: no rank outlives its executor, and a dead one is told, not waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from penstock.engine.torch.open import EngineConfig, open_executor
+from tests.engine.torch.driver import GREEDY, Driver
+from tests.engine.torch.models import saved
+
+ENGINE = EngineConfig(device="cpu", dtype="fp32", threads=1, num_blocks=16, tensor_parallel=2)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.timeout(60)
+async def test_a_dead_rank_is_told(model_root: Path) -> None:
+    folder, _ = saved(model_root, "qwen3")
+    executor = open_executor(str(folder), ENGINE)
+    (pid,) = executor.pids
+    driver = Driver(executor)
+    job = driver.job(list(range(5, 25)), GREEDY)
+    await driver.finish([job], 3)
+    os.kill(pid, signal.SIGKILL)
+    for _ in range(2):  # the step that meets it, and every later one
+        done = await driver.step([(job, 1)])
+        assert done.error is not None and "process of this model died" in done.error
+    await asyncio.wait_for(executor.stop(), 20)
+    assert not is_running(pid)
+
+
+@pytest.mark.timeout(60)
+async def test_stop_ends_all_ranks(model_root: Path) -> None:
+    folder, _ = saved(model_root, "qwen3")
+    executor = open_executor(str(folder), ENGINE)
+    driver = Driver(executor)
+    await driver.finish([driver.job([5, 6, 7], GREEDY)], 2)
+    (pid,) = executor.pids
+    await asyncio.wait_for(executor.stop(), 20)
+    assert not is_running(pid)
