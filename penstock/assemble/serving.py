@@ -1,6 +1,6 @@
 """A configuration as an HTTP server, from the first line to the last.
 
-    find the models -> load their text -> start the engines -> listen -> (signal) drain -> stop the engines
+    try the port -> find the models -> load their text -> start the engines -> listen -> (signal) drain -> stop them
 
 The first SIGTERM or SIGINT drains: new requests are refused with 503 and Retry-After, running ones end, at the latest
 after `drain_timeout_s`. A second one, or the end of that time, closes what is open and ends the engines at once.
@@ -68,16 +68,39 @@ def _names(fleet: FleetConfig) -> tuple[str, ...]:
     return (fleet.served_name, *fleet.aliases)
 
 
-async def serve(
+def run(
     config: Config,
     *,
     on_phase: Callable[[str], None] = lambda phase: None,
     on_ready: Callable[[Ready], None] = lambda ready: None,
 ) -> bool:
-    """Serve until told to stop; whether everything that was running could end."""
+    """Serve until told to stop; whether everything that was running could end. Raises PenstockError."""
     listen(config.gateway.host, config.gateway.port).close()  # fail before any model is loaded
     config = localise(config)
     texts = load_texts(config)
+    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        try:
+            return runner.run(serve(config, texts, on_phase=on_phase, on_ready=on_ready))
+        except asyncio.CancelledError:
+            return False  # a signal while the engines were starting
+
+
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not on every platform
+        return None
+    return uvloop.new_event_loop
+
+
+async def serve(
+    config: Config,
+    texts: Mapping[str, TextModel],
+    *,
+    on_phase: Callable[[str], None],
+    on_ready: Callable[[Ready], None],
+) -> bool:
+    """Start the engines of a localised configuration and serve; see `run`."""
     leaves, processes = process_leaves(config)
     on_phase(f"starting {sum(fleet.replicas for fleet in config.fleet)} engine(s)")
     with Stopper(processes, config.serve.drain_timeout_s, on_phase) as stopper:

@@ -57,6 +57,7 @@ class ReplicaLink:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.is_stopped = False  # by us: nobody should bring it up again
         self._held: dict[str, _Held] = {}
         self._about = ""
         self._report: Report | None = None
@@ -64,6 +65,7 @@ class ReplicaLink:
         self._channel: Channel | None = None
         self._outbox: Outbox | None = None
         self._ready: asyncio.Future[None] | None = None
+        self._gone: asyncio.Future[None] | None = None
         self._drained: list[asyncio.Future[None]] = []
 
     @property
@@ -85,9 +87,15 @@ class ReplicaLink:
         """Use this channel from now on. `ready()` tells when the replica at its end answered."""
         assert self._channel is None, f"{self._name} has a channel already"
         self._channel, self._outbox = channel, Outbox(channel)
-        self._ready = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._ready, self._gone = loop.create_future(), loop.create_future()
         channel.watch(self.lose)
         channel.listen(self._hear)
+
+    async def gone(self) -> None:
+        """Return when the replica is lost, for whatever reason."""
+        assert self._gone is not None, "attach a channel first"
+        await asyncio.shield(self._gone)
 
     async def ready(self) -> None:
         """Return when the replica said hello; raise why it cannot."""
@@ -106,6 +114,8 @@ class ReplicaLink:
             self._outbox.close()
         task = asyncio.get_running_loop().create_task(channel.close())
         task.add_done_callback(lambda done: done.exception())
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(error)
             self._ready.exception()  # somebody may wait, or not
@@ -157,7 +167,8 @@ class ReplicaLink:
         await done
 
     async def stop(self) -> None:
-        """Tell the replica to end and let go of it. Whatever it held is lost."""
+        """Tell the replica to end and let go of it, for good. Whatever it held is lost."""
+        self.is_stopped = True
         if self._channel is None or self._outbox is None:
             return
         self._outbox.put(Stop(), SMALL_BYTES)

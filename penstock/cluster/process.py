@@ -4,8 +4,9 @@ Each process gets its spec on stdin and a private channel; it is up when its rep
 logged line by line with its name in front, and the last lines are kept to say why it could not start.
 
 When a process ends without being told to, its link loses it at once (requests inside fail with ReplicaLost, the report
-says dead) and it is started again after BACKOFF_S, doubled each time up to MAX_BACKOFF_S; a process that lived for
-SETTLED_S starts the count anew, and after `max_restarts` in a row it stays dead.
+says dead); when it stands still or breaks its channel it is ended. Either way it is started again after BACKOFF_S,
+doubled each time up to MAX_BACKOFF_S; a process that lived for SETTLED_S starts the count anew, and after
+`max_restarts` in a row it stays dead.
 """
 
 from __future__ import annotations
@@ -161,14 +162,29 @@ class EngineProcess:
         while True:
             process, began_at = self._process, now()
             assert process is not None
-            await process.wait()
-            if self._is_stopping:
+            await self._until_over(process)
+            if self._is_stopping or self.link.is_stopped:
                 return
             self.link.lose(f"its engine process {_ending(process)}")
             self._clean()
             failures = 1 if now() - began_at >= SETTLED_S else failures + 1
             if not await self._restart(failures, _ending(process)):
                 return
+
+    async def _until_over(self, process: asyncio.subprocess.Process) -> None:
+        """Wait for the end of the process; end it when its channel is gone."""
+        ended = asyncio.ensure_future(process.wait())
+        gone = asyncio.ensure_future(self.link.gone())
+        try:
+            await asyncio.wait((ended, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done() and not self._is_stopping:
+                await asyncio.wait((ended,), timeout=1.0)  # it may be on its way out
+                if not ended.done():
+                    process.kill()
+            await ended
+        finally:
+            ended.cancel()
+            gone.cancel()
 
     async def _restart(self, failures: int, ending: str) -> bool:
         """Start again until it works; False when it is given up."""

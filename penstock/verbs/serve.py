@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Annotated
 import typer
 
 from penstock.assemble import load_config, print_config
-from penstock.assemble.config import Config
-from penstock.assemble.serving import Ready
-from penstock.assemble.serving import serve as serve_http
+from penstock.assemble.serving import Ready, run
 
 app = typer.Typer(add_completion=False)
 
@@ -68,7 +65,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
         typer.echo(print_config(built), nl=False)
         return
     _log_to_stderr()
-    if not _run(built):
+    if not run(built, on_phase=_say, on_ready=_welcome):
         raise typer.Exit(1)
 
 
@@ -76,16 +73,6 @@ def _log_to_stderr() -> None:
     """What the engines say, and warnings of all others."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("penstock").setLevel(logging.INFO)
-
-
-def _run(config: Config) -> bool:
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            return runner.run(serve_http(config, on_phase=_say, on_ready=_welcome))
-        except asyncio.CancelledError:
-            return False  # a signal while starting
 
 
 def _say(phase: str) -> None:

@@ -173,3 +173,18 @@ async def test_an_engine_dies_with_its_parent() -> None:
     parent.wait()
     await until(lambda: not is_running(pid), 5.0)
     parent.stdout.close()
+
+
+async def test_an_engine_that_stands_still_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.net.zmq.HEARTBEAT_S", 0.1)
+    monkeypatch.setattr("penstock.net.zmq.DEAD_AFTER_S", 0.5)
+    async with running() as world:
+        task = world.ask("a", 500)
+        pid = world.engine.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(ReplicaLost):
+            await task
+        await until(world.is_alive)
+        assert world.engine.pid != pid and not is_running(pid)
+        await world.ask("b", 5)
