@@ -163,6 +163,27 @@ def test_prefix_shared_within_one_step_is_computed_once() -> None:
     assert it.ledger.free == 10 - 2 - 2  # the shared blocks, and each one's last
 
 
+def test_block_that_a_decode_fills_is_shared_in_the_same_step() -> None:
+    """Two equal answers, one preempted: it adopts what the other's eighth position completes."""
+    it = replica(10)
+    blocks = [b"one", b"two"]
+    it.start(make_job(0, 4, output=4, computed=7, max_tokens=9, hashes=blocks))
+    it.waiting = [make_job(1, 4, output=6, max_tokens=9, hashes=blocks)]
+    assert it.step() == Line(((0, 1), (1, 2)), admitted=(1,))
+
+
+def test_victims_leave_one_by_one_and_no_more_than_needed() -> None:
+    """Jobs 2 and 3 share a block that neither frees alone: asked for three blocks the evict policy names 1 too, but
+    when 3 and 2 have left, three are free."""
+    it = replica(5)
+    it.start(make_job(0, 16, computed=4))
+    it.start(make_job(1, 2, output=1, computed=2))
+    it.start(make_job(2, 5, output=1, computed=5, hashes=[b"one"]))
+    it.start(make_job(3, 5, output=1, computed=5, hashes=[b"one"]))
+    assert it.ledger.free == 0
+    assert it.plan() == Line(((0, 12), (1, 1)), evicted=(3, 2))
+
+
 def test_a_life_under_memory_pressure_step_by_step() -> None:
     """4 blocks of 4, budget 8. A: prompt 6, 6 tokens. B: prompt 5, 4 tokens; worked on paper."""
     it = replica(4, max_tokens=8)

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import repeat
 
-from penstock.core.views import Chunk
-from penstock.policy.batch import View
+from penstock.core.views import Chunk, JobView, LedgerFork
 
 as_chunk: Callable[[Iterable[object]], Chunk] = partial(tuple.__new__, Chunk)
 
 
-def all_decodes(view: View) -> tuple[Chunk, ...] | None:
-    """One token of every running job, if that is all there is to do and it fits; the common case, kept cheap.
+def all_decodes(running: Sequence[JobView], fork: LedgerFork) -> tuple[Chunk, ...] | None:
+    """One token of every running job, booked on `fork`, if that is all there is to do and it fits.
 
-    A job needs a block only when its position starts one; the position is in a block it holds otherwise. The chunks
-    are built by one pass in C: this runs for nearly every step there is, and building them one by one takes half of it.
+    The fork hears only of positions that begin a block, which take one, and that fill a block, which others may then
+    share. The chunks are built by one pass in C: this runs for nearly every step there is, and building them one by
+    one would take half of it.
     """
-    fork = view.ledger.fork()
     size = fork.block_size
-    for job in view.running:
+    last = size - 1
+    for job in running:
         start = job.computed + job.in_flight
         if job.num_prompt + job.num_output - start != 1:
             return None
-        if start % size == 0 and not fork.reserve(job, start + 1):
+        place = start % size
+        if (place == 0 or place == last) and not fork.reserve(job, start + 1):
             return None
-    fields = zip(view.running, repeat(1), repeat(None), repeat("extend"), strict=False)
-    return tuple(map(as_chunk, fields))
+    return tuple(
+        map(as_chunk, zip(running, repeat(1), repeat(None), repeat("extend"), strict=False))
+    )

@@ -195,7 +195,7 @@ class Sglang:
         return need + self._rest(job) < prefill.remaining
 
     def _decode(self, view: View) -> Decision:
-        chunks = all_decodes(view)
+        chunks = all_decodes(view.running, view.ledger.fork())
         if chunks is None or len(chunks) > view.caps.max_batch_tokens:
             return self._squeeze(view)
         self._decay(1)

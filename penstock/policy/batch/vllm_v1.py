@@ -35,10 +35,14 @@ from penstock.policy.batch.decodes import all_decodes
 
 @dataclass(slots=True)
 class Draft:
-    """What one call has planned so far; `gone` names the jobs preempted in it."""
+    """What one call has planned so far. `decodes`: the running jobs, when each wants one token and all fit.
+
+    `gone` names the jobs preempted in this call.
+    """
 
     fork: LedgerFork
     budget: int
+    decodes: tuple[Chunk, ...] = ()
     planned: dict[int, Chunk] = field(default_factory=dict)
     admitted: list[JobView] = field(default_factory=list)
     evicted: list[Eviction[JobView]] = field(default_factory=list)
@@ -65,19 +69,27 @@ class VllmV1:
     def decide(self, view: View) -> Decision:
         if view.busy_lanes:
             return Decision(why="the lane is busy")
-        running, caps = view.running, view.caps
+        running, caps, fork = view.running, view.caps, view.ledger.fork()
         budget = min(self.max_tokens, caps.max_batch_tokens)
         max_jobs = min(self.max_jobs, caps.max_jobs)
         may_admit = len(view.waiting) > 0 and len(running) < max_jobs
-        if not may_admit and len(running) <= budget:
-            chunks = all_decodes(view)
-            if chunks is not None:
-                return Decision(Batch((Lane(chunks),) if chunks else ()), stable_for=STABLE)
-        draft = Draft(view.ledger.fork(), budget)
-        self._walk_running(view, draft)
+        decodes = all_decodes(running, fork) if len(running) <= budget else None
+        if decodes is not None:
+            draft = Draft(fork, budget - len(decodes), decodes)
+        else:
+            draft = Draft(view.ledger.fork(), budget)
+            self._walk_running(view, draft)
         if may_admit and not draft.gone:
             self._walk_waiting(view, draft, max_jobs)
-        return decision_of(view, draft, may_admit)
+        chunks = (*draft.decodes, *draft.planned.values())
+        is_stable = decodes and not draft.admitted and (draft.is_blocked or not may_admit)
+        return Decision(
+            Batch((Lane(chunks),) if chunks else ()),
+            tuple(draft.admitted),
+            tuple(draft.evicted),
+            "waits for memory" if draft.is_blocked else "",
+            STABLE if is_stable else 1,
+        )
 
     def _limit(self, view: View, tokens: int) -> int:
         longest = self.long_prefill_tokens
@@ -151,21 +163,3 @@ def drop(draft: Draft, eviction: Eviction[JobView]) -> None:
     planned = draft.planned.pop(seq, None)
     if planned is not None:
         draft.budget += planned.tokens
-
-
-def decision_of(view: View, draft: Draft, may_admit: bool) -> Decision:
-    chunks = tuple(draft.planned.values())
-    is_stable = (
-        (draft.is_blocked or not may_admit)
-        and not draft.gone
-        and not draft.admitted
-        and 0 < len(chunks) == len(view.running)
-        and all(chunk.tokens == 1 == chunk.job.todo for chunk in chunks)
-    )
-    return Decision(
-        Batch((Lane(chunks),) if chunks else ()),
-        tuple(draft.admitted),
-        tuple(draft.evicted),
-        "waits for memory" if draft.is_blocked else "",
-        STABLE if is_stable else 1,
-    )
