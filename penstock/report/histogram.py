@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import islice
 
 PER_OCTAVE = 64
 REL_ERROR = 2 ** (0.5 / PER_OCTAVE) - 1
@@ -30,6 +32,33 @@ class Histogram:
         self.total += value * count
         self.least = min(self.least, value)
         self.most = max(self.most, value)
+
+    def add_gaps(self, instants: Sequence[float], count: int = 1) -> None:
+        """Add the differences between neighbours of `instants`, each `count` times.
+
+        Steps of one launch last almost equally long, so most gaps fall into the bucket of the one before.
+        """
+        low = high = 0.0
+        bucket, held, before = None, 0, instants[0]
+        least, most = self.least, self.most
+        for at in islice(instants, 1, None):
+            gap = at - before
+            before = at
+            if not low <= gap < high:
+                self.counts[bucket] += held
+                held = 0
+                bucket = math.floor(math.log2(gap) * PER_OCTAVE) if gap > 0 else None
+                if bucket is not None:
+                    low, high = 2 ** (bucket / PER_OCTAVE), 2 ** ((bucket + 1) / PER_OCTAVE)
+            held += count
+            if gap < least:
+                least = gap
+            if gap > most:
+                most = gap
+        self.counts[bucket] += held
+        self.least, self.most = least, most
+        self.num += (len(instants) - 1) * count
+        self.total += (before - instants[0]) * count
 
     def merge(self, other: Histogram) -> None:
         for bucket, count in other.counts.items():

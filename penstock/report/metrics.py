@@ -110,33 +110,29 @@ class Metrics:
         if not self._has_gaps:
             return
         last, lanes, ends = self._last_token[event.who], self._lanes, event.ends
-        gaps: Counter[tuple[tuple[str, str], float]] = Counter()
+        start, end, num_ends, who = ends[0], ends[-1], len(ends), event.who
+        first: dict[tuple[tuple[str, str], float], int] = {}  # gaps up to this completion
+        inner: dict[tuple[tuple[str, str], int], int] = {}  # answers by the tokens they got in it
         for seq, tokens, _, _ in event.outputs:
-            if not tokens:
+            group = lanes.get((who, seq))
+            if not tokens or group is None:
                 continue
             before = last.get(seq)
-            last[seq] = ends[-1]
-            group = lanes.get((event.who, seq))
-            if group is None:
-                continue
+            last[seq] = end
             if before is not None:
-                gaps[group, ends[0] - before] += 1
-            self._count_inner_gaps(gaps, group, tokens, ends)
-        for (group, gap), count in gaps.items():
-            self._groups[group].itl_s.add(gap, count)
-
-    @staticmethod
-    def _count_inner_gaps(
-        gaps: Counter[tuple[tuple[str, str], float]],
-        group: tuple[str, str],
-        tokens: int,
-        ends: tuple[float, ...],
-    ) -> None:
-        """Gaps inside one completion: between repeats, and zero between tokens of one step."""
-        for i in range(1, len(ends)):
-            gaps[group, ends[i] - ends[i - 1]] += 1
-        if tokens > len(ends):
-            gaps[group, 0.0] += tokens - len(ends)
+                gap = group, start - before
+                first[gap] = first.get(gap, 0) + 1
+            if tokens > 1:
+                more = group, tokens
+                inner[more] = inner.get(more, 0) + 1
+        for (group, gap_s), count in first.items():
+            self._groups[group].itl_s.add(gap_s, count)
+        for (group, tokens), count in inner.items():
+            found = self._groups[group].itl_s
+            if num_ends > 1:
+                found.add_gaps(ends, count)
+            if tokens > num_ends:  # several tokens of one step come at once
+                found.add(0.0, (tokens - num_ends) * count)
 
     def _on_finished(self, event: Finished) -> None:
         slo = self._slo or event.slo

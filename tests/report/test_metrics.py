@@ -211,6 +211,21 @@ def test_histograms_merge_and_hold_zeros():
     assert parts[0].percentile(10) == 0.0 and parts[0].percentile(99) == whole.percentile(99)
 
 
+@given(st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 1e2)), min_size=1, max_size=50))
+def test_gaps_added_at_once_are_the_same(gaps):
+    instants = [0.0]
+    for gap in gaps:
+        instants.append(instants[-1] + gap)
+    one, many = Histogram(), Histogram()
+    for before, after in zip(instants, instants[1:], strict=False):
+        one.add(after - before, 3)
+    many.add_gaps(instants, 3)
+    for percent in (10, 50, 90):  # a gap on a bucket's border may fall on either side of it
+        assert many.percentile(percent) == pytest.approx(one.percentile(percent), rel=0.011)
+    assert (many.num, many.least, many.most) == (one.num, one.least, one.most)
+    assert many.total == pytest.approx(one.total)
+
+
 def stepped(at: float, running: int, waiting: int, who: str = "replica-0") -> Stepped:
     return Stepped(
         at=at, who=who, plan=0, lane=0, digest="", repeat=1, chunks=((0, 4),), admitted=(), evicted=(),
