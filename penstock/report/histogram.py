@@ -47,9 +47,11 @@ class Histogram:
             if not low <= gap < high:
                 self.counts[bucket] += held
                 held = 0
-                bucket = math.floor(math.log2(gap) * PER_OCTAVE) if gap > 0 else None
-                if bucket is not None:
+                if gap > 0:
+                    bucket = math.floor(math.log2(gap) * PER_OCTAVE)
                     low, high = 2 ** (bucket / PER_OCTAVE), 2 ** ((bucket + 1) / PER_OCTAVE)
+                else:
+                    bucket, low, high = None, 0.0, 0.0
             held += count
             if gap < least:
                 least = gap
