@@ -1,8 +1,9 @@
-"""C++ kernels for CPUs: paged attention and the small operations around the large matrix products.
+"""C++ kernels for CPUs: paged attention, packed linear layers, and the small operations between them.
 
 Theory. Reading a paged cache with stock operations first gathers it, and decodes at a few percent of memory speed;
 here the kernel walks the block table and reads each key and value once for all query heads that share it. The small
-operations cost more in launches than in arithmetic, so each is one pass.
+operations cost more in launches than in arithmetic, so each is one pass. On processors without bfloat16 instructions
+stock bfloat16 products crawl; `PackedLinear` (where `linear.wins_on_this_machine(dtype)`) does not.
 
 Rules.
 - Nothing is compiled when the package is installed or imported: the first use compiles (seconds, cached).
@@ -21,9 +22,11 @@ from penstock.engine.torch.kernels.fused import (
     silu_mul,
 )
 from penstock.engine.torch.kernels.library import available, isas, why_not
+from penstock.engine.torch.kernels.linear import PackedLinear
 
 __all__ = [
     "CpuPagedAttention",
+    "PackedLinear",
     "add_rms_norm",
     "available",
     "isas",

@@ -65,16 +65,26 @@ class GateCall(ctypes.Structure):
     ]
 
 
+class LinearCall(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, c_void_p) for name in ("x", "weight", "bias", "out")),
+        *((name, c_int64) for name in ("num_rows", "num_in", "num_out", "x_stride")),
+        ("bf16", c_int32),
+    ]
+
+
 class Library:
-    """Entry points `attention`, `norm`, `rope`, `gate`: (table of an instruction set, byref(call), threads)."""
+    """Entry points `attention`, `norm`, `rope`, `gate`, `linear`: (table of an instruction set, byref(call), threads)."""
 
     def __init__(self, path: Path, variants: Sequence[Variant]) -> None:
-        dll = ctypes.CDLL(str(path))
+        self.path = str(path)
+        dll = ctypes.CDLL(self.path)
         self.attention = dll.penstock_attention
         self.norm = dll.penstock_norm
         self.rope = dll.penstock_rope
         self.gate = dll.penstock_gate
-        for entry in (self.attention, self.norm, self.rope, self.gate):
+        self.linear = dll.penstock_linear
+        for entry in (self.attention, self.norm, self.rope, self.gate, self.linear):
             entry.argtypes = (c_void_p, c_void_p, ctypes.c_int)
             entry.restype = None
         self.large_pages = dll.penstock_large_pages
@@ -83,7 +93,7 @@ class Library:
             v.name: table for v in variants if (table := _table(dll, v.name)) is not None
         }
         dll.penstock_use_threads.argtypes = (c_void_p,)
-        dll.penstock_use_threads(_openmp_region())
+        dll.penstock_use_threads(openmp_region())
 
 
 def _table(dll: ctypes.CDLL, name: str) -> int | None:
@@ -93,7 +103,7 @@ def _table(dll: ctypes.CDLL, name: str) -> int | None:
         return None
 
 
-def _openmp_region() -> int | None:
+def openmp_region() -> int | None:
     """GOMP_parallel of the OpenMP runtime that torch has loaded. Opening any other copy would start rival threads."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()

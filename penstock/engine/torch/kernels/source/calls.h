@@ -12,6 +12,9 @@
 // The pairs (P = 2) are what a bfloat16 dot-product instruction wants; without one, a shift and a mask split them.
 constexpr int GROUP = 16;
 
+// A tile of a linear layer: its rows, its panels, and how many inputs are summed before the next row's turn.
+constexpr int LINEAR_ROWS = 64, LINEAR_PANELS = 8, LINEAR_DEPTH = 1024;
+
 struct AttentionCall {
     const void *query, *key, *value;
     void* out;
@@ -61,6 +64,14 @@ struct GateCall {
     int32_t bf16;
 };
 
+// out = x weight^T + bias, the weight packed in panels of 16 outputs: [num_out / 16][num_in / P][16][P].
+struct LinearCall {
+    const void *x, *weight, *bias;  // bias null: none
+    void* out;
+    int64_t num_rows, num_in, num_out, x_stride;
+    int32_t bf16;
+};
+
 // One table per instruction set, exported as penstock_<name>. Row and token ranges are [begin, end).
 struct Kernels {
     void (*write)(const AttentionCall&, int64_t begin, int64_t end);
@@ -70,4 +81,5 @@ struct Kernels {
     void (*norm)(const NormCall&, int64_t begin, int64_t end);
     void (*rope)(const RopeCall&, int64_t begin, int64_t end);
     void (*gate)(const GateCall&, int64_t begin, int64_t end);
+    void (*linear)(const LinearCall&, int64_t row, int64_t panel, char* scratch);  // one tile of rows x panels
 };

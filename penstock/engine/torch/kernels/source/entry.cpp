@@ -208,3 +208,14 @@ EXPORT void penstock_gate(const Kernels* kernels, const GateCall* call, int thre
     over_rows(call->num_rows, 2 * call->width, threads,
               [&](int64_t begin, int64_t end) { kernels->gate(*call, begin, end); });
 }
+
+EXPORT void penstock_linear(const Kernels* kernels, const LinearCall* call, int threads) {
+    const int64_t across = (call->num_out + LINEAR_PANELS * GROUP - 1) / (LINEAR_PANELS * GROUP);
+    const int64_t down = (call->num_rows + LINEAR_ROWS - 1) / LINEAR_ROWS;
+    const size_t bytes = sizeof(float) * LINEAR_ROWS * (LINEAR_PANELS * GROUP + LINEAR_DEPTH);
+    over_range(across * down, 1, threads, [&](int64_t begin, int64_t end) {
+        thread_local Buffer scratch;
+        for (int64_t i = begin; i < end; ++i)
+            kernels->linear(*call, i % down * LINEAR_ROWS, i / down * LINEAR_PANELS, scratch.at_least(bytes));
+    });
+}

@@ -56,6 +56,8 @@ static inline float to_float(bf16 value) {
     return result;
 }
 
+static inline float to_float(float value) { return value; }
+
 // Round to nearest even, as torch does; a NaN stays one.
 static inline bf16 to_bf16(float value) {
     if (value != value) return 0x7fc0;
