@@ -15,8 +15,7 @@ def all_decodes(running: Sequence[JobView], fork: LedgerFork) -> tuple[Chunk, ..
     """One token of every running job, booked on `fork`, if that is all there is to do and it fits.
 
     The fork hears only of positions that begin a block, which take one, and that fill a block, which others may then
-    share. The chunks are built by one pass in C: this runs for nearly every step there is, and building them one by
-    one would take half of it.
+    share. The chunks are built by one pass in C, since this runs for nearly every step there is.
     """
     size = fork.block_size
     last = size - 1
