@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from penstock.verbs import calibrate
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -25,6 +27,7 @@ EPILOG = (
 DEFAULT_COMMAND = "url"  # `penstock bench URL` is `penstock bench url URL`; see penstock.__main__
 
 app = typer.Typer(help="Measure a server under a trace, or calibrate this machine.")
+app.command("calibrate", epilog=calibrate.EPILOG)(calibrate.calibrate)
 
 
 @app.command("url", epilog=EPILOG, no_args_is_help=True)
