@@ -61,7 +61,10 @@ class Profile:
 
     @property
     def digest(self) -> str:
-        told = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        read = build(
+            Profile, dataclasses.asdict(self)
+        )  # as it will be read: 0 in the place of a float is 0.0
+        told = json.dumps(dataclasses.asdict(read), sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
     def step_model(self) -> Fitted:

@@ -22,12 +22,11 @@ from pathlib import Path
 from penstock.assemble import Config, FleetConfig, assemble, modelled_leaves
 from penstock.assemble.print_config import print_config
 from penstock.cluster.logs import header_of
-from penstock.cluster.predictors import step_model
+from penstock.cluster.predictors import shape_of_model, step_model
 from penstock.core.clock import wall_anchor
 from penstock.core.events import Header
 from penstock.core.ports import Log
 from penstock.cost.hardware import card_of
-from penstock.cost.shapes import shape_of
 from penstock.lab.play import Played, play
 from penstock.report.log import Digest, Fanout, LogWriter
 from penstock.report.metrics import Metrics
@@ -94,7 +93,7 @@ class Simulated:
 def source_of(fleet: FleetConfig) -> Source:
     """Raises BadConfig and BadModel when a fleet cannot be simulated."""
     executor = dataclasses.replace(fleet.executor, kind="modelled")
-    shape = shape_of(fleet.model)
+    shape = shape_of_model(fleet.model)
     model = step_model(executor, shape)
     card = None
     if executor.profile is None and executor.gpu is not None:

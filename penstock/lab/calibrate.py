@@ -1,0 +1,196 @@
+"""Calibrates this machine: measures, fits, and writes the profile that simulations and predictions read.
+
+    penstock bench calibrate MODEL      runs the real engine over a grid of steps, and a replica over queue lengths
+    penstock bench calibrate --log L    refits step times from the log of a replica that served real requests
+
+The profile states what it was measured on, how many steps, and its error on steps it had not seen. A measured step
+lasts from launch to completion, hand-over to the engine's thread included; scheduling is charged apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.assemble.presets import policy_tables
+from penstock.cluster.predictors import shape_of_model
+from penstock.cluster.spec import policies_of
+from penstock.core.clock import wall_anchor
+from penstock.core.config import Table
+from penstock.core.errors import BadTrace, StepFailed
+from penstock.cost.fitted import TERMS, Fit, Fitted, fit_steps
+from penstock.cost.lengths import RecentLengths
+from penstock.cost.predict import StepPredictor
+from penstock.cost.profile import Profile, SchedulerCost, describe_machine
+from penstock.engine.turn import Predictors, ReplicaPolicies
+from penstock.lab.measure import Grid, MeasuredStep, measure_scheduler, measure_steps
+from penstock.lab.refit import steps_of_log
+from penstock.report.log import LogReader
+
+QUICK = Grid(batches=(1, 4, 16), contexts=(16, 256), chunks=(32, 128), rounds=2)
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """How to open the real engine, with the words of an executor's table; see cluster.spec.ExecutorSpec."""
+
+    model: str = "default"
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """A profile and how well it fits. Errors are shares of the measured time."""
+
+    profile: Profile
+    fit: Fit
+    path: Path
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {
+            "path": str(self.path),
+            "digest": self.profile.digest,
+            "profile": dataclasses.asdict(self.profile),
+            "worst": self.fit.worst,
+        }
+
+    def __str__(self) -> str:
+        fit, scheduler = self.fit, self.profile.scheduler
+        lines = [
+            f"{fit.num_steps} steps of {self.profile.model} on {self.profile.machine.get('device', 'this machine')}",
+            f"mean error {fit.mape:.1%}, on steps it had not seen {fit.left_out:.1%}, worst {fit.worst:.1%}",
+        ]
+        lines += [
+            f"  {name:16} {value:.3e} s" for name, value in self.profile.steps.items() if value
+        ]
+        if scheduler is not None:
+            lines.append(
+                f"scheduling ({scheduler.policies}): {scheduler.fixed_s * 1e6:.0f} us a step, "
+                f"{scheduler.per_running_s * 1e6:.2f} us a running and "
+                f"{scheduler.per_waiting_s * 1e6:.3f} us a waiting job"
+            )
+        lines.append(f"profile {self.profile.digest} in {self.path}")
+        return "\n".join(lines)
+
+
+def default_path(engine: Engine) -> Path:
+    """Where a profile goes when nobody says so."""
+    name = "".join(c if c.isalnum() or c in "-." else "-" for c in Path(engine.model).name)
+    return Path.home() / ".cache" / "penstock" / "profiles" / f"{name}-{engine.device}.json"
+
+
+def calibrate(
+    engine: Engine,
+    *,
+    policy: Mapping[str, object] | None = None,
+    out: Path | None = None,
+    is_quick: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Calibrated:
+    """Measure the real engine and the scheduler on this machine. `policy`: as in a fleet's table.
+
+    Raises BadModel, BadConfig and MissingExtra when the engine cannot be opened, StepFailed when it fails a step.
+    """
+    from penstock.engine.torch.open import (  # torch is needed for this only
+        EngineConfig,
+        open_executor,
+    )
+
+    executor = open_executor(
+        engine.model,
+        EngineConfig(device=engine.device, dtype=engine.dtype, threads=engine.threads),  # type: ignore[arg-type]
+    )
+    grid = QUICK if is_quick else Grid()
+    facts = executor.facts
+    machine = describe_machine({"device": _device_of(executor.notes, engine)})
+
+    async def main() -> tuple[list[MeasuredStep], SchedulerCost]:
+        try:
+            steps = await measure_steps(executor, facts.vocab_size, grid, on_progress)
+        finally:
+            await executor.stop()
+        return steps, await schedule_cost(policy or {})
+
+    steps, scheduler = asyncio.run(main())
+    return _written(steps, engine, machine, facts.num_layers, scheduler, out)
+
+
+def refit(log: Path, engine: Engine, *, out: Path | None = None) -> Calibrated:
+    """Fit the steps of a served log. Raises BadTrace when it holds too few that can be placed."""
+    found = steps_of_log(LogReader(log))
+    steps = [step for one in found.values() for step in one]
+    if len(steps) < 2 * len(TERMS):
+        raise BadTrace(
+            f"the log {log} holds {len(steps)} measurable steps; a fit needs {2 * len(TERMS)}",
+            hint="serve more requests with --log, of various lengths and at various loads",
+        )
+    machine = describe_machine({"device": engine.device})
+    num_layers = shape_of_model(engine.model).layers
+    return _written(steps, engine, machine, num_layers, None, out)
+
+
+async def schedule_cost(policy: Mapping[str, object]) -> SchedulerCost:
+    """Seconds that these policies and the replica around them take for a step, on the running wall-clock loop."""
+    tables = policy_tables(policy, has_prefix_cache=True)
+    tables.pop("route")
+    predictor = StepPredictor(Fitted({"token": 1e-3}, name="", digest="", num_layers=1), 1)
+
+    def open_policies(max_jobs: int) -> ReplicaPolicies:
+        return policies_of({**tables, "batch": Table({**tables["batch"], "max_jobs": max_jobs})})
+
+    found = await measure_scheduler(
+        open_policies, Predictors(cost=predictor, lengths=RecentLengths())
+    )
+    names = "/".join(str(tables[slot]["name"]) for slot in ("order", "admit", "batch", "evict"))
+    return dataclasses.replace(found, policies=names)
+
+
+def _written(
+    steps: Sequence[MeasuredStep],
+    engine: Engine,
+    machine: dict[str, str],
+    num_layers: int,
+    scheduler: SchedulerCost | None,
+    out: Path | None,
+) -> Calibrated:
+    if len(steps) < 2 * len(TERMS):
+        raise StepFailed(
+            f"only {len(steps)} steps could be measured; a fit needs {2 * len(TERMS)}",
+            hint="give the engine more KV memory or a model with a longer context",
+        )
+    fit = fit_steps([step.features for step in steps], [step.seconds for step in steps])
+    profile = Profile(
+        machine=machine,
+        model=engine.model,
+        num_layers=num_layers,
+        made_on=_today(),
+        steps=fit.coefficients,
+        num_steps=fit.num_steps,
+        mape=fit.mape,
+        left_out=fit.left_out,
+        scheduler=scheduler,
+    )
+    path = out or default_path(engine)
+    profile.save(path)
+    return Calibrated(profile=profile, fit=fit, path=path)
+
+
+def _device_of(notes: Mapping[str, str], engine: Engine) -> str:
+    """What the engine says it runs on: device, type of numbers, kernels."""
+    told = [notes[name] for name in ("device", "dtype", "attention", "linear") if name in notes]
+    return ", ".join(told) or engine.device
+
+
+def _today() -> str:
+    async def read() -> float:
+        return wall_anchor()[1]
+
+    return datetime.datetime.fromtimestamp(asyncio.run(read()), datetime.UTC).date().isoformat()

@@ -1,0 +1,98 @@
+"""Measured steps from the log of a replica that served real requests.
+
+The log says how many tokens each chunk had, not where it started. That follows from what it does say: the chunk with
+which a job yields its n-th token ends at position num_prompt + n - 1, so chunks are placed backwards from there.
+Chunks of jobs that were preempted or ended before they yielded anything cannot be placed; their steps are left out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from penstock.core.events import Arrived, Completed, Event, Stepped
+from penstock.cost.step import features_of
+from penstock.lab.measure import MeasuredStep
+
+
+@dataclass(slots=True)
+class _Step:
+    """A launched plan; `starts` are filled as they become known."""
+
+    began_at: float
+    chunks: tuple[tuple[int, int], ...]
+    ends: tuple[float, ...] = ()
+    samples: frozenset[int] = frozenset()
+    starts: dict[int, int] = field(default_factory=dict)
+
+
+class LogSteps:
+    """Takes in a replica's events in order; `steps()` gives what could be placed."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, _Step] = {}
+        self._done: list[_Step] = []
+        self._known: dict[int, int] = {}  # positions known of each job: prompt and yielded tokens
+        self._unplaced: defaultdict[int, list[tuple[_Step, int]]] = defaultdict(list)
+
+    def take(self, event: Event) -> None:
+        if isinstance(event, Arrived):
+            for answer in range(event.n):
+                self._known[event.seq + answer] = event.num_prompt
+        elif isinstance(event, Stepped):
+            self._stepped(event)
+        elif isinstance(event, Completed):
+            self._completed(event)
+
+    def _stepped(self, event: Stepped) -> None:
+        for seq in event.evicted:
+            self._unplaced.pop(seq, None)
+        if event.plan is None:
+            return
+        step = self._open[event.plan] = _Step(event.at, event.chunks)
+        for seq, tokens in event.chunks:
+            self._unplaced[seq].append((step, tokens))
+
+    def _completed(self, event: Completed) -> None:
+        step = self._open.pop(event.plan)
+        if event.error is not None:
+            return
+        step.ends = event.ends
+        step.samples = frozenset(seq for seq, tokens, _, _ in event.outputs if tokens)
+        for seq, tokens, _, _ in event.outputs:
+            if tokens:
+                self._place(seq, self._known[seq])
+                self._known[seq] += tokens
+        self._done.append(step)
+
+    def _place(self, seq: int, end: int) -> None:
+        """The last chunk of the job ended at `end` in the first run of its step; the ones before it lie before it."""
+        for step, tokens in reversed(self._unplaced.pop(seq, [])):
+            end -= tokens
+            step.starts[seq] = end
+
+    def steps(self) -> list[MeasuredStep]:
+        found = []
+        for step in self._done:
+            if any(seq not in step.starts for seq, _ in step.chunks):
+                continue
+            pieces = [
+                (step.starts[seq], tokens, seq in step.samples) for seq, tokens in step.chunks
+            ]
+            features, began_at = features_of(pieces), step.began_at
+            for run, end in enumerate(step.ends):
+                if end > began_at:
+                    found.append(MeasuredStep(features.grown(run), end - began_at))
+                began_at = end
+        return found
+
+
+def steps_of_log(events: Iterable[Event]) -> dict[str, list[MeasuredStep]]:
+    """Measured steps of every replica in a log."""
+    found: defaultdict[str, LogSteps] = defaultdict(LogSteps)
+    for event in events:
+        if isinstance(event, (Arrived, Stepped, Completed)):
+            found[event.who].take(event)
+    steps = {who: one.steps() for who, one in found.items()}
+    return {who: some for who, some in steps.items() if some}

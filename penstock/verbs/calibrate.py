@@ -1,0 +1,60 @@
+"""`penstock bench calibrate [MODEL]`: the profile of this machine. A command of penstock.verbs.bench."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = (
+    "Examples: `penstock bench calibrate --quick`; `penstock bench calibrate /models/Qwen3-0.6B --out qwen.json`; "
+    "`penstock simulate deploy.toml --trace conv.csv --set fleet.0.executor.profile=qwen.json`"
+)
+
+
+def calibrate(  # noqa: PLR0913 - a flag is an argument
+    model: Annotated[
+        str, typer.Argument(help="A model folder, a Hub name, or the model that comes along.")
+    ] = "default",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Threads of the engine [torch's].")] = None,
+    policy: Annotated[
+        str, typer.Option(help="Preset of scheduling policies to time: vllm-v1 or sglang.")
+    ] = "vllm-v1",
+    log: Annotated[
+        Path | None,
+        typer.Option(help="Refit from this log of a served replica instead of measuring."),
+    ] = None,
+    is_quick: Annotated[bool, typer.Option("--quick", help="A coarse grid.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the profile here.")] = None,
+    is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure what steps and scheduling cost on this machine, and write its profile.
+
+    Runs the real engine over a grid of prefill, decode and mixed steps, fits a linear model with its error on unseen
+    steps, and times the scheduler by queue length. Leave the machine alone meanwhile.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from penstock.lab.calibrate import Engine, refit
+    from penstock.lab.calibrate import calibrate as measure
+
+    engine = Engine(model=model, device=device, dtype=dtype, threads=threads)
+    if log is not None:
+        found = refit(log, engine, out=out)
+    else:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("measuring", total=None)
+            found = measure(
+                engine,
+                policy={"preset": policy},
+                out=out,
+                is_quick=is_quick,
+                on_progress=lambda done, of: bar.update(task, completed=done, total=of),
+            )
+    typer.echo(json.dumps(found.to_dict()) if is_json else str(found))
