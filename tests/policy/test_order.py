@@ -143,8 +143,8 @@ def test_whole_answers_count_their_expected_tokens() -> None:
     """100 prompt tokens and half of 200 output tokens: 1 + 99 * 0.01 s; at the quantile 0.9 it is 2.79 s."""
     other = make_job(1, 100, arrived_at=0.0, slo=Slo(ttft_s=9.0))
     job = make_job(0, 100, arrived_at=0.0, max_tokens=200, slo=Slo(deadline_s=2.5))
-    assert ranks(SlackEdf(), [job, other], now=0.4) == [0, 1]
-    assert ranks(SlackEdf(), [job, other], now=0.6) == [1, 0]
+    assert ranks(SlackEdf(), [job, other], now=0.505) == [0, 1]
+    assert ranks(SlackEdf(), [job, other], now=0.515) == [1, 0]
     assert ranks(SlackEdf(quantile=0.9), [job, other], now=0.0) == [1, 0]
 
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +97,6 @@ def rank(
     deadlines: NDArray[np.float64], slack: NDArray[np.float64], margin_s: float
 ) -> tuple[list[int], int]:
     """Places in order of service, and how many were demoted. Equals keep their order."""
-    is_demoted = (slack < margin_s) & (deadlines < inf)
+    is_demoted = slack < margin_s  # never those without a promise: their slack is infinite
     key = np.where(is_demoted, -deadlines, deadlines)
     return np.lexsort((key, is_demoted)).tolist(), int(is_demoted.sum())
