@@ -64,7 +64,11 @@ class Channel(Protocol):
     """A way to send to one peer. Messages arrive whole, in order, or the channel is closed."""
 
     async def send(self, message: object, num_bytes: int = 0) -> None:
-        """Hand over one message; `num_bytes` is what a modelled link charges for it."""
+        """Hand over one message; `num_bytes` is what a modelled link charges for it. Raises ReplicaLost when closed."""
+        ...
+
+    def offer(self, message: object, num_bytes: int = 0) -> bool:
+        """`send` for whoever cannot wait: False, and nothing was sent, when it would have to. Raises alike."""
         ...
 
     def listen(self, on_message: Callable[[object], None]) -> None: ...

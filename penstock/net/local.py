@@ -35,6 +35,17 @@ class LocalChannel:
             if peer._room is None or peer._room.done():
                 peer._room = asyncio.get_running_loop().create_future()
             await asyncio.shield(peer._room)
+        self._put(message)
+
+    def offer(self, message: object, num_bytes: int = 0) -> bool:
+        peer = self._peer
+        if len(peer._inbox) >= self._limit and not (self._is_closed or peer._is_closed):
+            return False
+        self._put(message)
+        return True
+
+    def _put(self, message: object) -> None:
+        peer = self._peer
         if self._is_closed or peer._is_closed:
             raise ReplicaLost("the channel is closed")
         peer._inbox.append(message)

@@ -1,8 +1,8 @@
-"""Sends for callers that cannot wait: messages queue here and one task hands them to the channel, in order.
+"""Sends for callers that cannot wait: what the channel does not take at once queues here, and one task hands it over.
 
-Memory: the queue grows while the channel pushes back, so whoever puts must be bounded by something else (a fleet by
-its outstanding requests, a replica by its running jobs). After the channel closed, what is put is dropped: whoever
-watches the channel knows.
+Order is kept: while anything waits, all that is put waits behind it. Memory: the queue grows while the channel pushes
+back, so whoever puts must be bounded by something else (a fleet by its outstanding requests, a replica by its running
+jobs). After the channel closed, what is put is dropped: whoever watches the channel knows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ class Outbox:
         self._channel = channel
         self._queue: deque[tuple[object, int]] = deque()
         self._task: asyncio.Task[None] | None = None
-        self._wake: asyncio.Future[None] | None = None
         self._empty: asyncio.Future[None] | None = None
         self._is_closed = False
 
@@ -31,11 +30,16 @@ class Outbox:
     def put(self, message: object, num_bytes: int = 0) -> None:
         if self._is_closed:
             return
+        if not self._queue:
+            try:
+                if self._channel.offer(message, num_bytes):
+                    return
+            except ReplicaLost:
+                self._is_closed = True
+                return
         self._queue.append((message, num_bytes))
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._send_all())
-        elif self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
 
     async def flush(self) -> None:
         """Wait until the channel took everything, or closed."""
@@ -54,20 +58,15 @@ class Outbox:
 
     async def _send_all(self) -> None:
         queue, send = self._queue, self._channel.send
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                while queue:
-                    await send(*queue[0])
-                    queue.popleft()
-            except ReplicaLost:
-                self._is_closed = True
-                queue.clear()
-                self._tell_empty()
-                return
-            self._tell_empty()
-            self._wake = loop.create_future()
-            await self._wake
+        try:
+            while queue:
+                await send(*queue[0])
+                queue.popleft()
+        except ReplicaLost:
+            self._is_closed = True
+            queue.clear()
+        self._task = None
+        self._tell_empty()
 
     def _tell_empty(self) -> None:
         if self._empty is not None and not self._empty.done():

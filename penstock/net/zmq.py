@@ -78,18 +78,23 @@ class ZmqChannel:
 
     async def send(self, message: object, num_bytes: int = 0) -> None:
         frame = self._codec.encode(message)
-        while True:
-            if self._end is not None:
-                raise ReplicaLost(f"the channel is closed: {self._end}")
-            try:
-                self._socket.send(frame, zmq.NOBLOCK)
-            except zmq.Again:
-                if self._room is None or self._room.done():
-                    self._room = self._loop.create_future()
-                await asyncio.shield(self._room)
-            else:
-                self._pump_soon()
-                return
+        while not self._send(frame):
+            if self._room is None or self._room.done():
+                self._room = self._loop.create_future()
+            await asyncio.shield(self._room)
+
+    def offer(self, message: object, num_bytes: int = 0) -> bool:
+        return self._send(self._codec.encode(message))
+
+    def _send(self, frame: bytes) -> bool:
+        if self._end is not None:
+            raise ReplicaLost(f"the channel is closed: {self._end}")
+        try:
+            self._socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        self._pump_soon()
+        return True
 
     def listen(self, on_message: Callable[[object], None]) -> None:
         self._on_message = on_message

@@ -63,6 +63,14 @@ class ModelledChannel:
             raise ReplicaLost("the channel is closed")
         self._put(message, num_bytes)
 
+    def offer(self, message: object, num_bytes: int = 0) -> bool:
+        if self._is_closed or self._peer._is_closed:
+            raise ReplicaLost("the channel is closed")
+        if len(self._peer._inbox) >= self._limit:
+            return False
+        self._put(message, num_bytes)
+        return True
+
     def listen(self, on_message: Callable[[object], None]) -> None:
         self._on_message = on_message
         self._schedule()

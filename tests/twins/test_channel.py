@@ -195,3 +195,22 @@ def test_a_cancelled_send_loses_no_other_message(check) -> None:
         assert heard[:-1] == messages(len(heard) - 1)
 
     check(body)
+
+
+def test_an_offer_is_taken_in_its_place_or_not_at_all(check) -> None:
+    async def body(near: Channel, far: Channel) -> None:
+        near.listen(lambda message: None)
+        await near.send(Cancel("first"))  # waits until there is a peer
+        told = messages(100_000)
+        taken = [message for message in told if near.offer(message)]
+        assert 0 < len(taken) < len(told), "the channel never pushed back"
+        heard: list[object] = []
+        far.listen(heard.append)
+        await until(lambda: len(heard) == 1 + len(taken))
+        await asyncio.sleep(0.05)
+        assert heard == [Cancel("first"), *taken]
+        await near.close()
+        with pytest.raises(PenstockError):
+            near.offer(Cancel("late"))
+
+    check(body)
