@@ -29,7 +29,8 @@ SAMPLING = np.dtype(
         ("is_shaped", "?"),  # has penalties, biases or a minimum length
         ("is_limited", "?"),  # has top_p, top_k or min_p
         ("has_logprobs", "?"),
-    ]
+    ],
+    align=True,  # torch reads columns of it in place
 )
 COLDEST = 1e-5  # temperatures below this are greedy
 
