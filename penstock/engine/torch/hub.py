@@ -8,6 +8,7 @@ is needed is fetched: safetensors, configuration and tokenizer files. `endpoint`
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from penstock.core.errors import BadModel, missing_extra
@@ -67,7 +68,15 @@ def find_model(
         raise BadModel(_not_here(name, is_offline, error), hint=LOOK) from None
     except (errors.HfHubHTTPError, OSError) as error:
         raise BadModel(f"{name} could not be fetched: {error}", hint=LOOK) from None
+    except _connection_errors() as error:
+        raise BadModel(f"{name} could not be fetched: {error}", hint=LOOK) from None
     return Path(found)
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """Errors of the HTTP client that huggingface_hub uses, which differs by its version and that it lets through."""
+    clients = (sys.modules.get(name) for name in ("httpx2", "httpx"))
+    return tuple(client.HTTPError for client in clients if client is not None)
 
 
 LOOK = "check the connection and the endpoint, or download the folder and give its path"
