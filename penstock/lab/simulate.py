@@ -5,17 +5,12 @@
 What came out is a function of the configuration, the seed and the trace: equal arguments give an equal log, bit for
 bit, and `digest` names it. Nothing was run on the hardware it speaks of, so an outcome says where its times come from:
 the row of the card catalogue with its date, the model's shape, the cost model and its digest.
-
-The garbage collector is held back while the loop runs: a simulation makes millions of objects that reference counting
-frees, and walking them now and then cost a tenth of the time of a run.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,8 +126,7 @@ def simulate(
     log = Fanout(digest, metrics, *([] if writer is None else [writer]))
     header = _header(config, sources)
     try:
-        with _collector_held_back():
-            played, wall_s = run(_play(config, trace, log, header, on_progress))
+        played, wall_s = run(_play(config, trace, log, header, on_progress))
     finally:
         if writer is not None:
             writer.close()
@@ -170,14 +164,3 @@ def _header(config: Config, sources: tuple[Source, ...]) -> Callable[[], Header]
     digests = "+".join(sorted({source.digest for source in sources}))
     text = print_config(config)
     return lambda: header_of("simulation", config=text, seed=config.seed, profile=digests)
-
-
-@contextmanager
-def _collector_held_back() -> Iterator[None]:
-    """Collect only when a great many containers are alive, and give back the old thresholds."""
-    before = gc.get_threshold()
-    gc.set_threshold(1_000_000, 50, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
