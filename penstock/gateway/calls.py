@@ -239,16 +239,21 @@ class Calls:
 
 
 def _events(reading: Reading, heard: Sequence[Heard], shape: Shape, opened: set[int]) -> bytes:
-    parts: list[bytes] = []
-    for piece in reading.read(heard):
-        choice = piece.choice
-        if choice not in opened:
-            opened.add(choice)
-            prompt = choice // reading.n
-            parts.append(shape.open(choice, reading.prompt_logprobs[prompt]))
-        if piece.text or piece.finish is not None or piece.entries:
-            parts.append(shape.chunk(piece))
-    return b"".join(parts)
+    """The events that tell of `heard`; most often that is one token of one choice."""
+    if len(heard) == 1:
+        piece = reading.read_one(*heard[0])
+        return b"" if piece is None else _event(reading, piece, shape, opened)
+    return b"".join([_event(reading, piece, shape, opened) for piece in reading.read(heard)])
+
+
+def _event(reading: Reading, piece: Piece, shape: Shape, opened: set[int]) -> bytes:
+    has_news = piece.text or piece.finish is not None or piece.entries
+    data = shape.chunk(piece) if has_news else b""
+    choice = piece.choice
+    if choice in opened:
+        return data
+    opened.add(choice)
+    return shape.open(choice, reading.prompt_logprobs[choice // reading.n]) + data
 
 
 def _choice(news: Sequence[Piece]) -> Choice:

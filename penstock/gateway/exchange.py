@@ -16,22 +16,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from starlette.types import Receive, Send
 
-from penstock.core.clock import now
 from penstock.core.errors import StepFailed
 from penstock.core.ports import Service
 from penstock.core.types import Output, Request
 from penstock.gateway.wire import ClientGone
 
-
-class Heard(NamedTuple):
-    """An Output and the request it belongs to, by its place in the call."""
-
-    prompt: int
-    output: Output
+Heard = tuple[int, Output]  # the request an Output belongs to, by its place in the call
 
 
 class Exchange:
@@ -48,12 +42,13 @@ class Exchange:
         self._closed: set[int] = set()
         self._num_open = len(requests)
         self._error: BaseException | None = None
-        self.arrived_at = now()
+        self._loop = asyncio.get_running_loop()
+        self.arrived_at = self._loop.time()
         self.first_at: float | None = None
         self.last_at: float | None = None
 
     async def __aenter__(self) -> Exchange:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         for prompt, request in enumerate(self._requests):
             task = loop.create_task(self._service.submit(request, partial(self._hear, prompt)))
             task.add_done_callback(partial(self._ended, prompt))
@@ -81,11 +76,13 @@ class Exchange:
         if prompt in self._closed:
             return
         if output.num_tokens:
-            self.last_at = now()
+            self.last_at = self._loop.time()
             if self.first_at is None:
                 self.first_at = self.last_at
-        self._pending.append(Heard(prompt, output))
-        self._wake()
+        self._pending.append((prompt, output))
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -123,21 +120,25 @@ class Exchange:
         Raises what `submit` raised once everything heard before has been taken; ClientGone at once.
         """
         while True:
-            if isinstance(self._error, ClientGone):
+            if self._error is not None and (
+                not self._pending or isinstance(self._error, ClientGone)
+            ):
                 raise self._error
             if self._pending:
                 taken, self._pending = self._pending, []
                 return taken
-            if self._error is not None:
-                raise self._error
             if self._num_open == 0:
                 return None
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             await self._waiter
 
 
 class Writer:
-    """Sends an event stream; starts it with the first bytes, so that an early error still has its own status."""
+    """Sends an event stream; starts it with the first bytes, so that an early error still has its own status.
+
+    One timer a stream looks now and then whether the send it saw last time is still the one in progress; a stall is
+    noticed after one to one and a half times the limit.
+    """
 
     def __init__(
         self, send: Send, headers: list[tuple[bytes, bytes]], stall_timeout_s: float | None
@@ -146,14 +147,16 @@ class Writer:
         self._headers = headers
         self._limit_s = stall_timeout_s
         self._timer: asyncio.TimerHandle | None = None
-        self._sending_since: float | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._num_sends = 0
+        self._is_sending = False
         self._is_stalled = False
         self.has_begun = False
 
     async def write(self, data: bytes, *, is_last: bool = False) -> None:
         """Send, waiting while the client's buffer is full. Raises ClientGone after the stall timeout."""
-        self._sending_since = now()
+        self._num_sends += 1
+        self._is_sending = True
         try:
             if not self.has_begun:
                 await self._begin()
@@ -164,28 +167,24 @@ class Writer:
                 raise ClientGone from None
             raise
         finally:
-            self._sending_since = None
+            self._is_sending = False
 
     async def _begin(self) -> None:
         self.has_begun = True
         self._task = asyncio.current_task()
-        self._arm(self._limit_s)
+        if self._limit_s is not None:
+            self._look(self._limit_s / 2, 0, 0)
         await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
 
-    def _arm(self, delay_s: float | None) -> None:
-        if delay_s is not None:
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._check)
-
-    def _check(self) -> None:
-        """One timer a stream: looks whether a single send has lasted too long."""
-        assert self._limit_s is not None
-        since = self._sending_since
-        spent = 0.0 if since is None else now() - since
-        if spent < self._limit_s:
-            self._arm(self._limit_s - spent)
-        elif self._task is not None:
+    def _look(self, every_s: float, seen: int, times: int) -> None:
+        """`times` looks in a row found send number `seen` in progress; the third is one too many."""
+        times = times + 1 if self._is_sending and seen == self._num_sends else 0
+        if times == 2 and self._task is not None:
             self._is_stalled = True
             self._task.cancel()
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(every_s, self._look, every_s, self._num_sends, times)
 
     def close(self) -> None:
         if self._timer is not None:

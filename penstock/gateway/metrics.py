@@ -7,10 +7,10 @@ so they hold tokenising, routing and queueing. Replica gauges are read from repo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from penstock.core.types import Report
@@ -32,7 +32,7 @@ class ModelMeter:
 
     __slots__ = (
         "prompt_tokens",
-        "generation_tokens",
+        "generated",
         "cached_tokens",
         "looked_up_tokens",
         "ttft",
@@ -47,7 +47,7 @@ class ModelMeter:
 
     def __init__(self, meter: Meter, model: str) -> None:
         self.prompt_tokens = meter.prompt_tokens.labels(model)
-        self.generation_tokens = meter.generation_tokens.labels(model)
+        self.generated = 0  # a plain number: it is counted at every step of every stream
         self.cached_tokens = meter.cached_tokens.labels(model)
         self.looked_up_tokens = meter.looked_up_tokens.labels(model)
         self.ttft = meter.ttft.labels(model)
@@ -77,7 +77,6 @@ class Meter:
             )
 
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of started requests.")
-        self.generation_tokens = counter("generation_tokens", "Tokens generated.")
         self.looked_up_tokens = counter(
             "prefix_cache_queries", "Prompt tokens looked up in prefix caches."
         )
@@ -105,8 +104,8 @@ class Meter:
             ("model_name",),
             registry=registry,
         )
-        registry.register(_Replicas(reports))
         self._models: dict[str, ModelMeter] = {}
+        registry.register(_Live(reports, self._models))
 
     def of(self, model: str) -> ModelMeter:
         known = self._models.get(model)
@@ -119,11 +118,14 @@ class Meter:
         return generate_latest(self.registry)
 
 
-class _Replicas(Collector):
-    """Gauges of replicas, as a scrape finds them."""
+class _Live(Collector):
+    """What is read when scraped: gauges of replicas, and the tokens counted so far."""
 
-    def __init__(self, reports: Callable[[], Sequence[Report]]) -> None:
+    def __init__(
+        self, reports: Callable[[], Sequence[Report]], models: Mapping[str, ModelMeter]
+    ) -> None:
         self._reports = reports
+        self._models = models
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -134,6 +136,12 @@ class _Replicas(Collector):
         yield _gauge("num_requests_waiting", "Jobs that wait.", reports, _waiting)
         yield _gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", reports, _usage)
         yield _gauge("replica_up", "1 while the replica is alive.", reports, _alive)
+        generated = CounterMetricFamily(
+            "penstock:generation_tokens", "Tokens generated.", labels=("model_name",)
+        )
+        for model, meter in self._models.items():
+            generated.add_metric((model,), meter.generated)
+        yield generated
 
 
 def _gauge(

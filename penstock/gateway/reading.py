@@ -27,27 +27,25 @@ class Reading:
         self.prompt_logprobs: list[tuple[TokenLogprob | None, ...]] = [()] * len(ask.prompts)
         self._speaker: dict[int, int] = {}  # which answer tells of the prompt; the others repeat it
         self._num_left = len(self.answers)
+        self.is_over = False
         self._left = [ask.n] * len(ask.prompts)
         self._failure: str | None = None
-
-    @property
-    def is_over(self) -> bool:
-        return self._num_left == 0
+        self._has_logprobs = ask.sampling.logprobs is not None
 
     def read(self, heard: Sequence[Heard]) -> Iterable[Piece]:
         """News by choice; what came for one choice since the last call is one piece."""
         if len(heard) == 1:
-            piece = self._read_one(*heard[0])
+            piece = self.read_one(*heard[0])
             return (piece,) if piece is not None else ()
         pieces: dict[int, Piece] = {}
         for prompt, output in heard:
-            piece = self._read_one(prompt, output)
+            piece = self.read_one(prompt, output)
             if piece is not None:
                 known = pieces.get(piece.choice)
                 pieces[piece.choice] = piece if known is None else _joined(known, piece)
         return pieces.values()
 
-    def _read_one(self, prompt: int, output: Output) -> Piece | None:
+    def read_one(self, prompt: int, output: Output) -> Piece | None:
         if (
             output.prompt_logprobs
             and self._speaker.setdefault(prompt, output.answer) == output.answer
@@ -59,17 +57,18 @@ class Reading:
         choice = prompt * self.n + output.answer
         answer = self.answers[choice]
         if answer.finish is not None:
-            return None
+            return None  # it was stopped early; others of its request still run
         before = answer.num_tokens
         text = answer.push(output)
-        self._meter.generation_tokens.inc(answer.num_tokens - before)
-        entries = answer.take_entries()
+        self._meter.generated += answer.num_tokens - before
+        entries = answer.take_entries() if self._has_logprobs else ()
         if answer.finish is not None:
             self._one_over(prompt, by_service=output.finish is not None)
         return Piece(choice, text, entries, answer.finish, answer.stop_reason)
 
     def _one_over(self, prompt: int, *, by_service: bool) -> None:
         self._num_left -= 1
+        self.is_over = self._num_left == 0
         self._left[prompt] -= 1
         if self._left[prompt] == 0 and not by_service:
             self._exchange.close(prompt)
