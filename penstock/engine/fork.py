@@ -30,6 +30,7 @@ class Fork:
         "_held",
         "_refs",
         "_booked",
+        "_noted",
         "_pending",
         "_found",
     )
@@ -41,7 +42,8 @@ class Fork:
         self.free = ledger.free
         self._held: dict[int, int] = {}
         self._refs: dict[int, int] = {}
-        self._booked: list[tuple[Job, int]] = []  # bookings whose hashes are not yet in _pending
+        self._booked: list[tuple[Job, int]] = []
+        self._noted = 0  # so many of the bookings have their hashes in _pending
         self._pending: set[BlockHash] = set()
         self._found: dict[int, tuple[list[int], int]] = {}
 
@@ -63,7 +65,7 @@ class Fork:
         limit = min((job.known - 1) // self.block_size, len(hashes))
         real, pending = self._found.get(job.seq, ([], 0))
         position = len(real) + pending
-        if position < limit and self._booked:
+        if position < limit and self._noted < len(self._booked):
             self._note_pending()
         index = self._ledger.index
         while position < limit:
@@ -80,9 +82,9 @@ class Fork:
 
     def _note_pending(self) -> None:
         size = self.block_size
-        for job, upto in self._booked:
+        for job, upto in self._booked[self._noted :]:
             self._pending.update(job.hashes[job.computed // size : upto // size])
-        self._booked.clear()
+        self._noted = len(self._booked)
 
     def need(self, job: JobView, upto: int) -> int:
         held = self.held(job)
@@ -138,7 +140,16 @@ class Fork:
         elif held:
             self.free += held
         self._held[job.seq] = 0
+        if any(booked is job for booked, _ in self._booked):
+            self._unbook(job.seq)
         return self.free - before
+
+    def _unbook(self, seq: int) -> None:
+        """What the job would have filled will not be there: forget it, and what others found on the way."""
+        self._booked = [(job, upto) for job, upto in self._booked if job.seq != seq]
+        self._pending.clear()
+        self._noted = 0
+        self._found = {other: found for other, found in self._found.items() if self._held.get(other)}
 
     def _give(self, blocks: list[int]) -> None:
         for block in blocks:

@@ -10,7 +10,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.core.types import BlockHash, Job
+from penstock.core.prompt import TokenPrompt
+from penstock.core.types import BlockHash, Job, Request, RequestId
 from penstock.engine.fork import Fork
 from penstock.engine.ledger import BlockLedger
 from tests.laws.model_ledger import ModelLedger
@@ -146,3 +147,25 @@ def test_fork_sees_blocks_that_this_step_will_fill() -> None:
     assert fork.cached(behind) == SIZE
     assert fork.reserve(ahead, 2 * SIZE) and fork.free == ledger.free
     assert fork.cached(behind) == 2 * SIZE
+
+
+def test_a_booking_taken_back_is_no_longer_found() -> None:
+    """A victim that was already planned in this step fills nothing, so nobody may count on its blocks."""
+    ledger = BlockLedger(8, 4)
+    prompt = TokenPrompt(range(13))
+    jobs = [
+        Job(
+            seq=seq,
+            request=Request(id=RequestId(str(seq)), model="m", prompt=prompt),
+            answer=0,
+            arrived_at=0.0,
+            hashes=list(prompt.blocks(4)),
+            num_prompt=13,
+            max_tokens=1,
+        )
+        for seq in range(2)
+    ]
+    fork = ledger.fork()
+    assert fork.reserve(jobs[0], 12) and fork.cached(jobs[1]) == 12
+    fork.release(jobs[0])
+    assert fork.free == 8 and fork.cached(jobs[1]) == 0
