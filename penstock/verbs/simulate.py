@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from penstock.traffic import Trace
 
 EPILOG = (
-    "Examples: `penstock simulate examples/azure_a100.toml --trace azure_2023_conv.csv --slo-ttft 1`; "
-    "`penstock simulate examples/azure_a100.toml --trace conv.csv --speed 2 --set fleet.0.replicas=8 --log run.jsonl`"
+    "Examples: `penstock simulate examples/azure_a100.toml --trace data/azure_2023_conv_200.csv`; "
+    "`penstock simulate deploy.toml --trace conv.csv --slo-ttft 1 --set fleet.0.replicas=8 --log run.jsonl`"
 )
 app = typer.Typer()
 TICK = 50  # requests between two updates of the progress bar
