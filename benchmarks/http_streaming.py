@@ -1,6 +1,6 @@
 """What the front door costs: streams of 64 tokens to 32 clients, beside a bare ASGI app on the same server.
 
-    python -m benchmarks.http_streaming [--requests 2000] [--rounds 3] [--json]
+    python benchmarks/http_streaming.py [--requests 2000] [--rounds 3] [--json]
 
 Both apps run on uvicorn (uvloop, httptools) in a process of their own, started one after the other in each round, so
 that a noisy machine disturbs both. The bare app reads the body and sends 64 prepared events; ours decodes and checks
@@ -151,7 +151,7 @@ async def load(url: str, num_requests: int) -> None:
 def measure(which: str, num_requests: int) -> dict[str, float]:
     """Requests a second, and user and system milliseconds a request, of one server process."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.http_streaming", "--serve", which],
+        [sys.executable, __file__, "--serve", which],
         stdout=subprocess.PIPE,
         text=True,
     )

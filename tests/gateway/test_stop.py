@@ -31,7 +31,7 @@ def cut(text: str, sizes: list[int]) -> list[str]:
 
 
 @given(WORDS, STRINGS, st.lists(st.integers(0, 5), max_size=12))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_equals_a_naive_search(text: str, strings: list[str], sizes: list[int]) -> None:
     finder = StopFinder(Stops(strings))
     told = "".join(finder.push(piece) for piece in cut(text, sizes)) + finder.flush()
@@ -39,7 +39,7 @@ def test_equals_a_naive_search(text: str, strings: list[str], sizes: list[int]) 
 
 
 @given(WORDS, STRINGS, st.lists(st.integers(0, 5), max_size=12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_holds_back_no_more_than_it_must(text: str, strings: list[str], sizes: list[int]) -> None:
     finder = StopFinder(Stops(strings))
     read, told = "", ""
@@ -64,7 +64,7 @@ class Letters:
 
 
 @given(WORDS.filter(bool), STRINGS, st.integers(1, 5), st.integers(0, 6))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_bundling_of_tokens_changes_nothing(
     text: str, strings: list[str], size: int, min_tokens: int
 ) -> None:
