@@ -127,7 +127,7 @@ def _benched(
     if "ignore_eos" not in server.extras:
         notes.append("the server takes no ignore_eos: answers may end before their traced length")
     if trace.meta.drops:
-        told = ", ".join(f"{count} ({why})" for why, count in trace.meta.drops.most_common())
+        told = ", ".join(f"{count} ({why})" for why, count in trace.meta.reasons())
         notes.append(f"rows of the trace left out: {told}")
     return Benched(
         url=wanted.url,

@@ -75,7 +75,7 @@ class Client:
         is_chat: bool = False,
         timeout_s: float = 600.0,
     ) -> None:
-        self.url = base_url(url)
+        self.url = root_url(url)
         self._api_key, self._is_chat = api_key, is_chat
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
@@ -230,7 +230,7 @@ class Client:
         return reaching(self.url, self._timeout_s)
 
 
-def base_url(url: str) -> str:
+def root_url(url: str) -> str:
     """The address in front of /v1, with a scheme."""
     url = url.rstrip("/").removesuffix("/v1").rstrip("/")
     return url if "://" in url else f"http://{url}"

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from penstock.core.clock import now, sleep_until
+from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Request, Slo
 from penstock.lab.client import Client, Wish
 from penstock.lab.prompts import Composer
@@ -52,6 +53,7 @@ class Driven:
     wanted_prompt: int = 0
     wanted_output: int = 0
     num_events: int = 0
+    has_shared_prefixes: bool = False
     num_counted: int = 0  # answers whose server said how many tokens they had
 
     @property
@@ -88,6 +90,12 @@ class Driven:
         ):
             if wanted and abs(got / wanted - 1) > 0.02:
                 told.append(f"{name} tokens were {got / wanted:.1%} of the traced ones")
+        cached = sum(group.cached_tokens for group in groups)
+        if not self.has_shared_prefixes and prompt and cached > 0.05 * prompt:
+            told.append(
+                f"the server had {cached / prompt:.0%} of the prompts in its cache although the trace shares none: "
+                "it met them in an earlier run; take another --seed"
+            )
         ended = sum(group.num_finished for group in groups)
         if ended and self.num_counted < ended:
             told.append("the server told no usage: tokens are counted by events")
@@ -172,6 +180,8 @@ class Driver:
         driven.num_events += reading.num_events
         driven.wanted_output += wanted
         driven.wanted_prompt += request.prompt.num_tokens
+        if isinstance(request.prompt, TracedPrompt) and request.prompt.hash_ids:
+            driven.has_shared_prefixes = True
         for gap_s in reading.gaps_s:
             group.itl_s.add(gap_s)
         group.add(

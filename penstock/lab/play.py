@@ -8,7 +8,6 @@ here only refusals are counted, and how late requests were sent when the machine
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -24,7 +23,7 @@ class Played:
 
     num_sent: int = 0
     num_served: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, int] = field(default_factory=dict)
     started_at: float = 0.0
     ended_at: float = 0.0
     max_lateness_s: float = 0.0
@@ -49,7 +48,8 @@ async def play(
             await service.submit(request)
             played.num_served += 1
         except PenstockError as error:
-            played.errors[type(error).__name__] += 1
+            code = type(error).__name__
+            played.errors[code] = played.errors.get(code, 0) + 1
 
     def on_end(task: asyncio.Task[None]) -> None:
         open_tasks.discard(task)

@@ -1,8 +1,8 @@
 """Repeated launches, told step by step: a Stepped with repeat k and its Completed with steps_run j become j of each.
 
-What a run with single launches would have logged, event for event: the same chunks, digest, outputs and instants. Two
+What a run with single launches would have logged, event for event: the same chunks, digest, outputs and instants. Three
 things are the launch's and not the step's, since the log does not hold them for each: `plan`, the id all its steps
-share, and `free_blocks`, as it was at the launch. Hashes of blocks filled on the way stand in the last step.
+share, and `free_blocks` and `why`, as at the launch. Hashes of blocks filled on the way stand in the last step.
 """
 
 from __future__ import annotations

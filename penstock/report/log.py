@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from penstock.core.schema import check_schema
 
 FLUSH_BYTES = 1 << 16
 FLUSH_AFTER_S = 0.5
+LOG_NAME = re.compile(r"\.jsonl(\.\d+)?$")
 KINDS: dict[str, type[Event]] = {
     str(cls.__dataclass_fields__["kind"].default): cls for cls in get_args(Event)
 }
@@ -252,9 +254,11 @@ def read_log(path: Path | str) -> LogReader:
 
 
 def log_paths(path: Path | str) -> list[Path]:
-    """The log files at `path`: itself, or all `*.jsonl` of a folder by name. Raises BadTrace when there are none."""
+    """The log files at `path`: itself, or all of a folder by name, older ones included. Raises BadTrace for none."""
     path = Path(path)
-    found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    found = [path]
+    if path.is_dir():
+        found = [each for each in sorted(path.iterdir()) if LOG_NAME.search(each.name)]
     if not found:
         raise BadTrace(f"there are no logs (*.jsonl) in {path}")
     return found

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +44,7 @@ class TraceMeta:
     format: str
     rows_read: int = 0
     rows_kept: int = 0
-    drops: Counter[str] = field(default_factory=Counter)
+    drops: dict[str, int] = field(default_factory=dict)
     shown: str | None = None
     num_late: int = 0
     prompt_tokens: int = 0
@@ -54,12 +53,14 @@ class TraceMeta:
     is_whole: bool = False
     notes: list[str] = field(default_factory=list)
 
+    def reasons(self) -> list[tuple[str, int]]:
+        """Why rows were dropped and how many, the most frequent first."""
+        return sorted(self.drops.items(), key=lambda item: -item[1])
+
     def __str__(self) -> str:
         told = f"{self.path} ({self.format}): {self.rows_kept} requests of {self.rows_read} rows"
         if self.drops:
-            told += "; dropped " + ", ".join(
-                f"{count} ({why})" for why, count in self.drops.most_common()
-            )
+            told += "; dropped " + ", ".join(f"{count} ({why})" for why, count in self.reasons())
         if self.num_late:
             told += f"; {self.num_late} out of order, moved to their predecessor's instant"
         return "; ".join((told, *self.notes))
@@ -150,7 +151,7 @@ class Trace:
                     meta.rows_read += 1
                     row = self._fit(found)
                     if isinstance(row, Drop):
-                        meta.drops[row.reason] += 1
+                        meta.drops[row.reason] = meta.drops.get(row.reason, 0) + 1
                         if meta.shown is None and row.shown is not None:
                             meta.shown = row.shown[:200]
                         continue

@@ -67,8 +67,7 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
 ) -> None:
     """Measure an OpenAI-compatible server under a trace (open loop).
 
-    Requests are sent at their traced instants with prompts and answers of the traced lengths. Latencies are taken at
-    this client and count from those instants. Ctrl-C stops and reports what was measured.
+    Requests go out at their traced instants, with prompts and answers of the traced lengths. Ctrl-C stops and reports.
     """
     from rich.console import Console
 
@@ -91,8 +90,7 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
         tokenizer=tokenizer,
         seed=seed,
     )
-    found = _watch(wanted, Console(stderr=True))
-    _report(found, out, plot, is_json)
+    _report(_watch(wanted, Console(stderr=True)), out, plot, is_json)
 
 
 def _watch(wanted: Bench, console: Console) -> Benched:

@@ -15,7 +15,7 @@ from penstock.core.errors import BadRequest, BadTrace, UpstreamFailed
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Request, RequestId, Sampling, Slo
 from penstock.lab.bench import Bench, Benched, bench
-from penstock.lab.client import Client, Wish, base_url
+from penstock.lab.client import Client, Wish, root_url
 from penstock.lab.prompts import WORDS, Composer, Lexicon, lexicon_of
 from penstock.traffic import open_trace
 from tests.lab.little_server import Little, count, serving
@@ -155,6 +155,8 @@ async def test_a_prompt_beyond_the_context_is_left_out(tmp_path: Path) -> None:
     found = await run(little, trace_of(tmp_path / "t.csv", [(0.0, 5, 400), (0.0, 100, 3)]))
     assert [body["max_tokens"] for body in little.bodies] == [95]
     assert "does not fit a context of 100" in " ".join(found.figures.notes)
+    told = json.loads(json.dumps(found.to_dict()))
+    assert told["trace"]["drops"] == {"prompt does not fit a context of 100": 1}
 
 
 async def test_stopping_reports_what_was_measured(tmp_path: Path) -> None:
@@ -279,4 +281,4 @@ async def test_a_client_that_leaves_is_seen_by_the_server() -> None:
     ],
 )
 def test_urls_are_taken_with_and_without_v1(given: str, base: str) -> None:
-    assert base_url(given) == base
+    assert root_url(given) == base
