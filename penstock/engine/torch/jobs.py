@@ -47,17 +47,12 @@ class JobState:
     stops: frozenset[int]
     hashes: list[BlockHash] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
+    num_prompt_logprobs: int | None = None  # alternatives a prompt token; None = not wanted
     is_scored: bool = False  # the prompt's log-probabilities were told
 
     @property
     def sampling(self) -> Sampling:
         return self.request.sampling
-
-    @property
-    def num_prompt_logprobs(self) -> int | None:
-        """How many alternatives a prompt token; None = prompt logprobs are not wanted."""
-        wanted = self.request.sampling.prompt_logprobs
-        return 0 if wanted is None and self.request.kind == "score" else wanted
 
 
 class JobTable:
@@ -102,6 +97,9 @@ class JobTable:
             num_prompt=count,
             stops=frozenset(chosen.stop_ids) - self.eos_ids if chosen.ignore_eos else stops,
             hashes=list(prompt.blocks(self.block_size)),
+            num_prompt_logprobs=0
+            if request.kind == "score" and chosen.prompt_logprobs is None
+            else chosen.prompt_logprobs,
         )
         return None
 

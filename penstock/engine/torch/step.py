@@ -95,7 +95,9 @@ def _wanted_rows(
 ) -> Ints:
     """Rows that sample, in order of work; then those whose prompt logprobs are wanted, job by job."""
     last = query_start[1:].astype(np.int64) - 1
-    sampling = last[np.array([chunk.samples for chunk in work])]
+    sampling = last[[chunk.samples for chunk in work]]
+    if all(job.num_prompt_logprobs is None for job in jobs):
+        return sampling
     prompt_rows = [
         np.arange(span.start, span.stop) + (begin - chunk.start)
         for begin, chunk, job in zip(query_start.tolist(), work, jobs, strict=False)
