@@ -9,10 +9,10 @@ For m rows through weights of w parameters on g devices, with peak F, bandwidth 
     all-reduce   = 2 layers * (alpha + 2 (g-1)/g * m h item_bytes / B_link)
     host         = launches of kernels + a constant for each job
 
-Host constants: 3 us a kernel and 8 kernels a layer reproduce the 0.7 ms that a fit on published H100 runs of 8B
-models gives; the same fit gives 15 us for each sequence (scheduler and sampler of vLLM). They belong to an engine,
-not to a card. Signed error of mean TPOT on two real vLLM logs was -13 % and +16 % with a model of this kind:
-rank plans with it, and calibrate before believing differences under 15 %.
+Host constants: 3 us a kernel and 8 kernels a layer come to the 0.7 ms that a fit on published H100 runs of 8B models
+gives; the same fit gives 15 us for each sequence (scheduler and sampler of vLLM). They belong to an engine, not to a
+card. Beside three published runs of vLLM, with nothing fitted to them, mean TPOT came out 15 % too high, 4 % too low
+and 15 % too low (`python -m benchmarks.simulated_vllm`): rank plans with it, calibrate before believing less than that.
 """
 
 from __future__ import annotations
