@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,10 +41,16 @@ def test_kv_bytes_of_a_token() -> None:
     assert shape_of("llama-3.1-70b").kv_bytes == 327_680
 
 
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    return pytest.importorskip("transformers")
+
+
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
 @pytest.mark.parametrize("is_tied", [False, True])
-def test_parameters_equal_those_of_transformers(family: str, is_tied: bool, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+def test_parameters_equal_those_of_transformers(
+    transformers: Any, family: str, is_tied: bool, tmp_path: Path
+) -> None:
     config = getattr(transformers, f"{family}Config")(
         hidden_size=64,
         intermediate_size=96,
