@@ -99,6 +99,6 @@ def test_cancelling_a_play_cancels_its_requests() -> None:
     assert service.num_cancelled == 5 and service.num_open == 0
 
 
-def test_twenty_thousand_requests_are_cheap() -> None:
-    played: Played = run(play(evenly(20_000, 0.01), Slow(30.0)))
-    assert played.num_served == 20_000
+def test_ten_thousand_at_once_are_cheap() -> None:
+    played: Played = run(play(evenly(10_000, 0.01), Slow(30.0)))
+    assert played.num_served == 10_000
