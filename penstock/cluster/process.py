@@ -35,7 +35,7 @@ BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
 SETTLED_S = 60.0
 STOP_TIMEOUT_S = 5.0
-TAIL_LINES = 20
+TAIL_LINES = 12
 WORKER = "penstock.cluster.worker"
 _log = logging.getLogger("penstock.engine")
 

@@ -222,6 +222,7 @@ def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 @needs_model
+@pytest.mark.slow
 def test_an_engine_that_cannot_start_ends_the_server_with_its_reason() -> None:
     err = failing("serve", "--port", "0", "--device", "cuda:77")
     assert "penstock: there is no CUDA device" in err or "cuda:77" in err
