@@ -169,7 +169,7 @@ def decode(cls: type[B], raw: bytes) -> B:
         body = msgspec.json.decode(raw, type=cls)
     except msgspec.ValidationError as error:
         raise _explain(cls, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the request body is not valid JSON: {error}") from None
     for name, harmless in REFUSED.items():
         value = getattr(body, name, UNSET)
@@ -180,7 +180,7 @@ def decode(cls: type[B], raw: bytes) -> B:
 
 def _explain(cls: type[msgspec.Struct], told: str) -> BadRequest:
     place = _PLACE.search(told)
-    path = place["path"] if place else ""
+    path = place["path"].removesuffix("[...]") if place else ""
     reason = _PLACE.sub("", told)
     unknown = _UNKNOWN.search(told)
     if unknown:

@@ -229,11 +229,10 @@ class Calls:
             usage = shape.usage_chunk(reading.usage()) if ask.include_usage else b""
             await writer.write(data + usage + DONE, is_last=True)
         except PenstockError as error:
-            if not writer.has_begun:
-                raise
-            exchange.finish()
-            await writer.write(error_event(error), is_last=True)
-            self._meter.of(ask.model).refused(face(error).code or "error").inc()
+            if writer.has_begun:
+                exchange.finish()
+                await writer.write(error_event(error), is_last=True)
+            raise
         finally:
             writer.close()
 

@@ -31,6 +31,7 @@ from penstock.gateway.folder import (
 )
 from penstock.gateway.template import ChatTemplate
 
+LONG_CHARS = 4096
 SPACE = "▁"  # sentencepiece's mark for a space
 
 
@@ -77,9 +78,11 @@ class TextModel:
         return [b"" if id in hidden else piece for id, piece in enumerate(self._pieces)]
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Token ids. The batch call is used because it alone lets other threads run meanwhile."""
+        """Token ids. Of the two calls the one for batches starts threads, but alone lets others run meanwhile."""
         try:
-            encoding = self.tokenizer.encode_batch([text], add_special_tokens=add_special)[0]
+            if len(text) < LONG_CHARS:
+                return list(self.tokenizer.encode(text, add_special_tokens=add_special).ids)
+            (encoding,) = self.tokenizer.encode_batch([text], add_special_tokens=add_special)
         except UnicodeEncodeError:
             raise BadRequest("the text holds half of a surrogate pair", param="prompt") from None
         return list(encoding.ids)

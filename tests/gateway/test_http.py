@@ -67,7 +67,7 @@ BAD: list[tuple[str, dict[str, Any], str | None, str]] = [
     (COMPLETION, {"best_of": 3}, "best_of", "equals n"),
     (COMPLETION, {"suffix": "end"}, "suffix", "not supported"),
     (COMPLETION, {"logit_bias": {"x": 1}}, "logit_bias", "not a token id"),
-    (COMPLETION, {"logit_bias": {"1": 200}}, "logit_bias[...]", "<= 100"),
+    (COMPLETION, {"logit_bias": {"1": 200}}, "logit_bias", "<= 100"),
     (COMPLETION, {"stream_options": {"include_usage": True}}, "stream_options", "stream is true"),
     (COMPLETION, {"seed": 2**70}, "seed", ""),
     (CHAT, {"messages": []}, "messages", "at least one"),
@@ -122,7 +122,20 @@ async def test_harmless_fields_are_taken(http: httpx.AsyncClient, fields: dict[s
     assert told.json()["choices"][0]["message"]["content"] == ANSWER
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"model": "\xff"}'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"[" * 1900,
+        b'{"user":' + b"[" * 1900,
+        b'{"temperature": 1e999}',
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"model": "\xff"}',
+    ],
+)
 async def test_what_is_not_an_object_is_refused(http: httpx.AsyncClient, raw: bytes) -> None:
     told = await http.post(COMPLETION, content=raw)
     assert told.status_code == 400
@@ -254,13 +267,15 @@ async def test_metrics(service: Scripted, text: TextModel, answer_ids: list[int]
         await http.post(COMPLETION, json=HELLO | {"max_tokens": 5000})
         service.fail_with = errors.Overloaded("full")
         await http.post(COMPLETION, json=HELLO)
+        service.fail_with, service.fail_after = errors.ReplicaLost("lost"), 2
+        await http.post(COMPLETION, json=HELLO | {"stream": True})
         lines = (await http.get("/metrics")).text.splitlines()
     series = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     values = {name: float(value) for name, value in series.items()}
     tiny = '{model_name="tiny"}'
     num_prompt = len(text.encode("Hello"))
     assert values[f"penstock:prompt_tokens_total{tiny}"] == 3 * num_prompt
-    assert values[f"penstock:generation_tokens_total{tiny}"] == 2 * len(answer_ids) + 2
+    assert values[f"penstock:generation_tokens_total{tiny}"] == 2 * len(answer_ids) + 4
     assert values[f"penstock:prefix_cache_hits_total{tiny}"] == 3
     finished = 'penstock:request_success_total{finished_reason="%s",model_name="tiny"}'
     assert (values[finished % "stop"], values[finished % "length"]) == (2, 1)
@@ -271,6 +286,7 @@ async def test_metrics(service: Scripted, text: TextModel, answer_ids: list[int]
     assert values[f"penstock:num_requests_in_flight{tiny}"] == 0
     refused = 'penstock:request_failure_total{code="rate_limit_exceeded",model_name="tiny"}'
     assert values[refused] == 1
+    assert values[refused.replace("rate_limit_exceeded", "replica_lost")] == 1
 
 
 async def test_tokenize_and_back(http: httpx.AsyncClient, text: TextModel) -> None:
