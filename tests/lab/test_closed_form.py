@@ -9,7 +9,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from penstock.core.clock import sleep_until
@@ -44,8 +43,8 @@ class Constant:
     def seconds(self, features: StepFeatures, share: float = 1.0) -> float:
         return 1.0
 
-    def run_seconds(self, features: StepFeatures, count: int, share: float = 1.0) -> Any:
-        return np.ones(count)
+    def run_seconds(self, features: StepFeatures, count: int, share: float = 1.0) -> list[float]:
+        return [1.0] * count
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost:
         raise NotImplementedError
