@@ -35,9 +35,12 @@ ISAS = [*kernels.isas(), build.EMULATED_BF16.name]
 @pytest.fixture(scope="session")
 def emulated() -> library.Library:
     """Built in the user's cache like the library itself: a second run finds it."""
-    return library.Library(
-        build.build(variants=[build.PORTABLE, build.EMULATED_BF16]), [build.EMULATED_BF16]
-    )
+    return library.Library(build.build(variants=[build.EMULATED_BF16]), [build.EMULATED_BF16])
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
 
 
 @dataclass
@@ -62,25 +65,20 @@ class Bench:
         shape = (tokens, heads, self.backend.head_dim)
         return torch.randn(shape, generator=self.generator).to(self.backend.dtype)
 
-    def step(
-        self, chunks: list[tuple[int, int]], mask: Mask
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Runs (job, tokens) chunks; returns (out, lse, wanted out, wanted lse)."""
+    def write(self, chunks: list[tuple[int, int]], mask: Mask) -> tuple[Tensor, Tensor, Tensor]:
+        """Runs (job, tokens) chunks with random q, k and v; returns (q, out, lse)."""
         size, kv_heads = self.backend.block_size, self.backend.num_kv_heads
         total = sum(n for _, n in chunks)
         q, k, v = (self.draw(total, n) for n in (self.heads, kv_heads, kv_heads))
-        slots, starts, contexts, wanted, at = [], [0], [], [], 0
+        slots, starts, contexts = [], [0], []
         for job, n in chunks:
             blocks, keys, values = self.jobs[job]
-            begin, end = len(keys), len(keys) + n
+            begin, end, part = len(keys), len(keys) + n, slice(starts[-1], starts[-1] + n)
             while len(blocks) * size < end:
                 blocks.append(self.free.pop())
             slots += [blocks[p // size] * size + p % size for p in range(begin, end)]
-            keys, values = torch.cat((keys, k[at : at + n])), torch.cat((values, v[at : at + n]))
-            self.jobs[job] = (blocks, keys, values)
-            wanted.append(truth(q[at : at + n], keys, values, mask, self.scale))
-            at += n
-            starts.append(at)
+            self.jobs[job] = (blocks, torch.cat((keys, k[part])), torch.cat((values, v[part])))
+            starts.append(part.stop)
             contexts.append(end)
         width = max(len(self.jobs[job][0]) for job, _ in chunks)
         table = [self.jobs[job][0] + [0] * (width - len(self.jobs[job][0])) for job, _ in chunks]
@@ -95,6 +93,18 @@ class Bench:
         self.backend.want_lse(True)
         out, lse = self.backend(self.backend.num_layers - 1, q, k, v, meta, mask, self.scale)
         assert lse is not None
+        return q, out, lse
+
+    def step(
+        self, chunks: list[tuple[int, int]], mask: Mask
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Runs chunks; returns (out, lse, wanted out, wanted lse)."""
+        q, out, lse = self.write(chunks, mask)
+        queries = q.split([n for _, n in chunks])
+        wanted = [
+            truth(part, *self.jobs[job][1:], mask, self.scale)
+            for part, (job, _) in zip(queries, chunks, strict=True)
+        ]
         return out, lse, torch.cat([w[0] for w in wanted]), torch.cat([w[1] for w in wanted])
 
     @property
@@ -194,8 +204,7 @@ def test_long_contexts_split_among_threads(
 ) -> None:
     b = bench(request, isa, dtype=dtype, heads=(2, 1), head_dim=128, num_blocks=300, threads=3)
     long, short = b.new_job(), b.new_job()
-    b.fill(long, 4090)
-    b.step([(short, 5)], Mask())
+    b.write([(long, 4090), (short, 5)], Mask(window=1))
     for mask in (Mask(), Mask(window=1000), Mask("full")):
         assert_true(b.step([(long, 2), (short, 1)], mask), dtype, isa)
 
@@ -311,7 +320,7 @@ def assert_rounded_alike(got: Tensor, wanted: Tensor) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
         return
     assert (got == wanted).float().mean() > 0.999
-    torch.testing.assert_close(got, wanted, rtol=2.0**-7, atol=1e-6)
+    torch.testing.assert_close(got, wanted, rtol=2.0**-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", (FP32, BF16))
@@ -400,7 +409,7 @@ def test_packed_linear(
         got = method.pack(weight, b, ShardSpec())(x)
         assert got.dtype == dtype
         accurate = (
-            {"rtol": 2.0**-8, "atol": 1e-3} if dtype == BF16 else {"rtol": 1e-5, "atol": 1e-4}
+            {"rtol": 2.0**-8, "atol": 1e-3} if dtype == BF16 else {"rtol": 1e-5, "atol": 2e-4}
         )
         torch.testing.assert_close(got.double(), wanted, **accurate)
 

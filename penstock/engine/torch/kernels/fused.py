@@ -4,7 +4,7 @@ Every function computes the same with torch operations when the kernels are not 
 or when a shape is not a multiple of 16. bfloat16 values are rounded exactly where the plain torch form rounds them.
 
 `cos_sin` is float32 [positions, R]: R / 2 cosines, then R / 2 sines. The first R dimensions of each head are turned,
-dimension i together with i + R / 2; the rest stays.
+dimension i together with i + R / 2; the rest stays. Positions must lie inside the table: that is not checked.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from penstock.engine.torch.kernels import library as native
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., D] scaled to a root mean square of one, times weight [D]."""
-    if not _is_fast(x, weight) or x.shape[-1] % 16:
+    if x.shape[-1] % 16 or not _is_fast(x, weight):
         return _norm_in_torch(x, weight, eps)
     rows = _rows(x)
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = torch.empty_like(rows)
     _norm(rows, None, weight, (out, None), eps)
-    return out
+    return out.view(x.shape)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(norm of the sum, the sum) of x and residual [..., D]."""
-    if not _is_fast(x, residual, weight) or x.shape[-1] % 16:
+    assert x.shape == residual.shape
+    if x.shape[-1] % 16 or not _is_fast(x, residual, weight):
         total = x + residual
         return _norm_in_torch(total, weight, eps), total
-    assert x.shape == residual.shape
-    out, total = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=x.dtype)
-    _norm(_rows(x), _rows(residual), weight, (out, total), eps)
-    return out, total
+    rows = _rows(x)
+    out, total = torch.empty_like(rows), torch.empty_like(rows)
+    _norm(rows, _rows(residual), weight, (out, total), eps)
+    return out.view(x.shape), total.view(x.shape)
 
 
 def rope_(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
@@ -85,17 +86,17 @@ def qk_norm_rope_(
 def silu_mul(gate_up: Tensor) -> Tensor:
     """gate_up [..., 2F], gates first -> silu(gate) * up [..., F]."""
     width = gate_up.shape[-1] // 2
-    if not _is_fast(gate_up) or width % 16:
+    if width % 16 or not _is_fast(gate_up):
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
     rows = _rows(gate_up)
-    out = torch.empty((*gate_up.shape[:-1], width), dtype=gate_up.dtype)
+    out = rows.new_empty(rows.shape[0], width)
     call = native.GateCall(
         rows.data_ptr(), out.data_ptr(), rows.shape[0], width, rows.stride(0), native.is_bf16(rows)
     )
     library, table = native.pick(None)
     library.gate(table, ctypes.byref(call), torch.get_num_threads())
-    return out
+    return out.view(*gate_up.shape[:-1], width)
 
 
 def _norm(
@@ -105,6 +106,7 @@ def _norm(
     out: tuple[Tensor, Tensor | None],
     eps: float,
 ) -> None:
+    assert weight.shape == x.shape[1:]
     call = native.NormCall(
         x.data_ptr(),
         native.address(residual),
@@ -122,18 +124,21 @@ def _norm(
     library.norm(table, ctypes.byref(call), torch.get_num_threads())
 
 
-def _is_fast(*tensors: Tensor) -> bool:
-    first = tensors[0]
-    if first.dtype not in (torch.float32, torch.bfloat16):
+def _is_fast(first: Tensor, *others: Tensor) -> bool:
+    """Called before every small operation, so written to cost little."""
+    dtype, gradients = first.dtype, torch.is_grad_enabled()
+    if dtype is not torch.float32 and dtype is not torch.bfloat16:
         return False
-    if any(x.dtype != first.dtype or not x.is_cpu or x.stride(-1) != 1 for x in tensors):
-        return False
-    wants_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    return not wants_gradient and native.available()
+    for x in (first, *others):
+        if x.dtype is not dtype or not x.is_cpu or x.stride(-1) != 1:
+            return False
+        if gradients and x.requires_grad:
+            return False
+    return native.available()
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x.reshape(-1, x.shape[-1])
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _heads_touch(x: Tensor) -> bool:

@@ -74,7 +74,7 @@ class LinearCall(ctypes.Structure):
 
 
 class Library:
-    """Entry points `attention`, `norm`, `rope`, `gate`, `linear`: (table of an instruction set, byref(call), threads)."""
+    """Entry points, each called with (table of an instruction set, byref(call), threads)."""
 
     def __init__(self, path: Path, variants: Sequence[Variant]) -> None:
         self.path = str(path)

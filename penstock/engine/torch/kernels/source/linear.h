@@ -28,12 +28,15 @@ struct LinearPiece {
         UNROLL for (int n = 0; n < N; ++n) {
             right[n] = panels + (panel + n) * panel_size;
             ahead[n] = right[n] + AHEAD_BYTES / sizeof(T);
-            UNROLL for (int r = 0; r < R; ++r) sum[r][n] = load(at + r * WIDE + n * GROUP);
+            UNROLL for (int r = 0; r < R; ++r) sum[r][n] = fill(0);
         }
         const typename Format<T>::Left* left = rows + int64_t(row) * LINEAR_DEPTH;
         multiply_add<R, N>(sum, left, LINEAR_DEPTH, right, ahead, GROUP * PAIR, depth / PAIR);
         UNROLL for (int r = 0; r < R; ++r)
-            UNROLL for (int n = 0; n < N; ++n) store(at + r * WIDE + n * GROUP, sum[r][n]);
+            UNROLL for (int n = 0; n < N; ++n) {
+                float* to = at + r * WIDE + n * GROUP;
+                store(to, load(to) + sum[r][n]);
+            }
     }
 };
 

@@ -1,0 +1,229 @@
+"""The CPU kernels beside what torch offers for the same work, in one run.
+
+    python -m benchmarks.kernels [--json] [--seconds 0.5] [--only decode]
+
+Each line measures both sides in turn, on one thread, by that thread's CPU time (other processes then disturb less),
+and takes the lower quartile. Attention is compared with `scaled_dot_product_attention` on a contiguous cache, which
+is what torch is best at; a paged cache would have to be gathered first. Ratios above 1 favour the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from penstock.engine.torch import kernels
+from penstock.engine.torch.ports import Mask, ShardSpec, StepMeta
+
+BF16, FP32 = torch.bfloat16, torch.float32
+BLOCK = 16
+COPIES_BYTES = 64 << 20  # weights rotate through at least this much, as a model's do
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One comparison; `gflops` and `gbytes_per_s` are the kernel's."""
+
+    name: str
+    ours_us: float
+    torch_us: float
+    ratio: float
+    gflops: float | None = None
+    gbytes_per_s: float | None = None
+
+
+def measure(run: Callable[[], object], seconds: float) -> float:
+    run()
+    took: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(took) < 3 or time.perf_counter() < until:
+        begin = time.thread_time()
+        run()
+        took.append(time.thread_time() - begin)
+    return statistics.quantiles(took, n=4)[0]
+
+
+def compare(
+    name: str,
+    sides: tuple[Callable[[], object], Callable[[], object]],
+    seconds: float,
+    *,
+    flops: float | None = None,
+    bytes_read: float | None = None,
+) -> Line:
+    ours, theirs = (measure(side, seconds) for side in sides)
+    return Line(
+        name,
+        ours * 1e6,
+        theirs * 1e6,
+        theirs / ours,
+        None if flops is None else flops / ours / 1e9,
+        None if bytes_read is None else bytes_read / ours / 1e9,
+    )
+
+
+def step(batch: int, context: int, queries: int) -> StepMeta:
+    """`batch` jobs that each add `queries` positions to reach `context`, on blocks in random order."""
+    blocks = -(-context // BLOCK)
+    table = torch.randperm(batch * blocks).int().view(batch, blocks)
+    position = torch.arange(context - queries, context)
+    slots = table[:, position // BLOCK].long() * BLOCK + position % BLOCK
+    return StepMeta(
+        query_start=torch.arange(batch + 1, dtype=torch.int32) * queries,
+        context=torch.full((batch,), context, dtype=torch.int32),
+        block_table=table,
+        slots=slots.reshape(-1),
+        max_query=queries,
+        max_context=context,
+    )
+
+
+def attention(
+    shape: tuple[int, int, int], heads: tuple[int, int, int], dtype: torch.dtype, seconds: float
+) -> Line:
+    """shape: (batch, context, queries); heads: (query heads, key/value heads, head size)."""
+    (batch, context, queries), (num_heads, kv_heads, dim) = shape, heads
+    meta = step(*shape)
+    backend = kernels.CpuPagedAttention(
+        num_layers=1,
+        num_blocks=meta.block_table.numel(),
+        block_size=BLOCK,
+        num_kv_heads=kv_heads,
+        head_dim=dim,
+        dtype=dtype,
+        num_threads=1,
+    )
+    backend.cache.normal_()
+    q, k, v = (
+        torch.randn(batch * queries, n, dim).to(dtype) for n in (num_heads, kv_heads, kv_heads)
+    )
+    past = [torch.randn(batch, kv_heads, context, dim).to(dtype) for _ in range(2)]
+    query = torch.randn(batch, num_heads, queries, dim).to(dtype)
+
+    def theirs() -> Tensor:
+        causal = queries == context
+        return F.scaled_dot_product_attention(query, *past, is_causal=causal, enable_gqa=True)
+
+    seen = queries * context - queries * (queries - 1) / 2
+    kind = "decode" if queries == 1 else "prefill"
+    return compare(
+        f"{kind} {name_of(dtype)} batch {batch} context {context} heads {num_heads}/{kv_heads}x{dim}",
+        (lambda: backend(0, q, k, v, meta, Mask(), dim**-0.5), theirs),
+        seconds,
+        flops=4 * batch * num_heads * dim * seen,
+        bytes_read=2 * batch * context * kv_heads * dim * dtype.itemsize,
+    )
+
+
+def linear(rows: int, size: int, dtype: torch.dtype, seconds: float) -> Line:
+    copies = max(2, COPIES_BYTES // (size * size * dtype.itemsize))
+    weights = [torch.randn(size, size).to(dtype) for _ in range(copies)]
+    packed = [kernels.PackedLinear().pack(weight, None, ShardSpec()) for weight in weights]
+    x = torch.randn(rows, size).to(dtype)
+
+    def in_turn(run: Callable[[int], object]) -> Callable[[], object]:
+        calls = iter(range(1 << 30))
+        return lambda: run(next(calls) % copies)
+
+    return compare(
+        f"linear {name_of(dtype)} {rows} rows {size}x{size}",
+        (in_turn(lambda i: packed[i](x)), in_turn(lambda i: F.linear(x, weights[i]))),
+        seconds,
+        flops=2 * rows * size * size,
+        bytes_read=size * size * dtype.itemsize,
+    )
+
+
+def small(rows: int, dtype: torch.dtype, seconds: float) -> Iterator[Line]:
+    """The operations between matrix products, at the sizes of a 0.6B model, beside their eager forms."""
+    x, residual = (torch.randn(rows, 1024).to(dtype) for _ in range(2))
+    weight, gate_up = torch.ones(1024, dtype=dtype), torch.randn(rows, 6144).to(dtype)
+    q, k = (torch.randn(rows, n, 128).to(dtype) for n in (16, 8))
+    positions, angle = torch.arange(rows), torch.randn(4096, 64)
+    cos_sin = torch.cat((angle.cos(), angle.sin()), -1)
+    cos, sin = (x.repeat(1, 2).to(dtype)[:, None] for x in cos_sin[positions].chunk(2, -1))
+
+    def eager_norm(x: Tensor) -> Tensor:
+        wide = x.float()
+        return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(dtype)
+
+    def eager_rope(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat((-second, first), -1) * sin
+
+    def eager_gate() -> Tensor:
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
+
+    cases: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "rms_norm 1024": (lambda: kernels.rms_norm(x, weight, 1e-6), lambda: eager_norm(x)),
+        "add_rms_norm 1024": (
+            lambda: kernels.add_rms_norm(x, residual, weight, 1e-6),
+            lambda: eager_norm(x + residual),
+        ),
+        "rope_ 16+8 heads x128": (
+            lambda: kernels.rope_(q, k, cos_sin, positions),
+            lambda: (eager_rope(q), eager_rope(k)),
+        ),
+        "silu_mul 3072": (lambda: kernels.silu_mul(gate_up), eager_gate),
+    }
+    for name, sides in cases.items():
+        yield compare(f"{name} {name_of(dtype)} {rows} rows", sides, seconds)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return "bf16" if dtype == BF16 else "fp32"
+
+
+def lines(seconds: float, only: str) -> Iterator[Line]:
+    for dtype in (BF16, FP32):
+        for shape in ((1, 512, 1), (8, 1024, 1), (1, 4096, 1)):
+            if only in "decode":
+                yield attention(shape, (32, 8, 128), dtype, seconds)
+        for shape in ((1, 512, 512), (1, 2048, 2048)):
+            if only in "prefill":
+                yield attention(shape, (32, 8, 128), dtype, seconds)
+        for rows in (1, 8, 64):
+            if only in "linear":
+                yield linear(rows, 2048, dtype, seconds)
+        for rows in (1, 8, 256):
+            if only in "small":
+                yield from small(rows, dtype, seconds)
+
+
+def show(line: Line) -> str:
+    speed = (
+        "" if line.gflops is None else f"{line.gflops:7.1f} GFLOP/s {line.gbytes_per_s:6.1f} GB/s"
+    )
+    return f"{line.name:58s} {line.ours_us:11.1f} us {line.torch_us:11.1f} us {line.ratio:6.1f}x {speed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--seconds", type=float, default=0.5, help="how long each side is measured")
+    parser.add_argument("--only", default="", help="decode, prefill, linear or small")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    if not kernels.available():
+        raise SystemExit(f"no kernels here: {kernels.why_not()}")
+    if not chosen.json:
+        print(
+            f"instruction set: {kernels.isas()[0]}\n{'':58s} {'kernels':>14s} {'torch':>14s} {'ratio':>7s}"
+        )
+    for line in lines(chosen.seconds, chosen.only):
+        print(json.dumps(asdict(line)) if chosen.json else show(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
