@@ -75,9 +75,7 @@ class Fitted:
         fixed, growth = self._line(features, share)
         return fixed + growth * features.decode_context
 
-    def run_seconds(
-        self, features: StepFeatures, count: int, share: float = 1.0
-    ) -> NDArray[float64]:
+    def run_seconds(self, features: StepFeatures, count: int, share: float = 1.0) -> list[float]:
         return line_of_steps(features, count, *self._line(features, share))
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost:

@@ -21,15 +21,10 @@ import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from penstock.cost.hardware import FULL_BANDWIDTH_SHARE, Card, curve
 from penstock.cost.shapes import ModelShape
 from penstock.cost.step import StepCost, StepFeatures, line_of_steps
-
-if TYPE_CHECKING:
-    from numpy import float64
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +61,7 @@ class Roofline:
         fixed, per_context = self._line(features, share)
         return fixed + per_context * features.decode_context
 
-    def run_seconds(
-        self, features: StepFeatures, count: int, share: float = 1.0
-    ) -> NDArray[float64]:
+    def run_seconds(self, features: StepFeatures, count: int, share: float = 1.0) -> list[float]:
         return line_of_steps(features, count, *self._line(features, share))
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost:

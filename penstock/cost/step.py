@@ -14,15 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from penstock.core.plans import Work
-
-if TYPE_CHECKING:
-    from numpy import float64
-    from numpy.typing import NDArray
 
 
 class StepFeatures(NamedTuple):
@@ -78,19 +74,24 @@ def features_of(pieces: Iterable[tuple[int, int, bool]], layers: int | None = No
     )  # fmt: skip
 
 
-_STEPS = np.arange(1024, dtype=np.float64)
+FEW = 100  # steps up to which plain floats are faster than arrays
 
 
 def line_of_steps(
     features: StepFeatures, count: int, fixed_s: float, per_context_s: float
-) -> NDArray[float64]:
-    """fixed_s + per_context_s * decode_context, of each step of a run of decodes. The array is the caller's."""
-    steps = _STEPS[:count] if count <= len(_STEPS) else np.arange(count, dtype=np.float64)
-    line = steps * features.num_decodes
-    line += features.decode_context
+) -> list[float]:
+    """fixed_s + per_context_s * decode_context, of each step of a run of decodes."""
+    first, each = features.decode_context, features.num_decodes
+    if count <= FEW:
+        contexts = range(first, first + count * each, each) if each else (first,) * count
+        return [fixed_s + per_context_s * context for context in contexts]
+    line = np.arange(count, dtype=np.float64)
+    line *= each
+    line += first
     line *= per_context_s
     line += fixed_s
-    return line
+    found: list[float] = line.tolist()
+    return found
 
 
 def layer_segments(work: Sequence[Work], num_layers: int) -> list[StepFeatures]:
@@ -130,10 +131,8 @@ class StepModel(Protocol):
 
     def seconds(self, features: StepFeatures, share: float = 1.0) -> float: ...
 
-    def run_seconds(
-        self, features: StepFeatures, count: int, share: float = 1.0
-    ) -> NDArray[float64]:
-        """Durations of `count` identical decode steps in a row, contexts growing by one each; a fresh array."""
+    def run_seconds(self, features: StepFeatures, count: int, share: float = 1.0) -> list[float]:
+        """Durations of `count` identical decode steps in a row, contexts growing by one each."""
         ...
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost: ...

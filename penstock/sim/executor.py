@@ -5,8 +5,8 @@ A job's length comes with its request (`true_output`, known from a trace): the t
 position and not by a counter makes recomputation after a preemption, migration and aborted plans count right by
 themselves. Without a true length an answer never ends here; its replica ends it at max_tokens.
 
-A repeated launch of decodes is one timer. Durations come from the model as one array and the instants are summed in the
-order in which single launches would sum them, so both ways give the same floats:
+A repeated launch of decodes is one timer. Durations come from the model all at once and the instants are summed in
+the order in which single launches would sum them, so both ways give the same floats:
 
     ends[i] = ends[i-1] + (scheduler time + seconds of step i)
 
@@ -22,6 +22,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from itertools import repeat as forever
 from operator import sub
 
@@ -190,9 +191,10 @@ class ModelledExecutor:
             ends = [at + (self._model.seconds(features, share) + extra)]
         else:
             seconds = self._model.run_seconds(features, repeat, share)
-            seconds += extra
-            seconds[0] += at
-            ends = seconds.cumsum().tolist()
+            if extra:
+                seconds = [one + extra for one in seconds]
+            ends = list(accumulate(seconds, initial=at))
+            del ends[0]
         return ends, seqs if repeat < left else ()
 
     def _mixed_s(self, plan: Plan) -> float:

@@ -109,7 +109,7 @@ def test_a_run_costs_what_its_steps_cost_bit_for_bit(
     contexts: list[int], count: int, share: float, model: StepModel
 ) -> None:
     features = features_of([(start, 1, True) for start in contexts])
-    run = model.run_seconds(features, count, share).tolist()
+    run = model.run_seconds(features, count, share)
     assert run == [model.seconds(features.grown(i), share) for i in range(count)]
     later = features_of([(start + count, 1, True) for start in contexts])
     assert later == features.grown(count)

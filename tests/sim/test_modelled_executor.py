@@ -8,7 +8,6 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,9 +35,8 @@ class Plain:
     def seconds(self, features: StepFeatures, share: float = 1.0) -> float:
         return (1.0 + 0.001 * features.decode_context) / share
 
-    def run_seconds(self, features: StepFeatures, count: int, share: float = 1.0) -> Any:
-        context = features.decode_context + np.arange(count) * features.num_decodes
-        return (1.0 + 0.001 * context) / share
+    def run_seconds(self, features: StepFeatures, count: int, share: float = 1.0) -> list[float]:
+        return [self.seconds(features.grown(step), share) for step in range(count)]
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost:
         raise NotImplementedError
