@@ -52,7 +52,8 @@ async def test_a_served_run_replays_identically(policy: str, tmp_path: Path) -> 
     assert found.figures.all.output_tokens == found.driven.wanted_output
     assert found.figures.all.prompt_tokens == pytest.approx(found.driven.wanted_prompt, rel=0.001)
     served = Metrics().read(read_log(tmp_path / "default-0.jsonl")).figures().all
-    assert served.num_preemptions > 0, "the memory was meant to be tight"
+    if policy == "vllm-v1":  # the other one sets memory aside for answers
+        assert served.num_preemptions > 0, "the memory was meant to be tight"
     assert served.output_tokens == found.driven.wanted_output + 1  # the probe's
     assert served.ttft_s.p50 is not None and found.figures.all.ttft_s.p50 is not None
     assert (
