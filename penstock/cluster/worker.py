@@ -24,6 +24,7 @@ from penstock.cluster.spec import Outside, ReplicaSpec, open_host
 from penstock.core.errors import PenstockError
 from penstock.core.messages import Failed, Message
 from penstock.core.ports import Channel
+from penstock.core.rng import stream
 from penstock.net.codec import Codec
 from penstock.net.zmq import ZmqChannel
 
@@ -49,7 +50,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         memory_bytes=spec.memory_bytes,
         max_context=wanted.max_context,
         block_size=spec.block_size,
-        seed=spec.seed,
+        seed=stream(spec.seed, spec.name, "engine").getrandbits(63),  # replicas draw differently
     )
     executor = open_executor(spec.model, config)
     for subject, note in executor.notes.items():

@@ -82,10 +82,10 @@ def _say(phase: str) -> None:
 def _welcome(ready: Ready) -> None:
     fleets = ready.config.fleet
     runs_on = "; ".join(sorted({about for about in ready.abouts if about}))
-    preset = fleets[0].policy.get("preset", "vllm-v1")
+    presets = dict.fromkeys(str(fleet.policy.get("preset", "vllm-v1")) for fleet in fleets)
     typer.echo(
         f"penstock: ready at {ready.url}/v1 - {', '.join(ready.models)} on {runs_on}, "
-        f"{ready.num_blocks} blocks of {fleets[0].cache.block_size} tokens, policy {preset}"
+        f"{ready.num_blocks} blocks of {fleets[0].cache.block_size} tokens, policy {', '.join(presets)}"
     )
     body = json.dumps(
         {"model": ready.models[0], "prompt": "def ", "max_tokens": 32, "stream": True}
