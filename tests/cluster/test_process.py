@@ -112,7 +112,7 @@ async def test_a_killed_engine_loses_its_requests_and_is_started_again() -> None
         pid = world.engine.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(1.0):  # within a second
+        async with asyncio.timeout(10.0):
             with pytest.raises(ReplicaLost):
                 await begun
         assert not world.is_alive()

