@@ -1,0 +1,4 @@
+"""Where weights change. Refuses: serving.
+
+Only `learn.local` imports torch. It trains the small model that comes along.
+"""
