@@ -12,7 +12,7 @@ is how turns were divided, see engine.replica. A log that ends early (a killed p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,15 +204,11 @@ def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
     return judge
 
 
-def _of(who: str, reader: Iterable[Event]) -> Iterator[Event]:
-    return (event for event in reader if event.who == who)
-
-
 def replay_log(path: Path | str) -> list[Outcome]:
     """Replay every mechanism of one log file. Raises BadTrace when it cannot be replayed at all."""
     reader = LogReader(path)
     header = reader.header()
-    births = [event for event in reader if isinstance(event, Opened)]
+    births = reader.births()
     notes = ("its last line was cut off",) if reader.is_truncated else ()
     if not births:
         raise BadTrace(
@@ -227,7 +223,7 @@ def _outcome(
     made, difference = made_of(birth), None
     judge = Judge(birth.who)
     try:
-        events = _of(birth.who, reader)
+        events = reader.of(birth.who)
         if isinstance(made, MadeReplica):
             parts = parts_of(made, header.profile)
             notes += parts.notes

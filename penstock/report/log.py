@@ -25,7 +25,7 @@ from typing import get_args
 import msgspec
 
 from penstock.core.errors import BadTrace, SchemaMismatch
-from penstock.core.events import Event, Header
+from penstock.core.events import Event, Header, Opened
 from penstock.core.ports import Log
 from penstock.core.schema import check_schema
 
@@ -191,6 +191,19 @@ class LogReader:
         self._decoders = {kind: msgspec.json.Decoder(cls) for kind, cls in KINDS.items()}
 
     def __iter__(self) -> Iterator[Event]:
+        return self._read(b"")
+
+    def of(self, who: str) -> Iterator[Event]:
+        """The events of one mechanism; the others are passed over without being read."""
+        return (event for event in self._read(b'"who":' + encode(who)) if event.who == who)
+
+    def births(self) -> list[Opened]:
+        """How the mechanisms of this log began."""
+        found = self._read(b'"kind":"opened"')
+        return [event for event in found if isinstance(event, Opened)]
+
+    def _read(self, needle: bytes) -> Iterator[Event]:
+        """The events whose lines hold `needle`, after a look at the header."""
         self.is_truncated, self.unknown = False, Counter()
         try:
             file = self.path.open("rb")
@@ -201,9 +214,12 @@ class LogReader:
                 if not line.endswith(b"\n"):
                     self.is_truncated = True
                     return
-                event = self._decode(line, number)
-                if event is not None:
-                    yield event
+                if number == 1:
+                    self._check_header(line)
+                if needle in line:
+                    event = self._decode(line, number)
+                    if event is not None:
+                        yield event
             if file.tell() == 0:
                 raise BadTrace(f"the log {self.path} is empty")
 
@@ -213,8 +229,6 @@ class LogReader:
 
     def _decode(self, line: bytes, number: int) -> Event | None:
         kind = _kind_of(line)
-        if number == 1:
-            self._check_header(line, kind)
         decoder = self._decoders.get(kind)
         if decoder is None:
             if not kind:
@@ -226,8 +240,8 @@ class LogReader:
         except msgspec.MsgspecError as error:
             raise BadTrace(f"line {number} of the log {self.path} is damaged: {error}") from None
 
-    def _check_header(self, line: bytes, kind: str) -> None:
-        if kind != "header":
+    def _check_header(self, line: bytes) -> None:
+        if _kind_of(line) != "header":
             raise BadTrace(
                 f"{self.path} is no Penstock log",
                 hint="a log is JSON lines and begins with a record of kind header",

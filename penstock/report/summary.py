@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from penstock.core.types import Slo
 from penstock.report.histogram import Histogram
 
+NO_PROMISE = "no promise"
 PERCENTS = (50, 90, 95, 99)
 COUNTS = (
     "num_offered", "num_finished", "num_refused", "num_cancelled", "num_failed", "num_met",
@@ -249,4 +250,4 @@ def class_name(priority: int, slo: Slo) -> str:
     """Requests with equal promises and priority are one class: "priority 0, ttft 0.5 s, tpot 0.05 s"."""
     bounds = (("ttft", slo.ttft_s), ("tpot", slo.tpot_s), ("deadline", slo.deadline_s))
     told = [f"{name} {value:g} s" for name, value in bounds if value is not None]
-    return ", ".join((f"priority {priority}", *(told or ["no promise"])))
+    return ", ".join((f"priority {priority}", *(told or [NO_PROMISE])))

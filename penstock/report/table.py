@@ -6,7 +6,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from penstock.report.summary import Figures, GroupFigures, Spread
+from penstock.report.summary import NO_PROMISE, Figures, GroupFigures, Spread
 
 LATENCIES = (
     ("TTFT", "ttft_s"),
@@ -64,7 +64,8 @@ def _count_line(found: GroupFigures) -> Text:
     return Text(", ".join(told))
 
 
-def _rate_lines(found: GroupFigures) -> list[Text]:
+def _rate_lines(found: GroupFigures, has_promise: bool) -> list[Text]:
+    kept = "kept their promise" if has_promise else "ended; no promise was stated"
     lines = [
         Text(
             f"throughput {rate(found.prompt_tokens_per_s)} prompt and "
@@ -73,7 +74,7 @@ def _rate_lines(found: GroupFigures) -> list[Text]:
         ),
         Text(
             f"goodput {rate(found.goodput_per_s)} answers/s, attainment {share(found.attainment)} "
-            f"({found.num_met:,} of {found.num_offered:,} offered kept their promise)"
+            f"({found.num_met:,} of {found.num_offered:,} offered {kept})"
         ),
     ]
     if found.num_preemptions or found.cached_tokens:
@@ -113,7 +114,9 @@ def figures_view(found: Figures, title: str = "") -> Group:
     """All there is to see of a run, as one thing that rich prints."""
     steps = f", {found.num_steps:,} steps" if found.num_steps else ""
     parts: list[Text | Table] = [Text(f"{title}  {found.duration_s:,.1f} s{steps}".strip())]
-    parts += [_count_line(found.all), *_rate_lines(found.all), _latency_table(found.all)]
+    has_promise = not found.classes or any(NO_PROMISE not in name for name in found.classes)
+    parts += [_count_line(found.all), *_rate_lines(found.all, has_promise)]
+    parts.append(_latency_table(found.all))
     if len(found.tenants) > 1:
         parts.append(_group_table("by tenant", found.tenants))
     if len(found.classes) > 1:

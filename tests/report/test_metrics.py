@@ -268,6 +268,14 @@ def test_the_table_names_what_it_shows():
         assert word in told
 
 
+def test_without_a_promise_none_is_said_to_be_kept():
+    unpromised = [
+        replace(event, slo=Slo()) if hasattr(event, "slo") else event for event in one_replica()
+    ]
+    assert "no promise was stated" in render(Metrics().read(unpromised).figures())
+    assert "kept their promise" in render(Metrics().read(one_replica()).figures())
+
+
 def test_a_plot_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     from penstock.report.plot import plot
