@@ -32,6 +32,7 @@ class Little:
     )  # answered in turn after the probe, 200 = serve
     faults: list[str] = field(default_factory=list)
     key: str | None = None
+    hold: int = 0  # answers wait until so many requests are open: a closed loop would wait for ever
     bodies: list[dict[str, Any]] = field(default_factory=list)
     at: list[float] = field(default_factory=list)
     num_open: int = 0
@@ -67,6 +68,8 @@ class Little:
                 return error(status, "rate_limit_exceeded" if status == 429 else "")
         self.num_open += 1
         self.most_open = max(self.most_open, self.num_open)
+        while body["max_tokens"] > 1 and self.most_open < self.hold:
+            await asyncio.sleep(0.01)
         try:
             return await self.stream(request, body)
         except (ConnectionResetError, asyncio.CancelledError):

@@ -38,7 +38,7 @@ async def run(little: Little, trace: Path, **more: object) -> Benched:
 
 
 async def test_lengths_times_and_counts(tmp_path: Path) -> None:
-    rows = [(0.0, 30, 5), (0.1, 200, 9), (0.1, 7, 3)]
+    rows = [(0.0, 30, 5), (0.5, 200, 9), (0.5, 7, 3)]
     little = Little(prefill_s=0.05, token_s=0.02)
     found = await run(little, trace_of(tmp_path / "t.csv", rows))
     figures = found.figures.all
@@ -51,15 +51,15 @@ async def test_lengths_times_and_counts(tmp_path: Path) -> None:
     assert figures.tpot_s.p50 >= 0.02
     assert figures.itl_s.num == 4 + 8 + 2
     assert figures.e2e_s.max is not None and figures.e2e_s.max >= 0.05 + 8 * 0.02
-    assert little.at[1] - little.at[0] >= 0.09  # the trace's own arrival times
+    assert little.at[1] - little.at[0] >= 0.2  # the trace's own arrival times
     assert not any("tokens were" in note for note in found.figures.notes)
     json.dumps(found.to_dict())
 
 
 async def test_the_loop_is_open(tmp_path: Path) -> None:
-    """A server that takes a second is sent all twenty requests meanwhile; a cap would hold them back."""
+    """A server that answers nobody before all twenty have come is sent all twenty; a cap holds them back."""
     trace = trace_of(tmp_path / "t.csv", [(i * 0.01, 5, 2) for i in range(20)])
-    slow = Little(prefill_s=1.0)
+    slow = Little(hold=20)
     found = await run(slow, trace)
     assert slow.most_open == 20 and found.figures.all.num_finished == 20
     capped = Little(prefill_s=0.02)
@@ -79,7 +79,7 @@ async def test_speed_and_limit(tmp_path: Path) -> None:
     trace = trace_of(tmp_path / "t.csv", [(i * 0.5, 5, 2) for i in range(9)])
     await run(little, trace, speed=10.0, limit=4)
     assert len(little.bodies) == 4
-    assert 0.14 <= little.at[-1] - little.at[0]
+    assert 0.08 <= little.at[-1] - little.at[0]
 
 
 async def test_failures_are_counted_by_kind_and_are_misses(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ async def test_failures_are_counted_by_kind_and_are_misses(tmp_path: Path) -> No
 
 async def test_timeouts_are_failures(tmp_path: Path) -> None:
     trace = trace_of(tmp_path / "t.csv", [(0.0, 5, 400)])
-    found = await run(Little(token_s=0.05), trace, timeout_s=0.4)
+    found = await run(Little(token_s=0.1), trace, timeout_s=2.0)
     assert found.figures.errors == {"timeout": 1} and found.figures.all.attainment == 0.0
 
 
