@@ -47,7 +47,8 @@ class Source:
     price_h: float | None = None
 
     def __str__(self) -> str:
-        told = f"{self.fleet}: {self.replicas} x {self.model} ({self.params / 1e9:.2f}B parameters), times from the "
+        size = f"{self.params / 1e9:.2f}B" if self.params >= 1e9 else f"{self.params / 1e6:.1f}M"
+        told = f"{self.fleet}: {self.replicas} x {self.model} ({size} parameters), times from the "
         told += f"{self.cost_model} [{self.digest}]"
         if self.profile is not None:
             return f"{told}, profile {self.profile}"
@@ -96,7 +97,7 @@ def source_of(fleet: FleetConfig) -> Source:
     return Source(
         fleet=fleet.served_name,
         replicas=fleet.replicas,
-        model=shape.name,
+        model=fleet.model,
         params=shape.params,
         cost_model=model.name,
         digest=model.digest,
