@@ -4,7 +4,7 @@
 
 Both apps run on uvicorn (uvloop, httptools) in a process of their own, started one after the other in each round, so
 that a noisy machine disturbs both. The bare app reads the body and sends 64 prepared events; ours decodes and checks
-the body, tokenises the prompt, submits to a service that says one token each turn of the loop, and turns ids into text
+the body, tokenises the prompt, submits to a service that steps once a turn of the loop, and turns ids into text
 and text into events, each token its own. User and system time are told apart because the system's share is mostly
 the waking of the client: the bare app outruns the client, which then reads many events at once, while ours lets it
 keep up and pays for waking it at every event, as every server does whose tokens come a step apart.
@@ -47,21 +47,38 @@ EVENT = (
 
 
 class NullService:
-    """One token each turn of the loop, nothing computed."""
+    """A step each turn of the loop, one token of every running request a step, nothing computed."""
 
     def __init__(self, ids: Sequence[int]) -> None:
         self._ids = ids
+        self._running: dict[str, tuple[Request, OnOutput, asyncio.Future[None]]] = {}
+        self._said: dict[str, int] = {}
+        self._stepper: asyncio.Task[None] | None = None
 
     def models(self) -> Sequence[str]:
         return ("default",)
 
     async def submit(self, request: Request, on_output: OnOutput | None = None) -> None:
         assert on_output is not None
-        last = request.sampling.max_tokens - 1
-        for place in range(last + 1):
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._running[request.id] = request, on_output, done
+        self._said[request.id] = 0
+        if self._stepper is None or self._stepper.done():
+            self._stepper = asyncio.create_task(self._steps())
+        await done
+
+    async def _steps(self) -> None:
+        while self._running:
+            for id, (request, on_output, done) in list(self._running.items()):
+                place = self._said[id]
+                self._said[id] = place + 1
+                is_last = place + 1 == request.sampling.max_tokens
+                token = self._ids[place % len(self._ids)]
+                on_output(Output(0, (token,), 1, "length" if is_last else None))
+                if is_last:
+                    del self._running[id], self._said[id]
+                    done.set_result(None)
             await asyncio.sleep(0)
-            id = self._ids[place % len(self._ids)]
-            on_output(Output(0, (id,), 1, "length" if place == last else None))
 
     def reports(self) -> Sequence[Report]:
         return ()

@@ -78,6 +78,18 @@ class ByteDetokenizer:
         return text
 
 
+def _last_words(decode: Decode, before: Sequence[int]) -> tuple[list[int], str]:
+    """The end of `before` and its text: as many ids as it takes to have any that begins with a whole character."""
+    size = MAX_HELD
+    while True:
+        window = list(before[-size:])
+        text = decode(window) if window else ""
+        is_whole = bool(text) and not text.startswith(REPLACEMENT)
+        if is_whole or size >= len(before):
+            return window, text
+        size *= 4
+
+
 class WindowDetokenizer:
     """Decodes a window of tokens with and without the fresh ones; `before` are ids the text continues."""
 
@@ -85,9 +97,8 @@ class WindowDetokenizer:
 
     def __init__(self, decode: Decode, before: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._window = list(before[-MAX_HELD:])
+        self._window, self._told = _last_words(decode, before)
         self._num_told = len(self._window)
-        self._told = decode(self._window) if self._window else ""
 
     def push(self, ids: Sequence[int]) -> str:
         return "".join([self._push_one(id) for id in ids])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -43,10 +44,11 @@ def sentencepiece_like(strip: bool) -> Tokenizer:
         special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(
-        ["hello world the quick brown fox jumps  over a lazy dog"], trainer
-    )
-    return tokenizer
+    words = ["hello world the quick brown fox jumps  over a lazy dog"]
+    tokenizer.train_from_iterator(words, trainer)
+    table = json.loads(tokenizer.to_str())
+    table["added_tokens"] = table["added_tokens"][:3]  # bytes are plain tokens, shown like others
+    return Tokenizer.from_str(json.dumps(table))
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["strips", "keeps"])
@@ -62,7 +64,7 @@ def told(model: TextModel, ids: Sequence[int], size: int, before: Sequence[int] 
 
 
 @given(st.data(), st.integers(1, 5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_random_ids_of_the_shipped_vocabulary(
     shipped: TextModel, data: st.DataObject, size: int
 ) -> None:
@@ -71,14 +73,14 @@ def test_random_ids_of_the_shipped_vocabulary(
 
 
 @given(TEXTS, st.integers(1, 5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_random_text_in_the_shipped_vocabulary(shipped: TextModel, text: str, size: int) -> None:
     ids = shipped.encode(text)
     assert told(shipped, ids, size) == shipped.decode(ids)
 
 
 @given(TEXTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_no_piece_ends_inside_a_character(shipped: TextModel, text: str) -> None:
     reader = shipped.detokenizer()
     for id in shipped.encode(text):
@@ -87,14 +89,14 @@ def test_no_piece_ends_inside_a_character(shipped: TextModel, text: str) -> None
 
 
 @given(TEXTS, st.integers(1, 5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_random_text_in_sentencepiece(pieces: TextModel, text: str, size: int) -> None:
     ids = pieces.encode(text)
     assert told(pieces, ids, size) == pieces.decode(ids)
 
 
 @given(st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_random_ids_in_sentencepiece(pieces: TextModel, data: st.DataObject) -> None:
     """Without byte tokens: an invalid run of those is judged as a whole, and what was told stays told."""
     whole = [0, 1, 2, *range(259, pieces.num_vocabulary)]
@@ -103,7 +105,7 @@ def test_random_ids_in_sentencepiece(pieces: TextModel, data: st.DataObject) -> 
 
 
 @given(TEXTS, st.integers(0, 20))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_an_answer_continues_its_prompt(pieces: TextModel, text: str, cut: int) -> None:
     """The space that begins a sentencepiece word is shown when the answer follows a prompt."""
     ids = pieces.encode("hello " + text)

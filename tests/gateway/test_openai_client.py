@@ -286,7 +286,8 @@ def test_the_gateways_own_limit(start: Start, service: Scripted) -> None:
     client = client_of(start(service, max_queue=2))
     with pytest.raises(openai.RateLimitError):
         client.completions.create(model="tiny", prompt=["a", "b", "c"])
-    client.completions.create(model="tiny", prompt=["a", "b"])
+    for _ in range(3):
+        client.completions.create(model="tiny", prompt=["a", "b"])
 
 
 def test_draining(start: Start, service: Scripted) -> None:
