@@ -154,6 +154,13 @@ class BlockLedger:
             self._put_back(block)
         return freed
 
+    def disown(self, job: Job, start: int) -> set[int]:
+        """Forget the hashes of what `job` holds from position `start` on: nobody wrote it. The blocks stay held."""
+        blocks = self.tables[job.seq][start // self.block_size :]
+        for block in blocks:
+            self._forget(block)
+        return set(blocks)
+
     def _put_back(self, block: int) -> None:
         if self._hash[block] is not None and self.has_prefix_cache:
             self._idle[block] = None

@@ -45,6 +45,7 @@ from penstock.engine.turn import Council, Predictors, ReplicaPolicies, Verdict
 
 OnOutputs = Callable[[tuple[tuple[str, Output], ...]], None]
 Arrival = tuple[Request, bool]
+SHARED_FAILURE = "a request that begins alike failed in the same step; send this one again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +307,7 @@ class Replica:
         self._emit_completed(now, done)
         self._step_s = (done.ends[-1] - flight.launched_at) / done.steps_run
         found = {sampled.seq: sampled for sampled in done.outputs}
+        errors = self._errors(flight, done)
         extra = done.steps_run - 1
         if extra:
             # Before anybody ends: single steps would have taken these blocks while all were running.
@@ -314,7 +316,7 @@ class Replica:
         for work, job in zip(flight.plan.work, flight.jobs, strict=True):
             job.in_flight -= work.tokens
             sampled = found.get(work.seq, NOTHING)
-            error = done.error or sampled.error
+            error = errors.get(work.seq)
             if error is None:
                 job.computed += work.tokens + extra
             if sampled.filled:
@@ -330,6 +332,25 @@ class Replica:
                 self._finish(now, job, reason, sampled, error)
             elif sampled.tokens or sampled.prompt_logprobs:
                 self._roster.tell(job, sampled)
+
+    def _errors(self, flight: Flight, done: Done) -> dict[int, str]:
+        """Jobs that end with an error, and why.
+
+        Full blocks are registered when their step is planned, so later chunks of a failed step may share blocks that
+        were never written: these are forgotten, and whoever shares them has failed as well.
+        """
+        errors = {one.seq: one.error for one in done.outputs if one.error is not None}
+        if not errors and done.error is None:
+            return errors
+        lost: set[int] = set()
+        for work, job in zip(flight.plan.work, flight.jobs, strict=True):
+            if done.error is not None:
+                errors[work.seq] = done.error
+            elif work.seq not in errors and not lost.isdisjoint(self.ledger.tables[work.seq]):
+                errors[work.seq] = SHARED_FAILURE
+            if work.seq in errors:
+                lost |= self.ledger.disown(job, work.start)
+        return errors
 
     def _emit_completed(self, now: float, done: Done) -> None:
         told = [
