@@ -1,4 +1,4 @@
-"""The CPU kernels against float64 arithmetic, and against the operations of torch whose rounding they promise.
+"""The attention and linear kernels against float64 arithmetic.
 
 Every instruction set of this machine is tested, and besides them the bfloat16 dot-product code with its one special
 instruction emulated, so that it is tested on processors without it.
@@ -9,11 +9,8 @@ from __future__ import annotations
 import ctypes
 import math
 import random
-import stat
 import types
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
@@ -313,86 +310,6 @@ def test_a_wrong_instruction_set_is_noticed() -> None:
     assert not agrees(idle, name)  # type: ignore[arg-type]
 
 
-def assert_rounded_alike(got: Tensor, wanted: Tensor) -> None:
-    """float32: equal to rounding. bfloat16: the same bits, but for a few values that lay on the edge."""
-    assert got.dtype == wanted.dtype and got.shape == wanted.shape
-    if got.dtype == FP32:
-        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
-        return
-    assert (got == wanted).float().mean() > 0.999
-    torch.testing.assert_close(got, wanted, rtol=2.0**-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", (FP32, BF16))
-@pytest.mark.parametrize("rows", (1, 7, 300))
-def test_norms_agree_with_llama(dtype: torch.dtype, rows: int) -> None:
-    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
-    x, residual = (torch.randn(rows, 208).mul(3).to(dtype) for _ in range(2))
-    norm = llama.LlamaRMSNorm(208, eps=1e-5).to(dtype)
-    norm.weight.data.normal_()
-    weight = norm.weight.detach()
-    with torch.no_grad():
-        assert_rounded_alike(kernels.rms_norm(x, weight, 1e-5), norm(x))
-        assert_rounded_alike(kernels.rms_norm(x[None], weight, 1e-5), norm(x[None]))
-        out, total = kernels.add_rms_norm(x, residual, weight, 1e-5)
-        assert total.equal(x + residual)
-        assert_rounded_alike(out, norm(x + residual))
-
-
-def rotation(num_positions: int, rotary_dim: int) -> Tensor:
-    angle = torch.outer(
-        torch.arange(num_positions), 1e4 ** -(torch.arange(0, rotary_dim, 2) / rotary_dim)
-    )
-    return torch.cat((angle.cos(), angle.sin()), dim=-1)
-
-
-@pytest.mark.parametrize("dtype", (FP32, BF16))
-@pytest.mark.parametrize("tokens", (1, 65))
-def test_rotation_agrees_with_llama(dtype: torch.dtype, tokens: int) -> None:
-    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
-    qkv = torch.randn(tokens, 10, 64).to(dtype)
-    q, k, v = qkv.split((6, 2, 2), dim=1)
-    positions, cos_sin = torch.randint(500, (tokens,)), rotation(500, 64)
-    cos, sin = (x.repeat(1, 2).to(dtype)[None] for x in cos_sin[positions].chunk(2, dim=-1))
-    wanted = llama.apply_rotary_pos_emb(q.transpose(0, 1)[None], k.transpose(0, 1)[None], cos, sin)
-    untouched = v.clone()
-    kernels.rope_(q, k, cos_sin, positions)
-    for got, want in zip((q, k), wanted, strict=True):
-        assert_rounded_alike(got, want[0].transpose(0, 1))
-    assert v.equal(untouched)
-
-
-@pytest.mark.parametrize("dtype", (FP32, BF16))
-@pytest.mark.parametrize("rotary_dim", (64, 32, 24))
-def test_head_norms_and_partial_rotation(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, rotary_dim: int
-) -> None:
-    q, k = (torch.randn(9, n, 64).to(dtype) for n in (4, 2))
-    norm = (torch.randn(64).to(dtype), torch.randn(64).to(dtype), 1e-6)
-    positions, cos_sin = torch.randint(100, (9,)), rotation(100, rotary_dim)
-    fast = [q.clone(), k.clone()]
-    kernels.qk_norm_rope_(*fast, norm, cos_sin, positions)
-    monkeypatch.setattr(library, "available", lambda: False)
-    plain = [q.clone(), k.clone()]
-    kernels.qk_norm_rope_(*plain, norm, cos_sin, positions)
-    for got, want in zip(fast, plain, strict=True):
-        assert_rounded_alike(got, want)
-
-
-@pytest.mark.parametrize("dtype", (FP32, BF16))
-@pytest.mark.parametrize("shape", ((1, 64), (3, 5, 96), (700, 128), (4, 40)))
-def test_gated_activation(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape).mul(4).to(dtype)
-    gate, up = x.chunk(2, dim=-1)
-    assert_rounded_alike(kernels.silu_mul(x), F.silu(gate) * up)
-
-
-def test_gradients_take_the_plain_way() -> None:
-    x = torch.randn(3, 32, requires_grad=True)
-    kernels.silu_mul(kernels.rms_norm(x, torch.ones(32), 1e-6)).sum().backward()
-    assert x.grad is not None and x.grad.abs().sum() > 0
-
-
 @pytest.mark.parametrize("dtype", (FP32, BF16))
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("shape", ((1, 16, 16), (3, 1040, 100), (70, 2064, 300), (4, 48, 7)))
@@ -412,70 +329,3 @@ def test_packed_linear(
             {"rtol": 2.0**-8, "atol": 1e-3} if dtype == BF16 else {"rtol": 1e-5, "atol": 2e-4}
         )
         torch.testing.assert_close(got.double(), wanted, **accurate)
-
-
-FAKE_COMPILER = """#!/bin/sh
-echo "$@" >> {log}
-for word in "$@"; do [ "$previous" = -o ] && output=$word; previous=$word; done
-case "$*" in *{broken}*) echo no such instruction set; exit 1;; esac
-sleep 0.2
-[ -z "$output" ] || echo made > "$output"
-"""
-
-
-def fake_compiler(folder: Path, broken: str = "nothing-is-broken") -> tuple[str, Path]:
-    log, script = folder / "log", folder / "c++"
-    script.write_text(FAKE_COMPILER.format(log=log, broken=broken))
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    return str(script), log
-
-
-def linked(log: Path) -> list[str]:
-    return [line for line in log.read_text().splitlines() if "-shared" in line]
-
-
-def test_two_that_start_together_compile_once(tmp_path: Path) -> None:
-    compiler, log = fake_compiler(tmp_path)
-    with ThreadPoolExecutor(2) as pool:
-        paths = set(
-            pool.map(lambda _: build.build(tmp_path / "cache", compiler=compiler), range(2))
-        )
-    assert len(paths) == 1 and paths.pop().read_text() == "made\n"
-    assert len(linked(log)) == 1
-
-
-def test_an_unknown_instruction_set_is_left_out(tmp_path: Path) -> None:
-    compiler, log = fake_compiler(tmp_path, broken="mavx2")
-    build.build(tmp_path / "cache", compiler=compiler, variants=[build.AVX2, build.PORTABLE])
-    assert "portable.o" in linked(log)[0] and "avx2.o" not in linked(log)[0]
-
-
-def test_a_failure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler, _ = fake_compiler(tmp_path, broken="entry.cpp")
-    with pytest.raises(build.BuildFailed, match="no such instruction set"):
-        build.build(tmp_path / "cache", compiler=compiler)
-    assert not list((tmp_path / "cache").rglob("*.so"))
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(build.BuildFailed, match="no C"):
-        build.build(tmp_path / "cache")
-
-
-def test_everything_works_without_a_compiler(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    x, weight = torch.randn(2, 32), torch.randn(32)
-    wanted = kernels.rms_norm(x, weight, 1e-6)
-    monkeypatch.setattr(
-        library, "build", lambda: build.build(tmp_path, compiler="/no/such/compiler")
-    )
-    for cached in (library.load, library.why_not):
-        cached.cache_clear()
-    try:
-        assert not kernels.available() and "cannot run" in str(kernels.why_not())
-        assert kernels.isas() == []
-        assert not kernels.CpuPagedAttention.available_for(64, 16, FP32)
-        torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-6), wanted)
-    finally:
-        for cached in (library.load, library.why_not):
-            cached.cache_clear()

@@ -62,8 +62,8 @@ AVX512_BF16 = Variant(
     (*_AVX512_FLAGS, "-mavx512bf16", "-DDOT_BF16"),
     frozenset({*_AVX512, "avx512_bf16"}),
 )
-# The bfloat16 variant with its one special instruction computed from ordinary ones: for tests.
-EMULATED_BF16 = Variant("emulated_bf16", 16, ("-DDOT_BF16", "-DEMULATE_DOT"))
+# The AVX-512 variant with its vectors and its one special instruction made of ordinary ones: for tests.
+EMULATED_BF16 = Variant("emulated_bf16", 64, ("-O1", "-DDOT_BF16", "-DEMULATE_DOT"))
 
 BEST_FIRST = (AVX512_BF16, AVX512, AVX2, PORTABLE)
 

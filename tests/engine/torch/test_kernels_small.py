@@ -1,0 +1,98 @@
+"""The small operations against transformers and plain torch, whose rounding they promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from penstock.engine.torch import kernels
+from penstock.engine.torch.kernels import library
+
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def assert_rounded_alike(got: Tensor, wanted: Tensor) -> None:
+    """float32: equal to rounding. bfloat16: the same bits, but for a few values that lay on the edge."""
+    assert got.dtype == wanted.dtype and got.shape == wanted.shape
+    if got.dtype == FP32:
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+        return
+    assert (got == wanted).float().mean() > 0.999
+    torch.testing.assert_close(got, wanted, rtol=2.0**-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", (FP32, BF16))
+@pytest.mark.parametrize("rows", (1, 7, 300))
+def test_norms_agree_with_llama(dtype: torch.dtype, rows: int) -> None:
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    x, residual = (torch.randn(rows, 208).mul(3).to(dtype) for _ in range(2))
+    norm = llama.LlamaRMSNorm(208, eps=1e-5).to(dtype)
+    norm.weight.data.normal_()
+    weight = norm.weight.detach()
+    with torch.no_grad():
+        assert_rounded_alike(kernels.rms_norm(x, weight, 1e-5), norm(x))
+        assert_rounded_alike(kernels.rms_norm(x[None], weight, 1e-5), norm(x[None]))
+        out, total = kernels.add_rms_norm(x, residual, weight, 1e-5)
+        assert total.equal(x + residual)
+        assert_rounded_alike(out, norm(x + residual))
+
+
+def rotation(num_positions: int, rotary_dim: int) -> Tensor:
+    angle = torch.outer(
+        torch.arange(num_positions), 1e4 ** -(torch.arange(0, rotary_dim, 2) / rotary_dim)
+    )
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+@pytest.mark.parametrize("dtype", (FP32, BF16))
+@pytest.mark.parametrize("tokens", (1, 65))
+def test_rotation_agrees_with_llama(dtype: torch.dtype, tokens: int) -> None:
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    qkv = torch.randn(tokens, 10, 64).to(dtype)
+    q, k, v = qkv.split((6, 2, 2), dim=1)
+    positions, cos_sin = torch.randint(500, (tokens,)), rotation(500, 64)
+    cos, sin = (x.repeat(1, 2).to(dtype)[None] for x in cos_sin[positions].chunk(2, dim=-1))
+    wanted = llama.apply_rotary_pos_emb(q.transpose(0, 1)[None], k.transpose(0, 1)[None], cos, sin)
+    untouched = v.clone()
+    kernels.rope_(q, k, cos_sin, positions)
+    for got, want in zip((q, k), wanted, strict=True):
+        assert_rounded_alike(got, want[0].transpose(0, 1))
+    assert v.equal(untouched)
+
+
+@pytest.mark.parametrize("dtype", (FP32, BF16))
+@pytest.mark.parametrize("rotary_dim", (64, 32, 24))
+def test_head_norms_and_partial_rotation(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, rotary_dim: int
+) -> None:
+    q, k = (torch.randn(9, n, 64).to(dtype) for n in (4, 2))
+    norm = (torch.randn(64).to(dtype), torch.randn(64).to(dtype), 1e-6)
+    positions, cos_sin = torch.randint(100, (9,)), rotation(100, rotary_dim)
+    fast = [q.clone(), k.clone()]
+    kernels.qk_norm_rope_(*fast, norm, cos_sin, positions)
+    monkeypatch.setattr(library, "available", lambda: False)
+    plain = [q.clone(), k.clone()]
+    kernels.qk_norm_rope_(*plain, norm, cos_sin, positions)
+    for got, want in zip(fast, plain, strict=True):
+        assert_rounded_alike(got, want)
+
+
+@pytest.mark.parametrize("dtype", (FP32, BF16))
+@pytest.mark.parametrize("shape", ((1, 64), (3, 5, 96), (700, 128), (4, 40)))
+def test_gated_activation(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape).mul(4).to(dtype)
+    gate, up = x.chunk(2, dim=-1)
+    assert_rounded_alike(kernels.silu_mul(x), F.silu(gate) * up)
+
+
+def test_gradients_take_the_plain_way() -> None:
+    x = torch.randn(3, 32, requires_grad=True)
+    kernels.silu_mul(kernels.rms_norm(x, torch.ones(32), 1e-6)).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
