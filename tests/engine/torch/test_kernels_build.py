@@ -72,7 +72,7 @@ def test_everything_works_without_a_compiler(
     try:
         assert not kernels.available() and "cannot run" in str(kernels.why_not())
         assert kernels.isas() == []
-        assert not kernels.CpuPagedAttention.available_for(64, 16, FP32)
+        assert not kernels.CpuPagedAttention.available_for(64, 16, torch.float32)
         torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-6), wanted)
     finally:
         for cached in (library.load, library.why_not):
