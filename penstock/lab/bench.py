@@ -16,13 +16,17 @@ from penstock.lab.drive import Driven, Driver
 from penstock.lab.prompts import Composer, Lexicon, lexicon_of
 from penstock.report.summary import Figures, Spread
 from penstock.traffic import Trace, TraceMeta, open_trace
+from penstock.traffic.promises import Promise
 
 OnTick = Callable[[Driven, int | None], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What to measure and how. `slo` with no bounds judges nothing: every answer that ends has met it."""
+    """What to measure and how. `slo` with no bounds judges nothing: every answer that ends has met it.
+
+    `promises` are for tenants of their own; see traffic.promises.
+    """
 
     url: str
     trace: Path
@@ -34,6 +38,7 @@ class Bench:
     api_key: str | None = None
     is_chat: bool = False
     slo: Slo = Slo()
+    promises: tuple[Promise, ...] = ()
     concurrency_cap: int | None = None
     timeout_s: float = 600.0
     tokenizer: Path | None = None
@@ -47,6 +52,7 @@ class Benched:
     url: str
     model: str
     slo: Slo
+    promises: tuple[Promise, ...]
     trace: TraceMeta
     server: Server
     lexicon: str
@@ -62,6 +68,7 @@ class Benched:
             "model": self.model,
             "is_whole": self.is_whole,
             "slo": dataclasses.asdict(self.slo),
+            "promises": [dataclasses.asdict(promise) for promise in self.promises],
             "trace": dataclasses.asdict(self.trace),
             "fields_taken": list(self.server.extras),
             "prompts_sized_by": self.lexicon,
@@ -90,7 +97,6 @@ async def bench(wanted: Bench, on_tick: OnTick | None = None) -> Benched:
         driver = Driver(
             client,
             Composer(lexicon, wanted.seed),
-            slo=wanted.slo,
             concurrency_cap=wanted.concurrency_cap,
             on_tick=None if on_tick is None else lambda driven: on_tick(driven, wanted.limit),
         )
@@ -113,6 +119,7 @@ def _open(wanted: Bench, max_context: int | None) -> Trace:
         max_tokens="trace",
         max_context=max_context,
         slo=wanted.slo,
+        promises=wanted.promises,
     )
 
 
@@ -133,6 +140,7 @@ def _benched(
         url=wanted.url,
         model=server.model,
         slo=wanted.slo,
+        promises=wanted.promises,
         trace=trace.meta,
         server=server,
         lexicon=lexicon.source,

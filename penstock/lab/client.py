@@ -7,8 +7,8 @@
 Instants are those of the running loop, taken when bytes arrive. A token counts when its text (or its end) shows; a
 server that sends several in one event gives fewer gaps than tokens. Counts are the server's usage, else events.
 
-Not every server takes every field: `probe` sends one short request with all that would be nice (an SLO, ignore_eos,
-usage in streams) and, when it is refused, finds out which of them the server takes.
+Not every server takes every field: `probe` sends one short request with all that would be nice (an SLO, a priority,
+ignore_eos, usage in streams) and, when it is refused, finds out which of them the server takes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from penstock.lab.stream import (
     reaching,
 )
 
-Extra = Literal["slo", "ignore_eos", "usage"]
-EXTRAS: tuple[Extra, ...] = ("slo", "ignore_eos", "usage")
+Extra = Literal["slo", "priority", "ignore_eos", "usage"]
+EXTRAS: tuple[Extra, ...] = ("slo", "priority", "ignore_eos", "usage")
 CONNECT_S = 10.0
 MAX_EVENT_BYTES = 1 << 24
 
@@ -60,6 +60,7 @@ class Wish:
     max_tokens: int | None = None
     tenant: str = "default"
     slo: dict[str, float] = field(default_factory=dict)
+    priority: int | None = None
     is_exact: bool = False  # wants max_tokens tokens, whatever ends the text earlier
 
 
@@ -123,7 +124,13 @@ class Client:
     async def _try(self, extras: tuple[Extra, ...]) -> None:
         self.server = replace(self.server, extras=extras)
         await self.ask(
-            Wish(prompt="one two three", max_tokens=1, slo={"ttft_s": 60.0}, is_exact=True)
+            Wish(
+                prompt="one two three",
+                max_tokens=1,
+                slo={"ttft_s": 60.0},
+                priority=0,
+                is_exact=True,
+            )
         )
 
     async def find_model(self) -> Server:
@@ -210,6 +217,8 @@ class Client:
             body["ignore_eos"] = True
         if "slo" in extras and wish.slo:
             body["slo"] = wish.slo
+        if "priority" in extras and wish.priority is not None:
+            body["priority"] = wish.priority
         if wish.tenant != "default":
             body["user"] = wish.tenant
         if isinstance(wish.prompt, list) or self._is_chat:

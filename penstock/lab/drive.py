@@ -114,11 +114,10 @@ class Driver:
         client: Client,
         composer: Composer,
         *,
-        slo: Slo | None = None,
         concurrency_cap: int | None = None,
         on_tick: Callable[[Driven], None] | None = None,
     ) -> None:
-        self._client, self._composer, self._slo = client, composer, slo
+        self._client, self._composer = client, composer
         self._cap = None if concurrency_cap is None else asyncio.Semaphore(concurrency_cap)
         self._on_tick = on_tick
         self.driven = Driven()
@@ -148,7 +147,7 @@ class Driver:
             await asyncio.sleep(TICK_S)
 
     async def _one(self, at: float, request: Request, text: str) -> None:
-        driven, slo = self.driven, self._slo or request.slo
+        driven, slo = self.driven, request.slo
         group = driven.groups[request.tenant, class_name(request.priority, slo)]
         group.num_offered += 1
         driven.num_sent += 1
@@ -203,6 +202,7 @@ def _wish(request: Request, text: str, slo: Slo) -> Wish:
         prompt=text,
         max_tokens=request.sampling.max_tokens,
         tenant=request.tenant,
+        priority=request.priority or None,
         slo={name: value for name, value in bounds.items() if value is not None},
         is_exact=True,
     )

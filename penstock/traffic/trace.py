@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
@@ -25,6 +25,7 @@ from penstock.core.rng import stream
 from penstock.core.types import Request, RequestId, Sampling, Slo
 from penstock.traffic.formats import reader_of
 from penstock.traffic.mooncake import BLOCK_TOKENS
+from penstock.traffic.promises import Promise, promise_to
 from penstock.traffic.rows import Drop, Row, Source, open_text
 
 CHARS_PER_TOKEN = 4
@@ -78,6 +79,7 @@ class TraceOptions(TypedDict, total=False):
     model: str
     rate_per_s: float | None
     slo: Slo
+    promises: Sequence[Promise]
     count_tokens: Callable[[str], int] | None
 
 
@@ -86,7 +88,8 @@ class Trace:
     """Iterate for (at_s, Request); every iteration starts again and gives the same.
 
     limit: requests to yield. speed: 2.0 plays twice as fast. max_context: rows whose prompt leaves no room for a
-    token are dropped. slo: the promise stated for every request. count_tokens: sizes texts, None estimates.
+    token are dropped. slo: the promise stated for requests whose tenant fits none of `promises`. count_tokens: sizes
+    texts, None estimates.
     """
 
     path: Path
@@ -99,6 +102,7 @@ class Trace:
     model: str = "default"
     rate_per_s: float | None = None
     slo: Slo = Slo()
+    promises: Sequence[Promise] = ()
     count_tokens: Callable[[str], int] | None = None
     meta: TraceMeta = field(init=False)
 
@@ -193,13 +197,15 @@ class Trace:
     def _request(self, number: int, row: Row) -> Request:
         room = None if self.max_context is None else self.max_context - row.num_prompt
         cap = row.num_output if self.max_tokens == "trace" else self.max_tokens
+        promise = promise_to(row.tenant, self.promises)
         stem = re.sub(r"[^\w.-]+", "-", self.path.name.partition(".")[0])
         return Request(
             id=RequestId(f"{stem}-{number}"),
             model=self.model,
             prompt=TracedPrompt(row.num_prompt, row.hash_ids, BLOCK_TOKENS),
             sampling=Sampling(max_tokens=cap if room is None else min(cap, room)),
-            slo=self.slo,
+            slo=self.slo if promise is None else promise.slo,
+            priority=0 if promise is None else promise.priority,
             tenant=row.tenant,
             true_output=row.num_output,
         )

@@ -52,6 +52,10 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
     slo_tpot: Annotated[
         float | None, typer.Option(help="Promised time per later token, s.")
     ] = None,
+    promise: Annotated[
+        list[str] | None,
+        typer.Option(help="For some tenants, e.g. '*/api:ttft=2,tpot=0.1,priority=1'."),
+    ] = None,
     concurrency_cap: Annotated[
         int | None, typer.Option(help="At most so many under way (no longer open loop).")
     ] = None,
@@ -73,6 +77,7 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
 
     from penstock.core.types import Slo
     from penstock.lab.bench import Bench
+    from penstock.traffic.promises import parse_promise
 
     wanted = Bench(
         url=url,
@@ -85,6 +90,7 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
         api_key=api_key,
         is_chat=is_chat,
         slo=Slo(ttft_s=slo_ttft, tpot_s=slo_tpot),
+        promises=tuple(parse_promise(each) for each in promise or ()),
         concurrency_cap=concurrency_cap,
         timeout_s=timeout,
         tokenizer=tokenizer,

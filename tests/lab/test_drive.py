@@ -18,6 +18,7 @@ from penstock.lab.bench import Bench, Benched, bench
 from penstock.lab.client import Client, Wish, root_url
 from penstock.lab.prompts import WORDS, Composer, Lexicon, lexicon_of
 from penstock.traffic import open_trace
+from penstock.traffic.promises import parse_promise
 from tests.lab.little_server import Little, count, serving
 
 DATA = Path(__file__).parents[2] / "data"
@@ -115,7 +116,7 @@ async def test_promises_are_judged(tmp_path: Path) -> None:
     assert list(met.figures.classes) == ["priority 0, ttft 60 s, tpot 60 s"]
 
 
-@pytest.mark.parametrize("refused", ["slo", "ignore_eos", "stream_options"])
+@pytest.mark.parametrize("refused", ["slo", "ignore_eos", "stream_options", "priority"])
 async def test_servers_that_know_fewer_fields(refused: str, tmp_path: Path) -> None:
     little = Little(refuses=frozenset({refused}))
     trace = trace_of(tmp_path / "t.csv", [(0.0, 5, 3)])
@@ -183,7 +184,15 @@ async def test_tenants_are_told_apart(tmp_path: Path) -> None:
         "0,GPT-4,5,2,7,API log\n0,ChatGPT,5,2,7,Conversation log\n0,ChatGPT,5,3,8,Conversation log\n"
     )
     little = Little()
-    found = await run(little, path)
+    promises = (parse_promise("*/api:ttft=60,priority=2"),)
+    found = await run(little, path, slo=Slo(ttft_s=1e-9), promises=promises)
+    assert {
+        name: (group.num_finished, group.num_met) for name, group in found.figures.classes.items()
+    } == {
+        "priority 0, ttft 1e-09 s": (2, 0),
+        "priority 2, ttft 60 s": (1, 1),
+    }
+    assert [body.get("priority") for body in little.bodies if "api" in body["user"]] == [2]
     assert {name: group.num_finished for name, group in found.figures.tenants.items()} == {
         "ChatGPT/conversation": 2,
         "GPT-4/api": 1,

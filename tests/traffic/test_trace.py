@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from penstock.core.errors import BadTrace
+from penstock.core.errors import BadConfig, BadTrace
 from penstock.core.types import Slo
 from penstock.traffic import open_trace
+from penstock.traffic.promises import parse_promise
 from penstock.traffic.trace import estimate_tokens
 
 DATA = Path(__file__).parents[2] / "data"
@@ -249,6 +250,29 @@ def test_a_missing_or_binary_file_is_said(tmp_path):
     (tmp_path / "b.csv").write_bytes(b"\x80\x81\xff\xfe" * 100)
     with pytest.raises(BadTrace, match="is not text"):
         open_trace(tmp_path / "b.csv")
+
+
+def test_promises_go_to_the_tenants_they_name():
+    promises = [
+        parse_promise(each) for each in ("GPT-4/*:ttft=2,weight=3", "*/api:tpot=0.1,priority=1")
+    ]
+    for _, request in open_trace(BURSTGPT, promises=promises, slo=Slo(deadline_s=9.0)):
+        model, caller = request.tenant.split("/")
+        wanted = {
+            ("GPT-4", "api"): (Slo(ttft_s=2.0, weight=3.0), 0),
+            ("GPT-4", "conversation"): (Slo(ttft_s=2.0, weight=3.0), 0),
+            ("ChatGPT", "api"): (Slo(tpot_s=0.1), 1),
+            ("ChatGPT", "conversation"): (Slo(deadline_s=9.0), 0),
+        }[model, caller]
+        assert (request.slo, request.priority) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["a", ":ttft=1", "a:", "a:ttft", "a:ttft=-1", "a:speed=1", "a:priority=x"]
+)
+def test_what_is_no_promise_is_said(text):
+    with pytest.raises(BadConfig, match="promise|slo"):
+        parse_promise(text)
 
 
 def test_the_whole_published_traces():

@@ -23,7 +23,8 @@ FLAGS: dict[str, set[str]] = {
     },
     "bench url": {
         "--trace", "--format", "--limit", "--speed", "--rate", "--model", "--api-key", "--chat", "--slo-ttft",
-        "--slo-tpot", "--concurrency-cap", "--timeout", "--tokenizer", "--seed", "--out", "--plot", "--json",
+        "--slo-tpot", "--promise", "--concurrency-cap", "--timeout", "--tokenizer", "--seed", "--out", "--plot",
+        "--json",
     },
     "chat": {"--model", "--api-key", "--system", "--complete", "--max-tokens"},
     "replay": {"--json"},
