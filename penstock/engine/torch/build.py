@@ -12,7 +12,7 @@ from penstock.core.errors import BadConfig
 from penstock.engine.folder import ModelFacts
 from penstock.engine.torch.attention import KvLayout, choose_backend
 from penstock.engine.torch.decoder import Decoder, Rank, check_split, load_decoder
-from penstock.engine.torch.linear import PlainLinear, choose_linear, has_bf16_instructions
+from penstock.engine.torch.linear import PlainLinear, choose_linear, is_bf16_fast
 from penstock.engine.torch.memory import choose_num_blocks
 from penstock.engine.torch.ports import DTYPES
 from penstock.engine.torch.weights import WeightFolder
@@ -23,7 +23,7 @@ class EngineConfig:
     """How a model is run.
 
     device      "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N"
-    dtype       "auto": what the checkpoint holds; on a CPU without bf16 instructions fp32
+    dtype       "auto": what the checkpoint holds, unless bf16 is slow here (see linear.py): then fp32
     threads     of torch, a process; None leaves torch's own choice
     num_blocks, memory_bytes, free_share   see memory.py; at most one of them is needed
     max_context None: what the model states. More than that is refused
@@ -87,8 +87,8 @@ def choose_dtype(name: str, stored: str, device: torch.device) -> tuple[torch.dt
     """The dtype, and why."""
     if name != "auto":
         return DTYPES[name], "asked for"
-    if device.type == "cpu" and stored == "bf16" and not has_bf16_instructions():
-        return torch.float32, "this processor has no bf16 instructions"
+    if device.type == "cpu" and stored == "bf16" and not is_bf16_fast():
+        return torch.float32, "no bf16 instructions here, and no compiled kernel"
     return DTYPES[stored], "as stored"
 
 

@@ -32,6 +32,7 @@ from penstock.engine.torch.step import StepArrays
 
 HOST = "127.0.0.1"
 TIMEOUT = timedelta(minutes=10)
+GRACE_S = 2.0
 LOADED = "penstock-rank-loaded"
 PROGRAM = (
     "import sys, json; told = json.loads(sys.argv[1]); sys.path[:] = told['path']; "
@@ -131,17 +132,16 @@ class TorchCrew:
 
     def abandon(self, error: BaseException) -> BaseException:
         """End all ranks; they are out of step with this one."""
-        codes = [child.poll() for child in self._ranks]
+        codes = [_exit_code(child) for child in self._ranks]
         dead = [
             f"rank {at} (exit code {code})" for at, code in enumerate(codes, 1) if code is not None
         ]
         self.close()
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         if dead:
             self._broken = f"a process of this model died: {', '.join(dead)}; restart the server"
         else:
-            self._broken = (
-                f"the processes of this model lost step after an error: {error}; restart the server"
-            )
+            self._broken = f"the processes of this model lost step after an error ({reason}); restart the server"
         return StepFailed(self._broken)
 
     def close(self) -> None:
@@ -160,6 +160,14 @@ class TorchCrew:
                 child.wait()
             if child.stdout is not None:
                 child.stdout.close()
+
+
+def _exit_code(child: subprocess.Popen[bytes]) -> int | None:
+    """None while it runs. A connection breaks a moment before its process counts as ended: give it that moment."""
+    try:
+        return child.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _spawn(told: dict[str, object]) -> subprocess.Popen[bytes]:

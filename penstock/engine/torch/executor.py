@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from penstock.core.plans import Plan, Sampled, Work, Yielded
+from penstock.core.plans import Done, Plan, Sampled, Work, Yielded
 from penstock.core.ports import Completion, Grain
 from penstock.core.rng import stream
 from penstock.core.types import Caps, PlanId, TokenLogprob
@@ -134,11 +133,11 @@ class TorchExecutor:
             return
         at = asyncio.get_running_loop().time()
         if isinstance(told, Yielded):
-            told = replace(told, at=at)
+            told = Yielded(told.plan, at, told.activation_bytes)
         else:
             self._live.discard(told.plan)
             self._lane.unmark(told.plan)
-            told = replace(told, ends=(at,))
+            told = Done(told.plan, 1, told.outputs, (at,), told.error)
         assert self._on_completion is not None, "nobody listens"
         self._on_completion(told)
 

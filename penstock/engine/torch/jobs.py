@@ -29,6 +29,7 @@ SAMPLING = np.dtype(
         ("is_shaped", "?"),  # has penalties, biases or a minimum length
         ("is_limited", "?"),  # has top_p, top_k or min_p
         ("has_logprobs", "?"),
+        ("is_plain", "?"),  # greedy, not shaped, no logprobs
     ],
     align=True,  # torch reads columns of it in place
 )
@@ -171,16 +172,20 @@ class JobTable:
             or chosen.presence_penalty != 0.0
             or chosen.frequency_penalty != 0.0
         )
+        heat = 0.0 if chosen.temperature < COLDEST else chosen.temperature
+        is_limited = chosen.top_p < 1.0 or top_k < self.vocab_size or chosen.min_p > 0.0
+        has_logprobs = chosen.logprobs is not None
         self.sampling[row] = (
-            0.0 if chosen.temperature < COLDEST else chosen.temperature,
+            heat,
             chosen.top_p,
             chosen.min_p,
             top_k,
             (seed if chosen.seed is None else chosen.seed) & 0xFFFF_FFFF_FFFF_FFFF,
             answer,
             is_shaped,
-            chosen.top_p < 1.0 or top_k < self.vocab_size or chosen.min_p > 0.0,
-            chosen.logprobs is not None,
+            is_limited,
+            has_logprobs,
+            not (heat or is_shaped or has_logprobs),
         )
 
     def _grow_rows(self) -> None:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from penstock.core.errors import PenstockError
 from penstock.core.plans import Done, Plan, Sampled, Yielded
 from penstock.core.types import PlanId
 from penstock.engine.torch.decoder import Piece
@@ -151,5 +152,7 @@ def describe(error: BaseException) -> str:
     """What a caller is told of a failed step."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return "the step ran out of memory; try again, or give the engine fewer blocks or smaller batches"
+    if isinstance(error, PenstockError):
+        return error.message
     first = str(error).strip().splitlines() or ["no further detail"]
     return f"the step failed: {type(error).__name__}: {first[0]}"

@@ -1,11 +1,12 @@
 """Linear methods: how a weight is packed once and then applied to any number of rows.
 
     plain    torch's own F.linear; any device, any dtype
-    packed   oneDNN's blocked layout, made at load. For fp32 it halves the time of 8 rows, for bf16 (on processors with
+    onednn   oneDNN's blocked layout, made at load. For fp32 it halves the time of 8 rows, for bf16 (on processors with
              bf16 instructions) also of a single row
-    widened  for bf16 models on processors without bf16 instructions, where torch's bf16 product of 8 rows is three
-             to four times slower than fp32: weights are kept packed in fp32 and rows are widened on the way in.
-             Costs twice the memory of the weights
+    packed   our own kernel (kernels/linear.py), for bf16 on processors without bf16 instructions, where torch's bf16
+             product of 8 rows is several times slower than the fp32 one
+    widened  the same without a compiler: weights are kept packed in fp32 and rows are widened on the way in. Costs
+             twice the memory of the weights
 
 `choose_linear` says which one and why. Figures: `python benchmarks/linear_methods.py`.
 """
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from penstock.engine.torch.kernels.linear import PackedLinear, wins_on_this_machine
 from penstock.engine.torch.ports import Linear, LinearMethod, ShardSpec
 
 ROWS_HINT = 8  # oneDNN picks a layout for about this many rows
@@ -33,7 +35,7 @@ class _Plain:
 
 
 @dataclass(slots=True)
-class _Packed:
+class _OneDnn:
     weight: Tensor
     bias: Tensor | None
 
@@ -61,11 +63,11 @@ class PlainLinear:
         return _Plain(weight, bias)
 
 
-class PackedLinear:
-    name = "packed"
+class OneDnnLinear:
+    name = "onednn"
 
     def pack(self, weight: Tensor, bias: Tensor | None, shard: ShardSpec) -> Linear:
-        return _Packed(torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT), bias)
+        return _OneDnn(torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT), bias)
 
 
 class WidenedLinear:
@@ -80,6 +82,11 @@ def has_bf16_instructions() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def is_bf16_fast() -> bool:
+    """Whether bf16 weights are no slower than fp32 ones on this CPU."""
+    return has_bf16_instructions() or wins_on_this_machine(torch.bfloat16)
+
+
 def can_pack() -> bool:
     return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
@@ -91,5 +98,20 @@ def choose_linear(device: torch.device, dtype: torch.dtype) -> tuple[LinearMetho
     if not can_pack():
         return PlainLinear(), "this torch was built without oneDNN's packed layout"
     if dtype == torch.bfloat16 and not has_bf16_instructions():
-        return WidenedLinear(), "this processor has no bf16 instructions oneDNN can use"
-    return PackedLinear(), "oneDNN's packed layout"
+        if wins_on_this_machine(dtype):
+            return CompiledLinear(), "no bf16 instructions here; compiled kernel"
+        return WidenedLinear(), "no bf16 instructions here, and no compiled kernel"
+    return OneDnnLinear(), "oneDNN's packed layout"
+
+
+class CompiledLinear:
+    """Our kernel where it can hold the weight, else the widened form."""
+
+    name = "packed"
+
+    def __init__(self) -> None:
+        self._kernel, self._other = PackedLinear(), WidenedLinear()
+
+    def pack(self, weight: Tensor, bias: Tensor | None, shard: ShardSpec) -> Linear:
+        method = self._other if PackedLinear.why_not_for(weight) else self._kernel
+        return method.pack(weight, bias, shard)

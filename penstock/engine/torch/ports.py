@@ -43,7 +43,7 @@ class LinearMethod(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Which keys a query sees: "causal" (with `window`: only the last `window` positions, itself included), or "full"."""
+    """Which keys a query sees: "causal" (with `window`: the last `window` positions, itself included), or "full"."""
 
     kind: Literal["causal", "full"] = "causal"
     window: int | None = None

@@ -39,20 +39,19 @@ class StepArrays(NamedTuple):
         return first + [slice(at, min(at + PROMPT_ROWS, len(self.rows))) for at in starts]
 
     def on(self, device: torch.device) -> StepInput:
-        move = {
-            name: torch.from_numpy(value).to(device, non_blocking=True)
-            for name, value in self._asdict().items()
-            if isinstance(value, np.ndarray)
-        }
+        def moved(array: Ints | NDArray[np.int32]) -> torch.Tensor:
+            tensor = torch.from_numpy(array)
+            return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)
+
         meta = StepMeta(
-            query_start=move["query_start"],
-            context=move["context"],
-            block_table=move["block_table"],
-            slots=move["slots"],
+            query_start=moved(self.query_start),
+            context=moved(self.context),
+            block_table=moved(self.block_table),
+            slots=moved(self.slots),
             max_query=self.max_query,
             max_context=self.max_context,
         )
-        return StepInput(move["ids"], move["positions"], move["rows"], meta)
+        return StepInput(moved(self.ids), moved(self.positions), moved(self.rows), meta)
 
 
 def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> StepArrays:
@@ -67,12 +66,13 @@ def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> 
     assert not missing.any(), (
         f"jobs {[work[i].seq for i in np.flatnonzero(missing).tolist()]} lack blocks"
     )
-    query_start = np.zeros(len(work) + 1, np.int32)
-    np.cumsum(counts, out=query_start[1:])
     max_query, max_context = int(counts.max()), int(ends.max())
     if max_query == 1:
+        query_start = np.arange(len(work) + 1, dtype=np.int32)
         holders, positions = owners, starts
     else:
+        query_start = np.zeros(len(work) + 1, np.int32)
+        np.cumsum(counts, out=query_start[1:])
         holders = np.repeat(owners, counts)
         positions = np.arange(len(holders)) + np.repeat(starts - query_start[:-1], counts)
     blocks = table.blocks[holders, positions // size].astype(np.int64)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from penstock.engine.torch.open import EngineConfig, open_executor
 from tests.engine.torch.driver import GREEDY, Driver
@@ -41,11 +43,20 @@ async def test_a_dead_rank_is_told(model_root: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-async def test_stop_ends_all_ranks(model_root: Path) -> None:
-    folder, _ = saved(model_root, "qwen3")
+async def test_scores_and_a_clean_end(model_root: Path) -> None:
+    """The head is split over the ranks too; stopping ends them all."""
+    folder, model = saved(model_root, "qwen3")
     executor = open_executor(str(folder), ENGINE)
     driver = Driver(executor)
-    await driver.finish([driver.job([5, 6, 7], GREEDY)], 2)
+    score = driver.job([5, 6, 7], GREEDY, kind="score")
+    other = driver.job([5, 6, 7, 8], replace(GREEDY, logprobs=2))
+    await driver.step([(score, 3), (other, 4)])
+    with torch.inference_mode():
+        want = model(torch.tensor([[5, 6, 7, 8]])).logits[0].log_softmax(-1)
+    scored = [entry.logprob for entry in score.sampled[0].prompt_logprobs if entry is not None]
+    assert scored == pytest.approx([float(want[0, 6]), float(want[1, 7])], abs=1e-4)
+    (entry,) = other.sampled[0].logprobs
+    assert entry.logprob == pytest.approx(float(want[3].max()), abs=1e-4)
     (pid,) = executor.pids
     await asyncio.wait_for(executor.stop(), 20)
     assert not is_running(pid)
