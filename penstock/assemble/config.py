@@ -19,6 +19,7 @@ the fields of its class; a bare name is a table with that name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,12 @@ class NetConfig:
     def __post_init__(self) -> None:
         if not self.report_s > 0:
             raise ValueError(f"report_s must be a positive number of seconds, got {self.report_s}")
+        if not 0 <= self.latency_s < math.inf:
+            raise ValueError(
+                f"latency_s must be a number of seconds from 0 up, got {self.latency_s}"
+            )
+        if self.bytes_per_s is not None and not self.bytes_per_s > 0:
+            raise ValueError(f"bytes_per_s must be positive, got {self.bytes_per_s}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +65,14 @@ class ServeConfig:
 
     drain_timeout_s: float = 60.0
     max_restarts: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drain_timeout_s < math.inf:
+            raise ValueError(
+                f"drain_timeout_s must be a number of seconds from 0 up, got {self.drain_timeout_s}"
+            )
+        if self.max_restarts < 0:
+            raise ValueError(f"max_restarts must be at least 0, got {self.max_restarts}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +89,8 @@ class CacheConfig:
             raise ValueError(f"block_size must be at least 1, got {self.block_size}")
         if self.num_blocks is not None and self.num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
+        if self.memory_bytes is not None and self.memory_bytes < 1:
+            raise ValueError(f"memory_bytes must be at least 1, got {self.memory_bytes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +114,12 @@ class FleetConfig:
     def __post_init__(self) -> None:
         if self.replicas < 1:
             raise ValueError(f"replicas must be at least 1, got {self.replicas}")
+        for name in ("max_waiting", "max_outstanding"):
+            bound = getattr(self, name)
+            if bound is not None and bound < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {bound}; leave it out for no bound"
+                )
 
     @property
     def served_name(self) -> str:

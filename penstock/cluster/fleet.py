@@ -191,7 +191,8 @@ class Fleet:
 
     def _nobody(self) -> PenstockError:
         alive = sum(report.is_alive for report in self._router.reports.values())
-        return Overloaded(
+        kind = Overloaded if alive else ReplicaLost
+        return kind(
             f"none of the {len(self._ports)} replicas of {self.name!r} can take a request now ({alive} are running)",
             hint="try again in a moment",
             retry_after_s=RETRY_AFTER_S,

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from penstock.core import errors
 from penstock.core.clock import now
-from penstock.core.errors import PenstockError, ReplicaLost, StepFailed
+from penstock.core.errors import PenstockError, ReplicaLost, SchemaMismatch, StepFailed
 from penstock.core.messages import (
     Cancel,
     Drain,
@@ -178,12 +178,14 @@ class ReplicaLink:
     # ---------------------------------------------------------------- what the replica says
 
     def _hear(self, message: object) -> None:
+        if self._channel is None:
+            return  # said before it was lost: its report would call it alive again
         if isinstance(message, Outputs):
             self._hear_outputs(message)
-        elif isinstance(message, (Say, Hello)):
-            if isinstance(message, Hello):
-                self._greet(message)
+        elif isinstance(message, Say):
             self._tell(message.report)
+        elif isinstance(message, Hello):
+            self._greet(message)
         elif isinstance(message, Refuse):
             self._hear_refusal(message)
         elif isinstance(message, Drained):
@@ -194,7 +196,12 @@ class ReplicaLink:
             raise AssertionError(f"a fleet is never told {type(message).__name__}")
 
     def _greet(self, hello: Hello) -> None:
-        check_schema(f"replica {self._name}", hello.schema)
+        try:
+            check_schema(f"replica {self._name}", hello.schema)
+        except SchemaMismatch as error:  # whoever waits for `ready` hears it
+            self._fail(error)
+            return
+        self._tell(hello.report)
         self._about = hello.about
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)

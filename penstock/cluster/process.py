@@ -95,7 +95,24 @@ class EngineProcess:
         endpoint, self._folder = private_endpoint()
         channel = ZmqChannel.bind(endpoint, Codec(Message))
         self.link.attach(channel)
-        process = await asyncio.create_subprocess_exec(
+        try:
+            process = await self._spawn()
+        except OSError as error:  # no memory, no processes left: a restart tries again later
+            self.link.lose("its process did not start")
+            self._unlink()
+            raise ReplicaLost(
+                f"the engine process of {self.spec.name} cannot be started: {error.strerror or error}",
+                hint="free memory or processes on this machine",
+            ) from None
+        self._process = process
+        self._reader = asyncio.create_task(self._read(process))
+        assert process.stdin is not None
+        order = {"spec": self.spec.to_json(), "endpoint": endpoint}
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        await self._until_ready(process)
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             self._worker,
@@ -105,12 +122,6 @@ class EngineProcess:
             start_new_session=True,  # what the terminal or a group sends is for the parent to coordinate
             env=_environment(),
         )
-        self._process = process
-        self._reader = asyncio.create_task(self._read(process))
-        assert process.stdin is not None
-        order = {"spec": self.spec.to_json(), "endpoint": endpoint}
-        process.stdin.write(json.dumps(order).encode() + b"\n")
-        await self._until_ready(process)
 
     async def _until_ready(self, process: asyncio.subprocess.Process) -> None:
         ready = asyncio.ensure_future(self.link.ready())

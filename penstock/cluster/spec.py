@@ -53,6 +53,8 @@ class ExecutorSpec:
             raise ValueError(f"tensor_parallel must be at least 1, got {self.tensor_parallel}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
+        if self.max_context is not None and self.max_context < 1:
+            raise ValueError(f"max_context must be at least 1, got {self.max_context}")
 
 
 @dataclass(frozen=True, kw_only=True)

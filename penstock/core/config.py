@@ -51,7 +51,7 @@ def set_path(table: dict[str, object], assignment: str) -> None:
         place = _child(place, key, name)
     if isinstance(place, dict):
         place[last] = value
-    elif isinstance(place, list) and last.isdigit() and int(last) < len(place):
+    elif isinstance(place, list) and last.isdecimal() and int(last) < len(place):
         place[int(last)] = value
     else:
         raise BadConfig(f"--set {name}: there is no such place in the configuration")
@@ -60,7 +60,7 @@ def set_path(table: dict[str, object], assignment: str) -> None:
 def _child(place: object, key: str, name: str) -> object:
     if isinstance(place, dict):
         return place.setdefault(key, {})
-    if isinstance(place, list) and key.isdigit() and int(key) < len(place):
+    if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
         return place[int(key)]
     raise BadConfig(f"--set {name}: there is no such place in the configuration")
 

@@ -126,8 +126,12 @@ class ZmqChannel:
                 frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 break
-            if not self._hand_over(frame):
-                return
+            try:
+                if not self._hand_over(frame):
+                    return
+            except BaseException:
+                self._pump_soon()  # whoever listens broke; what came behind it is still to be told
+                raise
         events = _number(self._socket, zmq.EVENTS)
         if events & zmq.POLLOUT and self._room is not None and not self._room.done():
             self._room.set_result(None)

@@ -171,11 +171,11 @@ async def test_a_request_without_output_moves_when_its_replica_is_lost() -> None
 
 
 @in_virtual_time
-async def test_nobody_alive_is_overloaded_with_a_time_to_come_back() -> None:
+async def test_nobody_alive_is_told_as_such_with_a_time_to_come_back() -> None:
     world = World()
     for replica in world.replicas:
         replica.lose()
-    with pytest.raises(Overloaded) as caught:
+    with pytest.raises(ReplicaLost, match="0 are running") as caught:
         await world.fleet.submit(request("a"))
     assert caught.value.retry_after_s is not None
     world.replicas[0].revive()

@@ -12,11 +12,18 @@ from penstock.cluster.link import ReplicaLink
 from penstock.cluster.router import Router
 from penstock.cluster.spec import Outside, ReplicaSpec
 from penstock.core.config import Table
-from penstock.core.errors import BadRequest, ContextTooLong, Overloaded, ReplicaLost, StepFailed
+from penstock.core.errors import (
+    BadRequest,
+    ContextTooLong,
+    Overloaded,
+    ReplicaLost,
+    SchemaMismatch,
+    StepFailed,
+)
 from penstock.core.events import Finished, Reported
-from penstock.core.messages import Failed
+from penstock.core.messages import Failed, Hello, Say
 from penstock.core.prompt import HashedPrompt, TracedPrompt
-from penstock.core.types import Output, Request, RequestId, Sampling
+from penstock.core.types import Output, Report, Request, RequestId, Sampling
 from penstock.engine.turn import Predictors
 from penstock.net import local
 from penstock.policy import find
@@ -190,7 +197,7 @@ def test_a_channel_that_closes_loses_the_replica_and_a_new_one_brings_it_back() 
         with pytest.raises(ReplicaLost, match="cable"):
             await begun
         assert [report.is_alive for report in world.fleet.reports()] == [False]
-        with pytest.raises(Overloaded):
+        with pytest.raises(ReplicaLost, match="0 are running"):
             await world.fleet.submit(request("b"))
         await world.inside.stop()  # the far end noticed by itself
         await world.inside.start(world.specs[0], world.links[0])
@@ -210,6 +217,35 @@ def test_a_replica_that_cannot_start_says_why() -> None:
         with pytest.raises(Exception, match="config.json is missing") as caught:
             await link.ready()
         assert type(caught.value).__name__ == "BadModel" and caught.value.hint == "copy it"  # type: ignore[attr-defined]
+
+    run(body())
+
+
+def test_a_replica_of_another_schema_is_refused_by_who_waits_for_it() -> None:
+    async def body() -> None:
+        near, far = local.pair()
+        link = ReplicaLink("r0")
+        link.attach(near)
+        await far.send(Hello(Report(replica="r0", at=0.0), schema=99))
+        with pytest.raises(SchemaMismatch, match="replica r0 has schema version 99"):
+            await link.ready()
+        assert not link.is_alive
+
+    run(body())
+
+
+def test_what_a_lost_replica_had_said_before_does_not_revive_it() -> None:
+    async def body() -> None:
+        near, far = local.pair()
+        link, heard = ReplicaLink("r0"), []
+        link.attach(near)
+        link.listen(heard.append)
+        await far.send(Hello(Report(replica="r0", at=0.0)))
+        await link.ready()
+        await far.send(Say(Report(replica="r0", at=1.0)))
+        link.lose("somebody pulled the plug")
+        await asyncio.sleep(1)
+        assert [report.is_alive for report in heard] == [True, False]
 
     run(body())
 

@@ -19,7 +19,7 @@ from penstock.cluster.link import ReplicaLink
 from penstock.cluster.process import EngineProcess, Processes
 from penstock.cluster.router import Router
 from penstock.cluster.spec import ReplicaSpec
-from penstock.core.errors import BadModel, Overloaded, ReplicaLost
+from penstock.core.errors import BadModel, ReplicaLost
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Output, Request, RequestId, Sampling
 from penstock.policy import find
@@ -116,7 +116,7 @@ async def test_a_killed_engine_loses_its_requests_and_is_started_again() -> None
             with pytest.raises(ReplicaLost):
                 await begun
         assert not world.is_alive()
-        with pytest.raises(Overloaded):
+        with pytest.raises(ReplicaLost, match="0 are running"):
             await world.ask("b", 5)
         await until(world.is_alive)
         assert world.engine.pid != pid
@@ -146,6 +146,29 @@ async def test_an_engine_that_ends_without_a_word_is_told_by_its_last_lines() ->
         async with running("crashes"):
             pass
     assert "the last words of an engine" in caught.value.hint
+
+
+class Penniless(EngineProcess):
+    """On a machine that has no room for one process more, the first `failures` times."""
+
+    failures = 1
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        if self.failures:
+            self.failures -= 1
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await super()._spawn()
+
+
+async def test_a_machine_without_room_for_a_process_is_told_and_tried_again() -> None:
+    world = World()
+    engine = Penniless(world.spec, world.link, max_restarts=1, worker=WORKER)
+    with pytest.raises(ReplicaLost, match="Resource temporarily unavailable"):
+        await engine.start()
+    await engine.start()
+    await world.ask("a", 5)
+    await world.fleet.stop()
+    await engine.stop()
 
 
 PARENT = """
