@@ -320,8 +320,8 @@ def test_a_failure_before_the_stream_has_its_status(start: Start, service: Scrip
 
 
 def wait_until(is_so: object) -> None:
-    """A condition of another thread, given a second."""
-    deadline = time.monotonic() + 2
+    """A condition of another thread, given time."""
+    deadline = time.monotonic() + 10
     while not is_so():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it never became so"
         time.sleep(0.002)

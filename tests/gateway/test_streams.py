@@ -244,7 +244,7 @@ def test_a_client_that_reads_nothing_does_not_stall_others(
         for _ in range(3):
             told = httpx.post(f"{url}/v1/completions", json=HELLO, timeout=5)
             assert "".join(texts_of(told.content)) == "Hello" * 100
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 10
     while long_service.running and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not long_service.running
@@ -292,7 +292,7 @@ def test_sigterm(folder: Path, is_patient: bool) -> None:
 
         reader = threading.Thread(target=read)
         reader.start()
-        assert has_begun.wait(5)
+        assert has_begun.wait(20)
         process.send_signal(signal.SIGTERM)
         while httpx.get(f"{url}/health").status_code != 503:
             time.sleep(0.01)
@@ -300,8 +300,8 @@ def test_sigterm(folder: Path, is_patient: bool) -> None:
         assert refused.status_code == 503 and "retry-after" in refused.headers
         if not is_patient:
             process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 0
-        reader.join(5)
+        assert process.wait(20) == 0
+        reader.join(20)
         is_whole = b"".join(told).endswith(b"data: [DONE]\n\n")
         assert is_whole == is_patient
         if is_patient:
