@@ -167,9 +167,10 @@ class Replica:
         await self._end
 
     async def drain(self) -> None:
-        """Refuse new requests and return when all that were taken have ended."""
+        """Refuse new requests and return when all that were taken have ended, or the replica has."""
         self._is_draining = True
-        if not self.is_idle:
+        is_over = self._is_stopped or (self._end is not None and self._end.done())
+        if not self.is_idle and not is_over:
             drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._drained.append(drained)
             await drained
@@ -182,6 +183,7 @@ class Replica:
         await self._executor.stop()
         if self._end is not None and not self._end.done():
             self._end.set_result(None)
+        self._tell_drained()
 
     def check(self) -> None:
         """Recompute all invariants; AssertionError says which one is broken."""
@@ -232,6 +234,7 @@ class Replica:
             if self._end is None or self._end.done():
                 raise
             self._end.set_exception(error)
+            self._tell_drained()
 
     def turn(self, now: float) -> None:
         """Apply the inbox, step if a lane is idle, tell callers."""
@@ -269,6 +272,9 @@ class Replica:
         closed = self._briefing.take_closed()
         if closed:
             self._executor.close_jobs(closed)
+        self._tell_drained()
+
+    def _tell_drained(self) -> None:
         for drained in self._drained:
             if not drained.done():
                 drained.set_result(None)

@@ -189,7 +189,11 @@ class Council:
             items=(IdleBlock(block) for block in self._ledger.idle_blocks()),
             freed=lambda item: 1,
         )
+        if self._is_checked:
+            view.items = list(view.items)  # the law looks at them once more
         decision = self.policies.blocks.decide(view)
+        if self._is_checked:
+            evict.law(view, decision)
         return [eviction.item.id for eviction in decision.evictions]  # type: ignore[union-attr]
 
     def _digest(self, decision: batch.Decision) -> str:

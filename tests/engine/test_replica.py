@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import Coroutine
 from typing import Any
@@ -17,6 +18,7 @@ from penstock.core.prompt import TokenPrompt, TracedPrompt
 from penstock.core.types import Output, Request, RequestId, Sampling
 from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
+from penstock.policy import evict
 from penstock.policy.admit.full_fit import FullFit
 from penstock.policy.batch.vllm_v1 import VllmV1
 from penstock.policy.evict.lru import Lru
@@ -298,3 +300,41 @@ def test_nothing_is_lost_under_random_traffic(seed: int, num_blocks: int, budget
         assert len(ends) == n
         if name not in cancelled:
             assert [bench.tokens(name, answer) for answer in range(n)] == [output] * n
+
+
+def test_the_policy_of_cached_blocks_is_held_to_its_law() -> None:
+    class Miser:
+        def decide(self, view: Any) -> evict.Decision:
+            return evict.Decision(())
+
+    bench = Bench(num_blocks=4)
+    council = bench.replica._council
+    council.policies = dataclasses.replace(council.policies, blocks=Miser())
+
+    async def scenario() -> None:
+        running = asyncio.create_task(bench.replica.run())
+        for first in range(2):  # the second needs what the first left in the cache
+            ids = TokenPrompt(tuple(range(first, first + 14)))
+            bench.replica.submit(ask(f"{first}", 0, 1, ids=ids))
+            await asyncio.sleep(3)
+        with pytest.raises(AssertionError, match="0 blocks freed, 3 needed"):
+            await running
+        await bench.replica.drain()  # it can do no more: nobody waits for it
+
+    run(scenario())
+
+
+def test_stopping_ends_a_drain_that_waits() -> None:
+    bench = Bench()
+
+    async def scenario() -> None:
+        running = asyncio.create_task(bench.replica.run())
+        bench.replica.submit(ask("a", 5, 50))
+        draining = asyncio.create_task(bench.replica.drain())
+        await asyncio.sleep(2.5)
+        assert not draining.done()
+        await bench.replica.stop()
+        await asyncio.gather(draining, running)
+        await bench.replica.drain()
+
+    run(scenario())
