@@ -25,9 +25,18 @@ class Promise:
     priority: int = 0
 
 
+def slo_of(**bounds: float | None) -> Slo:
+    """The promise of these bounds, for flags. Raises BadConfig for one that is not positive."""
+    given = {name: value for name, value in bounds.items() if value is not None}
+    try:
+        return Slo(**given)
+    except ValueError as error:
+        raise BadConfig(str(error)) from None
+
+
 def parse_promise(text: str) -> Promise:
     """Read `PATTERN:ttft=0.5,priority=1`. Raises BadConfig."""
-    pattern, colon, rest = text.rpartition(":")
+    pattern, _, rest = text.rpartition(":")
     bounds: dict[str, float] = {}
     priority = 0
     try:
@@ -37,12 +46,11 @@ def parse_promise(text: str) -> Promise:
                 priority = int(value)
             else:
                 bounds[SLO_FIELDS[name.strip()]] = float(value)
-        if not colon or not pattern:
-            raise KeyError(text)
-        return Promise(pattern=pattern, slo=Slo(**bounds), priority=priority)
-    except (KeyError, ValueError) as error:
-        told = str(error) if str(error).startswith("slo.") else f"{text!r} is no promise"
-        raise BadConfig(told, hint=HINT) from None
+    except (KeyError, ValueError):
+        raise BadConfig(f"{text!r} is no promise", hint=HINT) from None
+    if not pattern:
+        raise BadConfig(f"the promise {text!r} does not say whose it is", hint=HINT)
+    return Promise(pattern=pattern, slo=slo_of(**bounds), priority=priority)
 
 
 def promise_to(tenant: str, promises: Sequence[Promise]) -> Promise | None:

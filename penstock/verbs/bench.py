@@ -22,9 +22,26 @@ EPILOG = (
     "`penstock bench URL --trace conv.csv --speed 2 --slo-ttft 0.5 --slo-tpot 0.05 --out report.json`; "
     "`penstock bench calibrate`"
 )
-
-
 DEFAULT_COMMAND = "url"  # `penstock bench URL` is `penstock bench url URL`; see penstock.__main__
+
+# Flags too long for the list of them below.
+TraceFile = Annotated[
+    Path, typer.Option(help="File with the traffic: Azure, Mooncake, BurstGPT or ShareGPT.")
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(help="Poisson arrivals, requests a second, in place of the trace's times."),
+]
+Promises = Annotated[
+    list[str] | None,
+    typer.Option(help="For some tenants, e.g. '*/api:ttft=2,tpot=0.1,priority=1'."),
+]
+Cap = Annotated[int | None, typer.Option(help="At most so many under way (no longer open loop).")]
+TokenizerFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder whose tokenizer.json sizes prompts [ask the server]."),
+]
+Key = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key to send.")]
 
 app = typer.Typer(help="Measure a server under a trace, or calibrate this machine.")
 app.command("calibrate", epilog=calibrate.EPILOG)(calibrate.calibrate)
@@ -33,37 +50,22 @@ app.command("calibrate", epilog=calibrate.EPILOG)(calibrate.calibrate)
 @app.command("url", epilog=EPILOG, no_args_is_help=True)
 def bench_url(  # noqa: PLR0913 - a flag is an argument
     url: Annotated[str, typer.Argument(help="An OpenAI-compatible server.")],
-    trace: Annotated[
-        Path, typer.Option(help="File with the traffic: Azure, Mooncake, BurstGPT or ShareGPT.")
-    ],
+    trace: TraceFile,
     format: Annotated[str | None, typer.Option(help="Format of the trace [recognised].")] = None,
     limit: Annotated[int | None, typer.Option(help="Play only so many requests.")] = None,
     speed: Annotated[float, typer.Option(help="Play the trace so many times as fast.")] = 1.0,
-    rate: Annotated[
-        float | None,
-        typer.Option(help="Poisson arrivals, requests a second, in place of the trace's times."),
-    ] = None,
+    rate: Rate = None,
     model: Annotated[str | None, typer.Option(help="Model to ask for [the first listed].")] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key to send.")
-    ] = None,
+    api_key: Key = None,
     is_chat: Annotated[bool, typer.Option("--chat", help="Use chat completions.")] = False,
     slo_ttft: Annotated[float | None, typer.Option(help="Promised time to first token, s.")] = None,
     slo_tpot: Annotated[
         float | None, typer.Option(help="Promised time per later token, s.")
     ] = None,
-    promise: Annotated[
-        list[str] | None,
-        typer.Option(help="For some tenants, e.g. '*/api:ttft=2,tpot=0.1,priority=1'."),
-    ] = None,
-    concurrency_cap: Annotated[
-        int | None, typer.Option(help="At most so many under way (no longer open loop).")
-    ] = None,
+    promise: Promises = None,
+    concurrency_cap: Cap = None,
     timeout: Annotated[float, typer.Option(help="Give up on a request after so long, s.")] = 600.0,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(help="Folder whose tokenizer.json sizes prompts [ask the server]."),
-    ] = None,
+    tokenizer: TokenizerFolder = None,
     seed: Annotated[int, typer.Option(help="Of the prompts' words and Poisson arrivals.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the report here as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture here (PNG).")] = None,
@@ -75,9 +77,8 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
     """
     from rich.console import Console
 
-    from penstock.core.types import Slo
     from penstock.lab.bench import Bench
-    from penstock.traffic.promises import parse_promise
+    from penstock.traffic.promises import parse_promise, slo_of
 
     wanted = Bench(
         url=url,
@@ -89,7 +90,7 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
         model=model,
         api_key=api_key,
         is_chat=is_chat,
-        slo=Slo(ttft_s=slo_ttft, tpot_s=slo_tpot),
+        slo=slo_of(ttft_s=slo_ttft, tpot_s=slo_tpot),
         promises=tuple(parse_promise(each) for each in promise or ()),
         concurrency_cap=concurrency_cap,
         timeout_s=timeout,

@@ -136,6 +136,7 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["nonsense"]) == 2
     assert run(["replay"]) == 2
     assert run(["bench", "http://x", "--trcae", "y"]) == 2
+    assert run(["bench", "http://x", "--trace", "y", "--slo-ttft", "-1"]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
