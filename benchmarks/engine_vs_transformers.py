@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 import torch
 from random_models import save_random_llama
-from transformers import AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from penstock.core.plans import Done, Opening, Plan, Work
 from penstock.core.prompt import TokenPrompt
@@ -124,19 +125,35 @@ def _request(seq: int, ids: list[int]) -> Request:
     return Request(id=RequestId(str(seq)), model="m", prompt=TokenPrompt(ids), sampling=sampling)
 
 
+class FirstToken(StoppingCriteria):
+    """Looks at the clock when generate has its first token; never stops it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.spent: tuple[float, float] | None = None
+
+    def __call__(self, ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        if self.spent is None:
+            self.spent = self._clock.look()
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+
 def reference(model, prompts: list[list[int]], num_tokens: int) -> Speed:  # type: ignore[no-untyped-def]
     """transformers' generate, its first token apart."""
     ids = torch.tensor(prompts)
-    options = dict(
-        attention_mask=torch.ones_like(ids), do_sample=False, eos_token_id=None, pad_token_id=0
-    )
     clock = Clock()
-    model.generate(ids, max_new_tokens=1, **options)
-    prefill = clock.look()
-    model.generate(ids, max_new_tokens=num_tokens, **options)
-    whole = clock.look()
-    decode = whole[0] - prefill[0], whole[1] - prefill[1]
-    return speed(prompts, num_tokens, prefill, decode)
+    first = FirstToken(clock)
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        stopping_criteria=StoppingCriteriaList([first]),
+    )
+    assert first.spent is not None
+    return speed(prompts, num_tokens, first.spent, clock.look())
 
 
 def speed(

@@ -6,6 +6,7 @@ reference's own two best logits lie within twice the tolerance. Ties are counted
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import replace
 from functools import cache
@@ -120,6 +121,21 @@ def test_logits(model_root: Path, name: str, attention: str) -> None:
                 ]
             )
             assert (got - want).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["llama-biased", "qwen3"])
+def test_bf16_is_as_exact_as_the_references(model_root: Path, name: str) -> None:
+    """Against the reference in fp32, our bf16 errs no more than half again as much as the reference's own bf16."""
+    folder, model = saved(model_root, name)
+    config = replace(ENGINE, dtype="bf16", num_blocks=40)
+    built = build_decoder(model_facts(folder), config, Alone(), None)
+    ids = np.array(prompts()[5])
+    with torch.inference_mode():
+        exact = model(torch.tensor(ids)[None]).logits[0]
+        rounded = copy.deepcopy(model).bfloat16()
+        theirs = rounded(torch.tensor(ids)[None]).logits[0].float() - exact
+        ours = logits_of(built, ids, 0, len(ids)) - exact
+    assert ours.square().mean() < 1.5**2 * theirs.square().mean()
 
 
 def logits_of(built, ids, first: int, last: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
