@@ -6,7 +6,8 @@ Header, then events in the order in which its mechanisms consumed or caused them
 the world. Inputs (Arrived, Cancelled, Completed, Reported) are complete enough to run the same mechanisms again;
 decisions carry a digest and a `why`. No prompt and no output text is ever written.
 
-Every record is a dataclass whose first field `kind` names it: the JSON line starts with it.
+Every record is a dataclass whose first field `kind` names it: the JSON line starts with it. Records are read-only to
+everybody; those written for every request or step are not declared frozen because that makes each four times as dear.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Opened:
     made: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Arrived:
     """A request reached `who` (input). `hashes` are hex block hashes at the replica's block size."""
 
@@ -65,7 +66,7 @@ class Arrived:
     hashes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Routed:
     """A fleet chose (decision). `replica` None = refused for now."""
 
@@ -100,7 +101,7 @@ class Cancelled:
     request: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Stepped:
     """One call of the policies and what was launched (decision); `plan` None = nothing could run.
 
@@ -124,7 +125,7 @@ class Stepped:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Completed:
     """A plan ended (input). `outputs` lists (seq, tokens, is_stop, hex hashes of blocks its tokens filled).
 
@@ -142,7 +143,7 @@ class Completed:
     error: str | None = None  # the whole step failed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Finished:
     """One answer ended. Times are instants on `who`'s clock; first/last are None when no token was produced."""
 
@@ -165,7 +166,7 @@ class Finished:
     slo: Slo
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Reported:
     """A report reached a fleet (input)."""
 
@@ -175,7 +176,7 @@ class Reported:
     report: Report
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Ended:
     """A fleet heard that a request is over (input): its outstanding count goes down."""
 

@@ -1,4 +1,6 @@
-"""What crosses the executor port: plans going in, completions coming out. Plain numbers, no live objects."""
+"""What crosses the executor port: plans going in, completions coming out. Plain numbers, no live objects.
+
+Read-only once made; Plan and Done are not declared frozen because one of each is made for every step."""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ class Opening(NamedTuple):
     answer: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     """What an executor runs: one lane of one step, self-contained (it may cross a process boundary)."""
 
@@ -65,7 +67,7 @@ class Sampled(NamedTuple):
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Done:
     """A plan ran `steps_run` times. `ends` holds the end instant of each run, oldest first."""
 
