@@ -149,7 +149,9 @@ class Fork:
         self._booked = [(job, upto) for job, upto in self._booked if job.seq != seq]
         self._pending.clear()
         self._noted = 0
-        self._found = {other: found for other, found in self._found.items() if self._held.get(other)}
+        self._found = {
+            other: found for other, found in self._found.items() if self._held.get(other)
+        }
 
     def _give(self, blocks: list[int]) -> None:
         for block in blocks:
