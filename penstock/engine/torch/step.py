@@ -51,7 +51,8 @@ class StepArrays(NamedTuple):
             max_query=self.max_query,
             max_context=self.max_context,
         )
-        return StepInput(moved(self.ids), moved(self.positions), moved(self.rows), meta)
+        is_whole = self.num_sampling == len(self.ids)  # single tokens that all sample, in order
+        return StepInput(moved(self.ids), moved(self.positions), moved(self.rows), meta, is_whole)
 
 
 def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> StepArrays:

@@ -180,6 +180,17 @@ async def test_prompt_logprobs(executor: TorchExecutor, model_root: Path) -> Non
     assert entry.logprob == pytest.approx(float(want[-1].max()), abs=1e-4)
 
 
+@pytest.mark.parametrize("prompt", [[7, 8], [7], [7, 8, 9]])
+async def test_scoring_the_prompt_changes_no_token(executor: TorchExecutor, prompt: list[int]) -> None:
+    """All rows of the step are wanted, but not in their order: the sampled one comes first."""
+    driver = Driver(executor)
+    plain = driver.job(prompt, GREEDY)
+    scored = driver.job(prompt, replace(GREEDY, prompt_logprobs=0))
+    await driver.finish([plain], 6)
+    await driver.finish([scored], 6)
+    assert scored.outputs == plain.outputs
+
+
 async def test_seeded_sampling_survives_batching_and_preemption(executor: TorchExecutor) -> None:
     driver = Driver(executor)
     warm = Sampling(temperature=1.0, top_p=0.9, seed=5, ignore_eos=True)
