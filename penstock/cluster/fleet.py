@@ -28,6 +28,7 @@ from penstock.core.ports import OnOutput, ReplicaPort
 from penstock.core.types import Output, Report, Request
 
 RETRY_AFTER_S = 1.0  # what a caller is told when nothing better is known
+ERRORS: dict[str, type[PenstockError]] = {"BadRequest": BadRequest}  # by Output.code
 TURNED_AWAY = (Overloaded, Draining, ReplicaLost)
 
 
@@ -53,7 +54,8 @@ class Ticket:
         if output.finish is not None:
             self.left -= 1
             if output.finish == "error":
-                self.error = StepFailed(output.error or "the request failed inside the engine")
+                told = output.error or "the request failed inside the engine"
+                self.error = ERRORS.get(output.code or "", StepFailed)(told)
         if self.on_output is not None and not self.is_cancelled:
             try:
                 self.on_output(output)

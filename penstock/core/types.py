@@ -166,7 +166,7 @@ class Job:
     num_output: int = 0
     computed: int = 0
     in_flight: int = 0
-    cached: int = 0  # positions adopted from the prefix cache when last admitted
+    cached: int = 0  # positions adopted from the prefix cache when first admitted
     status: Status = "waiting"
     priority: int = 0
     num_preemptions: int = 0
@@ -246,8 +246,9 @@ class Output(NamedTuple):
     finish: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
-    num_cached: int = 0  # prompt tokens taken from the prefix cache; set on the last output
+    num_cached: int = 0  # prompt tokens taken from the prefix cache
     error: str | None = None
+    code: str | None = None  # class of core.errors that `error` is raised as; None = StepFailed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

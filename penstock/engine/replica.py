@@ -45,6 +45,7 @@ from penstock.engine.turn import Council, Predictors, ReplicaPolicies, Verdict
 
 OnOutputs = Callable[[tuple[tuple[str, Output], ...]], None]
 Arrival = tuple[Request, bool]
+STEPS_UNTIL_RETRY = 100  # a full queue is tried again after about so many steps
 SHARED_FAILURE = "a request that begins alike failed in the same step; send this one again"
 
 
@@ -134,7 +135,7 @@ class Replica:
             )
             self._log.emit(refused)
             raise
-        self._num_arriving += 1
+        self._num_arriving += request.n
         self._put((request, every_token))
 
     def cancel(self, request_id: str) -> None:
@@ -210,11 +211,11 @@ class Replica:
             )
         bound = self.config.max_waiting
         queued = len(self._roster.waiting) + self._num_arriving
-        if bound is not None and queued >= bound:
+        if bound is not None and queued and queued + request.n > bound:
             raise Overloaded(
-                f"{queued} requests wait already; the queue holds {bound}",
+                f"{queued} answers wait already; the queue holds {bound}",
                 hint="try again in a moment",
-                retry_after_s=max(1.0, self._step_s * 100),
+                retry_after_s=max(1.0, self._step_s * STEPS_UNTIL_RETRY),
             )
 
     def _put(self, item: Arrival | str | Completion) -> None:
@@ -415,7 +416,10 @@ class Replica:
         if not lanes:
             self._emit_stepped(now, verdict, None, 1)
         for refused, why in verdict.refused:
-            self._finish(now, refused, "error", NOTHING, why or "refused by the admission policy")  # type: ignore[arg-type]
+            job: Job = refused  # type: ignore[assignment]
+            self._briefing.ended(job)
+            told = why or "the admission policy refuses this request"
+            roster.finish(now, job, "error", NOTHING, told, "BadRequest")
         if not self._flights and not roster.is_empty:
             moved = decision.evicted or verdict.refused
             assert moved, (

@@ -122,12 +122,13 @@ class Roster:
         reason: FinishReason,
         sampled: Sampled = NOTHING,
         error: str | None = None,
+        code: str | None = None,
     ) -> None:
         """End one answer: free its blocks, tell its caller, write the Finished event."""
         (self.running if job.status == "running" else self.waiting).remove(job)
         self._ledger.release(job, job.computed)
         job.status = "ended"
-        self.tell(job, sampled, reason, error)
+        self.tell(job, sampled, reason, error, code)
         request = job.request
         jobs = self._by_request[request.id]
         jobs.remove(job)
@@ -161,11 +162,14 @@ class Roster:
         sampled: Sampled,
         reason: FinishReason | None = None,
         error: str | None = None,
+        code: str | None = None,
     ) -> None:
         """Note what the caller is to hear; callers who want only the end hear only of it."""
         if not self._every_token[job.request.id]:
             if reason is not None:
-                whole = Output(job.answer, (), job.num_output, reason, (), (), job.cached, error)
+                whole = Output(
+                    job.answer, (), job.num_output, reason, (), (), job.cached, error, code
+                )
                 self.outputs.append((job.request.id, whole))
             return
         output = Output(
@@ -177,6 +181,7 @@ class Roster:
             sampled.prompt_logprobs,
             job.cached,
             error,
+            code,
         )
         self.outputs.append((job.request.id, output))
 

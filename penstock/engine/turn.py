@@ -10,13 +10,16 @@ import hashlib
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from penstock.core.rng import stream
-from penstock.core.types import Caps
+from penstock.core.types import Caps, Phase
 from penstock.core.views import Answer, Cost, Eviction, JobView, LedgerFork, Lengths
 from penstock.engine.joblist import JobList
 from penstock.engine.ledger import BlockLedger
 from penstock.policy import admit, batch, evict, order
+
+PHASES = get_args(Phase)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,7 @@ class Council:
         self._now = 0.0
         self._running: Sequence[JobView] = ()
         self._trace = array("q")
+        self._forgotten = array("q")  # idle blocks given up since the last decision
         self._refused: list[tuple[JobView, str]] = []
         self._whys: list[str] = []
         ledger.choose_idle = self._choose_idle
@@ -97,7 +101,8 @@ class Council:
     ) -> Verdict:
         """One transaction: rank the waiting, plan a batch. Nothing real is touched."""
         self._now, self._running = now, running.jobs
-        self._trace, self._refused, self._whys = array("q"), [], []
+        self._trace, self._forgotten = self._forgotten, array("q")
+        self._refused, self._whys = [], []
         ranking, stable = self._rank(running, waiting)
         view = batch.View(
             now=now,
@@ -194,15 +199,24 @@ class Council:
         decision = self.policies.blocks.decide(view)
         if self._is_checked:
             evict.law(view, decision)
-        return [eviction.item.id for eviction in decision.evictions]  # type: ignore[union-attr]
+        chosen = [eviction.item.id for eviction in decision.evictions]  # type: ignore[union-attr]
+        self._forgotten.extend(chosen)
+        return chosen
 
     def _digest(self, decision: batch.Decision) -> str:
+        """Over all that was said: ranking, admissions, victims, blocks forgotten since the last time, lanes."""
         trace = self._trace
+        if decision.admitted or decision.evicted:
+            trace.append(-5)
+            trace.extend(job.seq for job in decision.admitted)
+            trace.extend(-6 - job.seq for job, _ in decision.evicted)
         for lane in decision.batch.lanes:
-            trace.append(-3)
-            for job, tokens, layers, _ in lane.chunks:
-                trace.extend(
-                    (job.seq, tokens) if layers is None else (job.seq, tokens, -4, *layers)
-                )
+            trace.extend((-3, round(lane.share * (1 << 30))))
+            for job, tokens, layers, phase in lane.chunks:
+                trace.extend((job.seq, tokens))
+                if layers is not None or phase != "extend":
+                    trace.extend((-4, PHASES.index(phase), *(layers or ())))
         told = hashlib.blake2b(trace.tobytes(), digest_size=8)
+        if decision.batch.nano is not None:
+            told.update(decision.batch.nano.encode())
         return told.hexdigest()

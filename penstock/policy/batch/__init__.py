@@ -4,7 +4,8 @@ The policy books what it plans on `view.ledger.fork()`, may ask `view.admit(job,
 may start and `view.victims(job, blocks, among, fork)` who makes room. The replica then applies the decision in this
 order: evictions, admissions, launch.
 
-Law: every job appears in at most one chunk; 1 <= tokens <= todo (for a waiting job: known - cached); the sum stays
+Law: every job appears in at most one chunk, and in none while a plan with it still runs (unless
+caps.async_depth > 1); 1 <= tokens <= todo (for a waiting job: known - cached); the sum stays
 within caps.max_batch_tokens; chunks are of running or admitted jobs that are not evicted; admitted jobs were
 waiting and are at most caps.max_jobs with the running; shares are in (0, 1] and sum to at most
 caps.max_total_share; layer ranges are contiguous and only asked of executors that have them; and everything fits
@@ -102,6 +103,8 @@ def _law_of_chunks(view: View, decision: Decision, alive: set[int]) -> None:
     for chunk in chunks:
         job = chunk.job
         todo = job.known - fork.cached(job) if job.seq in waiting else job.todo
+        is_free = not job.in_flight or view.caps.async_depth > 1
+        assert is_free, f"job {job.seq} is part of a plan that still runs"
         assert 1 <= chunk.tokens <= todo, f"job {job.seq}: {chunk.tokens} tokens of {todo}"
         if chunk.layers is not None:
             first, end = chunk.layers
