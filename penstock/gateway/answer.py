@@ -79,7 +79,9 @@ class AnswerText:
             text = self._push_each(ids, output)
         if output.finish is not None and self.finish is None:
             text += self._end(output.finish)
-        if output.finish is not None:
+        if (
+            not self.num_cached
+        ):  # told with each output or with the last, and this answer may end before
             self.num_cached = output.num_cached
         self.told += len(text)
         return text

@@ -17,6 +17,7 @@ from penstock.core.types import ProgramId, Request, RequestId, Sampling, Slo
 from penstock.gateway.answer import AnswerText
 from penstock.gateway.bodies import ChatBody, CompletionBody, SharedBody
 from penstock.gateway.config import GatewayConfig
+from penstock.gateway.errors import Unsupported
 from penstock.gateway.folder import Preferred
 from penstock.gateway.stop import Stops
 from penstock.gateway.text import TextModel
@@ -78,7 +79,7 @@ def sampling_of(
     body: SharedBody, text: TextModel, logprobs: int | None, *, as_model_prefers: bool
 ) -> Sampling:
     """How tokens are drawn, before `max_tokens` is known: the caller's word, the model's, OpenAI's default."""
-    stop_ids = tuple(dict.fromkeys(body.stop_token_ids or ()))
+    stop_ids = _stop_ids(body, text)
     if not body.ignore_eos:
         stop_ids = (*stop_ids, *sorted(text.eos_ids.difference(stop_ids)))
     own = text.preferred if as_model_prefers else Preferred()
@@ -116,6 +117,17 @@ def _bias(told: dict[str, float], text: TextModel) -> tuple[tuple[int, float], .
     return tuple(sorted(pairs))
 
 
+def _stop_ids(body: SharedBody, text: TextModel) -> tuple[int, ...]:
+    told = body.stop_token_ids or ()
+    strange = [id for id in told if id >= text.num_vocabulary]
+    if strange:
+        raise BadRequest(
+            f"stop_token_ids: {strange[0]} is not a token id of this model (0 to {text.num_vocabulary - 1})",
+            param="stop_token_ids",
+        )
+    return tuple(dict.fromkeys(told))
+
+
 def stops_of(stop: str | list[str] | None) -> Stops | None:
     strings = [stop] if isinstance(stop, str) else stop or []
     if any(not string for string in strings):
@@ -130,6 +142,12 @@ def check_shared(body: SharedBody, config: GatewayConfig) -> None:
     if body.stream_options is not None and not body.stream:
         raise BadRequest(
             "stream_options is only allowed when stream is true", param="stream_options"
+        )
+    if body.adapter is not None:
+        raise Unsupported(
+            f"no adapters are served here, so {body.adapter!r} cannot be used",
+            hint="leave the field out",
+            param="adapter",
         )
     if (body.n or 1) > config.max_answers:
         raise BadRequest(f"n: at most {config.max_answers} answers are allowed here", param="n")

@@ -160,7 +160,7 @@ class Calls:
         requests = make_requests(ask, body, origin)
         meter = self._meter.of(ask.model)
         try:
-            with self._place(len(requests), meter):
+            with self._place(len(requests), ask.n, meter):
                 await self._run(call, ask, requests, shape)
         except PenstockError as error:
             meter.refused(face(error).code or "error").inc(len(requests))
@@ -170,21 +170,28 @@ class Calls:
             raise
 
     @contextmanager
-    def _place(self, num_requests: int, meter: ModelMeter) -> Iterator[None]:
-        """A place inside for each request. Raises Overloaded when there are not enough."""
-        if self._num_inside + num_requests > self._config.max_queue:
+    def _place(self, num_requests: int, n: int, meter: ModelMeter) -> Iterator[None]:
+        """A place inside for each answer. Raises Overloaded when too few are free, BadRequest when there never are."""
+        num_answers, limit = num_requests * n, self._config.max_queue
+        if num_answers > limit:
+            raise BadRequest(
+                f"{num_requests} prompts with {n} answers each are more than the {limit} answers that "
+                "this server holds at once",
+                hint="send them in several requests",
+                param="n" if n > 1 else "prompt",
+            )
+        if self._num_inside + num_answers > limit:
             raise Overloaded(
-                f"the server already holds {self._num_inside} requests, its limit is "
-                f"{self._config.max_queue}",
+                f"the server already holds {self._num_inside} answers, its limit is {limit}",
                 hint="try again later",
                 retry_after_s=self._config.retry_after_s,
             )
-        self._num_inside += num_requests
+        self._num_inside += num_answers
         meter.in_flight.inc(num_requests)
         try:
             yield
         finally:
-            self._num_inside -= num_requests
+            self._num_inside -= num_answers
             meter.in_flight.dec(num_requests)
 
     async def _run(self, call: Call, ask: Ask, requests: Sequence[Request], shape: Shape) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -11,7 +12,7 @@ class GatewayConfig:
 
     api_keys: key -> tenant; empty = no keys asked, every caller is tenant "default".
     cors_origins: sites whose pages may call us; "*" = any. The playground needs none.
-    max_queue: requests inside at once (one prompt = one request); more are told 429.
+    max_queue: answers under way at once (prompts x n of all callers); more are told 429.
     model_defaults: temperature, top_p and the like default to the model's generation_config.json, not to OpenAI's.
     isolate_tenants: tenants never share cached prompt blocks.
     thread_above_chars: longer prompts are tokenised in a thread; None = never (a virtual clock allows no threads).
@@ -39,9 +40,26 @@ class GatewayConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must lie between 0 and 65535, got {self.port}")
+        if not self.host:
+            raise ValueError('host may not be empty; "0.0.0.0" listens on all addresses')
         for name in ("max_body_bytes", "max_queue", "max_prompts", "max_answers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_logprobs", "thread_above_chars"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        if self.stall_timeout_s is not None and not 0 < self.stall_timeout_s < math.inf:
+            raise ValueError(
+                f"stall_timeout_s must be a positive number of seconds, got {self.stall_timeout_s}; "
+                "leave it out for the default"
+            )
+        if not 0 <= self.retry_after_s < math.inf:
+            raise ValueError(
+                f"retry_after_s must be a number of seconds from 0 up, got {self.retry_after_s}"
+            )
+        if self.request_prefix == "" or "" in self.cors_origins:
+            raise ValueError("request_prefix and cors_origins hold no empty strings")
         for key, tenant in self.api_keys.items():
             if not key or not tenant:
                 raise ValueError("api_keys maps each key to a tenant; neither may be empty")

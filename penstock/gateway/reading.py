@@ -81,8 +81,9 @@ class Reading:
     def usage(self) -> Usage:
         n, answers = self.n, self.answers
         cached = sum(
-            max(answer.num_cached for answer in answers[start : start + n])
-            for start in range(0, len(answers), n)
+            # a preempted job may find its own output in the cache too
+            min(len(prompt.ids), max(answer.num_cached for answer in answers[i * n : (i + 1) * n]))
+            for i, prompt in enumerate(self._ask.prompts)
         )
         completion = 0 if self._ask.echo_only else sum(answer.num_tokens for answer in answers)
         return Usage(self._ask.num_prompt, completion, cached)

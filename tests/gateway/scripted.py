@@ -22,6 +22,7 @@ class Scripted:
     step_s: float = 0.0
     bundle: int = 1
     num_cached: int = 0
+    says_cached_always: bool = False  # with each output, not with the last only
     fail_with: Exception | None = None
     fail_after: int | None = None  # outputs before the failure; None = at once
     is_draining: bool = False
@@ -92,9 +93,8 @@ class Scripted:
         if prompt_wanted is not None:
             told = request.prompt.ids  # type: ignore[attr-defined]
             prompt = (None, *(logprob(id, prompt_wanted) for id in told[1:]))
-        return Output(
-            answer, ids, len(ids), finish, logprobs, prompt, self.num_cached if finish else 0
-        )
+        cached = self.num_cached if finish or self.says_cached_always else 0
+        return Output(answer, ids, len(ids), finish, logprobs, prompt, cached)
 
     def reports(self) -> Sequence[Report]:
         return [

@@ -70,6 +70,10 @@ BAD: list[tuple[str, dict[str, Any], str | None, str]] = [
     (COMPLETION, {"logit_bias": {"1": 200}}, "logit_bias", "<= 100"),
     (COMPLETION, {"stream_options": {"include_usage": True}}, "stream_options", "stream is true"),
     (COMPLETION, {"seed": 2**70}, "seed", ""),
+    (COMPLETION, {"stop_token_ids": [5, 10**6]}, "stop_token_ids", "1000000 is not a token id"),
+    (COMPLETION, {"adapter": "lora-1"}, "adapter", "no adapters are served"),
+    (CHAT, {"stop_token_ids": [10**6]}, "stop_token_ids", "not a token id"),
+    (CHAT, {"adapter": "lora-1"}, "adapter", "no adapters are served"),
     (CHAT, {"messages": []}, "messages", "at least one"),
     (CHAT, {"messages": "Hi"}, "messages", "expected `array"),
     (CHAT, {}, "messages", "missing"),
@@ -289,6 +293,33 @@ async def test_metrics(service: Scripted, text: TextModel, answer_ids: list[int]
     assert values[refused.replace("rate_limit_exceeded", "replica_lost")] == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_cached_tokens_of_answers_that_a_stop_string_ended(
+    service: Scripted, text: TextModel, stream: bool
+) -> None:
+    """The replica says with every output what it found in its cache; the last of them is never heard."""
+    service.num_cached, service.says_cached_always = 1, True
+    async with client_of(app_of(service, text)) as http:
+        fields: dict[str, Any] = {"stop": "world", "n": 2}
+        if stream:
+            fields |= {"stream": True, "stream_options": {"include_usage": True}}
+        told = (await http.post(COMPLETION, json=HELLO | fields)).text
+        if stream:
+            told = told.split("\n\n")[-3].removeprefix("data: ")
+        metrics = (await http.get("/metrics")).text
+    assert json.loads(told)["usage"]["prompt_tokens_details"]["cached_tokens"] == 1
+    assert 'penstock:prefix_cache_hits_total{model_name="tiny"} 1.0' in metrics
+
+
+async def test_no_more_tokens_are_cached_than_the_prompt_has(
+    service: Scripted, text: TextModel
+) -> None:
+    service.num_cached = 300  # preempted, and its own output was in the cache when it came back
+    async with client_of(app_of(service, text)) as http:
+        usage = (await http.post(COMPLETION, json=HELLO)).json()["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"]
+
+
 async def test_tokenize_and_back(http: httpx.AsyncClient, text: TextModel) -> None:
     told = (await http.post("/tokenize", json={"model": "tiny", "prompt": "Hello 🐢"})).json()
     assert told["tokens"] == text.encode("Hello 🐢") and told["max_model_len"] == 512
@@ -346,8 +377,16 @@ def test_every_error_has_a_face() -> None:
 
 
 def test_configuration_says_what_is_wrong() -> None:
-    with pytest.raises(ValueError, match="port"):
-        GatewayConfig(port=70000)
+    senseless: list[tuple[str, Any]] = [
+        ("port", 70000), ("host", ""), ("max_queue", 0), ("max_logprobs", -1),
+        ("thread_above_chars", -1), ("stall_timeout_s", -1.0), ("stall_timeout_s", 0.0),
+        ("stall_timeout_s", float("nan")), ("retry_after_s", -0.5), ("retry_after_s", float("inf")),
+        ("request_prefix", ""), ("cors_origins", ("",)),
+    ]  # fmt: skip
+    for name, value in senseless:
+        with pytest.raises(ValueError, match=name):
+            GatewayConfig(**{name: value})
+    GatewayConfig(stall_timeout_s=None, thread_above_chars=None, max_logprobs=0, retry_after_s=0.0)
     assert dataclasses.is_dataclass(GatewayConfig)
     taken = listen("127.0.0.1", 0)
     with taken, pytest.raises(BadConfig, match="cannot listen"):

@@ -283,11 +283,23 @@ def test_a_full_queue_says_when_to_come_back(start: Start, service: Scripted) ->
 
 
 def test_the_gateways_own_limit(start: Start, service: Scripted) -> None:
-    client = client_of(start(service, max_queue=2))
-    with pytest.raises(openai.RateLimitError):
-        client.completions.create(model="tiny", prompt=["a", "b", "c"])
+    """It counts answers: prompts times n. What could never fit is the caller's to change."""
+    client = client_of(start(service, max_queue=4))
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="tiny", prompt=["a"] * 5)
+    assert caught.value.param == "prompt"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="tiny", prompt=["a", "b"], n=3)
+    assert caught.value.param == "n"
     for _ in range(3):
-        client.completions.create(model="tiny", prompt=["a", "b"])
+        client.completions.create(model="tiny", prompt=["a", "b"], n=2)
+    service.step_s = 0.01
+    stream = client.completions.create(model="tiny", prompt="a", n=3, max_tokens=100, stream=True)
+    next(iter(stream))
+    with pytest.raises(openai.RateLimitError):
+        client.completions.create(model="tiny", prompt="b", n=2)
+    client.completions.create(model="tiny", prompt="b", max_tokens=1)
+    stream.close()
 
 
 def test_draining(start: Start, service: Scripted) -> None:
