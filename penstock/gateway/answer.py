@@ -79,9 +79,8 @@ class AnswerText:
             text = self._push_each(ids, output)
         if output.finish is not None and self.finish is None:
             text += self._end(output.finish)
-        if (
-            not self.num_cached
-        ):  # told with each output or with the last, and this answer may end before
+        # Told with each output or with the last only, and this answer may end before that.
+        if not self.num_cached:
             self.num_cached = output.num_cached
         self.told += len(text)
         return text
