@@ -2,6 +2,10 @@
 
     seed = 0
     [gateway]                       # see penstock.gateway.config
+    [hub]                           # where models with a Hub's name come from
+    endpoint = "https://hub.example"    # another server with the Hub's API; left out: as huggingface_hub has it
+    offline = true                  # ask nobody: take what the cache holds
+    cache_dir = "/models/hub"       # left out: huggingface_hub's own
     [net]
     report_s = 0.1
     [log]
@@ -25,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock.assemble.presets import policy_tables
-from penstock.cluster.spec import ExecutorSpec, policy_of
+from penstock.cluster.spec import SLOTS, ExecutorSpec, policy_of
 from penstock.core.config import Table, build, load_toml, set_path
 from penstock.core.errors import BadConfig
 from penstock.core.schema import check_schema
@@ -61,8 +65,12 @@ class NetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """`drain_timeout_s`: running requests get this long after SIGTERM. `max_restarts` of a crashing engine in a row."""
+    """`drain_timeout_s`: running requests get this long after SIGTERM. `max_restarts` of a crashing engine in a row.
 
+    `start_timeout_s`: an engine that is not ready after so long, its model loaded, is ended (downloads come before).
+    """
+
+    start_timeout_s: float = 600.0
     drain_timeout_s: float = 60.0
     max_restarts: int = 5
 
@@ -71,8 +79,27 @@ class ServeConfig:
             raise ValueError(
                 f"drain_timeout_s must be a number of seconds from 0 up, got {self.drain_timeout_s}"
             )
+        if not 0 < self.start_timeout_s < math.inf:
+            raise ValueError(
+                f"start_timeout_s must be a positive number of seconds, got {self.start_timeout_s}"
+            )
         if self.max_restarts < 0:
             raise ValueError(f"max_restarts must be at least 0, got {self.max_restarts}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubConfig:
+    """Where models with a Hub's name come from. What is left out is as huggingface_hub's own environment says:
+    HF_ENDPOINT, HF_HUB_OFFLINE (which `offline = false` does not undo), HF_HUB_CACHE.
+    """
+
+    endpoint: str | None = None
+    offline: bool = False
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint must be a URL (http or https), got {self.endpoint!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +166,7 @@ class Config:
     seed: int = 0
     is_checked: bool = False
     gateway: GatewayConfig = GatewayConfig()
+    hub: HubConfig = HubConfig()
     log: LogConfig = LogConfig()
     net: NetConfig = NetConfig()
     serve: ServeConfig = ServeConfig()
@@ -168,10 +196,21 @@ def load_config(
         if value is not None:
             _put(table, name, value)
     for assignment in sets:
+        _open_policies(fleets)
         set_path(table, assignment)
     config = build(Config, table)
     check(config)
     return config
+
+
+def _open_policies(fleets: Sequence[object]) -> None:
+    """Policies given as bare names become tables, so that `--set fleet.0.policy.batch.max_tokens=64` finds a place."""
+    for fleet in fleets:
+        policy = fleet.get("policy") if isinstance(fleet, dict) else None
+        if isinstance(policy, dict):
+            for slot in SLOTS.keys() & policy.keys():
+                if isinstance(policy[slot], str):
+                    policy[slot] = {"name": policy[slot]}
 
 
 def _put(table: dict[str, object], name: str, value: object) -> None:

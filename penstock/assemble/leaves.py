@@ -39,7 +39,9 @@ class Leaves:
 
 def process_leaves(config: Config) -> tuple[Leaves, Processes]:
     """Real ones. The processes are given too, so that a second signal can end them at once."""
-    processes = Processes(max_restarts=config.serve.max_restarts)
+    processes = Processes(
+        max_restarts=config.serve.max_restarts, start_timeout_s=config.serve.start_timeout_s
+    )
     opened: list[Log] = []
     text = print_config(config)
 

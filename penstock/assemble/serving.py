@@ -28,6 +28,8 @@ from penstock.gateway.app import Gateway, create_app
 from penstock.gateway.server import Server, listen, url_of
 from penstock.gateway.text import TextModel
 
+STILL_S = 10.0  # silence of engines that load before people are told that they do
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
@@ -50,7 +52,13 @@ def localise(config: Config) -> Config:
                 f"fleet[{index}].executor.kind is {fleet.executor.kind!r}, which cannot serve text",
                 hint="`penstock simulate` runs modelled executors",
             )
-        folder = find_model(fleet.model, revision=fleet.revision)
+        folder = find_model(
+            fleet.model,
+            revision=fleet.revision,
+            endpoint=config.hub.endpoint,
+            cache_dir=None if config.hub.cache_dir is None else config.hub.cache_dir.expanduser(),
+            is_offline=config.hub.offline,
+        )
         fleets.append(replace(fleet, model=str(folder), name=fleet.served_name))
     return replace(config, fleet=tuple(fleets))
 
@@ -76,7 +84,10 @@ def run(
 ) -> bool:
     """Serve until told to stop; whether everything that was running could end. Raises PenstockError."""
     listen(config.gateway.host, config.gateway.port).close()  # fail before any model is loaded
+    on_phase(f"looking for {', '.join(fleet.model for fleet in config.fleet)}")
     config = localise(config)
+    for fleet in config.fleet:
+        on_phase(f"model {fleet.served_name} is in {fleet.model}; reading its tokenizer")
     texts = load_texts(config)
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
         try:
@@ -104,7 +115,8 @@ async def serve(
     leaves, processes = process_leaves(config)
     on_phase(f"starting {sum(fleet.replicas for fleet in config.fleet)} engine(s)")
     with Stopper(processes, config.serve.drain_timeout_s, on_phase) as stopper:
-        service = await assemble(config, leaves)
+        with Waiting(processes, on_phase):
+            service = await assemble(config, leaves)
         try:
             _narrow(texts, config, service)
             app = create_app(service, texts, config.gateway, hash_key=secrets.token_bytes(16))
@@ -137,6 +149,29 @@ def _ready(url: str, config: Config, service: Fleets, processes: Processes) -> R
         num_blocks=sum(report.total_blocks for report in reports),
         max_context=max(report.max_context for report in reports),
     )
+
+
+class Waiting:
+    """Says every STILL_S which engines are still loading: weights of tens of gigabytes take minutes."""
+
+    def __init__(self, processes: Processes, on_phase: Callable[[str], None]) -> None:
+        self._processes, self._on_phase = processes, on_phase
+        self._waited_s = 0.0
+
+    def __enter__(self) -> None:
+        self._arm()
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+
+    def _arm(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(STILL_S, self._tell)
+
+    def _tell(self) -> None:
+        self._waited_s += STILL_S
+        open_ones = [each.spec.name for each in self._processes.engines if not each.link.is_alive]
+        self._on_phase(f"still loading after {self._waited_s:g} s: {', '.join(open_ones)}")
+        self._arm()
 
 
 class Announced(Server):

@@ -3,7 +3,8 @@
 A request is routed, sent, and heard of until all its answers ended. When a replica turns it away (Overloaded, Draining)
 or is lost before its first token, it is routed again among the replicas it has not met; when nobody is left the last
 error is the caller's. After a first token a lost replica ends the request with ReplicaLost, since a second
-one would say other words. Cancelling the waiting task sends a Cancel on the same turn of the loop; the request counts
+one would say other words. A route policy that raises ends the request it was asked about with StepFailed, and nothing
+else. Cancelling the waiting task sends a Cancel on the same turn of the loop; the request counts
 as outstanding until the replica confirms, so policies see blocks that are still held.
 
 Work per token: one call of `on_output`. Memory: one Ticket a request, at most `max_outstanding` of them.
@@ -12,6 +13,7 @@ Work per token: one call of `on_output`. Memory: one Ticket a request, at most `
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 from penstock.cluster.router import Router
@@ -29,6 +31,7 @@ from penstock.core.types import Output, Report, Request
 
 RETRY_AFTER_S = 1.0  # what a caller is told when nothing better is known
 ERRORS: dict[str, type[PenstockError]] = {"BadRequest": BadRequest}  # by Output.code
+_log = logging.getLogger("penstock.cluster")
 TURNED_AWAY = (Overloaded, Draining, ReplicaLost)
 
 
@@ -177,8 +180,15 @@ class Fleet:
             raise error
 
     def _place(self, ticket: Ticket, at: float, why: PenstockError | None) -> None:
-        """Send the ticket to a replica it has not met; end it when there is none."""
-        chosen = self._router.choose(at, ticket.request, ticket.tried)
+        """Send the ticket to a replica it has not met; end it when there is none. Raises nothing."""
+        try:
+            chosen = self._router.choose(at, ticket.request, ticket.tried)
+        except Exception as error:  # noqa: BLE001 - the policy's own; others wait for this call to return
+            _log.exception("the route policy of %s failed on %s", self.name, ticket.request.id)
+            failed = StepFailed(f"the route policy of {self.name!r} failed: {error!r}")
+            failed.__cause__ = error
+            self._refuse(ticket, at, failed)
+            return
         if chosen is None:
             self._refuse(ticket, at, why or self._nobody())
             return

@@ -6,7 +6,7 @@ logged line by line with its name in front, and the last lines are kept to say w
 When a process ends without being told to, its link loses it at once (requests inside fail with ReplicaLost, the report
 says dead); when it stands still or breaks its channel it is ended. Either way it is started again after BACKOFF_S,
 doubled each time up to MAX_BACKOFF_S; a process that lived for SETTLED_S starts the count anew, and after
-`max_restarts` in a row it stays dead.
+`max_restarts` in a row it stays dead. A process that has not said hello after `start_timeout_s` is ended too.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
 SETTLED_S = 60.0
 STOP_TIMEOUT_S = 5.0
+START_TIMEOUT_S = 600.0  # large models load for minutes
 TAIL_LINES = 12
 WORKER = "penstock.cluster.worker"
 _log = logging.getLogger("penstock.engine")
@@ -44,10 +45,16 @@ class EngineProcess:
     """One replica's process and its successors."""
 
     def __init__(
-        self, spec: ReplicaSpec, link: ReplicaLink, *, max_restarts: int, worker: str = WORKER
+        self,
+        spec: ReplicaSpec,
+        link: ReplicaLink,
+        *,
+        max_restarts: int,
+        start_timeout_s: float = START_TIMEOUT_S,
+        worker: str = WORKER,
     ) -> None:
         self.spec, self.link = spec, link
-        self._max_restarts = max_restarts
+        self._max_restarts, self._start_timeout_s = max_restarts, start_timeout_s
         self._worker = worker
         self._process: asyncio.subprocess.Process | None = None
         self._folder: Path | None = None
@@ -127,7 +134,7 @@ class EngineProcess:
         ready = asyncio.ensure_future(self.link.ready())
         ended = asyncio.ensure_future(process.wait())
         try:
-            await asyncio.wait((ready, ended), return_when=asyncio.FIRST_COMPLETED)
+            await self._wait_for_either(ready, ended)
             if not ready.done():  # what it said last may be on its way
                 await asyncio.wait((ready,), timeout=1.0)
             if ready.done() and not isinstance(ready.exception(), ReplicaLost):
@@ -137,7 +144,7 @@ class EngineProcess:
             await self._drain_reader()
             raise ReplicaLost(
                 f"the engine process of {self.spec.name} {_ending(process)} before it was ready",
-                hint="its last lines were:\n" + "\n".join(f"    {line}" for line in self._tail),
+                hint=self._last_lines(),
             )
         except BaseException:
             self.link.lose("it did not start")
@@ -148,6 +155,23 @@ class EngineProcess:
             ready.cancel()
             ended.cancel()
             self._unlink()
+
+    async def _wait_for_either(
+        self, ready: asyncio.Future[None], ended: asyncio.Future[int]
+    ) -> None:
+        """Raises ReplicaLost when neither comes in time."""
+        done, _ = await asyncio.wait(
+            (ready, ended), timeout=self._start_timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not done:
+            raise ReplicaLost(
+                f"the engine process of {self.spec.name} was not ready after {self._start_timeout_s:g} s",
+                hint=f"where it needs longer, set serve.start_timeout_s; {self._last_lines()}",
+            )
+
+    def _last_lines(self) -> str:
+        lines = "\n".join(f"    {line}" for line in self._tail)
+        return f"its last lines were:\n{lines}" if lines else "it said nothing"
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -236,13 +260,26 @@ class EngineProcess:
 class Processes:
     """Leaves of a server: every replica in a process of its own."""
 
-    def __init__(self, *, max_restarts: int = 5, worker: str = WORKER) -> None:
+    def __init__(
+        self,
+        *,
+        max_restarts: int = 5,
+        start_timeout_s: float = START_TIMEOUT_S,
+        worker: str = WORKER,
+    ) -> None:
         self._max_restarts, self._worker = max_restarts, worker
+        self._start_timeout_s = start_timeout_s
         self.engines: list[EngineProcess] = []
 
     async def start(self, spec: ReplicaSpec, link: ReplicaLink) -> None:
         """Return when the replica answers on its link. Raises why it cannot."""
-        engine = EngineProcess(spec, link, max_restarts=self._max_restarts, worker=self._worker)
+        engine = EngineProcess(
+            spec,
+            link,
+            max_restarts=self._max_restarts,
+            start_timeout_s=self._start_timeout_s,
+            worker=self._worker,
+        )
         self.engines.append(engine)
         await engine.start()
 

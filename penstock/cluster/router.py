@@ -8,6 +8,7 @@ routed to before, and the policy is shown the others only.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 
 from penstock.core.errors import BadRequest
@@ -16,6 +17,8 @@ from penstock.core.ports import Log
 from penstock.core.rng import stream
 from penstock.core.types import Report, Request
 from penstock.policy import route
+
+_log = logging.getLogger("penstock.cluster")
 
 
 class Router:
@@ -108,4 +111,7 @@ class Router:
     def _emit(self, event: Event) -> None:
         self._log.emit(event)
         if self._observe is not None:
-            self._observe(event)
+            try:
+                self._observe(event)
+            except Exception:  # noqa: BLE001 - the policy's own; what is written here has happened
+                _log.exception("the route policy of %s cannot take in %s", self.name, event.kind)

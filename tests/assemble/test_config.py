@@ -78,6 +78,10 @@ def test_unknown_keys_are_refused_at_every_level(tmp_path: Path, text: str, plac
         (["net.bytes_per_s=0"], "bytes_per_s must be positive"),
         (["serve.drain_timeout_s=-1"], "drain_timeout_s must be"),
         (["serve.max_restarts=-1"], "max_restarts must be at least 0"),
+        (["serve.start_timeout_s=0"], "start_timeout_s must be a positive number"),
+        (["hub.endpoint=hub.example"], "endpoint must be a URL"),
+        (["hub.offline=1"], "hub.offline must be bool"),
+        (["gateway.stall_timeout_s=-1"], "gateway: stall_timeout_s must be"),
         (['fleet.0.aliases=["default"]'], "two models would be called 'default'"),
     ],
 )
@@ -106,6 +110,20 @@ def test_sets_win_over_flags_and_flags_over_the_file(tmp_path: Path) -> None:
     assert spec.policies["batch"] == {"name": "vllm-v1", "max_tokens": 64}
 
 
+@pytest.mark.parametrize(
+    "policy", ["", 'policy = {batch = "vllm-v1"}', 'policy = {preset = "vllm-v1", order = "fcfs"}']
+)
+def test_a_parameter_of_a_policy_that_is_a_bare_name_can_be_set(
+    tmp_path: Path, policy: str
+) -> None:
+    path = write(tmp_path, f"[[fleet]]\n{policy}")
+    (spec,) = replica_specs(load_config(path, sets=["fleet.0.policy.batch.max_tokens=64"]), 0)
+    assert spec.policies["batch"] == {"name": "vllm-v1", "max_tokens": 64}
+    sets = ["fleet.0.policy.batch=sglang", "fleet.0.policy.batch.chunk_tokens=64"]
+    (spec,) = replica_specs(load_config(path, sets=sets), 0)
+    assert spec.policies["batch"] == {"name": "sglang", "chunk_tokens": 64}
+
+
 def test_names_come_from_folders_and_stay_as_written_otherwise(tmp_path: Path) -> None:
     folder = tmp_path / "my-model"
     folder.mkdir()
@@ -127,7 +145,14 @@ def test_what_is_printed_reads_back_as_the_same(tmp_path: Path) -> None:
         seed = 7
         [gateway]
         cors_origins = ["https://a.example", "https://b.example"]
-        api_keys = {secret = "tenant"}
+        [hub]
+        endpoint = "https://hub.example"
+        offline = true
+        cache_dir = "hub"
+        [serve]
+        start_timeout_s = 7.5
+        [gateway.api_keys]
+        secret = "tenant"
         [log]
         dir = "logs"
         [[fleet]]
@@ -146,6 +171,8 @@ def test_what_is_printed_reads_back_as_the_same(tmp_path: Path) -> None:
     assert print_config(back) == printed
     assert replace(back.gateway, api_keys={}) == replace(config.gateway, api_keys={})
     assert (back.seed, back.log, back.net) == (config.seed, config.log, config.net)
+    assert (back.hub, back.serve) == (config.hub, config.serve)
+    assert back.hub.cache_dir == Path("hub") and back.serve.start_timeout_s == 7.5
     for index, fleet in enumerate(config.fleet):
         assert back.fleet[index].served_name == fleet.served_name
         assert back.fleet[index].executor == fleet.executor

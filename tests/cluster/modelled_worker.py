@@ -1,7 +1,7 @@
 """The engine's process with a modelled executor on the wall clock: `python -m tests.cluster.modelled_worker`.
 
 What it does at its start is told by the model's name: "fails" raises BadModel, "crashes" ends without a word,
-anything else serves, one token every STEP_S.
+"hangs" never comes to an end, anything else serves, one token every STEP_S.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from penstock.cluster.spec import Outside, ReplicaSpec
@@ -57,6 +58,10 @@ def open_ticking(spec: ReplicaSpec) -> Outside:
         sys.stderr.write("the last words of an engine\n")
         sys.stderr.flush()
         os._exit(9)
+    if spec.model == "hangs":
+        sys.stderr.write("reading weights from a disk that does not answer\n")
+        sys.stderr.flush()
+        time.sleep(300)
     nothing = Predictors(cost=None, lengths=None)  # type: ignore[arg-type]
     return Outside(
         executor=TickingExecutor(), num_blocks=512, predictors=nothing, log=Null(), about="ticking"

@@ -24,10 +24,10 @@ from penstock.core.errors import (
     StepFailed,
     UnknownModel,
 )
-from penstock.core.events import Arrived, Ended, Refused, Routed
+from penstock.core.events import Arrived, Ended, Event, Refused, Routed
 from penstock.core.prompt import HashedPrompt
 from penstock.core.types import Output, Request, RequestId
-from penstock.policy import find
+from penstock.policy import find, route
 from penstock.report.log import Memory
 from penstock.sim.loop import run
 from tests.cluster.null import NullReplica
@@ -277,6 +277,74 @@ async def test_a_callback_that_raises_ends_its_own_request_only() -> None:
     replica.end_all("a")
     replica.end_all("b")
     await other
+    world.check_idle()
+
+
+class Whimsical:
+    """Takes the first replica, until it fails."""
+
+    fails = False
+    cannot_observe = False
+
+    def decide(self, view: route.View) -> route.Decision:
+        if self.fails:
+            raise ZeroDivisionError("a policy's mistake")
+        alive = [report.replica for report in view.reports if report.is_alive]
+        return route.Decision(replica=alive[0] if alive else None, why="first")
+
+    def observe(self, event: Event) -> None:
+        if self.cannot_observe:
+            raise LookupError("cannot take it in")
+
+
+def whimsical(world: World) -> Whimsical:
+    policy = Whimsical()
+    world.router._policy, world.router._observe = policy, policy.observe
+    return policy
+
+
+@in_virtual_time
+async def test_a_route_policy_that_raises_fails_its_request_and_leaves_nothing_behind() -> None:
+    world = World()
+    policy = whimsical(world)
+    policy.fails = True
+    with pytest.raises(StepFailed, match="a policy's mistake") as caught:
+        await world.fleet.submit(request("a"))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    world.check_idle()
+    policy.fails = False
+    task = world.ask("a")
+    await settle()
+    world.holder("a").end_all("a")
+    await task
+    async with asyncio.timeout(1):
+        await world.fleet.drain()
+
+
+@in_virtual_time
+async def test_all_requests_of_a_lost_replica_end_when_its_policy_fails_meanwhile() -> None:
+    world = World()
+    policy = whimsical(world)
+    tasks = [world.ask(name) for name in "abc"]
+    await settle()
+    policy.fails = True
+    world.replicas[0].lose()
+    async with asyncio.timeout(1):
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(error) for error in found] == [StepFailed] * 3
+    world.check_idle()
+    async with asyncio.timeout(1):
+        await world.fleet.drain()
+
+
+@in_virtual_time
+async def test_a_policy_that_cannot_observe_hurts_nobody() -> None:
+    world = World()
+    whimsical(world).cannot_observe = True
+    task = world.ask("a")
+    await settle()
+    world.holder("a").end_all("a")
+    await task
     world.check_idle()
 
 

@@ -148,6 +148,21 @@ async def test_an_engine_that_ends_without_a_word_is_told_by_its_last_lines() ->
     assert "the last words of an engine" in caught.value.hint
 
 
+async def test_an_engine_that_hangs_while_it_starts_is_ended_and_told() -> None:
+    world = World("hangs")
+    engine = EngineProcess(
+        world.spec, world.link, max_restarts=0, start_timeout_s=3.0, worker=WORKER
+    )
+    async with asyncio.timeout(20.0):
+        with pytest.raises(ReplicaLost, match="was not ready after 3 s") as caught:
+            await engine.start()
+        assert "serve.start_timeout_s" in caught.value.hint
+        pid = engine.pid
+        assert pid is not None
+        await until(lambda: not is_running(pid))
+        await engine.stop()
+
+
 class Penniless(EngineProcess):
     """On a machine that has no room for one process more, the first `failures` times."""
 
