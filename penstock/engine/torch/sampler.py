@@ -47,7 +47,9 @@ def draw(logits: Tensor, table: JobTable, jobs: Sequence[JobState]) -> Drawn:
     if chosen["is_plain"].all():
         ids, is_broken = _most_likely(logits)
         return Drawn(ids.tolist(), is_broken, [None] * len(jobs))
-    raw = logits.clone() if (chosen["has_logprobs"] & chosen["is_shaped"]).any() else logits
+    raw = (
+        logits.clone() if chosen["has_logprobs"].any() else logits
+    )  # what follows writes into logits
     for at in np.flatnonzero(chosen["is_shaped"]).tolist():
         _shape(logits[at], table, jobs[at])
     ids, is_broken = _most_likely(logits)
@@ -117,10 +119,10 @@ def _on(logits: Tensor, ids: Sequence[int] | NDArray[np.int32]) -> Tensor:
 
 
 def _draw_warm(logits: Tensor, chosen: NDArray[np.void], counts: NDArray[np.int64]) -> Tensor:
-    """Tokens for rows with a temperature."""
+    """Tokens for rows with a temperature. Writes into `logits`."""
     device = logits.device
     heat = _column(chosen, "temperature", device)
-    logits = (logits - logits.amax(-1, keepdim=True)).div_(heat[:, None])
+    logits = logits.sub_(logits.amax(-1, keepdim=True)).div_(heat[:, None])
     chance = torch.from_numpy(uniforms(chosen["seed"], chosen["answer"], counts)).to(device)
     ids = torch.empty(len(logits), dtype=torch.int64, device=device)
     limited = chosen["is_limited"]
@@ -128,7 +130,7 @@ def _draw_warm(logits: Tensor, chosen: NDArray[np.void], counts: NDArray[np.int6
     if len(free):
         where = torch.from_numpy(free).to(device)
         some = logits if len(free) == len(ids) else logits[where]
-        ids[where] = _draw_free(some.exp(), chance[where])
+        ids[where] = _draw_free(some.exp_(), chance[where])
     rest, width = np.flatnonzero(limited), FIRST_CANDIDATES
     while len(rest):
         left = chosen[rest]
@@ -146,13 +148,12 @@ def _draw_free(weights: Tensor, chance: Tensor) -> Tensor:
     if short := -weights.shape[1] % RUN:
         weights = F.pad(weights, (0, short))
     runs = weights.unflatten(1, (-1, RUN))  # type: ignore[no-untyped-call]
-    sums = runs.sum(-1)
-    run = _invert(sums, chance)
-    edges = sums.double().cumsum(-1)
-    before = edges.gather(1, run[:, None]) - sums.gather(1, run[:, None])
-    inside = runs[torch.arange(len(run), device=run.device), run].double()
-    goal = chance * edges[:, -1] - before.squeeze(1)
-    return run * RUN + _entry(inside.cumsum(-1), goal[:, None])
+    edges = runs.sum(-1).double().cumsum(-1)
+    goal = chance[:, None] * edges[:, -1:]
+    run = _entry(edges, goal)[:, None]
+    inside = runs.gather(1, run[:, :, None].expand(-1, 1, RUN)).squeeze(1).double().cumsum(-1)
+    before = F.pad(edges, (1, 0)).gather(1, run)
+    return (run * RUN).squeeze(1) + _entry(inside, goal - before)
 
 
 def _draw_limited(
