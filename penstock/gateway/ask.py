@@ -266,6 +266,8 @@ def make_requests(ask: Ask, body: SharedBody, origin: Origin) -> list[Request]:
     slo = _slo(body)
     salt = f"{origin.tenant}\0{body.cache_salt or ''}" if origin.isolate else body.cache_salt or ""
     program = ProgramId(body.program) if body.program else None
+    if _scores_prompts(ask):  # cached blocks would be tokens nobody computes, so without a logprob
+        salt = f"{salt}\0{ask.id}"
 
     def request(number: int, prompt: Given) -> Request:
         return Request(
@@ -297,10 +299,14 @@ def _slo(body: SharedBody) -> Slo:
 def _bounded(ask: Ask, prompt: Given) -> Sampling:
     """The sampling of one prompt: its own room, and the prompt's logprobs where an echo shows them."""
     limit = max_tokens(ask, prompt)
-    wants_prompt = ask.echo and ask.sampling.logprobs is not None
     return replace(
         ask.sampling,
         max_tokens=limit,
         min_tokens=min(ask.sampling.min_tokens, limit),
-        prompt_logprobs=ask.sampling.logprobs if wants_prompt else None,
+        prompt_logprobs=ask.sampling.logprobs if _scores_prompts(ask) else None,
     )
+
+
+def _scores_prompts(ask: Ask) -> bool:
+    """Whether the prompts' tokens are shown with their logprobs."""
+    return ask.echo and ask.sampling.logprobs is not None
