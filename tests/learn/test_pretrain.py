@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
+import penstock
 from penstock.learn.local import TINY, train_default
 from penstock.learn.local.corpus import Corpus, Document
 from penstock.learn.local.decoder import Decoder
@@ -192,3 +193,16 @@ def test_muon_directions_have_singular_values_near_one() -> None:
     for rows, columns in ((16, 48), (48, 16)):
         values = torch.linalg.svdvals(orthogonal(torch.randn(3, rows, columns)))
         assert 0.5 < values.min() and values.max() < 1.35
+
+
+def test_the_model_that_ships_has_learned_python() -> None:
+    folder = Path(penstock.__file__).parent / "engine" / "default_model"
+    assert (folder / "model.safetensors").stat().st_size <= LARGEST_WEIGHTS
+    assert (folder / "README.md").exists() and (folder / "loss.png").exists()
+    model, tokenizer = load(folder)
+    text = "import os\nimport sys\n\n\ndef main(self, *args, **kwargs):\n    if not args:\n        return None\n"
+    assert bits_per_byte(model, tokenizer, [Document("main.py", text, "code")]) < 1.5
+    answer = complete(
+        model, tokenizer, asked("What does str.upper do?"), tokens=60, temperature=0.0
+    )
+    assert 0 < len(answer) < 200

@@ -105,8 +105,8 @@ def draw_losses(runs: Path, path: Path) -> None:
     tokens = [line["tokens"] / 1e6 for line in log]
     losses = [line["loss"] for line in log]
     smooth, mean = [], losses[0]
-    for loss in losses:
-        mean += 0.03 * (loss - mean)
+    for index, loss in enumerate(losses):
+        mean += max(0.03, 1 / (index + 1)) * (loss - mean)
         smooth.append(mean)
     held = [(line["tokens"] / 1e6, line["held_out"]) for line in log if "held_out" in line]
     figure, axes = pyplot.subplots(figsize=(7, 4), dpi=100)
@@ -242,8 +242,9 @@ def _limits() -> list[str]:
     return [
         "## What it can't do",
         "",
-        "It has the style of the standard library, not its knowledge. Code it writes is often well-formed and "
-        "rarely right: names are invented, logic doesn't hold over more than a few lines. Chat answers sound like "
+        "It has the look of the standard library, not its knowledge. A line or two is often well-formed, longer code "
+        "seldom is: names are invented, brackets go missing, and greedy decoding soon repeats itself, so sample at a "
+        "temperature of 0.4 to 0.8. It was trained briefly and is far from converged. Chat answers sound like "
         "docstrings and are mostly false; system messages are ignored by the template. It knows no language but "
         "Python and the English of its docs, no facts, no arithmetic, and no tools. It has had no safety training. "
         "Text it repeats from the standard library stays under the PSF licence. Use it to try serving, not to "
