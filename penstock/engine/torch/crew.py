@@ -115,6 +115,11 @@ class TorchCrew:
         return crew, built
 
     @property
+    def broken(self) -> str | None:
+        """Why no step can be run any more; None while it can."""
+        return self._broken
+
+    @property
     def pids(self) -> list[int]:
         return [child.pid for child in self._ranks]
 

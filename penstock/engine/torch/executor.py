@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from penstock.core.errors import StepFailed
 from penstock.core.plans import Done, Plan, Sampled, Work, Yielded
 from penstock.core.ports import Completion, Grain
 from penstock.core.rng import stream
@@ -34,6 +35,11 @@ class Crew(Protocol):
 
     def begin(self, arrays: StepArrays) -> None:
         """Have all ranks run this step. Raises StepFailed when one of them is gone."""
+        ...
+
+    @property
+    def broken(self) -> str | None:
+        """Why no step can be run any more; None while it can."""
         ...
 
     def abandon(self, error: BaseException) -> BaseException:
@@ -94,6 +100,10 @@ class TorchExecutor:
     def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
         assert not self._is_stopped, "launched after stop"
         assert plan.lane < self._caps.max_lanes, f"there is no lane {plan.lane}"
+        if self._crew is not None and self._crew.broken is not None:
+            raise StepFailed(
+                self._crew.broken
+            )  # ends the replica, so that its process is started anew
         self._live.add(plan.id)
         self._lane.send(Launch(plan))
         return plan.id

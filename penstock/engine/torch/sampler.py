@@ -145,7 +145,8 @@ def _draw_warm(logits: Tensor, chosen: NDArray[np.void], counts: NDArray[np.int6
 
 def _draw_free(weights: Tensor, chance: Tensor) -> Tensor:
     """Entries of unnormalised weights [R, V], by the inverse of their running sum."""
-    if short := -weights.shape[1] % RUN:
+    size = weights.shape[1]
+    if short := -size % RUN:
         weights = F.pad(weights, (0, short))
     runs = weights.unflatten(1, (-1, RUN))  # type: ignore[no-untyped-call]
     edges = runs.sum(-1).double().cumsum(-1)
@@ -153,7 +154,7 @@ def _draw_free(weights: Tensor, chance: Tensor) -> Tensor:
     run = _entry(edges, goal)[:, None]
     inside = runs.gather(1, run[:, :, None].expand(-1, 1, RUN)).squeeze(1).double().cumsum(-1)
     before = F.pad(edges, (1, 0)).gather(1, run)
-    return (run * RUN).squeeze(1) + _entry(inside, goal - before)
+    return ((run * RUN).squeeze(1) + _entry(inside, goal - before)).clamp_(max=size - 1)
 
 
 def _draw_limited(
@@ -196,4 +197,5 @@ def _entry(edges: Tensor, goal: Tensor) -> Tensor:
     found = torch.searchsorted(edges, goal.contiguous(), right=True)
     # rounding may put the goal on the last edge: step back to the entry that reaches it
     last = torch.searchsorted(edges, edges[:, -1:].contiguous())
-    return torch.minimum(found, last).squeeze(1)
+    # a row that is not finite has no such entry: any will do, the row is told as broken
+    return torch.minimum(found, last).clamp_(max=edges.shape[1] - 1).squeeze(1)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from penstock.core.errors import StepFailed
 from penstock.engine.torch.open import EngineConfig, open_executor
 from tests.engine.torch.driver import GREEDY, Driver
 from tests.engine.torch.models import saved
@@ -35,9 +36,10 @@ async def test_a_dead_rank_is_told(model_root: Path) -> None:
     job = driver.job(list(range(5, 25)), GREEDY)
     await driver.finish([job], 3)
     os.kill(pid, signal.SIGKILL)
-    for _ in range(2):  # the step that meets it, and every later one
-        done = await driver.step([(job, 1)])
-        assert done.error is not None and "process of this model died" in done.error
+    done = await driver.step([(job, 1)])
+    assert done.error is not None and "process of this model died" in done.error
+    with pytest.raises(StepFailed, match="process of this model died"):  # nobody runs on in vain
+        await driver.step([(job, 1)])
     await asyncio.wait_for(executor.stop(), 20)
     assert not is_running(pid)
 

@@ -167,8 +167,13 @@ def test_logprobs_are_the_models() -> None:
     assert [value for _, value in entry.top] == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
-def test_broken_logits_are_told() -> None:
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("chosen", [Sampling(), Sampling(top_p=0.9), Sampling(temperature=0.0)])
+def test_broken_logits_are_told(broken: float, chosen: Sampling) -> None:
+    """One row without finite numbers spoils no other, however it is drawn."""
     logits = logits_of(rows=2)
-    logits[1, 4] = torch.nan
-    table, jobs = tables(Sampling(temperature=0.0), Sampling(top_p=0.9))
-    assert draw(logits, table, jobs).is_broken == [False, True]
+    logits[1, :] = broken
+    table, jobs = tables(Sampling(), chosen)
+    drawn = draw(logits, table, jobs)
+    assert drawn.is_broken == [False, True]
+    assert all(0 <= token < logits.shape[1] for token in drawn.ids)
