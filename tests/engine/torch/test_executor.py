@@ -181,7 +181,9 @@ async def test_prompt_logprobs(executor: TorchExecutor, model_root: Path) -> Non
 
 
 @pytest.mark.parametrize("prompt", [[7, 8], [7], [7, 8, 9]])
-async def test_scoring_the_prompt_changes_no_token(executor: TorchExecutor, prompt: list[int]) -> None:
+async def test_scoring_the_prompt_changes_no_token(
+    executor: TorchExecutor, prompt: list[int]
+) -> None:
     """All rows of the step are wanted, but not in their order: the sampled one comes first."""
     driver = Driver(executor)
     plain = driver.job(prompt, GREEDY)
