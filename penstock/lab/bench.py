@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.core.types import Slo
+from penstock.core.types import SCHEMA, Slo
 from penstock.lab.client import Client, Server
 from penstock.lab.drive import Driven, Driver
 from penstock.lab.prompts import Composer, Lexicon, lexicon_of
@@ -18,6 +18,7 @@ from penstock.report.summary import Figures, Spread
 from penstock.traffic import Trace, TraceMeta, open_trace
 from penstock.traffic.promises import Promise
 
+MAX_COUNTED_BYTES = 1 << 25
 OnTick = Callable[[Driven, int | None], None]
 
 
@@ -64,6 +65,7 @@ class Benched:
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
         return {
+            "schema": SCHEMA,
             "url": self.url,
             "model": self.model,
             "is_whole": self.is_whole,
@@ -78,7 +80,9 @@ class Benched:
 
 
 async def bench(wanted: Bench, on_tick: OnTick | None = None) -> Benched:
-    """Measure. Raises PenstockError when the server or the trace cannot be used. Cancelling reports what there is."""
+    """Measure. `on_tick` hears several times a second what was measured and how many requests there are, if known.
+
+    Raises PenstockError when the server or the trace cannot be used. Cancelling reports what there is."""
     _raise_file_limit()
     async with Client(
         wanted.url,
@@ -94,11 +98,12 @@ async def bench(wanted: Bench, on_tick: OnTick | None = None) -> Benched:
         lexicon = await lexicon_of(client, wanted.tokenizer)
         if server.max_context is not None:
             trace = _open(wanted, server.max_context)
+        num_total = None if on_tick is None else _count(wanted, server.max_context)
         driver = Driver(
             client,
             Composer(lexicon, wanted.seed),
             concurrency_cap=wanted.concurrency_cap,
-            on_tick=None if on_tick is None else lambda driven: on_tick(driven, wanted.limit),
+            on_tick=None if on_tick is None else lambda driven: on_tick(driven, num_total),
         )
         is_whole = False
         # Ctrl-C cancels this task: what was measured is still worth a report.
@@ -121,6 +126,13 @@ def _open(wanted: Bench, max_context: int | None) -> Trace:
         slo=wanted.slo,
         promises=wanted.promises,
     )
+
+
+def _count(wanted: Bench, max_context: int | None) -> int | None:
+    """How many requests the trace holds, for a bar; a large file is not read twice for that."""
+    if wanted.trace.stat().st_size > MAX_COUNTED_BYTES:
+        return wanted.limit
+    return sum(1 for _ in _open(wanted, max_context))
 
 
 def _benched(

@@ -22,6 +22,7 @@ from penstock.cluster.spec import policies_of
 from penstock.core.clock import wall_anchor
 from penstock.core.config import Table
 from penstock.core.errors import BadTrace, StepFailed
+from penstock.core.types import SCHEMA
 from penstock.cost.fitted import TERMS, Fit, Fitted, fit_steps
 from penstock.cost.lengths import RecentLengths
 from penstock.cost.predict import StepPredictor
@@ -56,6 +57,7 @@ class Calibrated:
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
         return {
+            "schema": SCHEMA,
             "path": str(self.path),
             "digest": self.profile.digest,
             "profile": dataclasses.asdict(self.profile),

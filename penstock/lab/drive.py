@@ -43,6 +43,7 @@ class Driven:
 
     groups: defaultdict[tuple[str, str], Group] = field(default_factory=lambda: defaultdict(Group))
     errors: Counter[str] = field(default_factory=Counter)
+    messages: dict[str, str] = field(default_factory=dict)  # the first of each kind of error
     lateness_s: array[float] = field(default_factory=lambda: array("d"))
     timeline: Timeline = field(default_factory=Timeline)
     started_at: float = 0.0
@@ -55,6 +56,11 @@ class Driven:
     num_events: int = 0
     has_shared_prefixes: bool = False
     num_counted: int = 0  # answers whose server said how many tokens they had
+
+    @property
+    def num_ended(self) -> int:
+        """Answered, refused or failed."""
+        return self.num_sent - len(self.open)
 
     @property
     def num_waiting(self) -> int:
@@ -162,6 +168,7 @@ class Driver:
             self._count(group, at, request, reading, slo)
         except Failed as error:
             driven.errors[error.kind] += 1
+            driven.messages.setdefault(error.kind, error.message)
             if error.status in REFUSALS:
                 group.num_refused += 1
             else:

@@ -19,11 +19,15 @@ from penstock.core.types import Request
 
 @dataclass(slots=True)
 class Played:
-    """How a trace went down. `errors` counts refusals and failures by the name of the error's class."""
+    """How a trace went down. `errors` counts refusals and failures by the name of the error's class.
+
+    `messages` holds the first of each.
+    """
 
     num_sent: int = 0
     num_served: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
     started_at: float = 0.0
     ended_at: float = 0.0
     max_lateness_s: float = 0.0
@@ -50,6 +54,7 @@ async def play(
         except PenstockError as error:
             code = type(error).__name__
             played.errors[code] = played.errors.get(code, 0) + 1
+            played.messages.setdefault(code, str(error))
 
     def on_end(task: asyncio.Task[None]) -> None:
         open_tasks.discard(task)

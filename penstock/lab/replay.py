@@ -12,7 +12,7 @@ is how turns were divided, see engine.replica. A log that ends early (a killed p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,8 @@ from penstock.sim.loop import run
 
 SAID = (Stepped, Finished)  # what a replica writes without being fed it
 UNFED = (Header, Opened, Refused)  # a replica's refusals come before its inputs: nothing reached it
+TOLD_EVERY = 200  # events between two words of progress
+OnProgress = Callable[[int, int], None]
 PATIENCE = 8  # rounds of the loop within which a turn of this instant must have come
 
 
@@ -204,8 +206,11 @@ def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
     return judge
 
 
-def replay_log(path: Path | str) -> list[Outcome]:
-    """Replay every mechanism of one log file. Raises BadTrace when it cannot be replayed at all."""
+def replay_log(path: Path | str, on_progress: OnProgress | None = None) -> list[Outcome]:
+    """Replay every mechanism of one log file. Raises BadTrace when it cannot be replayed at all.
+
+    `on_progress` hears now and then how many events of how many were fed.
+    """
     reader = LogReader(path)
     header = reader.header()
     births = reader.births()
@@ -214,16 +219,39 @@ def replay_log(path: Path | str) -> list[Outcome]:
         raise BadTrace(
             f"the log {path} does not say how its mechanisms were made (no record of kind opened)"
         )
-    return [_outcome(str(path), reader, header, birth, notes) for birth in births]
+    watch = _Watch(Path(path), on_progress)
+    return [_outcome(watch, reader, header, birth, notes) for birth in births]
+
+
+class _Watch:
+    """Counts the events that pass. Each belongs to one mechanism, so all pass once."""
+
+    def __init__(self, path: Path, on_progress: OnProgress | None) -> None:
+        self.path = path
+        self._on_progress = on_progress
+        self._done, self._total = 0, 0
+        if on_progress is not None:
+            with path.open("rb") as file:
+                self._total = sum(1 for _ in file)
+
+    def over(self, events: Iterable[Event]) -> Iterable[Event]:
+        return events if self._on_progress is None else self._counted(events, self._on_progress)
+
+    def _counted(self, events: Iterable[Event], on_progress: OnProgress) -> Iterator[Event]:
+        for event in events:
+            if self._done % TOLD_EVERY == 0:
+                on_progress(self._done, self._total)
+            self._done += 1
+            yield event
 
 
 def _outcome(
-    path: str, reader: LogReader, header: Header, birth: Opened, notes: tuple[str, ...]
+    watch: _Watch, reader: LogReader, header: Header, birth: Opened, notes: tuple[str, ...]
 ) -> Outcome:
     made, difference = made_of(birth), None
     judge = Judge(birth.who)
     try:
-        events = reader.of(birth.who)
+        events = watch.over(reader.of(birth.who))
         if isinstance(made, MadeReplica):
             parts = parts_of(made, header.profile)
             notes += parts.notes
@@ -233,7 +261,7 @@ def _outcome(
     except Diverged as diverged:
         difference = diverged.difference
     return Outcome(
-        path=path,
+        path=str(watch.path),
         who=birth.who,
         what=birth.what,
         num_decisions=judge.num_decisions if difference is None else difference.number - 1,

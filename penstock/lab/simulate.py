@@ -21,6 +21,7 @@ from penstock.cluster.predictors import shape_of_model, step_model
 from penstock.core.clock import wall_anchor
 from penstock.core.events import Header
 from penstock.core.ports import Log
+from penstock.core.types import SCHEMA
 from penstock.cost.hardware import card_of
 from penstock.lab.play import Played, play
 from penstock.report.log import Digest, Fanout, LogWriter
@@ -73,6 +74,7 @@ class Simulated:
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
         return {
+            "schema": SCHEMA,
             "is_simulation": True,
             "seed": self.seed,
             "sources": [dataclasses.asdict(source) for source in self.sources],
@@ -132,7 +134,7 @@ def simulate(
         if writer is not None:
             writer.close()
     return Simulated(
-        figures=metrics.figures(),
+        figures=_with_errors(metrics.figures(), played),
         played=played,
         trace=trace.meta,
         sources=sources,
@@ -142,6 +144,14 @@ def simulate(
         wall_s=wall_s,
         log=log_path,
     )
+
+
+def _with_errors(figures: Figures, played: Played) -> Figures:
+    """Errors that no log shows too: a request for a model that nobody serves reaches no fleet."""
+    errors = dict(figures.errors)
+    for code, count in played.errors.items():
+        errors[code] = max(count, errors.get(code, 0))
+    return dataclasses.replace(figures, errors=errors)
 
 
 async def _play(

@@ -9,3 +9,18 @@ PenstockError for what the user can mend; `__main__` prints it with its hint and
 `typer.echo` or rich: people's text to stdout, progress and warnings to stderr, and with `--json` nothing but JSON to
 stdout.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+import typer
+
+
+def fail_loudly(verb: str, errors: Mapping[str, int], messages: Mapping[str, str]) -> NoReturn:
+    """Say that nothing was served and why, a line each kind of error, and end with 1."""
+    typer.echo(f"penstock {verb}: NOTHING WAS SERVED", err=True)
+    for kind, count in sorted(errors.items(), key=lambda item: -item[1]):
+        typer.echo(f"  {count:,} {kind}: {messages.get(kind, 'no message')}", err=True)
+    raise typer.Exit(1)

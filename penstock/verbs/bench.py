@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.verbs import calibrate
+from penstock.verbs import calibrate, fail_loudly
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from penstock.lab.bench import Bench, Benched
     from penstock.lab.drive import Driven
 
@@ -22,6 +20,8 @@ EPILOG = (
     "`penstock bench URL --trace conv.csv --speed 2 --slo-ttft 0.5 --slo-tpot 0.05 --out report.json`; "
     "`penstock bench calibrate`"
 )
+TICKS_A_LINE = 40  # where no bar can be shown: a line every ten seconds
+LIVE = 200  # answers of a class whose median is shown while it runs
 DEFAULT_COMMAND = "url"  # `penstock bench URL` is `penstock bench url URL`; see penstock.__main__
 
 # Flags too long for the list of them below.
@@ -75,8 +75,6 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
 
     Requests go out at their traced instants, with prompts and answers of the traced lengths. Ctrl-C stops and reports.
     """
-    from rich.console import Console
-
     from penstock.lab.bench import Bench
     from penstock.traffic.promises import parse_promise, slo_of
 
@@ -97,44 +95,37 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
         tokenizer=tokenizer,
         seed=seed,
     )
-    _report(_watch(wanted, Console(stderr=True)), out, plot, is_json)
+    _report(_watch(wanted), out, plot, is_json)
 
 
-def _watch(wanted: Bench, console: Console) -> Benched:
-    """Run the bench with a line of live figures on stderr."""
+def _watch(wanted: Bench) -> Benched:
+    """Run the bench with live figures on stderr."""
     import uvloop
-    from rich.live import Live
-    from rich.text import Text
 
     from penstock.lab.bench import bench
+    from penstock.report.progress import Bar
 
-    console.print(f"penstock bench: {wanted.url} under {wanted.trace}", highlight=False)
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
+    typer.echo(f"penstock bench: {wanted.url} under {wanted.trace}", err=True)
+    with Bar("answered", line_every=TICKS_A_LINE) as bar:
 
         def on_tick(driven: Driven, num_total: int | None) -> None:
-            live.update(Text(progress_line(driven, num_total)))
+            bar.show(driven.num_ended, num_total, progress_line(driven))
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(bench(wanted, on_tick))
 
 
-def progress_line(driven: Driven, num_total: int | None) -> str:
-    """What a watcher wants to know while it runs."""
+def progress_line(driven: Driven) -> str:
+    """What a watcher wants to know while it runs: medians are those of the last answers."""
     from penstock.report.summary import spread_of
     from penstock.report.table import seconds
 
     groups = list(driven.groups.values())
-    ttft = spread_of([value for group in groups for value in group.ttft_s])
-    tpot = spread_of([value for group in groups for value in group.tpot_s])
-    finished = sum(group.num_finished for group in groups)
-    failed = sum(group.num_failed + group.num_refused for group in groups)
-    total = "" if num_total is None else f"/{num_total}"
-    told = (
-        f"sent {driven.num_sent}{total}  under way {len(driven.open)}  finished {finished}  "
-        f"TTFT p50 {seconds(ttft.p50)} p99 {seconds(ttft.p99)}  "
-        f"TPOT p50 {seconds(tpot.p50)} p99 {seconds(tpot.p99)}"
-    )
-    return f"{told}  failed {failed}" if failed else told
+    ttft = spread_of([value for group in groups for value in group.ttft_s[-LIVE:]])
+    tpot = spread_of([value for group in groups for value in group.tpot_s[-LIVE:]])
+    told = f"{len(driven.open)} running  TTFT p50 {seconds(ttft.p50)}  TPOT p50 {seconds(tpot.p50)}"
+    failed = sum(driven.errors.values())
+    return f"{told}  {failed} failed" if failed else told
 
 
 def _report(found: Benched, out: Path | None, plot: Path | None, is_json: bool) -> None:
@@ -166,4 +157,4 @@ def _report(found: Benched, out: Path | None, plot: Path | None, is_json: bool) 
             bounds_s=bounds_s,
         )
     if not found.figures.all.num_finished:
-        raise typer.Exit(1)
+        fail_loudly("bench", found.figures.errors, found.driven.messages)

@@ -26,17 +26,22 @@ def replay(
     The replicas and fleets of the log are made again, fed its inputs at its instants, and must write the same events.
     No model is loaded and nothing is waited for.
     """
+    from penstock.core.types import SCHEMA
     from penstock.lab.replay import Outcome, replay_log
     from penstock.report.log import log_paths
+    from penstock.report.progress import Bar
 
     outcomes: list[Outcome] = []
     for path in log_paths(log):
-        for outcome in replay_log(path):
-            outcomes.append(outcome)
-            if not is_json:
+        with Bar(f"replaying {path.name}") as bar:
+            found = replay_log(path, bar.show)
+        outcomes += found
+        if not is_json:
+            for outcome in found:
                 _show(outcome)
     if is_json:
-        typer.echo(json.dumps([dataclasses.asdict(outcome) for outcome in outcomes], default=str))
+        told = [dataclasses.asdict(outcome) for outcome in outcomes]
+        typer.echo(json.dumps({"schema": SCHEMA, "outcomes": told}, default=str))
     elif len(outcomes) > 1:
         same = sum(outcome.difference is None for outcome in outcomes)
         total = sum(outcome.num_decisions for outcome in outcomes)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from penstock.verbs import fail_loudly
+
 if TYPE_CHECKING:
     from penstock.lab.play import Played
     from penstock.lab.simulate import Simulated
-    from penstock.traffic import Trace
 
 EPILOG = (
     "Examples: `penstock simulate examples/azure_a100.toml --trace data/azure_2023_conv_200.csv`; "
@@ -55,9 +54,10 @@ def simulate(  # noqa: PLR0913 - a flag is an argument
     same events: the digest names the run.
     """
     from penstock.assemble import load_config
-    from penstock.core.types import Slo
     from penstock.lab.simulate import simulate as run_simulation
+    from penstock.report.progress import Bar
     from penstock.traffic import open_trace
+    from penstock.traffic.promises import slo_of
 
     built = load_config(config, sets=sets or (), flags={"seed": seed})
     played = open_trace(
@@ -67,43 +67,22 @@ def simulate(  # noqa: PLR0913 - a flag is an argument
         rate_per_s=rate,
         seed=built.seed,
         model=model or built.fleet[0].served_name,
-        slo=Slo(ttft_s=slo_ttft, tpot_s=slo_tpot),
+        slo=slo_of(ttft_s=slo_ttft, tpot_s=slo_tpot),
     )
-    with _progress(played) as on_progress:
+    with Bar("simulating") as bar:
+
+        def on_progress(now: Played) -> None:
+            if now.num_sent % TICK == 0:
+                under_way = now.num_sent - now.num_served - sum(now.errors.values())
+                bar.show(now.num_sent, limit, f"{under_way} under way")
+
         found = run_simulation(built, played, log_path=log, on_progress=on_progress)
     if is_json:
         typer.echo(json.dumps(found.to_dict()))
     else:
         _print(found)
     if not found.figures.all.num_finished:
-        raise typer.Exit(1)
-
-
-@contextmanager
-def _progress(trace: Trace) -> Iterator[Callable[[Played], None]]:
-    """A bar on stderr, when that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("simulating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[told]}"),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=trace.limit, told="")
-
-        def on_progress(played: Played) -> None:
-            if played.num_sent % TICK == 0:
-                under_way = played.num_sent - played.num_served - sum(played.errors.values())
-                bar.update(task, completed=played.num_sent, told=f"{under_way} under way")
-
-        yield on_progress
+        fail_loudly("simulate", found.figures.errors, found.played.messages)
 
 
 def _print(found: Simulated) -> None:

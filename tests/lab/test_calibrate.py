@@ -11,7 +11,7 @@ from penstock.__main__ import run as penstock
 from penstock.assemble import load_config
 from penstock.core.errors import BadTrace, StepFailed
 from penstock.core.plans import Sampled
-from penstock.core.types import Caps
+from penstock.core.types import SCHEMA, Caps
 from penstock.cost.fitted import Fitted, fit_steps
 from penstock.cost.profile import Profile, load_profile
 from penstock.lab.calibrate import Engine, refit, schedule_cost
@@ -156,5 +156,6 @@ def test_this_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert penstock(args) == 0
     told = json.loads(capsys.readouterr().out)
     profile = load_profile(out)
+    assert told["schema"] == SCHEMA
     assert told["digest"] == profile.digest and profile.scheduler is not None
     assert profile.machine["device"].startswith("cpu") and profile.steps["token"] >= 0

@@ -14,7 +14,7 @@ from penstock.__main__ import run as penstock
 from penstock.assemble import Config, load_config
 from penstock.core.errors import BadConfig, BadModel
 from penstock.core.events import Finished, Header
-from penstock.core.types import Slo
+from penstock.core.types import SCHEMA, Slo
 from penstock.lab.replay import replay
 from penstock.lab.simulate import Simulated, simulate
 from penstock.report.log import LogReader
@@ -117,6 +117,7 @@ def test_it_says_that_it_is_a_simulation_and_of_what(capsys: pytest.CaptureFixtu
         assert word in shown, word
     assert penstock([*args, "--json", "--seed", "3"]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert told["schema"] == SCHEMA
     assert told["is_simulation"] is True and told["seed"] == 3
     assert told["sources"][0]["card"] == "a100-80g" and told["sources"][0]["as_of"] == "2024-04"
     assert told["figures"]["all"]["num_finished"] == 20
@@ -134,3 +135,23 @@ def test_what_cannot_be_simulated_is_said_before_it_runs() -> None:
 def test_a_trace_that_asks_for_another_model_is_refused_and_counted() -> None:
     found = simulate(config(), open_trace(AZURE, limit=5, model="gpt-9"))
     assert found.played.errors == {"UnknownModel": 5} and not found.figures.all.num_finished
+    assert found.figures.errors == {"UnknownModel": 5}
+
+
+def test_a_simulation_that_served_nothing_says_so_and_fails(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    args = ["simulate", str(EXAMPLE), "--trace", str(AZURE), "--limit", "20"]
+    assert penstock([*args, "--model", "gpt-9"]) == 1
+    told = capsys.readouterr()
+    assert "errors: 20 UnknownModel" in told.out
+    assert "NOTHING WAS SERVED\n  20 UnknownModel: no model is named 'gpt-9'" in told.err
+    assert "llama-3.1-8b" in told.err
+
+
+def test_a_promise_that_is_no_time_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["simulate", str(EXAMPLE), "--trace", str(AZURE)]
+    for flag in ("--slo-ttft", "--slo-tpot"):
+        assert penstock([*args, flag, "-1"]) == 2
+        told = capsys.readouterr().err
+        assert "must be a positive number of seconds, got -1" in told and "Traceback" not in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from penstock.__main__ import run
 from penstock.core.events import Event, Header, Stepped
+from penstock.core.types import SCHEMA
+from penstock.lab.replay import TOLD_EVERY, replay_log
 from penstock.report.log import LogWriter
 from tests.lab.little_server import Little, serving
 from tests.lab.test_replay import made, virtual_log
@@ -36,6 +39,7 @@ async def test_a_report_on_screen_and_in_files(
     for word in ("little at http", "12 offered, 12 finished", "TTFT", "attainment 100.0%", "trace"):
         assert word in told
     found = json.loads(out.read_text())
+    assert found["schema"] == SCHEMA
     assert found["figures"]["all"]["num_met"] == 12 and found["slo"]["ttft_s"] == 60
     assert found["trace"]["rows_kept"] == 12 and found["client_lateness_s"]["num"] == 12
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -43,15 +47,35 @@ async def test_a_report_on_screen_and_in_files(
 
 async def test_json_alone_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert await bench(Little(), "--json") == 0
-    found = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    found = json.loads(told.out)
     assert found["figures"]["all"]["num_finished"] == 12 and found["model"] == "little"
+    assert found["schema"] == SCHEMA and told.err.count("\n") < 5
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+async def test_a_terminal_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    assert await bench(Little(token_s=0.02)) == 0
+    told = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    assert re.search(r"answered .* \d+/12 ", told), told
+    assert re.search(r"\d+ running  TTFT p50 \S+", told) and "TPOT p50" in told
 
 
 async def test_a_server_that_answers_nothing_is_a_failure(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert await bench(Little(statuses=[503] * 12)) == 1
-    assert "12 HTTP 503" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "12 HTTP 503" in told.out
+    assert "NOTHING WAS SERVED\n  12 HTTP 503: no: " in told.err
     assert await bench(Little(), "--out", str(tmp_path / "none" / "x.json")) == 2
     assert "cannot write" in capsys.readouterr().err
 
@@ -81,4 +105,14 @@ def test_replay_says_identical_or_where_not(
     assert "after 40 identical ones" in told and "1 of 2 logs identical" in told
     assert run(["replay", str(tmp_path), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert [outcome["difference"] is None for outcome in found] == [True, False]
+    assert found["schema"] == SCHEMA
+    assert [outcome["difference"] is None for outcome in found["outcomes"]] == [True, False]
+
+
+def test_replay_tells_how_far_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", virtual_log(0, made()))
+    num_lines = path.read_bytes().count(b"\n")
+    heard: list[tuple[int, int]] = []
+    replay_log(path, lambda done, total: heard.append((done, total)))
+    assert heard == [(done, num_lines) for done in range(0, num_lines - 1, TOLD_EVERY)]
+    assert len(heard) > 1
