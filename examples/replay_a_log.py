@@ -1,7 +1,7 @@
 """Every decision in a log can be taken again, offline, and must come out the same.
 
-Run with `python examples/replay_a_log.py`. The log here comes from a simulation; one written by `penstock serve --log DIR`
-replays in the same way.
+Run with `python examples/replay_a_log.py`. The log here comes from a simulation; one that `penstock serve --log DIR`
+wrote replays in the same way.
 """
 
 import tempfile

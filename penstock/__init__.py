@@ -1,3 +1,3 @@
-"""Penstock: serve AI models within their latency promises; simulate, plan and improve that service with the same code."""
+"""Penstock serves AI models within their latency promises; the same code simulates, plans and improves that service."""
 
 __version__ = "0.1.0"
