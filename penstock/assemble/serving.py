@@ -29,6 +29,7 @@ from penstock.gateway.server import Server, listen, url_of
 from penstock.gateway.text import TextModel
 
 STILL_S = 10.0  # silence of engines that load before people are told that they do
+SAME_SIGNAL_S = 0.3  # people take longer to press Ctrl-C again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +197,7 @@ class Stopper:
         self.is_forced = False
         self._on_phase = on_phase
         self._processes, self._timeout_s = processes, drain_timeout_s
-        self._is_draining = False
+        self._draining_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Stopper:
@@ -212,19 +213,24 @@ class Stopper:
             self._loop.remove_signal_handler(number)
 
     def stop(self) -> None:
-        """Once: drain. Twice, or before there is anything to drain: end."""
+        """Once: drain. Twice, or before there is anything to drain: end.
+
+        A signal to a whole process group may reach us a second time through a parent that passes it on (make does),
+        so one that follows within SAME_SIGNAL_S is the first one again.
+        """
+        at = self._loop.time()
         if self.server is None or not self.server.started:
             self._processes.kill()
             assert self._task is not None
             self._task.cancel()
-        elif not self._is_draining:
-            self._is_draining = True
+        elif self._draining_since is None:
+            self._draining_since = at
             self._on_phase(
                 f"draining: running requests have {self._timeout_s:g} s; a second signal stops at once"
             )
             self._timer = self._loop.call_later(self._timeout_s, self._force)
             self.server.stop()
-        else:
+        elif at - self._draining_since > SAME_SIGNAL_S:
             self._force()
 
     def _force(self) -> None:
