@@ -30,6 +30,7 @@ EXTRA_OF = {
     "safetensors": "engine",
     "huggingface_hub": "engine",
     "matplotlib": "plot",
+    "tqdm": "train",
     "ray": "cluster",
 }
 EPILOG = "`penstock VERB --help` tells more and gives examples. `--debug` shows where an error came from."
@@ -98,8 +99,8 @@ def run(args: Sequence[str]) -> int:
     """Run one command line; the exit code."""
     is_debug = "--debug" in args
     given = [arg for arg in args if arg != "--debug"]
+    verb = _verb_named(given)
     try:
-        verb = _verb_named(given)
         build_app(verb)(args=_with_default(given, verb), prog_name="penstock")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(bool(end.code))
@@ -111,7 +112,8 @@ def run(args: Sequence[str]) -> int:
         package = (error.name or "").partition(".")[0]
         if is_debug or package not in EXTRA_OF:
             raise
-        return _fail(str(missing_extra(package, EXTRA_OF[package])))
+        extra = "train" if verb == "train" else EXTRA_OF[package]
+        return _fail(str(missing_extra(package, extra)))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from penstock.cluster.logs import close_log, header_of, open_log
 from penstock.cluster.predictors import predictors_of_model, profile_of
 from penstock.cluster.spec import Outside, ReplicaSpec, open_host
-from penstock.core.errors import PenstockError
+from penstock.core.errors import PenstockError, missing_extra
 from penstock.core.messages import Failed, Message
 from penstock.core.ports import Channel
 from penstock.core.rng import stream
@@ -30,6 +30,7 @@ from penstock.net.zmq import ZmqChannel
 
 PR_SET_PDEATHSIG = 1
 CANNOT_START = 3
+EXTRA = ("torch", "safetensors")  # packages of the extra `engine`
 _log = logging.getLogger("penstock.engine")
 
 
@@ -77,6 +78,12 @@ async def serve(
         outside = open_outside(spec)
     except PenstockError as error:
         await _say_failed(channel, error)
+        return CANNOT_START
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
+            raise
+        await _say_failed(channel, missing_extra(package, "engine"))
         return CANNOT_START
     _end_with_stdin()
     try:

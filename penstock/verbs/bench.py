@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from penstock.core.errors import missing_extra
 from penstock.verbs import calibrate, fail_loudly
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
     from penstock.lab.bench import Bench
     from penstock.traffic.promises import parse_promise, slo_of
 
+    if plot is not None and find_spec("matplotlib") is None:  # not after the run
+        raise missing_extra("matplotlib", "plot")
     wanted = Bench(
         url=url,
         trace=trace,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from penstock.core.errors import missing_extra
+
+PACKAGES = ("torch", "safetensors", "tqdm")
 app = typer.Typer(help="Train models.")
 
 
@@ -37,9 +41,17 @@ def default(
 
     Checkpoints are written on the way; a run that was stopped goes on where it was. Needs the extra `train`.
     """
+    _require(*PACKAGES, *(("matplotlib",) if is_card else ()))
     from penstock.learn.local.default import train_default
 
     folder = train_default(
         out, minutes=minutes, resume=is_resume, device=device, runs=runs, card=is_card
     )
     typer.echo(f"the model is in {folder}: penstock serve {folder}")
+
+
+def _require(*packages: str) -> None:
+    """Fail before hours of training, not after. Raises MissingExtra."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise missing_extra(package, "train")
