@@ -9,17 +9,11 @@ from penstock.core.events import Stepped
 from penstock.core.plans import Plan
 from penstock.core.types import PlanId
 from penstock.core.views import Batch, Chunk, Lane
-from penstock.engine.replica import Replica
-from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.policy.admit import Decision as Admission
 from penstock.policy.admit import View as AdmitView
-from penstock.policy.admit.full_fit import FullFit
 from penstock.policy.batch import Decision, View
-from penstock.policy.evict.lru import Lru
-from penstock.policy.evict.recompute_last import RecomputeLast
-from penstock.policy.order.fcfs import Fcfs
 from tests.engine.steady import SteadyExecutor
-from tests.engine.test_replica import Bench, NoPredictions, ask, drive
+from tests.engine.test_replica import Bench, ask, drive
 
 
 class PacedExecutor(SteadyExecutor):
@@ -63,25 +57,9 @@ class Never:
         return Admission("no", "not today") if view.job.num_prompt > 10 else Admission("yes")
 
 
-def rebuilt(bench: Bench, executor: SteadyExecutor, **policies: object) -> None:
-    nobody = NoPredictions()
-    chosen = {
-        "order": Fcfs(), "admit": FullFit(), "evict": RecomputeLast(), "blocks": Lru(), **policies,
-    }  # fmt: skip
-    bench.executor = executor
-    bench.replica = Replica(
-        bench.config,
-        executor,
-        ReplicaPolicies(**chosen),  # type: ignore[arg-type]
-        Predictors(cost=nobody, lengths=nobody),
-        log=bench.book,
-        on_outputs=bench.hear,
-    )
-
-
 def test_decodes_go_on_while_a_prefill_runs() -> None:
     bench = Bench()
-    rebuilt(bench, PacedExecutor(max_lanes=2), batch=TwoLanes())
+    bench.rebuild(PacedExecutor(max_lanes=2), batch=TwoLanes())
 
     async def scenario() -> None:
         bench.replica.submit(ask("a", 9, 12))
@@ -99,10 +77,8 @@ def test_decodes_go_on_while_a_prefill_runs() -> None:
 
 
 def test_what_admission_refuses_ends_and_others_go_on() -> None:
-    from penstock.policy.batch.vllm_v1 import VllmV1
-
     bench = Bench()
-    rebuilt(bench, SteadyExecutor(), admit=Never(), batch=VllmV1())
+    bench.rebuild(SteadyExecutor(), admit=Never())
 
     async def scenario() -> None:
         bench.replica.submit(ask("long", 11, 3))

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from penstock.core.errors import ContextTooLong, Draining, Overloaded
 from penstock.core.events import Event, Finished, Stepped
+from penstock.core.plans import Done
+from penstock.core.ports import Completion
 from penstock.core.prompt import TokenPrompt, TracedPrompt
-from penstock.core.types import Output, Request, RequestId, Sampling
+from penstock.core.types import BlockHash, Output, Request, RequestId, Sampling
 from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.policy import evict
@@ -58,20 +60,26 @@ class Bench:
     def __init__(self, *, num_blocks: int = 64, block_size: int = 4, **batch: Any) -> None:
         self.book, self.executor = Book(), SteadyExecutor()
         self.told: dict[str, list[Output]] = {}
-        config = ReplicaConfig(num_blocks=num_blocks, block_size=block_size, is_checked=True)
-        self.config = config
+        self.config = ReplicaConfig(num_blocks=num_blocks, block_size=block_size, is_checked=True)
+        self.batch = batch
+        self.rebuild(self.executor)
+
+    def rebuild(self, executor: SteadyExecutor, **policies: Any) -> None:
+        """The replica anew, with another executor, configuration or policies."""
+        self.executor = executor
         nobody = NoPredictions()
-        policies = ReplicaPolicies(
-            order=Fcfs(),
-            admit=FullFit(),
-            batch=VllmV1(**batch),
-            evict=RecomputeLast(),
-            blocks=Lru(),
-        )
+        chosen = {
+            "order": Fcfs(),
+            "admit": FullFit(),
+            "batch": VllmV1(**self.batch),
+            "evict": RecomputeLast(),
+            "blocks": Lru(),
+            **policies,
+        }
         self.replica = Replica(
-            config,
-            self.executor,
-            policies,
+            self.config,
+            executor,
+            ReplicaPolicies(**chosen),
             Predictors(cost=nobody, lengths=nobody),
             log=self.book,
             on_outputs=self.hear,
@@ -235,6 +243,34 @@ def test_a_full_hit_leaves_one_position_to_compute() -> None:
 
     drive(bench, scenario())
     assert [event.num_cached for event in bench.book.of(Finished)] == [0, 12]
+
+
+class Naming(SteadyExecutor):
+    """Says after every step that a block was filled, always with the same hash."""
+
+    def listen(self, on_completion: Callable[[Completion], None]) -> None:
+        def named(done: Completion) -> None:
+            assert isinstance(done, Done)
+            outputs = [one._replace(filled=(BlockHash(b"same"),)) for one in done.outputs]
+            on_completion(dataclasses.replace(done, outputs=tuple(outputs)))
+
+        super().listen(named)
+
+
+def test_without_a_prefix_cache_nothing_is_known_by_hash() -> None:
+    """Hashes of generated blocks would stand at the places of the prompt's, which has none here."""
+    bench = Bench()
+    bench.config = dataclasses.replace(bench.config, has_prefix_cache=False)
+    bench.rebuild(Naming())
+
+    async def scenario() -> None:
+        for name in "ab":
+            bench.replica.submit(ask(name, 0, 6, ids=TokenPrompt(range(8))))
+            await asyncio.sleep(3)
+            assert not bench.replica.ledger.index
+
+    drive(bench, scenario())
+    assert [event.num_cached for event in bench.book.of(Finished)] == [0, 0]
 
 
 def test_a_full_queue_and_a_draining_replica_refuse() -> None:
