@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -25,10 +26,14 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
 def functions(path: Path) -> list[tuple[str, int]]:
-    tree = ast.parse(path.read_text())
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    found = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    found = [node for node in nodes(path) if isinstance(node, kinds)]
     return [(node.name, (node.end_lineno or 0) - node.lineno + 1) for node in found]
 
 
@@ -70,8 +75,7 @@ def test_names_say_something(word: str) -> None:
     for path in FILES:
         parts = [part.removesuffix(".py") for part in path.relative_to(PACKAGE).parts]
         names = [*parts, *(name for name, _ in functions(path))]
-        tree = ast.parse(path.read_text())
-        names += [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        names += [node.name for node in nodes(path) if isinstance(node, ast.ClassDef)]
         found += [
             f"{name_of(path)}: {name}"
             for name in names

@@ -151,10 +151,10 @@ async def test_an_engine_that_ends_without_a_word_is_told_by_its_last_lines() ->
 async def test_an_engine_that_hangs_while_it_starts_is_ended_and_told() -> None:
     world = World("hangs")
     engine = EngineProcess(
-        world.spec, world.link, max_restarts=0, start_timeout_s=3.0, worker=WORKER
+        world.spec, world.link, max_restarts=0, start_timeout_s=1.0, worker=WORKER
     )
     async with asyncio.timeout(20.0):
-        with pytest.raises(ReplicaLost, match="was not ready after 3 s") as caught:
+        with pytest.raises(ReplicaLost, match="was not ready after 1 s") as caught:
             await engine.start()
         assert "serve.start_timeout_s" in caught.value.hint
         pid = engine.pid

@@ -63,7 +63,7 @@ async def test_a_terminal_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    assert await bench(Little(token_s=0.02)) == 0
+    assert await bench(Little(token_s=0.005)) == 0
     told = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert re.search(r"answered .* \d+/12 ", told), told
     assert re.search(r"\d+ running  TTFT p50 \S+", told) and "TPOT p50" in told
