@@ -105,7 +105,7 @@ class Cancelled:
 class Stepped:
     """One call of the policies and what was launched (decision); `plan` None = nothing could run.
 
-    `digest` covers ranking, admissions, evictions and chunks; `chunks` lists (seq, tokens) of each lane in order.
+    `digest` covers ranking, admissions, evictions and lanes; `chunks` lists (seq, tokens) of each lane in order.
     `repeat` identical steps were asked for; Completed says how many were run.
     """
 

@@ -85,7 +85,6 @@ class Council:
         self._now = 0.0
         self._running: Sequence[JobView] = ()
         self._trace = array("q")
-        self._forgotten = array("q")  # idle blocks given up since the last decision
         self._refused: list[tuple[JobView, str]] = []
         self._whys: list[str] = []
         ledger.choose_idle = self._choose_idle
@@ -101,8 +100,7 @@ class Council:
     ) -> Verdict:
         """One transaction: rank the waiting, plan a batch. Nothing real is touched."""
         self._now, self._running = now, running.jobs
-        self._trace, self._forgotten = self._forgotten, array("q")
-        self._refused, self._whys = [], []
+        self._trace, self._refused, self._whys = array("q"), [], []
         ranking, stable = self._rank(running, waiting)
         view = batch.View(
             now=now,
@@ -199,12 +197,14 @@ class Council:
         decision = self.policies.blocks.decide(view)
         if self._is_checked:
             evict.law(view, decision)
-        chosen = [eviction.item.id for eviction in decision.evictions]  # type: ignore[union-attr]
-        self._forgotten.extend(chosen)
-        return chosen
+        return [eviction.item.id for eviction in decision.evictions]  # type: ignore[union-attr]
 
     def _digest(self, decision: batch.Decision) -> str:
-        """Over all that was said: ranking, admissions, victims, blocks forgotten since the last time, lanes."""
+        """Over all that was said: ranking, admissions, victims, lanes.
+
+        Not over the idle blocks that lose their contents: which ones do, shows in what later steps find cached; and
+        their numbers are not the same when steps run as one.
+        """
         trace = self._trace
         if decision.admitted or decision.evicted:
             trace.append(-5)
