@@ -26,7 +26,7 @@ from penstock.core.messages import Failed, Message
 from penstock.core.ports import Channel
 from penstock.core.rng import stream
 from penstock.net.codec import Codec
-from penstock.net.zmq import ZmqChannel
+from penstock.net.zmq import ZmqChannel, flush_closed
 
 PR_SET_PDEATHSIG = 1
 CANNOT_START = 3
@@ -96,7 +96,8 @@ async def serve(
 async def _say_failed(channel: Channel, error: PenstockError) -> None:
     with contextlib.suppress(PenstockError):
         await channel.send(Failed(type(error).__name__, error.message, error.hint))
-        await channel.close()
+    await channel.close()
+    flush_closed()
 
 
 def _end_with_stdin() -> None:
