@@ -1,9 +1,8 @@
 """Repeated launches, told step by step: a Stepped with repeat k and its Completed with steps_run j become j of each.
 
-What a run with single launches would have logged, event for event: the same chunks, outputs and instants. Four things
-are the launch's and not the step's, since the log does not hold them for each: `plan`, the id all its steps share,
-`free_blocks` and `why`, as at the launch, and `digest`, which covers the cached blocks given up since the last step and
-so differs where memory is short. Hashes of blocks filled on the way stand in the last step.
+What a run with single launches would have logged, event for event: the same chunks, digest, outputs and instants. Three
+things are the launch's and not the step's, since the log does not hold them for each: `plan`, the id all its steps
+share, and `free_blocks` and `why`, as at the launch. Hashes of blocks filled on the way stand in the last step.
 """
 
 from __future__ import annotations
