@@ -33,7 +33,7 @@ def step_model(executor: ExecutorSpec, shape: ModelShape) -> StepModel:
     """The model of step times. Raises BadConfig when a modelled executor names nothing to take them from."""
     profile = profile_of(executor)
     if profile is not None:
-        return profile.step_model()
+        return profile.step_model(shape)
     if executor.gpu is not None:
         return Roofline(shape, card_of(executor.gpu), tp=executor.tensor_parallel)
     if executor.kind == "modelled":
@@ -54,6 +54,7 @@ def _prior(shape: ModelShape) -> Fitted:
         name="rough prior",
         digest="",
         num_layers=shape.layers,
+        shape=shape,
     )
 
 

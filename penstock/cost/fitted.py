@@ -28,7 +28,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from penstock.cost.shapes import ModelShape
 from penstock.cost.step import StepCost, StepFeatures, line_of_steps
+from penstock.cost.work import work_of
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -49,7 +51,10 @@ GROWING = "decode_context"  # the only term that changes within a run of decode 
 
 
 class Fitted:
-    """Prices steps by coefficients, missing ones being 0. `watts` None: energy is not known and counted as 0."""
+    """Prices steps by coefficients, missing ones being 0.
+
+    A fit sees times only: without `watts` energy is not known, without `shape` neither are bytes and flops.
+    """
 
     def __init__(
         self,
@@ -59,10 +64,11 @@ class Fitted:
         digest: str,
         num_layers: int,
         watts: float | None = None,
+        shape: ModelShape | None = None,
     ) -> None:
         unknown = set(coefficients) - set(TERMS)
         assert not unknown, f"unknown terms {sorted(unknown)}"
-        self.name, self.digest, self.watts = name, digest, watts
+        self.name, self.digest, self.watts, self.shape = name, digest, watts, shape
         self._num_layers = num_layers
         self._growth = coefficients.get(GROWING, 0.0)
         self._step = coefficients.get("step", 0.0)
@@ -79,9 +85,12 @@ class Fitted:
         return line_of_steps(features, count, *self._line(features, share))
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost:
-        """Bytes and flops are not observed by a fit and are 0."""
         time_s = self.seconds(features, share)
-        return StepCost(time_s, time_s * (self.watts or 0.0), 0.0, 0.0, (("fitted", time_s),))
+        energy_j = None if self.watts is None else self.watts * time_s
+        parts = (("fitted", time_s),)
+        if self.shape is None:
+            return StepCost(time_s, energy_j, None, None, parts)
+        return StepCost(time_s, energy_j, *work_of(self.shape, features), parts)
 
     def _line(self, features: StepFeatures, share: float) -> tuple[float, float]:
         part = 1.0 if features.layers is None else features.layers / self._num_layers

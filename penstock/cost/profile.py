@@ -21,6 +21,7 @@ from penstock.core.errors import BadConfig
 from penstock.core.schema import check_schema
 from penstock.core.types import SCHEMA
 from penstock.cost.fitted import TERMS, Fitted
+from penstock.cost.shapes import ModelShape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,13 +68,14 @@ class Profile:
         told = json.dumps(dataclasses.asdict(read), sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
-    def step_model(self) -> Fitted:
+    def step_model(self, shape: ModelShape | None = None) -> Fitted:
         where = self.machine.get("device") or self.machine.get("processor") or "this machine"
         return Fitted(
             self.steps,
             name=f"fit of {self.model} on {where} ({self.num_steps} steps)",
             digest=self.digest,
             num_layers=self.num_layers,
+            shape=shape,
         )
 
     def save(self, path: Path) -> None:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from penstock.cost.hardware import FULL_BANDWIDTH_SHARE, Card, curve
 from penstock.cost.shapes import ModelShape
 from penstock.cost.step import StepCost, StepFeatures, line_of_steps
+from penstock.cost.work import work_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class Roofline:
         breakdown = self._parts(features, share)
         slope = self._slope(features, share)
         breakdown["decode attention"] += slope * features.decode_context
-        num_bytes, flops = self._traffic(features)
+        num_bytes, flops = (whole / self.tp for whole in work_of(self.shape, features))
         watts = self.card.watts(
             num_bytes / time_s / self.card.bandwidth, flops / time_s / self.card.flops
         )
@@ -138,17 +139,3 @@ class Roofline:
         flops = 4 * shape.heads * shape.head_dim * layers * features.prefill_pairs
         speed = self.tp * share * card.flops * curve(card.prefill_attention_mfu, size)
         return flops / speed + layers * card.attention_floor_s
-
-    def _traffic(self, features: StepFeatures) -> tuple[float, float]:
-        """Bytes moved and flops done by one device."""
-        shape = self.shape
-        part = (features.layers or shape.layers) / shape.layers
-        head = shape.head_params if features.num_samples else 0
-        weights = part * shape.layers * shape.layer_params + head
-        context = features.decode_context + features.prefill_context + features.num_tokens
-        num_bytes = weights * shape.weight_item_bytes + part * shape.kv_bytes * context
-        pairs = features.decode_context + features.prefill_pairs
-        flops = 2 * features.num_tokens * part * shape.layers * shape.layer_params
-        flops += 2 * features.num_samples * shape.head_params
-        flops += 4 * shape.heads * shape.head_dim * part * shape.layers * pairs
-        return num_bytes / self.tp, flops / self.tp

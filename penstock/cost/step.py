@@ -112,12 +112,15 @@ def layer_segments(work: Sequence[Work], num_layers: int) -> list[StepFeatures]:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """One step: `energy_j` over all devices, `num_bytes` and `flops` of one device; `breakdown` sums to `time_s`."""
+    """One step: `energy_j` over all devices, `num_bytes` and `flops` of one device; `breakdown` sums to `time_s`.
+
+    None = not known to this model.
+    """
 
     time_s: float
-    energy_j: float
-    num_bytes: float
-    flops: float
+    energy_j: float | None
+    num_bytes: float | None
+    flops: float | None
     breakdown: tuple[tuple[str, float], ...] = ()
 
 

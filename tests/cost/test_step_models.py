@@ -34,6 +34,18 @@ FITTED = Fitted(
     num_layers=32,
 )
 
+
+def test_a_fit_knows_what_it_was_told() -> None:
+    """Bytes and flops are the shape's, energy needs watts; what is not known is None, never 0."""
+    step = features_of([(1000, 1, True), (0, 64, True)])
+    blind = FITTED.step(step)
+    assert (blind.energy_j, blind.num_bytes, blind.flops) == (None, None, None)
+    told = Fitted({"step": 0.01}, name="f", digest="0", num_layers=32, watts=300.0, shape=LLAMA)
+    found, other = told.step(step), Roofline(LLAMA, A100).step(step)
+    assert found.energy_j == pytest.approx(3.0)
+    assert (found.num_bytes, found.flops) == (other.num_bytes, other.flops)
+
+
 pieces = st.lists(
     st.tuples(st.integers(0, 5000), st.integers(1, 300), st.booleans()), min_size=1, max_size=12
 )
@@ -61,7 +73,7 @@ def test_decode_step_of_llama_8b_on_a100_by_hand() -> None:
     assert found.time_s == pytest.approx(sum(part for _, part in found.breakdown), rel=1e-12)
     assert found.flops == 2 * 32 * (32 * LAYER + HEAD) + 4 * 32 * 128 * 32 * 32 * 1000
     assert found.num_bytes == 2 * (32 * LAYER + HEAD) + 131072 * (32 * 1000 + 32)
-    assert 0 < found.energy_j <= 400 * found.time_s
+    assert found.energy_j is not None and 0 < found.energy_j <= 400 * found.time_s
 
 
 def test_prefill_step_of_llama_8b_on_a100_by_hand() -> None:

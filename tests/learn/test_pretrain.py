@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
 import penstock
+from penstock.core.errors import BadConfig
 from penstock.learn.local import TINY, train_default
 from penstock.learn.local.corpus import Corpus, Document
 from penstock.learn.local.decoder import Decoder
@@ -97,9 +98,9 @@ def test_other_text_or_shape_is_refused_in_the_folder_of_a_run(
         )
 
     train(TINY, corpus)
-    with pytest.raises(ValueError, match="another corpus"):
+    with pytest.raises(BadConfig, match="another corpus"):
         train(TINY, Corpus(corpus.train[1:], corpus.held_out))
-    with pytest.raises(ValueError, match="another shape"):
+    with pytest.raises(BadConfig, match="another shape"):
         train(replace(TINY, shape=replace(TINY.shape, intermediate_size=96)), corpus)
 
 

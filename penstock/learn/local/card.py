@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from penstock.core.errors import missing_extra
 from penstock.learn.local.corpus import Corpus
 from penstock.learn.local.dialogue import conversations
 from penstock.learn.local.export import load
@@ -35,9 +36,7 @@ TOKENS = 60
 def require_plotting() -> None:
     """Fail before hours of training, not after, where the loss curve can't be drawn."""
     if find_spec("matplotlib") is None:
-        raise RuntimeError(
-            "the model card draws a loss curve: install matplotlib, or pass card=False"
-        )
+        raise missing_extra("matplotlib", "train")
 
 
 def write_card(folder: Path, runs: Path, corpus: Corpus, recipe: Recipe) -> Path:

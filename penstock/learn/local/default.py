@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from penstock.core.types import SCHEMA
 from penstock.learn.local.card import require_plotting, write_card
 from penstock.learn.local.corpus import Corpus, gather
 from penstock.learn.local.decoder import Shape
@@ -96,5 +97,7 @@ def train_default(  # noqa: PLR0913 - keyword options, one a flag
 
 def _note_recipe(recipe: Recipe, runs: Path) -> None:
     partial = runs / "recipe.json.part"
-    partial.write_text(json.dumps(asdict(recipe), indent=2) + "\n", encoding="utf-8")
+    partial.write_text(
+        json.dumps({"schema": SCHEMA, **asdict(recipe)}, indent=2) + "\n", encoding="utf-8"
+    )
     os.replace(partial, runs / "recipe.json")

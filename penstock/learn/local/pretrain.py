@@ -19,6 +19,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from penstock.core.errors import BadConfig
+from penstock.core.schema import check_schema
+from penstock.core.types import SCHEMA
 from penstock.learn.local.decoder import Decoder, Shape
 from penstock.learn.local.optimise import Optimiser
 from penstock.learn.local.stream import Ids, Prepared, Windows
@@ -132,6 +135,7 @@ class Run:
             "step": self.step,
             "seconds": self.seconds,
             "shape": self.recipe.shape.as_dict(),
+            "schema": SCHEMA,
         }
         partial = self.folder / (CHECKPOINT + ".part")
         torch.save(state, partial)
@@ -140,8 +144,12 @@ class Run:
     def restore(self) -> None:
         """Take up the checkpoint and forget log lines written after it."""
         state = torch.load(self.folder / CHECKPOINT, map_location=self.device, weights_only=True)
+        check_schema(f"the checkpoint in {self.folder}", state["schema"])
         if state["shape"] != self.recipe.shape.as_dict():
-            raise ValueError(f"the checkpoint in {self.folder} has another shape: {state['shape']}")
+            raise BadConfig(
+                f"the checkpoint in {self.folder} has another shape: {state['shape']}",
+                hint="choose another folder with --runs, or start anew with --fresh",
+            )
         self.model.load_state_dict(state["model"])
         self.optimiser.restore(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from penstock.core.errors import BadConfig
 from penstock.learn.local.corpus import Corpus, Document
 from penstock.learn.local.dialogue import TEXT_END, conversations
 from penstock.learn.local.tokenizer import encode_plain, special_id, train_tokenizer
@@ -40,8 +41,9 @@ def prepare(
     if sizes_file.exists():
         stored = json.loads(sizes_file.read_text(encoding="utf-8"))
         if stored["fingerprint"] != key:
-            raise ValueError(
-                f"{folder} holds a run on another corpus or with other settings; choose another folder"
+            raise BadConfig(
+                f"{folder} holds a run on another corpus or with other settings",
+                hint="choose another folder with --runs",
             )
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         train, held_out = np.load(folder / "train.npy"), np.load(folder / "held_out.npy")
@@ -101,7 +103,7 @@ class Windows:
             raise ValueError(f"{len(ids)} tokens are too few for windows of {context}")
         self.ids, self.context, self.seed = ids, context, seed
         self.per_epoch = (len(ids) - 1) // context - 1
-        self._epoch = -1
+        self._epoch: int | None = None
 
     def rows(self, first: int, count: int) -> Tensor:
         """Windows number `first` and on, each of context + 1 ids."""
