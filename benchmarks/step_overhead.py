@@ -100,6 +100,15 @@ class Stopwatch:
 
         return watched
 
+    def over(self, steps: Callable[..., Generator[Any, None, Any]]) -> Callable[..., Any]:
+        """From a generator's beginning to its end."""
+
+        def watched(*args: object) -> Generator[Any, None, Any]:
+            with self:
+                return (yield from steps(*args))
+
+        return watched
+
 
 class Watches:
     """Spans around the parts of an executor's steps, and of a replica's turns."""
@@ -115,7 +124,7 @@ class Watches:
             "logits": self.model.around(kind.logits),
         }
         decoder.__class__ = type("Watched", (kind,), watched)  # type: ignore[assignment]
-        executor._lane._run = self.lane.through(executor._step)
+        executor._lane._run = self.lane.over(executor._step)
         executor_module.draw = self.sampling.around(original_draw)  # type: ignore[assignment]
         self._last = time.perf_counter(), time.process_time()
         self.laps: list[tuple[Row, Row]] = []
@@ -240,7 +249,8 @@ def measure(args: argparse.Namespace, folder: Path, driver: str, heat: float) ->
         laps = asyncio.run(through_replica(executor, args, requests, folder))
     told: dict[str, object] = {"driver": driver, "temperature": heat, "notes": executor.notes}
     return told | {
-        clock: medians(list(rows)) for clock, rows in zip(("wall", "cpu"), zip(*laps), strict=True)
+        clock: medians(list(rows))
+        for clock, rows in zip(("wall", "cpu"), zip(*laps, strict=True), strict=True)
     }
 
 

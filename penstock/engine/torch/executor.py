@@ -233,11 +233,11 @@ class TorchExecutor:
                 Sampled(
                     job.seq,
                     1,
-                    ids=(token,),
-                    is_stop=token in job.stops,
-                    filled=table.fill(job, chunk.start + chunk.tokens),
-                    logprobs=() if logprob is None else (logprob,),
-                    prompt_logprobs=scored,
+                    (token,),
+                    token in job.stops,
+                    table.fill(job, chunk.start + chunk.tokens),
+                    () if logprob is None else (logprob,),
+                    scored,
                 )
             )
         return outputs

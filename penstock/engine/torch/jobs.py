@@ -1,7 +1,8 @@
 """What the executor remembers of jobs, as arrays that are kept across steps: a job is a row.
 
-Token ids (prompt, then outputs) and block ids lie in two growing matrices, sampling parameters in one structured
-array, so that a step of single tokens is built by a handful of numpy gathers, whatever the number of jobs.
+Token ids (prompt, then outputs) and block ids lie in two growing matrices. What a step of single tokens asks of each
+job (its last token, its last block) is kept with the job as well: a forward leaves nothing but weights in the caches,
+and then a plain number at hand costs far less than another array operation.
 
 The table belongs to the lane's thread. A plan may be aborted after its tokens were drawn but before anybody heard of
 it; the next plan's positions tell, and what nobody heard of is forgotten (`rewind`).
@@ -17,23 +18,7 @@ from numpy.typing import NDArray
 from penstock.core.plans import Opening, Work
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import BlockHash, Request, Sampling, TokenLogprob
-
-SAMPLING = np.dtype(
-    [
-        ("temperature", "f4"),
-        ("top_p", "f4"),
-        ("min_p", "f4"),
-        ("top_k", "i8"),  # the vocabulary's size when all
-        ("seed", "u8"),
-        ("answer", "u8"),
-        ("is_shaped", "?"),  # has penalties, biases or a minimum length
-        ("is_limited", "?"),  # has top_p, top_k or min_p
-        ("has_logprobs", "?"),
-        ("is_plain", "?"),  # greedy, not shaped, no logprobs
-    ],
-    align=True,  # torch reads columns of it in place
-)
-COLDEST = 1e-5  # temperatures below this are greedy
+from penstock.engine.torch.wishes import Wishes, wishes_of
 
 
 @dataclass(slots=True)
@@ -46,10 +31,19 @@ class JobState:
     prompt: TokenPrompt
     num_prompt: int
     stops: frozenset[int]
+    wishes: Wishes
+    known: int  # tokens in the table: the prompt, then what was drawn
+    last: int  # the last of them
+    num_blocks: int = 0
+    last_block: int = 0
     hashes: list[BlockHash] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     num_prompt_logprobs: int | None = None  # alternatives a prompt token; None = not wanted
     is_scored: bool = False  # the prompt's log-probabilities were told
+
+    @property
+    def num_output(self) -> int:
+        return self.known - self.num_prompt
 
     @property
     def sampling(self) -> Sampling:
@@ -65,9 +59,6 @@ class JobTable:
         self.jobs: dict[int, JobState] = {}
         self.tokens: NDArray[np.int32] = np.zeros((8, 256), np.int32)
         self.blocks: NDArray[np.int32] = np.zeros((8, 16), np.int32)
-        self.num_blocks: NDArray[np.int32] = np.zeros(8, np.int32)
-        self.known: NDArray[np.int32] = np.zeros(8, np.int32)
-        self.sampling = np.zeros(8, SAMPLING)
         self._free = list(range(8))
 
     def open(self, opening: Opening, seed: int) -> str | None:
@@ -84,11 +75,8 @@ class JobTable:
         count = len(prompt.ids)
         self._fit_tokens(count + 1)
         self.tokens[row, :count] = prompt.ids
-        self.known[row] = count
-        self.num_blocks[row] = 0
         self.blocks[row] = 0
         chosen = request.sampling
-        self._note_sampling(row, chosen, opening.answer, seed)
         stops = self.eos_ids | frozenset(chosen.stop_ids)
         self.jobs[opening.seq] = JobState(
             seq=opening.seq,
@@ -96,6 +84,9 @@ class JobTable:
             request=request,
             prompt=prompt,
             num_prompt=count,
+            wishes=wishes_of(chosen, vocab_size=self.vocab_size, seed=seed, answer=opening.answer),
+            known=count,
+            last=prompt.ids[-1] if count else 0,
             stops=frozenset(chosen.stop_ids) - self.eos_ids if chosen.ignore_eos else stops,
             hashes=list(prompt.blocks(self.block_size)),
             num_prompt_logprobs=0
@@ -112,28 +103,28 @@ class JobTable:
     def place(self, work: Work) -> JobState:
         """Note the blocks a planned job got, and forget what an aborted plan drew."""
         job = self.jobs[work.seq]
-        row = job.row
         if work.is_fresh:
-            self.num_blocks[row] = 0
-            self.blocks[row] = 0
+            job.num_blocks = 0
+            self.blocks[job.row] = 0
         if work.blocks:
-            held = int(self.num_blocks[row])
-            count = held + len(work.blocks)
+            count = job.num_blocks + len(work.blocks)
             self._fit_blocks(count)
-            self.blocks[row, held:count] = work.blocks
-            self.num_blocks[row] = count
+            self.blocks[job.row, job.num_blocks : count] = work.blocks
+            job.last_block = work.blocks[-1]
+            job.num_blocks = count
         end = work.start + work.tokens
-        if work.samples and self.known[row] > end:
-            self.known[row] = end
+        if work.samples and job.known > end:
+            job.known, job.last = end, int(self.tokens[job.row, end - 1])
             del job.hashes[max(job.num_prompt, work.start) // self.block_size :]
-        assert end <= self.known[row], f"job {work.seq} has no token at position {end - 1}"
+        assert end <= job.known, f"job {work.seq} has no token at position {end - 1}"
+        assert end <= job.num_blocks * self.block_size, f"job {work.seq} lacks blocks"
         return job
 
     def append(self, job: JobState, token: int) -> None:
-        at = int(self.known[job.row])
-        self._fit_tokens(at + 1)
-        self.tokens[job.row, at] = token
-        self.known[job.row] = at + 1
+        self._fit_tokens(job.known + 1)
+        self.tokens[job.row, job.known] = token
+        job.known += 1
+        job.last = token
 
     def fill(self, job: JobState, computed: int) -> tuple[BlockHash, ...]:
         """Hashes of blocks that became full with `computed` positions and were not told before."""
@@ -145,7 +136,7 @@ class JobTable:
         return tuple(fresh)
 
     def outputs(self, job: JobState) -> NDArray[np.int32]:
-        return self.tokens[job.row, job.num_prompt : self.known[job.row]]
+        return self.tokens[job.row, job.num_prompt : job.known]
 
     def _refusal(self, request: Request) -> str | None:
         prompt, chosen = request.prompt, request.sampling
@@ -163,35 +154,10 @@ class JobTable:
                 return f"the {what} name a token outside the vocabulary of {self.vocab_size}"
         return None
 
-    def _note_sampling(self, row: int, chosen: Sampling, answer: int, seed: int) -> None:
-        top_k = min(chosen.top_k or self.vocab_size, self.vocab_size)
-        is_shaped = (
-            bool(chosen.logit_bias)
-            or chosen.min_tokens > 0
-            or chosen.repetition_penalty != 1.0
-            or chosen.presence_penalty != 0.0
-            or chosen.frequency_penalty != 0.0
-        )
-        heat = 0.0 if chosen.temperature < COLDEST else chosen.temperature
-        is_limited = chosen.top_p < 1.0 or top_k < self.vocab_size or chosen.min_p > 0.0
-        has_logprobs = chosen.logprobs is not None
-        self.sampling[row] = (
-            heat,
-            chosen.top_p,
-            chosen.min_p,
-            top_k,
-            (seed if chosen.seed is None else chosen.seed) & 0xFFFF_FFFF_FFFF_FFFF,
-            answer,
-            is_shaped,
-            is_limited,
-            has_logprobs,
-            not (heat or is_shaped or has_logprobs),
-        )
-
     def _grow_rows(self) -> None:
-        old = len(self.known)
+        old = len(self.tokens)
         self._free += range(2 * old - 1, old - 1, -1)
-        for name in ("tokens", "blocks", "num_blocks", "known", "sampling"):
+        for name in ("tokens", "blocks"):
             array = getattr(self, name)
             setattr(self, name, np.concatenate((array, np.zeros_like(array))))
 

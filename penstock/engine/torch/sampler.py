@@ -6,30 +6,32 @@ the most likely token of the shaped logits.
 
 Cost rules: nothing sorts the vocabulary and nothing draws a number per vocabulary entry. A batch of greedy rows
 without wishes is one argmax. A row is drawn with one uniform through the inverse of its cumulated distribution: rows
-without limits over the vocabulary in id order (first the run of RUN entries is found, by the sums of runs, then the
-entry in it), rows with top-k, top-p or min-p over their most likely candidates in falling order. Candidates are as
-many as top-k says; without top-k they start at FIRST_CANDIDATES and are widened only for rows whose limits reach
-further. Which path a row takes depends on its own parameters alone, so a draw never depends on its neighbours.
+without limits over the vocabulary in id order (kernels.draw), rows with top-k, top-p or min-p over their most likely
+candidates in falling order. Candidates are as many as top-k says; without top-k they start at FIRST_CANDIDATES and are
+widened only for rows whose limits reach further. Which path a row takes depends on its own parameters alone, so a draw
+never depends on its neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from penstock.core.types import TokenLogprob
-from penstock.engine.torch.chance import uniforms
+from penstock.engine.torch import kernels
+from penstock.engine.torch.chance import uniform
 from penstock.engine.torch.jobs import JobState, JobTable
+from penstock.engine.torch.kernels.draw import entry_at
+from penstock.engine.torch.wishes import Wishes
 
 FIRST_CANDIDATES = 64
 WIDEN = 16
-RUN = 128
 
 
 class Drawn(NamedTuple):
@@ -42,42 +44,50 @@ class Drawn(NamedTuple):
 
 def draw(logits: Tensor, table: JobTable, jobs: Sequence[JobState]) -> Drawn:
     """One token for each row of fp32 logits [R, V]; row r belongs to jobs[r]. May write into `logits`."""
-    rows = np.array([job.row for job in jobs])
-    chosen = table.sampling[rows]
-    if chosen["is_plain"].all():
-        ids, is_broken = _most_likely(logits)
-        return Drawn(ids.tolist(), is_broken, [None] * len(jobs))
-    raw = (
-        logits.clone() if chosen["has_logprobs"].any() else logits
-    )  # what follows writes into logits
-    for at in np.flatnonzero(chosen["is_shaped"]).tolist():
-        _shape(logits[at], table, jobs[at])
-    ids, is_broken = _most_likely(logits)
-    warm = np.flatnonzero(chosen["temperature"])
-    if len(warm):
-        counts = (table.known[rows] - [job.num_prompt for job in jobs]).astype(np.int64)
-        where = torch.from_numpy(warm).to(logits.device)
-        some = logits if len(warm) == len(jobs) else logits[where]
-        ids[where] = _draw_warm(some, chosen[warm], counts[warm])
+    wishes = [job.wishes for job in jobs]
     logprobs: list[TokenLogprob | None] = [None] * len(jobs)
-    wanting: list[int] = np.flatnonzero(chosen["has_logprobs"]).tolist()
+    if all([wish.is_plain for wish in wishes]):
+        ids, best = kernels.pick_tokens(logits)
+        return Drawn(ids, _broken(best), logprobs)
+    wanting = [row for row, wish in enumerate(wishes) if wish.has_logprobs]
+    shaped = [row for row, wish in enumerate(wishes) if wish.is_shaped]
+    raw = logits.clone() if wanting and shaped else logits
+    for row in shaped:
+        _shape(logits[row], table, jobs[row])
+    ids, best = draw_shaped(logits, wishes, [job.num_output for job in jobs])
     if wanting:
-        told = [jobs[at].sampling.logprobs or 0 for at in wanting]
         where = torch.tensor(wanting, device=logits.device)
-        for at, entry in zip(wanting, token_logprobs(raw[where], ids[where], told), strict=True):
-            logprobs[at] = entry
-    return Drawn(ids.tolist(), is_broken, logprobs)
+        drawn = torch.tensor([ids[row] for row in wanting], device=logits.device)
+        tops = [jobs[row].sampling.logprobs or 0 for row in wanting]
+        for row, entry in zip(wanting, token_logprobs(raw[where], drawn, tops), strict=True):
+            logprobs[row] = entry
+    return Drawn(ids, _broken(best), logprobs)
 
 
-def _most_likely(logits: Tensor) -> tuple[Tensor, list[bool]]:
-    """The likeliest token of each row; True for rows whose best is no finite number (it is NaN if anything is)."""
-    if logits.device.type != "cpu":
-        best, ids = logits.max(-1)
-        return ids, (~torch.isfinite(best)).tolist()
-    array = logits.numpy()  # its argmax takes a tenth of torch's on one thread
-    found = array.argmax(-1)
-    best_found = array[np.arange(len(found)), found]
-    return torch.from_numpy(found), (~np.isfinite(best_found)).tolist()
+def draw_shaped(
+    logits: Tensor, wishes: Sequence[Wishes], positions: Sequence[int]
+) -> tuple[list[int], list[float]]:
+    """(tokens, greatest logits) of rows that have no penalties left to apply; `positions` count output tokens."""
+    if not any([wish.heat for wish in wishes]):
+        return kernels.pick_tokens(logits)
+    chance = [uniform(wish.chance, at) for wish, at in zip(wishes, positions, strict=True)]
+    ids, best = kernels.pick_tokens(
+        logits, [0.0 if wish.is_limited else wish.heat for wish in wishes], chance
+    )
+    limited = [row for row, wish in enumerate(wishes) if wish.is_limited and wish.heat]
+    if limited:
+        device, left = logits.device, [wishes[row] for row in limited]
+        heat = torch.tensor([wish.heat for wish in left], device=device)
+        top = torch.tensor([best[row] for row in limited], device=device)
+        some = logits[torch.tensor(limited, device=device)].sub_(top[:, None]).div_(heat[:, None])
+        goal = torch.tensor([chance[row] for row in limited], device=device, dtype=torch.double)
+        for row, token in zip(limited, _draw_within_limits(some, left, goal), strict=True):
+            ids[row] = token
+    return ids, best
+
+
+def _broken(best: list[float]) -> list[bool]:
+    return [not isfinite(value) for value in best]
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, tops: Sequence[int]) -> list[TokenLogprob]:
@@ -104,7 +114,7 @@ def _shape(logits: Tensor, table: JobTable, job: JobState) -> None:
     if len(outputs) < chosen.min_tokens and job.stops:
         logits[_on(logits, sorted(job.stops))] = -torch.inf
     if chosen.repetition_penalty != 1.0:
-        seen = _on(logits, np.unique(table.tokens[job.row, : table.known[job.row]]))
+        seen = _on(logits, np.unique(table.tokens[job.row, : job.known]))
         old = logits[seen]
         factor = chosen.repetition_penalty
         logits[seen] = torch.where(old > 0, old / factor, old * factor)
@@ -118,53 +128,31 @@ def _on(logits: Tensor, ids: Sequence[int] | NDArray[np.int32]) -> Tensor:
     return torch.as_tensor(np.asarray(ids, np.int64), device=logits.device)
 
 
-def _draw_warm(logits: Tensor, chosen: NDArray[np.void], counts: NDArray[np.int64]) -> Tensor:
-    """Tokens for rows with a temperature. Writes into `logits`."""
-    device = logits.device
-    heat = _column(chosen, "temperature", device)
-    logits = logits.sub_(logits.amax(-1, keepdim=True)).div_(heat[:, None])
-    chance = torch.from_numpy(uniforms(chosen["seed"], chosen["answer"], counts)).to(device)
-    ids = torch.empty(len(logits), dtype=torch.int64, device=device)
-    limited = chosen["is_limited"]
-    free = np.flatnonzero(~limited)
-    if len(free):
-        where = torch.from_numpy(free).to(device)
-        some = logits if len(free) == len(ids) else logits[where]
-        ids[where] = _draw_free(some.exp_(), chance[where])
-    rest, width = np.flatnonzero(limited), FIRST_CANDIDATES
-    while len(rest):
-        left = chosen[rest]
-        asked = left["top_k"][left["top_k"] < logits.shape[1]]
-        where = torch.from_numpy(rest).to(device)
-        most = min(max(width, int(asked.max(initial=0))), logits.shape[1])
-        found, is_done = _draw_limited(logits[where], left, chance[where], most)
-        ids[where] = found
-        rest, width = rest[~is_done.cpu().numpy()], width * WIDEN
+def _draw_within_limits(logits: Tensor, wishes: Sequence[Wishes], chance: Tensor) -> list[int]:
+    """Tokens for rows with top-k, top-p or min-p, of logits that were divided by their temperature."""
+    vocabulary = logits.shape[1]
+    ids, rest, width = [0] * len(wishes), list(range(len(wishes))), FIRST_CANDIDATES
+    while rest:
+        left = [wishes[row] for row in rest]
+        asked = max([wish.top_k for wish in left if wish.top_k < vocabulary], default=0)
+        where = torch.tensor(rest, device=logits.device)
+        some = logits if len(rest) == len(ids) else logits[where]
+        found, done = _draw_limited(some, left, chance[where], min(max(width, asked), vocabulary))
+        for row, token in zip(rest, found.tolist(), strict=True):
+            ids[row] = token
+        rest = [row for row, is_done in zip(rest, done.tolist(), strict=True) if not is_done]
+        width *= WIDEN
     return ids
 
 
-def _draw_free(weights: Tensor, chance: Tensor) -> Tensor:
-    """Entries of unnormalised weights [R, V], by the inverse of their running sum."""
-    size = weights.shape[1]
-    if short := -size % RUN:
-        weights = F.pad(weights, (0, short))
-    runs = weights.unflatten(1, (-1, RUN))  # type: ignore[no-untyped-call]
-    edges = runs.sum(-1).double().cumsum(-1)
-    goal = chance[:, None] * edges[:, -1:]
-    run = _entry(edges, goal)[:, None]
-    inside = runs.gather(1, run[:, :, None].expand(-1, 1, RUN)).squeeze(1).double().cumsum(-1)
-    before = F.pad(edges, (1, 0)).gather(1, run)
-    return ((run * RUN).squeeze(1) + _entry(inside, goal - before)).clamp_(max=size - 1)
-
-
 def _draw_limited(
-    logits: Tensor, chosen: NDArray[np.void], chance: Tensor, width: int
+    logits: Tensor, wishes: Sequence[Wishes], chance: Tensor, width: int
 ) -> tuple[Tensor, Tensor]:
     """Tokens from the `width` most likely candidates; False where the limits may reach further."""
     device = logits.device
-    top_p, min_p, top_k = (
-        _column(chosen, name, device)[:, None] for name in ("top_p", "min_p", "top_k")
-    )
+    told = [(wish.top_p, wish.min_p) for wish in wishes]
+    top_p, min_p = torch.tensor(told, device=device)[:, :, None].unbind(1)
+    top_k = torch.tensor([wish.top_k for wish in wishes], device=device)[:, None]
     values, places = logits.topk(width)
     floor = values[:, :1] + min_p.log()  # min_p 0: minus infinity
     rank = torch.arange(width, device=device)
@@ -182,20 +170,7 @@ def _draw_limited(
     return places.gather(1, picked[:, None]).squeeze(1), is_done
 
 
-def _column(chosen: NDArray[np.void], name: str, device: torch.device) -> Tensor:
-    return torch.from_numpy(chosen[name].copy()).to(device)
-
-
 def _invert(weights: Tensor, chance: Tensor) -> Tensor:
     """Index of the entry in which `chance` of each row's total weight falls. Entries of weight 0 are never hit."""
     edges = weights.double().cumsum(-1)
-    return _entry(edges, chance[:, None] * edges[:, -1:])
-
-
-def _entry(edges: Tensor, goal: Tensor) -> Tensor:
-    """Where in the running sums `edges` [R, N] each goal [R, 1] falls."""
-    found = torch.searchsorted(edges, goal.contiguous(), right=True)
-    # rounding may put the goal on the last edge: step back to the entry that reaches it
-    last = torch.searchsorted(edges, edges[:, -1:].contiguous())
-    # a row that is not finite has no such entry: any will do, the row is told as broken
-    return torch.minimum(found, last).clamp_(max=edges.shape[1] - 1).squeeze(1)
+    return entry_at(edges, chance[:, None] * edges[:, -1:])

@@ -57,37 +57,57 @@ class StepArrays(NamedTuple):
 
 def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> StepArrays:
     """The arrays of a step; `jobs` are those of `work`, in the same order."""
-    told = np.array(
-        [(job.row, chunk.start, chunk.tokens) for job, chunk in zip(jobs, work, strict=True)],
-        np.int64,
-    )
-    owners, starts, counts = np.ascontiguousarray(told.T)
-    ends, size = starts + counts, table.block_size
-    missing = ends > table.num_blocks[owners].astype(np.int64) * size
-    assert not missing.any(), (
-        f"jobs {[work[i].seq for i in np.flatnonzero(missing).tolist()]} lack blocks"
-    )
-    max_query, max_context = int(counts.max()), int(ends.max())
-    if max_query == 1:
-        query_start = np.arange(len(work) + 1, dtype=np.int32)
-        holders, positions = owners, starts
-    else:
-        query_start = np.zeros(len(work) + 1, np.int32)
-        np.cumsum(counts, out=query_start[1:])
-        holders = np.repeat(owners, counts)
-        positions = np.arange(len(holders)) + np.repeat(starts - query_start[:-1], counts)
-    blocks = table.blocks[holders, positions // size].astype(np.int64)
+    if all([chunk.samples and chunk.tokens == 1 for chunk in work]):
+        return _lay_out_decodes(table, work, jobs)
+    owners = np.array([job.row for job in jobs])
+    starts = np.array([chunk.start for chunk in work])
+    counts = np.array([chunk.tokens for chunk in work])
+    ends, query_start = starts + counts, np.zeros(len(work) + 1, np.int32)
+    np.cumsum(counts, out=query_start[1:])
+    holders = np.repeat(owners, counts)
+    positions = np.arange(len(holders)) + np.repeat(starts - query_start[:-1], counts)
+    places, inside = np.divmod(positions, table.block_size)
+    blocks = table.blocks[holders, places].astype(np.int64)
+    max_context = int(ends.max())
     return StepArrays(
         ids=table.tokens[holders, positions].astype(np.int64),
         positions=positions,
         rows=_wanted_rows(work, jobs, query_start),
-        slots=blocks * size + positions % size,
+        slots=blocks * table.block_size + inside,
         query_start=query_start,
         context=ends.astype(np.int32),
-        block_table=table.blocks[owners, : -(-max_context // size)],
-        max_query=max_query,
+        block_table=table.blocks[owners, : -(-max_context // table.block_size)],
+        max_query=int(counts.max()),
         max_context=max_context,
-        num_sampling=sum(chunk.samples for chunk in work),
+        num_sampling=sum([chunk.samples for chunk in work]),
+    )
+
+
+def _lay_out_decodes(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> StepArrays:
+    """The same when every job samples after its last token; then no prompt is scored."""
+    size, starts = table.block_size, [chunk.start for chunk in work]
+    slots = [
+        job.last_block * size + start % size
+        if start // size == job.num_blocks - 1
+        else int(table.blocks[job.row, start // size]) * size + start % size
+        for job, start in zip(jobs, starts, strict=True)
+    ]
+    count, max_context = len(starts), max(starts) + 1
+    ids, positions, rows, slots = np.array(
+        [[job.last for job in jobs], starts, range(count), slots]
+    )
+    short = np.array([*range(count + 1), *[start + 1 for start in starts]], np.int32)
+    return StepArrays(
+        ids=ids,
+        positions=positions,
+        rows=rows,
+        slots=slots,
+        query_start=short[: count + 1],
+        context=short[count + 1 :],
+        block_table=table.blocks[[job.row for job in jobs], : -(-max_context // size)],
+        max_query=1,
+        max_context=max_context,
+        num_sampling=count,
     )
 
 

@@ -219,7 +219,7 @@ async def test_rows_are_reused(executor: TorchExecutor) -> None:
         want = jobs[0].outputs
         for job in jobs:
             driver.close(job)
-    assert len(executor._table.known) == 16
+    assert len(executor._table.tokens) == 16
 
 
 async def test_stop_in_the_middle(model_root: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 from penstock.core.plans import Opening
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Request, RequestId, Sampling
-from penstock.engine.torch.chance import uniforms
+from penstock.engine.torch.chance import chance_of, uniform
 from penstock.engine.torch.jobs import JobState, JobTable
-from penstock.engine.torch.sampler import draw
+from penstock.engine.torch.sampler import draw, draw_shaped
 
 VOCAB = 600
 
@@ -82,11 +82,8 @@ def test_frequencies(chosen: Sampling) -> None:
 
 def draw_at(table: JobTable, jobs: list[JobState], logits: torch.Tensor, first: int) -> list[int]:
     """Draws as if the rows were successive positions of one job."""
-    from penstock.engine.torch.sampler import _draw_warm
-
-    rows = np.array([job.row for job in jobs])
-    positions = np.arange(first, first + len(jobs))
-    return _draw_warm(logits, table.sampling[rows], positions).tolist()
+    positions = range(first, first + len(jobs))
+    return draw_shaped(logits, [job.wishes for job in jobs], positions)[0]
 
 
 def test_neighbours_do_not_matter() -> None:
@@ -110,13 +107,13 @@ def test_seeds() -> None:
 
 
 def test_uniforms_are_uniform() -> None:
-    zeros = np.zeros(20_000, np.uint64)
-    for seeds, answers, positions in (
-        (np.arange(20_000, dtype=np.uint64), zeros, zeros.astype(np.int64)),
-        (zeros, np.arange(20_000, dtype=np.uint64), zeros.astype(np.int64)),
-        (zeros, zeros, np.arange(20_000)),
+    count = range(20_000)
+    for found in (
+        [uniform(chance_of(seed, 0), 0) for seed in count],
+        [uniform(chance_of(0, answer), 0) for answer in count],
+        [uniform(chance_of(0, 0), position) for position in count],
     ):
-        drawn = np.sort(uniforms(seeds, answers, positions))
+        drawn = np.sort(found)
         gap = np.abs(drawn - (np.arange(20_000) + 0.5) / 20_000).max()
         assert gap < 1.95 / 20_000**0.5  # Kolmogorov-Smirnov, one in a thousand
 

@@ -14,6 +14,7 @@ Rules.
 """
 
 from penstock.engine.torch.kernels.attention import CpuPagedAttention
+from penstock.engine.torch.kernels.draw import pick_tokens
 from penstock.engine.torch.kernels.fused import (
     add_rms_norm,
     qk_norm_rope_,
@@ -30,6 +31,7 @@ __all__ = [
     "add_rms_norm",
     "available",
     "isas",
+    "pick_tokens",
     "qk_norm_rope_",
     "rms_norm",
     "rope_",

@@ -73,6 +73,13 @@ class LinearCall(ctypes.Structure):
     ]
 
 
+class DrawCall(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, c_void_p) for name in ("logits", "heat", "chance", "ids", "best")),
+        *((name, c_int64) for name in ("num_rows", "width", "stride")),
+    ]
+
+
 class Library:
     """Entry points, each called with (table of an instruction set, byref(call), threads)."""
 
@@ -84,7 +91,8 @@ class Library:
         self.rope = dll.penstock_rope
         self.gate = dll.penstock_gate
         self.linear = dll.penstock_linear
-        for entry in (self.attention, self.norm, self.rope, self.gate, self.linear):
+        self.draw = dll.penstock_draw
+        for entry in (self.attention, self.norm, self.rope, self.gate, self.linear, self.draw):
             entry.argtypes = (c_void_p, c_void_p, ctypes.c_int)
             entry.restype = None
         self.large_pages = dll.penstock_large_pages

@@ -72,6 +72,16 @@ struct LinearCall {
     int32_t bf16;
 };
 
+// ids = the likeliest entry of each row, or where `heat` is positive one drawn with `chance` in [0, 1).
+constexpr int64_t DRAW_RUN = 128;
+struct DrawCall {
+    const float *logits, *heat;  // heat null: no row is drawn
+    const double* chance;
+    int64_t* ids;
+    float* best;  // the greatest logit of each row; NaN when it holds one
+    int64_t num_rows, width, stride;
+};
+
 // One table per instruction set, exported as penstock_<name>. Row and token ranges are [begin, end).
 struct Kernels {
     void (*write)(const AttentionCall&, int64_t begin, int64_t end);
@@ -82,4 +92,5 @@ struct Kernels {
     void (*rope)(const RopeCall&, int64_t begin, int64_t end);
     void (*gate)(const GateCall&, int64_t begin, int64_t end);
     void (*linear)(const LinearCall&, int64_t row, int64_t panel, char* scratch);  // one tile of rows x panels
+    void (*draw)(const DrawCall&, int64_t begin, int64_t end, double* edges);  // edges: one a run of a row
 };

@@ -219,3 +219,11 @@ EXPORT void penstock_linear(const Kernels* kernels, const LinearCall* call, int 
             kernels->linear(*call, i % down * LINEAR_ROWS, i / down * LINEAR_PANELS, scratch.at_least(bytes));
     });
 }
+
+EXPORT void penstock_draw(const Kernels* kernels, const DrawCall* call, int threads) {
+    const size_t bytes = sizeof(double) * size_t((call->width + DRAW_RUN - 1) / DRAW_RUN);
+    over_rows(call->num_rows, call->width, threads, [&](int64_t begin, int64_t end) {
+        thread_local Buffer edges;
+        kernels->draw(*call, begin, end, reinterpret_cast<double*>(edges.at_least(bytes)));
+    });
+}

@@ -1,5 +1,6 @@
 // Compiled once per instruction set, with -DVARIANT=<name> -DLANE_BYTES=<width> and, where it exists, -DDOT_BF16.
 #include "attention.h"
+#include "draw.h"
 #include "linear.h"
 #include "rows.h"
 
@@ -11,5 +12,6 @@ extern const Kernels JOIN(penstock_, VARIANT) __attribute__((visibility("default
 const Kernels JOIN(penstock_, VARIANT) = {
     VARIANT::write, VARIANT::scratch_bytes, VARIANT::attend, VARIANT::merge,
     VARIANT::norm,  VARIANT::rope,          VARIANT::gate,   VARIANT::linear,
+    VARIANT::draw,
 };
 }
