@@ -132,6 +132,11 @@ class Request:
         if self.sampling.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.sampling.max_tokens}")
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether every prompt token must be computed, cached or not: its log-probability is wanted."""
+        return self.kind == "score" or self.sampling.prompt_logprobs is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:

@@ -326,7 +326,7 @@ class Replica:
             error = errors.get(work.seq)
             if error is None:
                 job.computed += work.tokens + extra
-            if sampled.filled and self.config.has_prefix_cache:
+            if sampled.filled and self.config.has_prefix_cache and not job.request.scores_prompt:
                 job.hashes.extend(sampled.filled)
                 self.ledger.register(job, job.computed)
             if sampled.tokens:

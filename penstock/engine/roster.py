@@ -12,7 +12,7 @@ from collections.abc import Callable
 from penstock.core.events import Arrived, Event, Finished
 from penstock.core.plans import Sampled
 from penstock.core.prompt import private_hashes
-from penstock.core.types import FinishReason, Job, Output, Request
+from penstock.core.types import BlockHash, FinishReason, Job, Output, Request
 from penstock.engine.joblist import JobList
 from penstock.engine.ledger import BlockLedger
 
@@ -50,10 +50,7 @@ class Roster:
 
     def arrive(self, now: float, request: Request, every_token: bool) -> None:
         """Make the request's n jobs; they share the hashes of its prompt, and so its blocks."""
-        size = self._ledger.block_size
-        hashes = request.prompt.blocks(size) if self._ledger.has_prefix_cache else ()
-        if not hashes and request.n > 1:
-            hashes = private_hashes(request.id, request.prompt.num_tokens // size)
+        hashes = self._hashes(request)
         self._emit_arrived(now, request, tuple(known.hex() for known in hashes))
         jobs = []
         for answer in range(request.n):
@@ -74,6 +71,16 @@ class Roster:
             self.waiting.append(job)
         self._by_request[request.id] = jobs
         self._every_token[request.id] = every_token
+
+    def _hashes(self, request: Request) -> tuple[BlockHash, ...]:
+        """None for prompts that are scored: a block that is found again is one whose tokens nobody computes."""
+        if request.scores_prompt:
+            return ()
+        size = self._ledger.block_size
+        hashes = request.prompt.blocks(size) if self._ledger.has_prefix_cache else ()
+        if not hashes and request.n > 1:
+            return private_hashes(request.id, request.prompt.num_tokens // size)
+        return tuple(hashes)
 
     def _emit_arrived(self, now: float, request: Request, hashes: tuple[str, ...]) -> None:
         self._emit(

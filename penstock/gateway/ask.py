@@ -266,8 +266,6 @@ def make_requests(ask: Ask, body: SharedBody, origin: Origin) -> list[Request]:
     slo = _slo(body)
     salt = f"{origin.tenant}\0{body.cache_salt or ''}" if origin.isolate else body.cache_salt or ""
     program = ProgramId(body.program) if body.program else None
-    if _scores_prompts(ask):  # cached blocks would be tokens nobody computes, so without a logprob
-        salt = f"{salt}\0{ask.id}"
 
     def request(number: int, prompt: Given) -> Request:
         return Request(

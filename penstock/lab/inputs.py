@@ -53,11 +53,15 @@ def request_of(event: Arrived, block_size: int) -> Request:
     """The request as far as decisions could see it."""
     hashes = tuple(BlockHash(bytes.fromhex(each)) for each in event.hashes)
     kind: Kind = event.request_kind  # type: ignore[assignment]
+    # Answers share hashes, private ones if need be, unless their prompt is scored.
+    shares_nothing = event.n > 1 and not hashes and event.num_prompt >= block_size
     return Request(
         id=RequestId(event.request),
         model=event.model,
         prompt=HashedPrompt(event.num_prompt, hashes, block_size),
-        sampling=Sampling(max_tokens=event.max_tokens),
+        sampling=Sampling(
+            max_tokens=event.max_tokens, prompt_logprobs=0 if shares_nothing else None
+        ),
         slo=event.slo,
         n=event.n,
         tenant=event.tenant,

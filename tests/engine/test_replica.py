@@ -204,6 +204,26 @@ def test_preempted_answers_lose_and_double_no_token() -> None:
     assert sum(event.num_preemptions for event in bench.book.of(Finished)) > 0
 
 
+def test_scored_prompts_are_computed_whole() -> None:
+    """Neither cached blocks nor those of another answer stand in for tokens whose logprobs are wanted."""
+    bench = Bench()
+
+    async def scenario() -> None:
+        ids = TokenPrompt(range(16))
+        bench.replica.submit(ask("plain", 0, 2, ids=ids))
+        await asyncio.sleep(10)
+        scored = dataclasses.replace(
+            ask("scored", 0, 2, ids=ids, n=2), sampling=Sampling(max_tokens=9, prompt_logprobs=0)
+        )
+        bench.replica.submit(scored)
+        await asyncio.sleep(10)
+        bench.replica.submit(ask("again", 0, 2, ids=ids))
+
+    drive(bench, scenario())
+    cached = [(one.request, one.num_cached) for one in bench.book.of(Finished)]
+    assert cached == [("plain", 0), ("scored", 0), ("scored", 0), ("again", 12)]
+
+
 def test_answers_of_one_request_share_its_prompt() -> None:
     bench = Bench()
 

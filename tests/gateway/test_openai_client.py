@@ -205,20 +205,6 @@ def test_echo_alone_scores_the_prompt(client: OpenAI, text: TextModel) -> None:
     assert told.usage is not None and told.usage.completion_tokens == 0
 
 
-def test_prompts_that_are_scored_are_not_looked_up_in_a_cache(
-    client: OpenAI, service: Scripted
-) -> None:
-    for fields in (
-        {"logprobs": 1, "echo": True},
-        {"logprobs": 1, "echo": True},
-        {"echo": True},
-        {},
-    ):
-        client.completions.create(model="tiny", prompt=[5, 6, 7, 8], **fields)  # type: ignore[call-overload]
-    hashes = [request.prompt.blocks(4) for request in service.requests]
-    assert len(set(hashes)) == 3 and hashes[2] == hashes[3]
-
-
 def test_streamed_logprobs_follow_their_text(client: OpenAI, answer_ids: list[int]) -> None:
     stream = client.completions.create(
         model="tiny", prompt="Hello", max_tokens=100, logprobs=0, stop="quick", stream=True

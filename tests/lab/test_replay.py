@@ -113,7 +113,10 @@ async def workload(replica: Replica, seed: int, num: int, gap_s: float) -> None:
                 id=RequestId(f"r{number}"),
                 model="m",
                 prompt=TracedPrompt(tokens, ids),
-                sampling=Sampling(max_tokens=chance.randrange(1, 60)),
+                sampling=Sampling(
+                    max_tokens=chance.randrange(1, 60),
+                    prompt_logprobs=0 if number % 5 == 0 else None,
+                ),
                 true_output=chance.randrange(1, 60),
                 n=chance.choice((1, 1, 1, 2)),
                 priority=chance.randrange(3),

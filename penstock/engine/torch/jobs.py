@@ -128,7 +128,7 @@ class JobTable:
 
     def fill(self, job: JobState, computed: int) -> tuple[BlockHash, ...]:
         """Hashes of blocks that became full with `computed` positions and were not told before."""
-        if computed // self.block_size <= len(job.hashes):
+        if computed // self.block_size <= len(job.hashes) or job.num_prompt_logprobs is not None:
             return ()
         ids = self.tokens[job.row, :computed].tolist()
         fresh = job.prompt.extend(job.hashes, ids, self.block_size)

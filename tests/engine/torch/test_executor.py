@@ -178,6 +178,8 @@ async def test_prompt_logprobs(executor: TorchExecutor, model_root: Path) -> Non
     assert len(generate.outputs) == 1 and not score.outputs
     (entry,) = generate.sampled[-1].logprobs
     assert entry.logprob == pytest.approx(float(want[-1].max()), abs=1e-4)
+    await driver.finish([generate], 20)
+    assert not any(out.filled for out in generate.sampled)  # nobody is to find its blocks
 
 
 @pytest.mark.parametrize("prompt", [[7, 8], [7], [7, 8, 9]])
