@@ -37,6 +37,7 @@ SLOTS: dict[str, str] = {  # slot -> kind of policy
 class ExecutorSpec:
     """What runs the plans. `gpu` names a card of the catalogue and `profile` a file of `penstock bench calibrate`:
     a modelled executor takes its times from them, any replica its predictions (the profile wins).
+    `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
     """
 
     kind: Literal["torch", "modelled"] = "torch"
@@ -47,6 +48,8 @@ class ExecutorSpec:
     gpu: str | None = None
     profile: Path | None = None
     max_context: int | None = None
+    compiler: str | None = None
+    kernel_cache: Path | None = None
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:

@@ -51,6 +51,8 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         memory_bytes=spec.memory_bytes,
         max_context=wanted.max_context,
         block_size=spec.block_size,
+        compiler=wanted.compiler,
+        kernel_cache=wanted.kernel_cache,
         seed=stream(spec.seed, spec.name, "engine").getrandbits(63),  # replicas draw differently
     )
     executor = open_executor(spec.model, config)

@@ -12,6 +12,7 @@ from penstock.core.errors import BadConfig
 from penstock.engine.folder import ModelFacts
 from penstock.engine.torch.attention import KvLayout, choose_backend
 from penstock.engine.torch.decoder import Decoder, Rank, check_split, load_decoder
+from penstock.engine.torch.kernels import build_with
 from penstock.engine.torch.linear import PlainLinear, choose_linear, is_bf16_fast
 from penstock.engine.torch.memory import choose_num_blocks
 from penstock.engine.torch.ports import DTYPES
@@ -28,6 +29,7 @@ class EngineConfig:
     num_blocks, memory_bytes, free_share   see memory.py; at most one of them is needed
     max_context None: what the model states. More than that is refused
     attention, linear   "auto", or the portable ones by name
+    compiler, kernel_cache   of the CPU kernels: a C++ compiler, and the folder they are kept in; see kernels/build.py
     endpoint, cache_dir, revision, is_offline   where names that are no folders are looked up; see hub.py
     """
 
@@ -43,6 +45,8 @@ class EngineConfig:
     seed: int = 0
     attention: Literal["auto", "gather"] = "auto"
     linear: Literal["auto", "plain"] = "auto"
+    compiler: str | None = None
+    kernel_cache: Path | None = None
     endpoint: str | None = None
     cache_dir: Path | None = None
     revision: str | None = None
@@ -97,6 +101,7 @@ def build_decoder(
 ) -> Built:
     """Load this rank's shard. `num_blocks` None: choose. Raises BadModel, BadConfig."""
     shape = facts.shape
+    build_with(config.compiler, config.kernel_cache)
     check_split(shape, rank.world, str(facts.folder))
     device = choose_device(config.device, rank.rank)
     dtype, why_dtype = choose_dtype(config.dtype, shape.stored_dtype, device)

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from penstock.engine.torch import kernels
-from penstock.engine.torch.kernels import build, library
+from penstock.engine.torch.kernels import build
+from penstock.engine.torch.open import EngineConfig, open_executor
+from tests.engine.torch.models import saved
 
 FAKE_COMPILER = """#!/bin/sh
 echo "$@" >> {log}
@@ -60,20 +62,31 @@ def test_a_failure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_everything_works_without_a_compiler(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     x, weight = torch.randn(2, 32), torch.randn(32)
     wanted = kernels.rms_norm(x, weight, 1e-6)
-    monkeypatch.setattr(
-        library, "build", lambda: build.build(tmp_path, compiler="/no/such/compiler")
-    )
-    for cached in (library.load, library.why_not):
-        cached.cache_clear()
+    kernels.build_with("/no/such/compiler", tmp_path)
     try:
         assert not kernels.available() and "cannot run" in str(kernels.why_not())
         assert kernels.isas() == []
         assert not kernels.CpuPagedAttention.available_for(64, 16, torch.float32)
         torch.testing.assert_close(kernels.rms_norm(x, weight, 1e-6), wanted)
     finally:
-        for cached in (library.load, library.why_not):
-            cached.cache_clear()
+        kernels.build_with(None, None)
+
+
+async def test_an_engine_names_its_compiler_and_its_folder(
+    tmp_path: Path, model_root: Path
+) -> None:
+    """A compiler that is not there costs the kernels and nothing else; the notes say why."""
+    folder, _ = saved(model_root, "llama2")
+    config = EngineConfig(
+        device="cpu", num_blocks=8, compiler="/no/such/compiler", kernel_cache=tmp_path / "kernels"
+    )
+    try:
+        executor = open_executor(str(folder), config)
+        assert "/no/such/compiler" in executor.notes["attention"]
+        await executor.stop()
+    finally:
+        kernels.build_with(None, None)

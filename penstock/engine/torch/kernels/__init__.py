@@ -22,7 +22,7 @@ from penstock.engine.torch.kernels.fused import (
     rope_,
     silu_mul,
 )
-from penstock.engine.torch.kernels.library import available, isas, why_not
+from penstock.engine.torch.kernels.library import available, build_with, isas, why_not
 from penstock.engine.torch.kernels.linear import PackedLinear
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "PackedLinear",
     "add_rms_norm",
     "available",
+    "build_with",
     "isas",
     "pick_tokens",
     "qk_norm_rope_",

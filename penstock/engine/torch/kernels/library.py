@@ -126,11 +126,24 @@ def openmp_region() -> int | None:
     return None
 
 
+_build_with: tuple[str | None, Path | None] = (None, None)
+
+
+def build_with(compiler: str | None, folder: Path | None) -> None:
+    """How this process makes its library, None = what build.py looks for. Whoever asks from now on gets that one."""
+    global _build_with
+    if _build_with != (compiler, folder):
+        _build_with = (compiler, folder)
+        load.cache_clear()
+        why_not.cache_clear()
+
+
 @cache
 def load() -> Library:
     """The library with the instruction sets that passed their check, best first. Raises BuildFailed."""
+    compiler, folder = _build_with
     try:
-        library = Library(build(), BEST_FIRST)
+        library = Library(build(folder, compiler=compiler), BEST_FIRST)
     except OSError as error:
         raise BuildFailed(f"the compiled library cannot be loaded: {error}") from error
     from penstock.engine.torch.kernels.check import agrees
