@@ -6,7 +6,7 @@ A random Llama of 25 M parameters decodes, greedily and at temperature 1, driven
 step through the executor's port; `replica` is a whole replica with vLLM v1's policies, and `--log` has it write its
 event log to a file. A step is the time from one launch to the next, medians over all steps:
 
-    model      inside the forward and the head
+    model      inside the forward and the head; the lane's looks between its pieces, some microseconds, are in it
     turn       the replica's, up to the launch: apply what came, decide, take blocks, write the plan and the events
     layout     on the lane's thread: arrays from the plan, noting the drawn tokens
     sampling   from logits to tokens
@@ -85,21 +85,6 @@ class Stopwatch:
 
         return watched
 
-    def through(self, steps: Callable[..., Generator[Any, None, Any]]) -> Callable[..., Any]:
-        """Around every piece of a generator."""
-
-        def watched(*args: object) -> Generator[Any, None, Any]:
-            pieces = steps(*args)
-            while True:
-                with self:
-                    try:
-                        piece = next(pieces)
-                    except StopIteration as end:
-                        return end.value
-                yield piece
-
-        return watched
-
     def over(self, steps: Callable[..., Generator[Any, None, Any]]) -> Callable[..., Any]:
         """From a generator's beginning to its end."""
 
@@ -120,7 +105,7 @@ class Watches:
         kind = type(decoder)
         watched = {
             "__slots__": (),
-            "forward": self.model.through(kind.forward),
+            "forward": self.model.over(kind.forward),
             "logits": self.model.around(kind.logits),
         }
         decoder.__class__ = type("Watched", (kind,), watched)  # type: ignore[assignment]

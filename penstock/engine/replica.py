@@ -362,6 +362,8 @@ class Replica:
     def _emit_completed(self, now: float, done: Done) -> None:
         told = [
             (one.seq, one.tokens, one.is_stop, tuple([known.hex() for known in one.filled]))
+            if one.filled
+            else (one.seq, one.tokens, one.is_stop, ())
             for one in done.outputs
         ]
         errors = [(one.seq, one.error) for one in done.outputs if one.error is not None]

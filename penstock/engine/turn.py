@@ -211,11 +211,12 @@ class Council:
             trace.extend(job.seq for job in decision.admitted)
             trace.extend(-6 - job.seq for job, _ in decision.evicted)
         for lane in decision.batch.lanes:
-            trace.extend((-3, round(lane.share * (1 << 30))))
+            said = [-3, round(lane.share * (1 << 30))]
             for job, tokens, layers, phase in lane.chunks:
-                trace.extend((job.seq, tokens))
+                said += (job.seq, tokens)
                 if layers is not None or phase != "extend":
-                    trace.extend((-4, PHASES.index(phase), *(layers or ())))
+                    said += (-4, PHASES.index(phase), *(layers or ()))
+            trace.fromlist(said)
         told = hashlib.blake2b(trace.tobytes(), digest_size=8)
         if decision.batch.nano is not None:
             told.update(decision.batch.nano.encode())

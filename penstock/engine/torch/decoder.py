@@ -79,13 +79,12 @@ class Alone:
 
 @dataclass(slots=True)
 class StepInput:
-    """One step's tokens. `rows` are those whose logits are wanted; `is_whole`: all of them, in order."""
+    """One step's tokens. `rows` are those whose logits are wanted; None = all of them, in order."""
 
     ids: Tensor  # int64 [T]
     positions: Tensor  # int64 [T]
-    rows: Tensor  # int64 [R]
+    rows: Tensor | None  # int64 [R]
     meta: StepMeta
-    is_whole: bool = False
 
 
 @dataclass(slots=True)
@@ -131,7 +130,7 @@ class Decoder:
             normed, x = add_norm(part, x, layer.mlp_norm, eps)
             part = self.rank.reduce(layer.down(silu_mul(layer.gate_up(normed))))
             yield Piece(index, "mlp", held)
-        if not step.is_whole:
+        if step.rows is not None:
             x, part = x[step.rows], None if part is None else part[step.rows]
         return add_norm(part, x, self.final_norm, eps)[0]
 

@@ -218,7 +218,7 @@ class TorchExecutor:
             if job.seq not in table.jobs:  # closed while this step was left in the middle
                 at += chunk.samples
                 continue
-            scored = _finished_scores(chunk, job)
+            scored = () if job.num_prompt_logprobs is None else _finished_scores(chunk, job)
             if not chunk.samples:
                 if scored or job.request.kind == "score":
                     outputs.append(Sampled(job.seq, 0, prompt_logprobs=scored))
@@ -249,7 +249,7 @@ BROKEN = "the model gave no finite numbers for the next token"
 
 def _finished_scores(chunk: Work, job: JobState) -> tuple[TokenLogprob | None, ...]:
     """All prompt log-probabilities, with the chunk that computes the prompt's last position for the first time."""
-    if job.num_prompt_logprobs is None or job.is_scored:
+    if job.is_scored:
         return ()
     if chunk.start + chunk.tokens < job.num_prompt:
         return ()

@@ -52,7 +52,8 @@ class StepArrays(NamedTuple):
             max_context=self.max_context,
         )
         is_whole = self.num_sampling == len(self.ids)  # single tokens that all sample, in order
-        return StepInput(moved(self.ids), moved(self.positions), moved(self.rows), meta, is_whole)
+        rows = None if is_whole else moved(self.rows)
+        return StepInput(moved(self.ids), moved(self.positions), rows, meta)
 
 
 def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> StepArrays:
@@ -93,18 +94,19 @@ def _lay_out_decodes(table: JobTable, work: Sequence[Work], jobs: Sequence[JobSt
         for job, start in zip(jobs, starts, strict=True)
     ]
     count, max_context = len(starts), max(starts) + 1
-    ids, positions, rows, slots = np.array(
-        [[job.last for job in jobs], starts, range(count), slots]
-    )
+    long = np.array([*[job.last for job in jobs], *starts, *range(count), *slots])
+    ids, positions, rows, slots_of = long.reshape(4, count)
     short = np.array([*range(count + 1), *[start + 1 for start in starts]], np.int32)
     return StepArrays(
         ids=ids,
         positions=positions,
         rows=rows,
-        slots=slots,
+        slots=slots_of,
         query_start=short[: count + 1],
         context=short[count + 1 :],
-        block_table=table.blocks[[job.row for job in jobs], : -(-max_context // size)],
+        block_table=table.blocks.take([job.row for job in jobs], axis=0)[
+            :, : -(-max_context // size)
+        ],
         max_query=1,
         max_context=max_context,
         num_sampling=count,
