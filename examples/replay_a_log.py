@@ -25,7 +25,9 @@ config = load_config(
 with tempfile.TemporaryDirectory() as folder:
     log = Path(folder) / "run.jsonl"
     outcome = simulate(config, open_trace(TRACE, model="llama-3.1-8b"), log_path=log)
-    print(f"{outcome.played.num_served} requests served, log digest {outcome.digest}")
+    print(f"{outcome.played.num_served} requests served")
+    again = simulate(config, open_trace(TRACE, model="llama-3.1-8b"))
+    print("the same log again, bit for bit:", again.digest == outcome.digest)
     for replayed in replay_log(log):
         verdict = "all identical" if replayed.difference is None else str(replayed.difference)
         print(f"{replayed.who}: {replayed.num_decisions} decisions, {verdict}")
