@@ -48,25 +48,7 @@ class Router:
             hashes = tuple(each.hex() for each in request.prompt.blocks(size))
         except ValueError as error:
             raise BadRequest(str(error), param="prompt") from None
-        self._emit(
-            Arrived(
-                at=now,
-                who=self.name,
-                request=request.id,
-                seq=0,
-                model=request.model,
-                num_prompt=request.prompt.num_tokens,
-                max_tokens=request.sampling.max_tokens,
-                n=request.n,
-                tenant=request.tenant,
-                priority=request.priority,
-                slo=request.slo,
-                adapter=request.adapter,
-                program=request.program,
-                request_kind=request.kind,
-                hashes=hashes,
-            )
-        )
+        self._emit(Arrived.of(request, at=now, who=self.name, seq=0, hashes=hashes))
 
     def choose(self, now: float, request: Request, tried: Collection[str] = ()) -> str | None:
         """The replica that takes the request, counted as outstanding there; None = nobody can now."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock.core.types import SCHEMA, FinishReason, Report, Slo
+from penstock.core.types import SCHEMA, FinishReason, Report, Request, Slo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,29 @@ class Arrived:
     program: str | None = None
     request_kind: str = "generate"
     hashes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, request: Request, *, at: float, who: str, seq: int, hashes: tuple[str, ...]
+    ) -> Arrived:
+        """What is to be known of a request to take its decisions again."""
+        return cls(
+            at=at,
+            who=who,
+            request=request.id,
+            seq=seq,
+            model=request.model,
+            num_prompt=request.prompt.num_tokens,
+            max_tokens=request.sampling.max_tokens,
+            n=request.n,
+            tenant=request.tenant,
+            priority=request.priority,
+            slo=request.slo,
+            adapter=request.adapter,
+            program=request.program,
+            request_kind=request.kind,
+            hashes=hashes,
+        )
 
 
 @dataclass(slots=True, kw_only=True)

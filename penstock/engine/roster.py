@@ -83,25 +83,7 @@ class Roster:
         return tuple(hashes)
 
     def _emit_arrived(self, now: float, request: Request, hashes: tuple[str, ...]) -> None:
-        self._emit(
-            Arrived(
-                at=now,
-                who=self._name,
-                request=request.id,
-                seq=self._next_seq,
-                model=request.model,
-                num_prompt=request.prompt.num_tokens,
-                max_tokens=request.sampling.max_tokens,
-                n=request.n,
-                tenant=request.tenant,
-                priority=request.priority,
-                slo=request.slo,
-                adapter=request.adapter,
-                program=request.program,
-                request_kind=request.kind,
-                hashes=hashes,
-            )
-        )
+        self._emit(Arrived.of(request, at=now, who=self._name, seq=self._next_seq, hashes=hashes))
 
     def start(self, now: float, job: Job) -> None:
         """From waiting to running, with the cached prefix pinned."""
