@@ -15,7 +15,7 @@ from penstock.assemble.print_config import print_config
 from penstock.cluster.inside import Inside
 from penstock.cluster.link import ReplicaLink
 from penstock.cluster.logs import close_log, header_of, open_log
-from penstock.cluster.predictors import predictors_of, profile_of, shape_of_model, step_model
+from penstock.cluster.predictors import predictors_of, scheduler_of, shape_of_model, step_model
 from penstock.cluster.process import Processes
 from penstock.cluster.spec import Outside, ReplicaSpec
 from penstock.core.ports import Channel, Log
@@ -75,8 +75,8 @@ def modelled_outside(spec: ReplicaSpec, log: Log) -> Outside:
     """A modelled executor and predictors of the same step model. Raises BadConfig, BadModel."""
     executor = replace(spec.executor, kind="modelled")
     shape = shape_of_model(spec.model)
-    profile = profile_of(executor)
-    scheduler = profile.scheduler.seconds if profile and profile.scheduler else None
+    charged = scheduler_of(executor, spec.policies)
+    scheduler = None if charged is None else charged.cost.seconds
     context = min(shape.max_context, executor.max_context or shape.max_context)
     caps = Caps(num_layers=shape.layers, max_context=context, max_repeat=MAX_REPEAT)
     return Outside(

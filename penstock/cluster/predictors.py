@@ -6,16 +6,19 @@ In this order: the profile of this machine, the roofline of the named card, and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from penstock.cluster.spec import ExecutorSpec
 from penstock.core.errors import BadConfig
+from penstock.cost import schedulers
 from penstock.cost.fitted import Fitted
 from penstock.cost.hardware import card_of
 from penstock.cost.lengths import RecentLengths
 from penstock.cost.predict import StepPredictor
 from penstock.cost.profile import Profile, load_profile
 from penstock.cost.roofline import Roofline
+from penstock.cost.schedulers import Charged
 from penstock.cost.shapes import ModelShape, shape_of
 from penstock.cost.step import StepModel
 from penstock.engine.folder import local_folder
@@ -27,6 +30,18 @@ PRIOR_FLOPS = 100e9
 
 def profile_of(executor: ExecutorSpec) -> Profile | None:
     return None if executor.profile is None else load_profile(Path(executor.profile))
+
+
+def scheduler_of(
+    executor: ExecutorSpec, policies: Mapping[str, Mapping[str, object]]
+) -> Charged | None:
+    """What a modelled replica is charged for deciding a step; None = nothing is known, so nothing is charged."""
+    if executor.scheduler is not None:
+        return schedulers.scheduler_of(executor.scheduler, schedulers.policies_name(policies))
+    profile = profile_of(executor)
+    if profile is None or profile.scheduler is None:
+        return None
+    return Charged(cost=profile.scheduler, source="the profile")
 
 
 def step_model(executor: ExecutorSpec, shape: ModelShape) -> StepModel:

@@ -37,6 +37,8 @@ SLOTS: dict[str, str] = {  # slot -> kind of policy
 class ExecutorSpec:
     """What runs the plans. `gpu` names a card of the catalogue and `profile` a file of `penstock bench calibrate`:
     a modelled executor takes its times from them, any replica its predictions (the profile wins).
+    `scheduler` says what deciding a step costs a modelled replica: "stored" or a file (cost.schedulers); None: as the
+    profile says.
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
     """
 
@@ -47,6 +49,7 @@ class ExecutorSpec:
     threads: int | None = None
     gpu: str | None = None
     profile: Path | None = None
+    scheduler: str | None = None
     max_context: int | None = None
     compiler: str | None = None
     kernel_cache: Path | None = None

@@ -26,12 +26,16 @@ from penstock.cost.shapes import ModelShape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerCost:
-    """Seconds that deciding one step takes on the machine that was measured."""
+    """Seconds that deciding one step takes on the machine that was measured.
+
+    `mape`: mean relative error of the line. `policies`: order/admit/batch/evict.
+    """
 
     fixed_s: float
     per_running_s: float
     per_waiting_s: float
     num_steps: int = 0
+    mape: float = 0.0
     policies: str = ""
 
     def seconds(self, num_running: int, num_waiting: int) -> float:
@@ -86,18 +90,22 @@ class Profile:
         draft.rename(path)
 
 
-def load_profile(path: Path) -> Profile:
-    """Read a profile. Raises BadConfig or SchemaMismatch with the file's name."""
+def read_json(path: Path, what: str, hint: str) -> dict[str, object]:
+    """The table in a JSON file. Raises BadConfig that says what the file should have been."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadConfig(
-            f"there is no profile {path}", hint="`penstock bench calibrate` writes one"
-        ) from None
+        raise BadConfig(f"there is no {what} {path}", hint=hint) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadConfig(f"the profile {path} is not valid JSON: {error}") from None
+        raise BadConfig(f"the {what} {path} is not valid JSON: {error}") from None
     if not isinstance(table, dict):
-        raise BadConfig(f"{path} is no profile")
+        raise BadConfig(f"{path} is no {what}")
+    return table
+
+
+def load_profile(path: Path) -> Profile:
+    """Read a profile. Raises BadConfig or SchemaMismatch with the file's name."""
+    table = read_json(path, "profile", "`penstock bench calibrate` writes one")
     schema = table.get("schema")
     check_schema(f"the profile {path}", schema if isinstance(schema, int) else 0)
     told = table.pop("digest", None)

@@ -11,25 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.assemble.presets import policy_tables
 from penstock.cluster.predictors import shape_of_model
-from penstock.cluster.spec import policies_of
-from penstock.core.clock import wall_anchor
-from penstock.core.config import Table
 from penstock.core.errors import BadTrace, StepFailed
 from penstock.core.types import SCHEMA
-from penstock.cost.fitted import TERMS, Fit, Fitted, fit_steps
-from penstock.cost.lengths import RecentLengths
-from penstock.cost.predict import StepPredictor
+from penstock.cost.fitted import TERMS, Fit, fit_steps
 from penstock.cost.profile import Profile, SchedulerCost, describe_machine
-from penstock.engine.turn import Predictors, ReplicaPolicies
-from penstock.lab.measure import Grid, MeasuredStep, measure_scheduler, measure_steps
+from penstock.cost.schedulers import Schedulers
+from penstock.lab.measure import Grid, MeasuredStep, measure_steps
 from penstock.lab.refit import steps_of_log
+from penstock.lab.scheduling import measure_schedulers, policy_sets, schedule_cost, today
 from penstock.report.log import LogReader
 
 QUICK = Grid(batches=(1, 4, 16), contexts=(16, 256), chunks=(32, 128), rounds=2)
@@ -83,6 +77,26 @@ class Calibrated:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """A table of scheduler times and where it was written."""
+
+    table: Schedulers
+    path: Path
+
+    def to_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return {**dataclasses.asdict(self.table), "path": str(self.path)}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{one.policies:48} {one.fixed_s * 1e6:5.0f} us a step, {one.per_running_s * 1e6:6.2f} us a running and "
+            f"{one.per_waiting_s * 1e6:6.3f} us a waiting job"
+            for one in self.table.entries
+        ]
+        return "\n".join([*lines, f"mean error {self.table.error:.1%}, in {self.path}"])
+
+
 def default_path(engine: Engine) -> Path:
     """Where a profile goes when nobody says so."""
     name = "".join(c if c.isalnum() or c in "-." else "-" for c in Path(engine.model).name)
@@ -125,6 +139,15 @@ def calibrate(
     return _written(steps, engine, machine, facts.num_layers, scheduler, out)
 
 
+def time_schedulers(out: Path | None = None, on_progress: OnProgress | None = None) -> Timed:
+    """Time the scheduler with every set of policies there is, and write the table."""
+    sets = list(policy_sets())
+    table = asyncio.run(measure_schedulers(sets, on_progress=on_progress))
+    path = out or Path.home() / ".cache" / "penstock" / "profiles" / "schedulers.json"
+    table.save(path)
+    return Timed(table=table, path=path)
+
+
 def refit(log: Path, engine: Engine, *, out: Path | None = None) -> Calibrated:
     """Fit the steps of a served log. Raises BadTrace when it holds too few that can be placed."""
     found = steps_of_log(LogReader(log))
@@ -137,22 +160,6 @@ def refit(log: Path, engine: Engine, *, out: Path | None = None) -> Calibrated:
     machine = describe_machine({"device": engine.device})
     num_layers = shape_of_model(engine.model).layers
     return _written(steps, engine, machine, num_layers, None, out)
-
-
-async def schedule_cost(policy: Mapping[str, object]) -> SchedulerCost:
-    """Seconds that these policies and the replica around them take for a step, on the running wall-clock loop."""
-    tables = policy_tables(policy, has_prefix_cache=True)
-    tables.pop("route")
-    predictor = StepPredictor(Fitted({"token": 1e-3}, name="", digest="", num_layers=1), 1)
-
-    def open_policies(max_jobs: int) -> ReplicaPolicies:
-        return policies_of({**tables, "batch": Table({**tables["batch"], "max_jobs": max_jobs})})
-
-    found = await measure_scheduler(
-        open_policies, Predictors(cost=predictor, lengths=RecentLengths())
-    )
-    names = "/".join(str(tables[slot]["name"]) for slot in ("order", "admit", "batch", "evict"))
-    return dataclasses.replace(found, policies=names)
 
 
 def _written(
@@ -173,7 +180,7 @@ def _written(
         machine=machine,
         model=engine.model,
         num_layers=num_layers,
-        made_on=_today(),
+        made_on=asyncio.run(today()),
         steps=fit.coefficients,
         num_steps=fit.num_steps,
         mape=fit.mape,
@@ -189,10 +196,3 @@ def _device_of(notes: Mapping[str, str], engine: Engine) -> str:
     """What the engine says it runs on: device, type of numbers, kernels."""
     told = [notes[name] for name in ("device", "dtype", "attention", "linear") if name in notes]
     return ", ".join(told) or engine.device
-
-
-def _today() -> str:
-    async def read() -> float:
-        return wall_anchor()[1]
-
-    return datetime.datetime.fromtimestamp(asyncio.run(read()), datetime.UTC).date().isoformat()

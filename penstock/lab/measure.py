@@ -1,12 +1,9 @@
-"""Measures what a step costs on a real executor, and what deciding one costs in a replica.
+"""Measures what a step costs on a real executor.
 
-Steps: scenarios of a batch size and a context run straight on the executor port, without a scheduler. Each prefills its
+Scenarios of a batch size and a context run straight on the executor port, without a scheduler. Each prefills its
 jobs in chunks, then decodes them together, then decodes them beside a chunk of a newcomer, so that all terms of a fit
 vary by themselves. Every scenario is run `rounds` times and of equal steps the fastest counts: what a busy machine adds
 is never negative, and a fit should speak of the executor and not of its neighbours.
-
-Scheduling: a replica with the policies at hand runs on an executor that answers at once, with so many jobs
-running and so many waiting; the time from a completion to the next launch is all its own.
 """
 
 from __future__ import annotations
@@ -16,20 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
 from penstock.core.clock import now
 from penstock.core.errors import StepFailed
-from penstock.core.events import Event
-from penstock.core.plans import Done, Opening, Plan, Sampled, Work
-from penstock.core.ports import Completion, Executor, Grain
-from penstock.core.prompt import TokenPrompt, TracedPrompt
-from penstock.core.types import Caps, PlanId, Request, RequestId, Sampling
-from penstock.cost.fitted import solve_nonnegative
-from penstock.cost.profile import SchedulerCost
+from penstock.core.plans import Done, Opening, Plan, Work
+from penstock.core.ports import Completion, Executor
+from penstock.core.prompt import TokenPrompt
+from penstock.core.types import PlanId, Request, RequestId, Sampling
 from penstock.cost.step import StepFeatures, features_of
-from penstock.engine.replica import Replica, ReplicaConfig
-from penstock.engine.turn import Predictors, ReplicaPolicies
 
 NUM_DECODES = 4  # decode steps measured in each scenario, and as many beside a newcomer
 
@@ -167,99 +157,3 @@ async def measure_steps(
         if on_progress is not None:
             on_progress(number + 1, len(scenarios))
     return found
-
-
-class InstantExecutor:
-    """Answers every plan on the next turn of the loop: what is left of a step is its replica's own time."""
-
-    def __init__(self) -> None:
-        self.caps = Caps(num_layers=1, max_context=1 << 20)
-        self.num_steps = 0
-        self._tell: Callable[[Completion], None] | None = None
-
-    def listen(self, on_completion: Callable[[Completion], None]) -> None:
-        self._tell = on_completion
-
-    def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
-        outputs = tuple(Sampled(work.seq, 1) for work in plan.work if work.samples)
-        asyncio.get_running_loop().call_soon(self._finish, plan.id, outputs)
-        return plan.id
-
-    def _finish(self, plan: PlanId, outputs: tuple[Sampled, ...]) -> None:
-        self.num_steps += 1
-        assert self._tell is not None
-        self._tell(Done(plan, 1, outputs, (now(),)))
-
-    def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
-        """Nothing runs long enough to be interrupted."""
-
-    def resume(self, plan: PlanId) -> None:
-        raise AssertionError("nothing yields here")
-
-    def abort(self, plan: PlanId) -> None:
-        self._tell = lambda completion: None
-
-    def close_jobs(self, seqs: Sequence[int]) -> None:
-        """Nothing is kept of jobs."""
-
-    async def stop(self) -> None:
-        self._tell = lambda completion: None
-
-
-class _Unheard:
-    def emit(self, event: Event) -> None:
-        pass
-
-
-async def measure_scheduler(
-    open_policies: Callable[[int], ReplicaPolicies],
-    predictors: Predictors,
-    *,
-    running: Sequence[int] = (1, 8, 32, 128),
-    waiting: Sequence[int] = (0, 32, 256),
-    steps: int = 40,
-) -> SchedulerCost:
-    """Seconds a step by jobs running and waiting. `open_policies(max_jobs)` makes fresh policies for so many."""
-    table, seconds = [], []
-    for num_running in running:
-        for num_waiting in waiting:
-            policies = open_policies(num_running)
-            took = await _seconds_a_step(policies, predictors, (num_running, num_waiting), steps)
-            table.append((1.0, float(num_running), float(num_waiting)))
-            seconds.append(took)
-    weights = 1.0 / np.array(seconds)
-    found = solve_nonnegative(np.array(table) * weights[:, None], np.ones(len(seconds)))
-    fixed_s, per_running_s, per_waiting_s = found.tolist()
-    return SchedulerCost(
-        fixed_s=fixed_s,
-        per_running_s=per_running_s,
-        per_waiting_s=per_waiting_s,
-        num_steps=len(seconds) * steps,
-    )
-
-
-async def _seconds_a_step(
-    policies: ReplicaPolicies, predictors: Predictors, jobs: tuple[int, int], steps: int
-) -> float:
-    """The median of a few stretches of steps with so many (running, waiting) jobs."""
-    num_running, num_waiting = jobs
-    executor = InstantExecutor()
-    config = ReplicaConfig(num_blocks=1 << 16, block_size=16)
-    replica = Replica(config, executor, policies, predictors, log=_Unheard())
-    for number in range(num_running + num_waiting):
-        request = Request(
-            id=RequestId(f"{number}"),
-            model="measured",
-            prompt=TracedPrompt(16),
-            sampling=Sampling(max_tokens=1 << 16),
-        )
-        replica.submit(request, every_token=True)
-    stretches = []
-    for stretch in range(6):
-        began_at, until = now(), executor.num_steps + steps // 5
-        while executor.num_steps < until:
-            await asyncio.sleep(0)
-        if stretch:  # the first admits and prefills
-            stretches.append((now() - began_at) / (steps // 5))
-    await replica.stop()
-    return float(np.median(stretches))

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.assemble import Config, FleetConfig, assemble, modelled_leaves
+from penstock.assemble.presets import policy_tables
 from penstock.assemble.print_config import print_config
 from penstock.cluster.logs import header_of
-from penstock.cluster.predictors import shape_of_model, step_model
+from penstock.cluster.predictors import scheduler_of, shape_of_model, step_model
 from penstock.core.clock import wall_anchor
 from penstock.core.events import Header
 from penstock.core.ports import Log
@@ -33,7 +34,10 @@ from penstock.traffic import Trace, TraceMeta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where one fleet's times come from. `card`, `as_of` and `is_measured` are None when a profile gives them."""
+    """Where one fleet's times come from. `card`, `as_of` and `is_measured` are None when a profile gives them.
+
+    `scheduler`: what is charged for deciding a step; None = nothing is.
+    """
 
     fleet: str
     replicas: int
@@ -46,11 +50,15 @@ class Source:
     is_measured: bool | None = None
     profile: str | None = None
     price_h: float | None = None
+    scheduler: str | None = None
+    scheduler_digest: str | None = None
 
     def __str__(self) -> str:
         size = f"{self.params / 1e9:.2f}B" if self.params >= 1e9 else f"{self.params / 1e6:.1f}M"
         told = f"{self.fleet}: {self.replicas} x {self.model} ({size} parameters), times from the "
         told += f"{self.cost_model} [{self.digest}]"
+        if self.scheduler is not None:
+            told += f", scheduler time from {self.scheduler}"
         if self.profile is not None:
             return f"{told}, profile {self.profile}"
         source = "published measurements" if self.is_measured else "assumptions"
@@ -93,6 +101,7 @@ def source_of(fleet: FleetConfig) -> Source:
     executor = dataclasses.replace(fleet.executor, kind="modelled")
     shape = shape_of_model(fleet.model)
     model = step_model(executor, shape)
+    charged = scheduler_of(executor, policy_tables(fleet.policy, fleet.cache.prefix))
     card = None
     if executor.profile is None and executor.gpu is not None:
         card = card_of(executor.gpu)
@@ -108,6 +117,8 @@ def source_of(fleet: FleetConfig) -> Source:
         is_measured=card.measured if card else None,
         profile=None if executor.profile is None else str(executor.profile),
         price_h=card.price_h * executor.tensor_parallel * fleet.replicas if card else None,
+        scheduler=None if charged is None else str(charged),
+        scheduler_digest=None if charged is None else charged.digest,
     )
 
 
@@ -174,6 +185,8 @@ async def _play(
 
 
 def _header(config: Config, sources: tuple[Source, ...]) -> Callable[[], Header]:
-    digests = "+".join(sorted({source.digest for source in sources}))
+    found = {source.digest for source in sources}
+    found |= {source.scheduler_digest for source in sources if source.scheduler_digest is not None}
+    digests = "+".join(sorted(found))
     text = print_config(config)
     return lambda: header_of("simulation", config=text, seed=config.seed, profile=digests)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from penstock.lab.calibrate import Calibrated, Timed
+
 EPILOG = (
     "Examples: `penstock bench calibrate --quick`; `penstock bench calibrate /models/Qwen3-0.6B --out qwen.json`; "
+    "`penstock bench calibrate --scheduler-only --out schedulers.json`; "
     "`penstock simulate deploy.toml --trace conv.csv --set fleet.0.executor.profile=qwen.json`"
 )
 
@@ -29,6 +33,12 @@ def calibrate(  # noqa: PLR0913 - a flag is an argument
         typer.Option(help="Refit from this log of a served replica instead of measuring."),
     ] = None,
     is_quick: Annotated[bool, typer.Option("--quick", help="A coarse grid.")] = False,
+    is_scheduler_only: Annotated[
+        bool,
+        typer.Option(
+            "--scheduler-only", help="Time only the scheduler, with every set of policies."
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the profile here.")] = None,
     is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -40,21 +50,28 @@ def calibrate(  # noqa: PLR0913 - a flag is an argument
     from rich.console import Console
     from rich.progress import Progress
 
-    from penstock.lab.calibrate import Engine, refit
+    from penstock.lab.calibrate import Engine, refit, time_schedulers
     from penstock.lab.calibrate import calibrate as measure
 
     engine = Engine(model=model, device=device, dtype=dtype, threads=threads)
-    if log is not None:
-        found = refit(log, engine, out=out)
-    else:
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("measuring", total=None)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("measuring", total=None)
+
+        def on_progress(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of)
+
+        found: Calibrated | Timed
+        if is_scheduler_only:
+            found = time_schedulers(out, on_progress)
+        elif log is not None:
+            found = refit(log, engine, out=out)
+        else:
             found = measure(
                 engine,
                 policy={"preset": policy},
                 out=out,
                 is_quick=is_quick,
-                on_progress=lambda done, of: bar.update(task, completed=done, total=of),
+                on_progress=on_progress,
             )
     typer.echo(json.dumps(found.to_dict()) if is_json else str(found))

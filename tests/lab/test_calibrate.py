@@ -14,9 +14,10 @@ from penstock.core.plans import Sampled
 from penstock.core.types import SCHEMA, Caps
 from penstock.cost.fitted import Fitted, fit_steps
 from penstock.cost.profile import Profile, load_profile
-from penstock.lab.calibrate import Engine, refit, schedule_cost
+from penstock.lab.calibrate import Engine, refit
 from penstock.lab.measure import Grid, measure_steps
 from penstock.lab.refit import steps_of_log
+from penstock.lab.scheduling import schedule_cost
 from penstock.lab.simulate import simulate
 from penstock.report.log import LogReader
 from penstock.sim.executor import ModelledExecutor

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 # A flag is a promise. Before adding one: does `--set a.b=v` or the configuration file not do?
 FLAGS: dict[str, set[str]] = {
     "bench calibrate": {
-        "--device", "--dtype", "--threads", "--policy", "--log", "--out", "--quick", "--json",
+        "--device", "--dtype", "--threads", "--policy", "--log", "--out", "--quick", "--scheduler-only",
+        "--json",
     },
     "bench url": {
         "--trace", "--format", "--limit", "--speed", "--rate", "--model", "--api-key", "--chat", "--slo-ttft",
