@@ -1,0 +1,112 @@
+"""Work spread over a Ray cluster. The only file that imports ray, which the extra `cluster` brings.
+
+    ray_map(work, items, "auto", on_result)
+
+Rules
+- This Penstock travels with the work: nodes need Python, ray and Penstock's dependencies, and see files under the same
+  paths as here.
+- As many items are under way as the cluster has cores; the next is sent when one is done.
+- An item whose process or node dies is tried once more, by Ray; then its result is the words that say why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import penstock
+from penstock.core.errors import BadConfig, PenstockError, UpstreamFailed, missing_extra
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def ray_map(
+    work: Callable[[A], B],
+    items: Sequence[A],
+    address: str,
+    on_result: Callable[[int, B | str], None],
+) -> None:
+    """Call `on_result(index, result)` for every item, as they come; a text is why an item was lost, twice.
+
+    Raises MissingExtra without ray, UpstreamFailed when the cluster cannot be reached or will not do.
+    """
+    try:
+        import ray  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ModuleNotFoundError:
+        raise missing_extra("ray", "cluster") from None
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        _connect(ray, address)
+    try:
+        _map(ray, work, items, on_result)
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
+    package = str(Path(penstock.__file__).parent)
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"py_modules": [package], "env_vars": {"OMP_NUM_THREADS": "1"}},
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except ConnectionError as error:
+        raise UpstreamFailed(
+            f"no Ray cluster answers at {address!r}: {_first_line(error)}",
+            hint="start one with `ray start --head`, or leave --ray out to use this machine's cores",
+        ) from None
+    except ValueError as error:
+        raise BadConfig(
+            f"{address!r} is no address of a Ray cluster: {_first_line(error)}",
+            hint="write HOST:PORT, ray://HOST:PORT, or auto for a cluster on this machine",
+        ) from None
+    except RuntimeError as error:  # Ray says so when versions of ray or Python differ
+        raise UpstreamFailed(
+            f"the Ray cluster at {address!r} cannot be used: {_first_line(error)}",
+            hint="the cluster needs the versions of ray and Python that are installed here",
+        ) from None
+
+
+def _map(
+    ray: Any,
+    work: Callable[[A], B],
+    items: Sequence[A],
+    on_result: Callable[[int, B | str], None],
+) -> None:
+    shared = ray.put(work)
+    task = ray.remote(num_cpus=1, max_retries=1)(_do)
+    room = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting, under_way = iter(enumerate(items)), {}
+
+    def send() -> None:
+        for index, item in waiting:
+            under_way[task.remote(shared, item)] = index
+            return
+
+    for _ in range(room):
+        send()
+    while under_way:
+        ready, _ = ray.wait(list(under_way), num_returns=1)
+        index = under_way.pop(ready[0])
+        try:
+            result = ray.get(ready[0])
+        except ray.exceptions.RayTaskError as error:
+            raise PenstockError(f"a worker of the Ray cluster fails: {error}") from None
+        except ray.exceptions.RayError as error:
+            result = _first_line(error)
+        send()
+        on_result(index, result)
+
+
+def _do(work: Callable[[A], B], item: A) -> B:
+    return work(item)
+
+
+def _first_line(error: BaseException) -> str:
+    told = str(error).strip()
+    return told.splitlines()[0] if told else type(error).__name__
