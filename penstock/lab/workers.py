@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
@@ -148,6 +149,7 @@ def _ended_by(code: int) -> str:
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
     """A process started inside never sees Ctrl-C, not even while it loads; this one sees it a moment later."""
+    resource_tracker.ensure_running()  # the start of it would let interrupts through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
