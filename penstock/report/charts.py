@@ -1,7 +1,7 @@
 """The charts of a report, as plotly figures in plain dictionaries. Colours are tones, painted by the page.
 
-Every chart takes curves of at most MAX_POINTS points; `thinned` and `cdf` see to it without changing what is seen: a CDF
-keeps its ends and is even in probability, with the upper percentiles denser, where promises are kept or broken.
+Every curve has at most MAX_POINTS points. A CDF keeps its ends and is even in probability, with the upper percentiles
+denser, where promises are kept or broken; series over time arrive thinned (see `report.series`).
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def goodput_chart(curves: Mapping[str, Sequence[LoadPoint]], goal: float = GOAL)
         )
     return Chart(
         title="Goodput against load",
-        caption=f"A load is carried where the curve stays above the {goal:.0%} line: at least that share of the offered "
-        "requests kept all their promises. Whiskers: the worst and the best seed.",
+        caption=f"A load is carried where the curve stays above the {goal:.0%} line: at least that share of the "
+        "offered requests kept all their promises. Whiskers: the worst and the best seed.",
         data=tuple(traces),
         layout={
             "xaxis": {"title": {"text": "offered, requests/s"}, "rangemode": "tozero"},
@@ -144,56 +144,83 @@ class Latency:
 
 def latency_chart(latencies: Sequence[Latency]) -> Chart:
     """CDFs side by side, seconds on a logarithmic axis; promises as dashed lines."""
-    traces: list[dict[str, object]] = []
+    panels = [_panel(i, len(latencies), latency) for i, latency in enumerate(latencies)]
     layout: dict[str, object] = {
         "hovermode": "closest",
         "margin": {"l": 54, "r": 16, "t": 30, "b": 44},
+        "shapes": [_bound(i, each.bound_s) for i, each in enumerate(latencies) if each.bound_s],
+        "annotations": [
+            _promise(i, each.bound_s) for i, each in enumerate(latencies) if each.bound_s
+        ],
     }
-    shapes: list[dict[str, object]] = []
-    notes: list[dict[str, object]] = []
-    num = max(1, len(latencies))
-    for i, latency in enumerate(latencies):
-        axis = "" if i == 0 else str(i + 1)
-        left, right = i / num + (0.02 if i else 0), (i + 1) / num - 0.02
-        layout[f"xaxis{axis}"] = {
-            "type": "log", "domain": [left, right], "title": {"text": f"{latency.name}, s"},
-            "anchor": f"y{axis}", "dtick": "D1" if _is_narrow(latency) else 1, "tickformat": "~g", "exponentformat": "none",
-        }  # fmt: skip
-        layout[f"yaxis{axis}"] = {
-            "range": [0, 1.01], "tickformat": ".0%", "anchor": f"x{axis}", "showticklabels": i == 0,
-            "tickvals": [0, 0.25, 0.5, 0.75, 0.9, 1],
-        }  # fmt: skip
-        for place, (name, (x, y)) in enumerate(latency.curves.items()):
-            more = {
-                "line": {
-                    "width": 2,
-                    "shape": "hv",
-                    "dash": DASHES[place // NUM_TONES % len(DASHES)],
-                },
-                "showlegend": i == 0 and len(latency.curves) > 1,
-                "hovertemplate": "%{y:.1%} within %{x:.3g} s",
-            }
-            traces.append(line(x, y, name, place=place, axis=axis, more=more))
-        if latency.bound_s is not None:
-            bound = latency.bound_s
-            shapes.append({
-                "type": "line", "xref": f"x{axis}", "yref": f"y{axis}", "x0": bound, "x1": bound, "y0": 0, "y1": 1, "name": "ink",
-            })  # fmt: skip
-            notes.append({
-                "xref": f"x{axis}", "yref": f"y{axis}", "x": math.log10(bound), "y": 0.06, "text": f"promise {bound:g} s",
-                "showarrow": False, "xanchor": "right", "xshift": -5,
-            })  # fmt: skip
-    layout |= {"shapes": shapes, "annotations": notes}
+    for _, axes in panels:
+        layout |= axes
     return Chart(
         title="How long answers took",
         caption="Each curve is the share of answers that took no longer than the time below it: the further left, the "
         "faster; read a percentile at its height on the left. TTFT: time to first token. TPOT: mean gap between later "
         "tokens. E2E: arrival to last token.",
-        data=tuple(traces),
+        data=tuple(trace for traces, _ in panels for trace in traces),
         layout=layout,
         height=360,
         is_wide=True,
     )
+
+
+def _axis(place: int) -> str:
+    return "" if place == 0 else str(place + 1)
+
+
+def _panel(
+    place: int, num: int, latency: Latency
+) -> tuple[list[dict[str, object]], dict[str, object]]:
+    """The curves and the two axes of one latency among `num`."""
+    axis, is_first = _axis(place), place == 0
+    traces = []
+    for each, (name, (x, y)) in enumerate(latency.curves.items()):
+        more = {
+            "line": {"width": 2, "shape": "hv", "dash": DASHES[each // NUM_TONES % len(DASHES)]},
+            "showlegend": is_first and len(latency.curves) > 1,
+            "hovertemplate": "%{y:.1%} within %{x:.3g} s",
+        }
+        traces.append(line(x, y, name, place=each, axis=axis, more=more))
+    axes: dict[str, object] = {
+        f"xaxis{axis}": {
+            "type": "log",
+            "domain": [place / num + (0.0 if is_first else 0.02), (place + 1) / num - 0.01],
+            "title": {"text": f"{latency.name}, s"},
+            "anchor": f"y{axis}",
+            "dtick": "D2" if _is_narrow(latency) else 1,
+            "tickformat": "~g",
+        },
+        f"yaxis{axis}": {
+            "range": [0, 1.01],
+            "tickformat": ".0%",
+            "anchor": f"x{axis}",
+            "showticklabels": is_first,
+            "tickvals": [0, 0.25, 0.5, 0.75, 0.9, 1],
+        },
+    }
+    return traces, axes
+
+
+def _bound(place: int, bound_s: float) -> dict[str, object]:
+    x, y = f"x{_axis(place)}", f"y{_axis(place)}"
+    ends = {"x0": bound_s, "x1": bound_s, "y0": 0, "y1": 1}
+    return {"type": "line", "xref": x, "yref": y, "name": "ink", **ends}
+
+
+def _promise(place: int, bound_s: float) -> dict[str, object]:
+    return {
+        "xref": f"x{_axis(place)}",
+        "yref": f"y{_axis(place)}",
+        "x": math.log10(bound_s),
+        "y": 0.06,
+        "text": f"promise {bound_s:g} s",
+        "showarrow": False,
+        "xanchor": "right",
+        "xshift": -5,
+    }
 
 
 def _is_narrow(latency: Latency) -> bool:
