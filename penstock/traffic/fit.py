@@ -1,0 +1,187 @@
+"""Fitting: instants in, a renewal process with a law per window out; pairs of lengths in, a law of lengths out.
+
+Theory. In each window the rate is the count over the window. The shape is found from the gaps inside the window:
+- "mle" (scipy): Gamma: log k - digamma(k) = log mean - mean log. Weibull: sum x^k log x / sum x^k - 1/k = mean log x.
+  Both have one root; Newton on all windows at once.
+- "moments": the shape whose coefficient of variation is the gaps' own. Needs numpy only.
+- family="best" takes, window by window, the family of the higher likelihood (as ServeGen does).
+Windows with fewer than MIN_GAPS gaps tell no shape: they take the median of those that do (1, Poisson, if none does).
+
+Rules. Times stamped in whole seconds are first spread evenly over their second (a call stamped 17 came somewhere in
+[17, 18)): that leaves the counts per second as they are and gives gaps a density. Gaps of zero that remain have no
+likelihood under a shape below 1: they count as half the smallest positive gap, and a window with more than MANY_TIES of
+them (arrivals stamped in batches) takes its shape from moments instead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from penstock.core.errors import BadConfig, BadTrace, missing_extra
+from penstock.traffic.arrivals import Renewal
+from penstock.traffic.process import Floats, generator
+from penstock.traffic.renewal import Counts, Family, Law, shape_of_cv
+
+Method = Literal["mle", "moments"]
+Choice = Literal["gamma", "weibull", "best"]
+MIN_GAPS = 8
+MANY_TIES = 0.1
+SHAPES = (0.02, 50.0)  # fits are kept within
+NEWTON_STEPS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """The gaps of many windows in one array. `starts` are their first places in `values`, empty windows left out."""
+
+    values: Floats
+    starts: NDArray[np.int64]
+    nums: NDArray[np.int64]
+
+    def means(self, values: Floats) -> Floats:
+        """Mean per window of an array as long as `values`."""
+        return np.asarray(np.add.reduceat(values, self.starts) / self.nums)
+
+    def positive(self) -> Gaps:
+        """Gaps of zero made half the smallest other one."""
+        least = self.values[self.values > 0]
+        floor = least.min() / 2 if len(least) else 1.0
+        return Gaps(np.maximum(self.values, floor), self.starts, self.nums)
+
+
+def spread_seconds(instants: ArrayLike, seed: int = 0) -> Floats:
+    """Sorted instants; spread over their second when all are whole seconds."""
+    at = np.sort(np.asarray(instants, np.float64))
+    if len(at) and (at == np.floor(at)).all():
+        at = np.sort(at + generator(seed, "spread").random(len(at)))
+    return at
+
+
+def gaps_by_window(at: Floats, numbers: NDArray[np.int64]) -> tuple[Gaps, NDArray[np.int64]]:
+    """The gaps between arrivals of one window, of windows with MIN_GAPS of them, and those windows' numbers."""
+    is_inside = numbers[1:] == numbers[:-1]
+    values, owners = np.diff(at)[is_inside], numbers[1:][is_inside]
+    nums = np.bincount(owners) if len(owners) else np.empty(0, np.int64)
+    fitted = np.flatnonzero(nums >= MIN_GAPS)
+    values = values[np.isin(owners, fitted)]
+    starts = np.concatenate(([0], np.cumsum(nums[fitted])[:-1])).astype(np.int64)
+    return Gaps(values, starts if len(fitted) else np.empty(0, np.int64), nums[fitted]), fitted
+
+
+def gamma_shapes(gaps: Gaps) -> Floats:
+    """Maximum-likelihood Gamma shapes."""
+    try:
+        from scipy.special import digamma, polygamma  # type: ignore[import-untyped]
+    except ImportError:
+        raise missing_extra("scipy", "lab") from None
+    spread = np.log(gaps.means(gaps.values)) - gaps.means(np.log(gaps.values))
+    spread = np.maximum(spread, 1e-9)
+    shape = (3 - spread + np.sqrt((spread - 3) ** 2 + 24 * spread)) / (12 * spread)
+    for _ in range(NEWTON_STEPS):
+        value = np.log(shape) - digamma(shape) - spread
+        step = value / (1 / shape - polygamma(1, shape))
+        shape = np.maximum(shape - step, shape / 2)
+    return np.asarray(np.clip(shape, *SHAPES))
+
+
+def weibull_shapes(gaps: Gaps) -> Floats:
+    """Maximum-likelihood Weibull shapes."""
+    unit = gaps.values / np.repeat(gaps.means(gaps.values), gaps.nums)
+    logs = np.log(unit)
+    mean_log = gaps.means(logs)
+    shape = np.ones(len(gaps.nums))
+    for _ in range(NEWTON_STEPS):
+        power = unit ** np.repeat(shape, gaps.nums)
+        total, first = gaps.means(power), gaps.means(power * logs)
+        second = gaps.means(power * logs**2)
+        value = first / total - 1 / shape - mean_log
+        slope = second / total - (first / total) ** 2 + 1 / shape**2
+        shape = np.clip(shape - value / slope, np.maximum(shape / 2, SHAPES[0]), shape * 2)
+    return np.asarray(np.clip(shape, *SHAPES))
+
+
+def shapes_of_moments(gaps: Gaps, family: Family) -> Floats:
+    """Shapes whose coefficient of variation is that of the gaps."""
+    mean = gaps.means(gaps.values)
+    spread = gaps.values - np.repeat(mean, gaps.nums)
+    variance = gaps.means(spread**2) * gaps.nums / (gaps.nums - 1)
+    cv = np.sqrt(variance) / np.where(mean > 0, mean, 1.0)
+    if family == "gamma":
+        return np.clip(1 / np.maximum(cv, 1e-6) ** 2, *SHAPES)
+    found = [shape_of_cv("weibull", min(max(each, 0.03), 40.0)) for each in cv.tolist()]
+    return np.clip(np.array(found), *SHAPES)
+
+
+def log_likelihoods(gaps: Gaps, family: Family, shapes: Floats) -> Floats:
+    """Mean log density per window, with the scale that is the most likely for the shape."""
+    logs = gaps.means(np.log(gaps.values))
+    if family == "gamma":
+        log_scale = np.log(gaps.means(gaps.values) / shapes)
+        log_norm = np.array([math.lgamma(shape) for shape in shapes.tolist()])
+        return np.asarray((shapes - 1) * logs - shapes - shapes * log_scale - log_norm)
+    power = gaps.means(gaps.values ** np.repeat(shapes, gaps.nums))
+    return np.asarray(np.log(shapes) - np.log(power) + (shapes - 1) * logs - 1)
+
+
+def _shapes(gaps: Gaps, family: Family, method: Method) -> Floats:
+    if not len(gaps.nums):
+        return np.empty(0)
+    is_tied = gaps.means((gaps.values == 0).astype(np.float64)) > MANY_TIES
+    if method == "moments" or is_tied.all():
+        return shapes_of_moments(gaps, family)
+    likely = gaps.positive()
+    shapes = gamma_shapes(likely) if family == "gamma" else weibull_shapes(likely)
+    return np.where(is_tied, shapes_of_moments(gaps, family), shapes) if is_tied.any() else shapes
+
+
+def _laws(
+    rates: Floats, fitted: NDArray[np.int64], shapes: Floats, families: list[Family]
+) -> tuple[Law, ...]:
+    """A law for every window, those without a shape of their own taking the median one."""
+    is_common = families.count("gamma") * 2 >= len(families)
+    family: Family = "gamma" if is_common else "weibull"
+    own = [shape for shape, each in zip(shapes.tolist(), families, strict=True) if each == family]
+    laws = [
+        Law(rate_per_s=rate, shape=float(np.median(own)) if own else 1.0, family=family)
+        for rate in rates.tolist()
+    ]
+    for window, shape, each in zip(fitted.tolist(), shapes.tolist(), families, strict=True):
+        laws[window] = Law(rate_per_s=float(rates[window]), shape=shape, family=each)
+    return tuple(laws)
+
+
+def fit_arrivals(
+    instants: ArrayLike,
+    *,
+    window_s: float = 60.0,
+    family: Choice = "gamma",
+    method: Method = "mle",
+    counts: Counts = "renewal",
+) -> Renewal:
+    """A law per window of `window_s`, windows counted from 0. The last window counts whole: its rate is lower if cut.
+
+    Raises BadTrace without arrivals, BadConfig for an unknown family or method, MissingExtra without scipy ("mle").
+    """
+    if family not in get_args(Choice) or method not in get_args(Method):
+        raise BadConfig(f"no fit is named {family!r}, {method!r}", hint="see traffic/fit.py")
+    at = spread_seconds(instants)
+    if not len(at):
+        raise BadTrace("there are no arrivals to fit")
+    numbers = np.floor(at / window_s).astype(np.int64)
+    gaps, fitted = gaps_by_window(at, numbers)
+    tried: tuple[Family, ...] = ("gamma", "weibull") if family == "best" else (family,)
+    shapes = {each: _shapes(gaps, each, method) for each in tried}
+    likely = {
+        each: log_likelihoods(gaps.positive(), each, shapes[each]) for each in tried if len(fitted)
+    }
+    families: list[Family] = [
+        max(tried, key=lambda each: float(likely[each][place])) for place in range(len(fitted))
+    ]
+    chosen = np.array([shapes[each][place] for place, each in enumerate(families)])
+    rates = np.bincount(numbers) / window_s
+    return Renewal(window_s=window_s, laws=_laws(rates, fitted, chosen, families), counts=counts)
