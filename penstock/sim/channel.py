@@ -5,6 +5,8 @@ Each direction sends one message after the other, so big ones delay those behind
     leaves at  = max(sent at, the instant the one before has left) + num_bytes / bandwidth
     arrives at = leaves at + latency
 
+On an ideal link, which charges nothing, a message arrives on the next turn of the loop and needs no timer.
+
 `send` returns when the message is queued, and waits only while `limit` messages are under way or unheard. The end of a
 channel travels like a message: the peer hears of it after all that was sent before.
 """
@@ -34,6 +36,10 @@ class Link:
         if not (self.latency_s >= 0 and self.bytes_per_s > 0):
             raise ValueError("a link needs latency_s of 0 or more and a positive bytes_per_s")
 
+    @property
+    def is_ideal(self) -> bool:
+        return not self.latency_s and math.isinf(self.bytes_per_s)
+
 
 class _End:
     """Travels behind the last message of an end that closed."""
@@ -44,13 +50,14 @@ class ModelledChannel:
 
     def __init__(self, link: Link, limit: int = LIMIT) -> None:
         self._link, self._limit = link, limit
+        self._is_ideal = link.is_ideal
         self._peer: ModelledChannel = self
         self._inbox: deque[tuple[float, object]] = deque()  # under way to this end, or unheard
         self._free_at = -math.inf  # when this end's sending side is free again
         self._on_message: Callable[[object], None] | None = None
         self._on_closed: Callable[[str], None] | None = None
         self._room: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._is_closed = False
 
     async def send(self, message: object, num_bytes: int = 0) -> None:
@@ -92,16 +99,23 @@ class ModelledChannel:
 
     def _put(self, message: object, num_bytes: int) -> None:
         peer, link = self._peer, self._link
-        self._free_at = max(now(), self._free_at) + num_bytes / link.bytes_per_s
-        if not peer._is_closed:
+        if peer._is_closed:
+            return
+        if self._is_ideal:
+            peer._inbox.append((-math.inf, message))
+        else:
+            self._free_at = max(now(), self._free_at) + num_bytes / link.bytes_per_s
             peer._inbox.append((self._free_at + link.latency_s, message))
-            peer._schedule()
+        peer._schedule()
 
     def _schedule(self) -> None:
         """Set the timer of the first message; the ones behind it cannot arrive earlier."""
         if self._timer is None and self._inbox and self._on_message is not None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(self._inbox[0][0], self._deliver)
+            if self._is_ideal:
+                self._timer = loop.call_soon(self._deliver)
+            else:
+                self._timer = loop.call_at(self._inbox[0][0], self._deliver)
 
     def _deliver(self) -> None:
         self._timer = None

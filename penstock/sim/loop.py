@@ -9,9 +9,10 @@ rounding: a timer set for 5.0 fires when `time()` is 5.0. The rules, each held b
   - a callback that raises ends the run (plain asyncio logs it and goes on, and here that would end in a deadlock);
   - threads, sockets, pipes, signals and subprocesses live in real time and are refused by name.
 
-The loop derives from asyncio's BaseEventLoop and replaces its `_run_once`, so it has no selector and no self-pipe. It
-leans on internals of CPython 3.11-3.14: `_ready`, `_run_once`, `_stopping`, `_timer_handle_cancelled` and the fields of
-handles.
+The loop derives from asyncio's BaseEventLoop and replaces its `_run_once`, so it has no selector and no self-pipe. A
+simulation is little else than callbacks, so handles are made here, with asyncio's fields and without its checks for
+debugging: half the price. It leans on internals of CPython 3.11-3.14: `_ready`, `_run_once`, `_stopping`, `_closed` and
+the fields of handles.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import heapq
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import NoReturn, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
@@ -30,16 +31,59 @@ Ts = TypeVarTuple("Ts")
 PRUNE_AT = 256  # cancelled timers tolerated in the heap before it is rebuilt
 
 
+class _Soon(asyncio.Handle):
+    """A callback that is ready."""
+
+    __slots__ = ()
+    _source_traceback = _repr = None  # what asyncio fills when debugging
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[object, ...], context: Context
+    ) -> None:
+        self._callback, self._args, self._context = callback, args, context
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+
+class _Timer(asyncio.TimerHandle):
+    """A callback that waits for its instant; `_scheduled` while it does."""
+
+    __slots__ = ()
+    _source_traceback = _repr = None
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: tuple[object, ...],
+        loop: VirtualLoop,
+        context: Context,
+    ) -> None:
+        self._when, self._callback, self._args = when, callback, args
+        self._loop, self._context = loop, context
+        self._cancelled = False
+        self._scheduled = True
+
+    def cancel(self) -> None:
+        if not self._cancelled:
+            self._cancelled = True
+            if self._scheduled:
+                self._loop._count_cancelled()
+
+
 class VirtualLoop(asyncio.BaseEventLoop):
     """A loop whose clock starts at `start_at` and stands still while anything is ready."""
 
     _ready: deque[asyncio.Handle]
     _stopping: bool
+    _closed: bool
 
     def __init__(self, start_at: float = 0.0) -> None:
         super().__init__()
         self._now = start_at
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, _Timer]] = []
         self._num_set = 0
         self._num_cancelled = 0
 
@@ -53,11 +97,24 @@ class VirtualLoop(asyncio.BaseEventLoop):
         *args: *Ts,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
-        timer._scheduled = True  # type: ignore[attr-defined]  # so that cancelling it tells us
-        heapq.heappush(self._timers, (when, self._num_set, timer))
-        self._num_set += 1
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        timer = _Timer(when, callback, args, self, context or copy_context())
+        self._num_set = number = self._num_set + 1
+        heapq.heappush(self._timers, (when, number, timer))
         return timer
+
+    def call_soon(
+        self,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.Handle:
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        handle = _Soon(callback, args, context or copy_context())
+        self._ready.append(handle)
+        return handle
 
     def call_soon_threadsafe(
         self,
@@ -73,7 +130,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """Run until told to stop: what is ready in its order, and when nothing is, jump."""
-        ready = self._ready
+        ready, jump = self._ready, self._jump
         while True:
             for _ in range(len(ready)):
                 handle = ready.popleft()
@@ -82,29 +139,31 @@ class VirtualLoop(asyncio.BaseEventLoop):
             if self._stopping:
                 return
             if not ready:
-                self._jump()
+                jump()
 
     def _jump(self) -> None:
         """Move the clock to the first live timer and make it, and all others that are due, ready."""
-        timers, ready = self._timers, self._ready
+        timers, ready, pop = self._timers, self._ready, heapq.heappop
         while timers and timers[0][2]._cancelled:
-            heapq.heappop(timers)
+            pop(timers)
             self._num_cancelled -= 1
         if not timers:
             raise RuntimeError(self._deadlock())
-        self._now = max(self._now, timers[0][0])
-        while timers and timers[0][0] <= self._now:
-            timer = heapq.heappop(timers)[2]
-            timer._scheduled = False  # type: ignore[attr-defined]
+        at = timers[0][0]
+        if at > self._now:
+            self._now = at
+        else:
+            at = self._now
+        while timers and timers[0][0] <= at:
+            timer = pop(timers)[2]
+            timer._scheduled = False
             if timer._cancelled:
                 self._num_cancelled -= 1
             else:
                 ready.append(timer)
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Asyncio's hook: called once when a timer is cancelled. Long runs cancel many far timeouts."""
-        if not handle._scheduled:  # type: ignore[attr-defined]
-            return
+    def _count_cancelled(self) -> None:
+        """Called once when a timer that waits is cancelled. Long runs cancel many far timeouts."""
         self._num_cancelled += 1
         if self._num_cancelled > PRUNE_AT and 2 * self._num_cancelled > len(self._timers):
             self._timers = [entry for entry in self._timers if not entry[2]._cancelled]
