@@ -10,9 +10,10 @@ the row of the card catalogue with its date, the model's shape, the cost model a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from penstock.assemble import Config, FleetConfig, assemble, modelled_leaves
 from penstock.assemble.presets import policy_tables
@@ -22,14 +23,14 @@ from penstock.cluster.predictors import scheduler_of, shape_of_model, step_model
 from penstock.core.clock import wall_anchor
 from penstock.core.events import Header
 from penstock.core.ports import Log
-from penstock.core.types import SCHEMA
+from penstock.core.types import SCHEMA, Request
 from penstock.cost.hardware import card_of
 from penstock.lab.play import Played, play
 from penstock.report.log import Digest, Fanout, LogWriter
 from penstock.report.metrics import Metrics
 from penstock.report.summary import Figures
 from penstock.sim.loop import run
-from penstock.traffic import Trace, TraceMeta
+from penstock.traffic import TraceMeta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +123,18 @@ def source_of(fleet: FleetConfig) -> Source:
     )
 
 
+class Traffic(Protocol):
+    """What can be played: (seconds from the start, what comes) in time order, and an account that grows meanwhile."""
+
+    @property
+    def meta(self) -> TraceMeta: ...
+
+    def __iter__(self) -> Iterator[tuple[float, Request]]: ...
+
+
 def simulate(
     config: Config,
-    trace: Trace,
+    trace: Traffic,
     *,
     log_path: Path | None = None,
     on_progress: Callable[[Played], None] | None = None,
@@ -169,7 +179,7 @@ def _with_errors(figures: Figures, played: Played) -> Figures:
 
 async def _play(
     config: Config,
-    trace: Trace,
+    trace: Traffic,
     log: Log,
     header: Callable[[], Header],
     on_progress: Callable[[Played], None] | None,
