@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -127,31 +127,46 @@ class Weibull(Drawn):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Renewal(Drawn):
-    """A law per window of `window_s`; ends with its last window, or begins again when `is_repeated`."""
+    """A law per window of `window_s`. After its last window it ends, begins again (`is_repeated`), or goes on with the
+    law `rest` for ever."""
 
     kind: ClassVar[str] = "renewal"
     window_s: float
     laws: tuple[Law, ...]
     counts: Counts = "renewal"
     is_repeated: bool = False
+    rest: Law | None = None
 
     def __post_init__(self) -> None:
         check_positive(window_s=self.window_s)
-        if not any(law.rate_per_s for law in self.laws):
+        if not any(law.rate_per_s for law in (*self.laws, *self.tail())):
             raise ValueError("a renewal process needs a window with a rate")
+        if self.is_repeated and self.rest is not None:
+            raise ValueError("a renewal process either begins again or goes on with `rest`")
+
+    def tail(self) -> tuple[Law, ...]:
+        """The windows that are repeated after the last."""
+        if self.rest is not None:
+            return (self.rest,)
+        return self.laws if self.is_repeated else ()
 
     def blocks(self, seed: int) -> Iterator[Floats]:
-        rng, start = generator(seed, self.kind), 0
-        while True:
-            for number, law in enumerate(self.laws, start):
+        rng, laws, start = generator(seed, self.kind), self.laws, 0
+        while laws:
+            for number, law in enumerate(laws, start):
                 yield number * self.window_s + in_window(rng, law, self.window_s, self.counts)
-            start += len(self.laws)
-            if not self.is_repeated:
-                return
+            start, laws = start + len(laws), self.tail()
 
     @property
     def mean_rate_per_s(self) -> float:
-        return sum(law.rate_per_s for law in self.laws) / len(self.laws)
+        laws = self.tail() or self.laws
+        return math.fsum(law.rate_per_s for law in laws) / len(laws)
+
+    def times(self, factor: float) -> Renewal:
+        """The same windows with `factor` times the arrivals: gaps are shortened, windows are not."""
+        laws = tuple(replace(law, rate_per_s=law.rate_per_s * factor) for law in self.laws)
+        rest = self.rest and replace(self.rest, rate_per_s=self.rest.rate_per_s * factor)
+        return replace(self, laws=laws, rest=rest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,8 +288,8 @@ def table_of_arrivals(arrivals: object) -> dict[str, object]:
     assert dataclasses.is_dataclass(arrivals)
     kind = getattr(arrivals, "kind", None)
     named = {} if kind is None else {"kind": kind}
-    fields = {f.name: _plain(getattr(arrivals, f.name)) for f in dataclasses.fields(arrivals)}
-    return {**named, **fields}
+    values = {f.name: getattr(arrivals, f.name) for f in dataclasses.fields(arrivals)}
+    return {**named, **{key: _plain(each) for key, each in values.items() if each is not None}}
 
 
 def _plain(value: object) -> object:

@@ -112,7 +112,7 @@ def shapes_of_moments(gaps: Gaps, family: Family) -> Floats:
     variance = gaps.means(spread**2) * gaps.nums / (gaps.nums - 1)
     cv = np.sqrt(variance) / np.where(mean > 0, mean, 1.0)
     if family == "gamma":
-        return np.clip(1 / np.maximum(cv, 1e-6) ** 2, *SHAPES)
+        return np.asarray(np.clip(1 / np.maximum(cv, 1e-6) ** 2, *SHAPES))
     found = [shape_of_cv("weibull", min(max(each, 0.03), 40.0)) for each in cv.tolist()]
     return np.clip(np.array(found), *SHAPES)
 

@@ -9,8 +9,8 @@ Rules
   rate they count (maximum likelihood on Weibull gaps does, by up to 3.6x) would otherwise lose requests.
 - counts="renewal": every window starts in equilibrium (its first wait is the residual of a length-biased gap), so that
   the expected number in a window is exactly rate x window, whatever the shape; the number itself is random.
-- counts="exact": a window holds round(rate x window) arrivals, its gaps drawn and stretched to fill it. For Gamma gaps
-  this is the same process given its count (Dirichlet spacings).
+- counts="exact": a window holds rate x window arrivals (a fraction left over is one more with that probability), its
+  gaps drawn and stretched to fill it. For Gamma gaps this is the same process given its count (Dirichlet spacings).
 - Windows are drawn one after the other from one stream; an instant is a whole number of nanoseconds, so that a libm
   that differs in the last bit gives the same instants.
 """
@@ -124,7 +124,9 @@ def in_window(rng: np.random.Generator, law: Law, window_s: float, counts: Count
     if expected == 0:
         return np.empty(0)
     if counts == "exact":
-        gaps = unit_gaps(rng, law.family, law.shape, round(expected) + 1)
+        is_whole = abs(expected - round(expected)) < 1e-6 * expected
+        num = round(expected) if is_whole else int(expected + rng.random())
+        gaps = unit_gaps(rng, law.family, law.shape, num + 1)
         total = gaps.sum()
         return np.cumsum(gaps)[:-1] * (window_s / total) if total > 0 else np.empty(0)
     at, found = first_wait(rng, law.family, law.shape), []
