@@ -1,0 +1,368 @@
+"""Follows every answer through a log and says, when it ends, where its time went; causes are those of `report.causes`.
+
+One pass, and memory for the answers under way only. What a decode step would have cost without the prompts in it is
+read from the log itself: the mean of the steps of as many decodes and nothing else on the same replica so far, straight
+lines between batch sizes that did not occur. Where a replica never ran such a step, those of the other replicas stand
+in; where nobody did, the step counts as decode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from typing import Any
+
+from penstock.core.errors import BadTrace
+from penstock.core.events import Arrived, Completed, Ended, Event, Finished, Opened, Routed, Stepped
+from penstock.policy import find
+from penstock.report.causes import CAUSES, Explanation
+from penstock.report.lives import Flight, Life, Limits, Pace, Watched
+from penstock.report.made import MadeReplica, made_of
+
+NAMED = 3  # how many of those ahead of a request are told by name
+
+
+class Explainer:
+    """Implements core.ports.Log. `on_explained` hears of each answer that ended; `focus` are followed more closely."""
+
+    def __init__(
+        self, on_explained: Callable[[Explanation], None], *, focus: Collection[str] = ()
+    ) -> None:
+        self._on_explained = on_explained
+        self._focus = frozenset(focus)
+        self._replicas: defaultdict[str, Watched] = defaultdict(Watched)
+        self._fleets: set[str] = set()
+        self._offers: dict[str, float] = {}
+        self._routes: dict[str, list[tuple[str, str]]] = {}  # replica and why, of each try
+        self._pace = Pace()  # of all replicas
+        self._now = 0.0
+        self._listeners: dict[str, Callable[[Any], None]] = {
+            "opened": self._on_opened,
+            "arrived": self._on_arrived,
+            "routed": self._on_routed,
+            "stepped": self._on_stepped,
+            "completed": self._on_completed,
+            "finished": self._on_finished,
+            "ended": self._on_ended,
+        }
+
+    def emit(self, event: Event) -> None:
+        listener = self._listeners.get(event.kind)
+        if listener is not None:
+            listener(event)
+
+    def unfinished(self) -> list[Explanation]:
+        """Answers that the log does not see the end of, explained up to the last event of their replica."""
+        told = []
+        for who, watched in self._replicas.items():
+            watched.pass_time(max(watched.bound_at, self._now))
+            for life in watched.lives.values():
+                self._close(watched, life, self._now)
+                told.append(self._explanation(who, life, "unfinished", self._now))
+        return told
+
+    # ------------------------------------------------------------------ fleets
+
+    def _on_opened(self, event: Opened) -> None:
+        if event.what == "fleet":
+            self._fleets.add(event.who)
+        else:
+            self._replicas[event.who].limits = limits_of(event)
+
+    def _on_routed(self, event: Routed) -> None:
+        if event.who not in self._fleets:  # its Opened is not in this log
+            self._fleets.add(event.who)
+            for life in self._replicas.pop(event.who, Watched()).lives.values():
+                self._offers[life.event.request] = life.event.at
+        if event.replica is not None:
+            tries = self._routes.setdefault(event.request, [])
+            tries.append((event.replica, event.why))
+
+    def _on_ended(self, event: Ended) -> None:
+        self._offers.pop(event.request, None)
+        self._routes.pop(event.request, None)
+
+    # ------------------------------------------------------------------ replicas
+
+    def _on_arrived(self, event: Arrived) -> None:
+        self._now = max(self._now, event.at)
+        if event.who in self._fleets:
+            self._offers[event.request] = event.at
+            return
+        watched = self._replicas[event.who]
+        offered_at = min(self._offers.get(event.request, event.at), event.at)
+        ahead = tuple(
+            each.event.request
+            for each, _ in zip(watched.waiting.values(), range(NAMED), strict=False)
+        )
+        num_ahead = len(watched.waiting)
+        watched.by_request[event.request] = event.seq
+        for answer in range(event.n):
+            life = Life(event, event.seq + answer, offered_at, offered_at)
+            life.book("routing", event.at)
+            life.ahead, life.ahead_of = num_ahead, ahead
+            if event.request in self._focus:
+                life.overtaken_by = []
+            watched.lives[life.seq] = watched.waiting[life.seq] = life
+            watched.fresh.append(life)
+
+    def _on_stepped(self, event: Stepped) -> None:
+        watched, now = self._replicas[event.who], event.at
+        self._now = max(self._now, now)
+        watched.pass_time(now)
+        for life in watched.fresh:
+            life.book("step-boundary", now)
+            life.waited_at, life.is_fresh = watched.waited, False
+        watched.fresh.clear()
+        for seq in event.evicted:
+            self._evict(watched, seq, now)
+        for seq in event.admitted:
+            self._start(watched, seq, event)
+        watched.bound = watched.bound_of(event)
+        if event.plan is not None:
+            prefilling = watched.prefilling
+            prefill = (
+                {seq: tokens for seq, tokens in event.chunks if seq in prefilling}
+                if prefilling
+                else {}
+            )
+            seqs = [seq for seq, _ in event.chunks]
+            watched.flights[event.plan] = Flight(
+                now, event.lane, seqs, prefill, sum(prefill.values())
+            )
+
+    @staticmethod
+    def _evict(watched: Watched, seq: int, now: float) -> None:
+        life = watched.lives.get(seq)
+        if life is None or not life.is_running:
+            return
+        stand_by(watched, life, now)
+        life.is_running = False
+        life.num_preemptions += 1
+        life.lost = life.computed + life.num_output
+        life.computed = 0
+        watched.prefilling.discard(seq)
+        watched.waiting[seq] = life
+
+    @staticmethod
+    def _start(watched: Watched, seq: int, event: Stepped) -> None:
+        life = watched.lives.get(seq)
+        if life is None or life.is_running:
+            return
+        if life.num_preemptions:
+            life.book("preempted", event.at)
+        else:
+            life.book_queue(event.at, watched.waited)
+            life.why_started = event.why
+        life.is_running = True
+        life.stepped_seen, life.prefill_seen = watched.stepped_s, watched.prefill_s
+        watched.waiting.pop(seq, None)
+        watched.prefilling.add(seq)
+        for other in watched.waiting.values():
+            if other.overtaken_by is not None:
+                other.overtaken_by.append(life.event.request)
+
+    def _on_completed(self, event: Completed) -> None:
+        watched = self._replicas[event.who]
+        self._now = max(self._now, event.at)
+        flight = watched.flights.pop(event.plan, None)
+        if flight is None:
+            return
+        end, steps = event.ends[-1], event.steps_run
+        start = max(flight.at, watched.last_end.get(flight.lane, flight.at))
+        watched.last_end[flight.lane] = end
+        is_mixed = bool(flight.prefill) and steps == 1
+        got = {seq: tokens for seq, tokens, _, _ in event.outputs}
+        for seq in flight.seqs:
+            life = watched.lives.get(seq)
+            if life is None:
+                continue
+            stand_by(watched, life, start)
+            if seq in flight.prefill:
+                prefilled(watched, life, flight, event.ends, got.get(seq, 0))
+            else:
+                decoded(life, flight, end, steps, is_mixed)
+                life.num_output += got.get(seq, 0)
+        watched.stepped_s += end - start
+        if flight.prefill:
+            watched.prefill_s += end - start
+        else:
+            watched.pace.add(len(flight.seqs), steps, end - start)
+            self._pace.add(len(flight.seqs), steps, end - start)
+        for seq in flight.seqs:
+            life = watched.lives.get(seq)
+            if life is not None:
+                life.stepped_seen, life.prefill_seen = watched.stepped_s, watched.prefill_s
+
+    def _on_finished(self, event: Finished) -> None:
+        watched = self._replicas[event.who]
+        self._now = max(self._now, event.at)
+        life = self._find(watched, event)
+        if life is None:
+            return
+        end_at = event.at if event.last_token_at is None else event.last_token_at
+        watched.pass_time(max(watched.bound_at, event.at))
+        self._close(watched, life, end_at)
+        self._forget(watched, life)
+        told = self._explanation(event.who, life, event.reason, end_at)
+        self._on_explained(
+            dataclasses.replace(told, num_cached=event.num_cached, num_output=event.num_output)
+        )
+
+    @staticmethod
+    def _forget(watched: Watched, life: Life) -> None:
+        del watched.lives[life.seq]
+        watched.waiting.pop(life.seq, None)
+        watched.prefilling.discard(life.seq)
+        if life.is_fresh:
+            watched.fresh = [other for other in watched.fresh if other is not life]
+        first = life.event.seq
+        if not any(seq in watched.lives for seq in range(first, first + life.event.n)):
+            del watched.by_request[life.event.request]
+
+    @staticmethod
+    def _find(watched: Watched, event: Finished) -> Life | None:
+        """By its request and answer: the event does not say its seq."""
+        known = watched.by_request.get(event.request)
+        return None if known is None else watched.lives.get(known + event.answer)
+
+    def _close(self, watched: Watched, life: Life, end_at: float) -> None:
+        """Give a cause to what is left of its life, and settle its decode steps."""
+        if life.is_running:
+            stand_by(watched, life, end_at)
+        elif life.num_preemptions:
+            life.book("preempted", end_at)
+        elif life.is_fresh:
+            life.book("step-boundary", end_at)
+        else:
+            life.book_queue(end_at, watched.waited)
+        pace = watched.pace if watched.pace.alone() is not None else self._pace
+        decode_s, steps = life.decode_s, life.num_steps
+        for size, step_s in life.mixed:
+            pure_s = pace.at(size)
+            pure_s = step_s if pure_s is None else min(step_s, pure_s)
+            decode_s += pure_s
+            life.parts["interference"] += step_s - pure_s
+        alone_s = pace.alone()
+        own_s = decode_s if alone_s is None else min(decode_s, steps * alone_s)
+        life.parts["decode"] += own_s
+        life.parts["batch"] += decode_s - own_s
+
+    def _explanation(self, who: str, life: Life, reason: str, end_at: float) -> Explanation:
+        event = life.event
+        routes = self._routes.get(event.request, [])
+        return Explanation(
+            request=event.request,
+            answer=life.seq - event.seq,
+            who=who,
+            tenant=event.tenant,
+            priority=event.priority,
+            slo=event.slo,
+            reason=reason,
+            offered_at=life.offered_at,
+            end_at=max(end_at, life.offered_at),
+            parts=_ordered(life.parts),
+            first_parts=life.first_parts,
+            num_prompt=event.num_prompt,
+            num_output=life.num_output,
+            num_preemptions=life.num_preemptions,
+            num_steps=life.num_steps,
+            ahead=life.ahead,
+            ahead_of=life.ahead_of,
+            overtaken_by=tuple(life.overtaken_by or ()),
+            max_batch=life.max_batch,
+            why_routed=routes[-1][1] if routes else "",
+            why_started=life.why_started,
+            tries=tuple(f"{replica}: {why}" if why else replica for replica, why in routes),
+        )
+
+
+def _ordered(parts: dict[str, float]) -> dict[str, float]:
+    return {cause: parts[cause] for cause in CAUSES if parts.get(cause, 0.0) > 0}
+
+
+def stand_by(watched: Watched, life: Life, until: float) -> None:
+    """It ran, but no step with it was under way since its mark: others' steps, or none."""
+    gap = until - life.mark
+    if gap <= 0:
+        return
+    stepped = min(gap, max(0.0, watched.stepped_s - life.stepped_seen))
+    behind = min(stepped, max(0.0, watched.prefill_s - life.prefill_seen))
+    cause = "interference" if life.has_output else "shared-prefill"
+    life.parts[cause] += behind
+    life.parts["passed-over"] += stepped - behind
+    life.parts["between-steps"] += gap - stepped
+    life.mark = until
+
+
+def decoded(life: Life, flight: Flight, end: float, steps: int, is_mixed: bool) -> None:
+    """A launch that gave it one token a step."""
+    spent = end - life.mark
+    if spent <= 0:
+        return
+    life.num_steps += steps
+    life.max_batch = max(life.max_batch, len(flight.seqs))
+    if is_mixed:
+        life.mixed.append((flight.num_decodes, spent))
+    else:
+        life.decode_s += spent
+    life.mark = end
+
+
+def prefilled(
+    watched: Watched, life: Life, flight: Flight, ends: tuple[float, ...], got: int
+) -> None:
+    """A step that computed part of what it has to know; the further steps of a repeated launch are decodes."""
+    tokens = flight.prefill[life.seq]
+    spent = max(0.0, ends[0] - life.mark)
+    own = spent * tokens / flight.prefill_tokens if flight.prefill_tokens else spent
+    again = tokens if life.has_output else min(tokens, life.lost)
+    life.parts["recompute"] += own * again / tokens
+    life.parts["prefill"] += own * (tokens - again) / tokens
+    life.parts["shared-prefill"] += spent - own
+    life.mark = max(life.mark, ends[0])
+    life.lost -= min(tokens, life.lost)
+    life.computed += tokens
+    if not got:
+        return
+    watched.prefilling.discard(life.seq)
+    life.num_output += got
+    life.lost = 0
+    if not life.has_output:
+        life.has_output = True
+        life.first_parts = _ordered(life.parts)
+    if len(ends) > 1:
+        decoded(life, flight, ends[-1], len(ends) - 1, is_mixed=False)
+
+
+def limits_of(event: Opened) -> Limits:
+    """What bounds a replica's steps, from the record of how it was made."""
+    try:
+        made = made_of(event)
+    except BadTrace:
+        return Limits()
+    if not isinstance(made, MadeReplica):
+        return Limits()
+    policies = made.spec.get("policies")
+    table = dict(policies.get("batch", {})) if isinstance(policies, dict) else {}
+    fields = _defaults(str(table.get("name", ""))) | table
+    tokens = fields.get("max_tokens", fields.get("chunk_tokens"))
+    jobs = fields.get("max_jobs")
+    block_size = made.spec.get("block_size")
+    return Limits(
+        max_jobs=min(jobs, made.caps.max_jobs) if isinstance(jobs, int) else None,
+        max_tokens=min(tokens, made.caps.max_batch_tokens) if isinstance(tokens, int) else None,
+        block_size=block_size if isinstance(block_size, int) else None,
+    )
+
+
+def _defaults(name: str) -> dict[str, object]:
+    """The parameters of a batch policy as they are when nobody states them."""
+    try:
+        found = find("batch", name)
+    except KeyError:  # a policy of another version
+        return {}
+    if not dataclasses.is_dataclass(found):
+        return {}
+    return {each.name: each.default for each in dataclasses.fields(found) if each.init}

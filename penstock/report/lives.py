@@ -1,0 +1,178 @@
+"""What is followed of each answer and each replica while a log passes by, for `report.explain`.
+
+A Life keeps a `mark`: the instant up to which its seconds have a cause. Every event moves the mark and books the
+difference, so that the parts telescope to the whole whatever the log says.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from penstock.core.events import Arrived, Stepped
+
+BOUNDS = ("max-jobs", "tokens", "blocks", "policy")
+NO_TIMES = (0.0, 0.0, 0.0, 0.0)
+Parts = defaultdict[str, float]
+
+
+@dataclass(slots=True)
+class Life:
+    """One answer of a request inside its replica. `waited_at`: the replica's waiting times when its own began."""
+
+    event: Arrived
+    seq: int
+    mark: float
+    offered_at: float
+    parts: Parts = field(default_factory=lambda: defaultdict(float))
+    first_parts: dict[str, float] | None = None
+    is_running: bool = False
+    is_fresh: bool = True
+    has_output: bool = False
+    waited_at: tuple[float, ...] = NO_TIMES
+    stepped_seen: float = 0.0
+    prefill_seen: float = 0.0
+    computed: int = 0
+    lost: int = 0
+    num_preemptions: int = 0
+    num_output: int = 0
+    decode_s: float = 0.0
+    num_steps: int = 0
+    max_batch: int = 0
+    mixed: list[tuple[int, float]] = field(default_factory=list)  # decodes in the step, its seconds
+    ahead: int = 0
+    ahead_of: tuple[str, ...] = ()
+    overtaken_by: list[str] | None = None
+    why_started: str = ""
+
+    def book(self, cause: str, until: float) -> None:
+        """All up to `until` under one cause."""
+        if until > self.mark:
+            self.parts[cause] += until - self.mark
+            self.mark = until
+
+    def book_queue(self, until: float, waited: tuple[float, ...]) -> None:
+        """All up to `until` as queueing, split by what bound the decisions since the wait began."""
+        if until <= self.mark:
+            return
+        shares = [now - before for now, before in zip(waited, self.waited_at, strict=True)]
+        whole, span = sum(shares), until - self.mark
+        if whole <= 0:
+            self.book("queue-policy", until)
+            return
+        for bound, share in zip(BOUNDS, shares, strict=True):
+            if share > 0:
+                self.parts[f"queue-{bound}"] += span * share / whole
+        self.mark = until
+
+
+@dataclass(slots=True)
+class Flight:
+    """A launched plan: who is in it, and the prompt tokens of those who are still computing their prompt."""
+
+    at: float
+    lane: int
+    seqs: list[int]
+    prefill: dict[int, int]
+    prefill_tokens: int
+
+    @property
+    def num_decodes(self) -> int:
+        return len(self.seqs) - len(self.prefill)
+
+
+class Pace:
+    """How long steps of nothing but decodes take, by their number: means, straight lines between them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, list[float]] = {}
+        self._sizes: list[int] = []
+
+    def add(self, size: int, steps: int, seconds: float) -> None:
+        found = self._sums.get(size)
+        if found is None:
+            self._sums[size] = [steps, seconds]
+            self._sizes = sorted(self._sums)
+        else:
+            found[0] += steps
+            found[1] += seconds
+
+    def _mean(self, size: int) -> float:
+        steps, seconds = self._sums[size]
+        return seconds / steps
+
+    def at(self, size: int) -> float | None:
+        """Seconds of a step of `size` decodes; None when there was never one to compare with."""
+        sizes = self._sizes
+        if not sizes:
+            return None
+        place = bisect_left(sizes, size)
+        if place == len(sizes):
+            return self._mean(sizes[-1])
+        if place == 0 or sizes[place] == size:
+            return self._mean(sizes[place])
+        low, high = sizes[place - 1], sizes[place]
+        share = (size - low) / (high - low)
+        return self._mean(low) * (1 - share) + self._mean(high) * share
+
+    def alone(self) -> float | None:
+        """Seconds of a step of the smallest batch there was."""
+        return self._mean(self._sizes[0]) if self._sizes else None
+
+
+@dataclass(slots=True)
+class Limits:
+    """What bounds the steps of a replica, as its Opened event says. None = not known."""
+
+    max_jobs: int | None = None
+    max_tokens: int | None = None
+    block_size: int | None = None
+
+
+@dataclass(slots=True)
+class Watched:
+    """One replica. `waited[i]`: seconds during which BOUNDS[i] kept its queue waiting."""
+
+    limits: Limits = field(default_factory=Limits)
+    lives: dict[int, Life] = field(default_factory=dict)
+    by_request: dict[str, int] = field(default_factory=dict)  # the first seq of each
+    waiting: dict[int, Life] = field(default_factory=dict)
+    fresh: list[Life] = field(default_factory=list)
+    prefilling: set[int] = field(default_factory=set)
+    flights: dict[int, Flight] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
+    waited: tuple[float, ...] = NO_TIMES
+    bound: int = len(BOUNDS) - 1
+    bound_at: float = 0.0
+    stepped_s: float = 0.0  # of all steps
+    prefill_s: float = 0.0  # of steps with prompts in them
+    last_end: dict[int, float] = field(default_factory=dict)  # of each lane
+
+    def pass_time(self, now: float) -> None:
+        """The queue has waited until `now` for what bound the last decision."""
+        if now > self.bound_at:
+            waited = list(self.waited)
+            waited[self.bound] += now - self.bound_at
+            self.waited = tuple(waited)
+        self.bound_at = now
+
+    def bound_of(self, event: Stepped) -> int:
+        """The place in BOUNDS of what keeps the queue waiting after this decision."""
+        limits = self.limits
+        if limits.max_jobs is not None and event.num_running >= limits.max_jobs:
+            return 0
+        if limits.max_tokens is not None and self._tokens(event) >= limits.max_tokens:
+            return 1
+        if event.evicted or "memory" in event.why:
+            return 2
+        head = next(iter(self.waiting.values()), None)
+        if head is not None and limits.block_size is not None:
+            blocks = -(-head.event.num_prompt // limits.block_size)
+            if blocks > event.free_blocks:
+                return 2
+        return 3
+
+    @staticmethod
+    def _tokens(event: Stepped) -> int:
+        return sum([tokens for _, tokens in event.chunks])
