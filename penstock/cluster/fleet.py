@@ -4,7 +4,8 @@ A request is routed, sent, and heard of until all its answers ended. When a repl
 or is lost before its first token, it is routed again among the replicas it has not met; when nobody is left the last
 error is the caller's. After a first token a lost replica ends the request with ReplicaLost, since a second
 one would say other words. A route policy that raises ends the request it was asked about with StepFailed, and nothing
-else. Cancelling the waiting task sends a Cancel on the same turn of the loop; the request counts
+else. Whoever waits in a task calls `submit`, whoever wants to be called `start`; the one is made of the other.
+Cancelling the waiting task (or the call) sends a Cancel on the same turn of the loop; the request counts
 as outstanding until the replica confirms, so policies see blocks that are still held.
 
 Work per token: one call of `on_output`. Memory: one Ticket a request, at most `max_outstanding` of them.
@@ -26,7 +27,7 @@ from penstock.core.errors import (
     ReplicaLost,
     StepFailed,
 )
-from penstock.core.ports import OnOutput, ReplicaPort
+from penstock.core.ports import OnEnded, OnOutput, ReplicaPort
 from penstock.core.types import Output, Report, Request
 
 RETRY_AFTER_S = 1.0  # what a caller is told when nothing better is known
@@ -36,21 +37,34 @@ TURNED_AWAY = (Overloaded, Draining, ReplicaLost)
 
 
 class Ticket:
-    """One request between the caller and the replica that has it."""
+    """One request between the caller and the replica that has it; a core.ports.Call."""
 
     __slots__ = (
-        "fleet", "request", "on_output", "done", "left", "replica", "tried", "is_heard", "is_cancelled", "error",
+        "fleet", "request", "on_ended", "on_output", "left", "replica", "tried", "is_heard", "is_cancelled", "error",
     )  # fmt: skip
 
-    def __init__(self, fleet: Fleet, request: Request, on_output: OnOutput | None) -> None:
-        self.fleet, self.request, self.on_output = fleet, request, on_output
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def __init__(
+        self, fleet: Fleet, request: Request, on_ended: OnEnded, on_output: OnOutput | None
+    ) -> None:
+        self.fleet, self.request = fleet, request
+        self.on_ended: OnEnded | None = on_ended
+        self.on_output = on_output
         self.left = request.n
         self.replica = ""
         self.tried: tuple[str, ...] = ()
         self.is_heard = False
         self.is_cancelled = False
         self.error: PenstockError | None = None
+
+    def cancel(self) -> None:
+        self.on_ended = None
+        self.fleet.abandon(self)
+
+    def end(self, error: Exception | None) -> None:
+        """Tell the caller, once."""
+        on_ended, self.on_ended = self.on_ended, None
+        if on_ended is not None:
+            on_ended(error)
 
     def hear(self, output: Output) -> None:
         self.is_heard = True
@@ -64,8 +78,7 @@ class Ticket:
                 self.on_output(output)
             except Exception as error:  # noqa: BLE001 - it is the caller's, and others share this message
                 self.fleet.abandon(self)
-                if not self.done.done():
-                    self.done.set_exception(error)
+                self.end(error)
         if not self.left:
             self.fleet.finish(self)
 
@@ -103,17 +116,34 @@ class Fleet:
 
     async def submit(self, request: Request, on_output: OnOutput | None = None) -> None:
         """Serve one request; see core.ports.Service."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def on_ended(error: Exception | None) -> None:
+            if done.done():
+                return
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        ticket = self.start(request, on_ended, on_output)
+        try:
+            await done
+        except asyncio.CancelledError:
+            ticket.cancel()
+            raise
+
+    def start(
+        self, request: Request, on_ended: OnEnded, on_output: OnOutput | None = None
+    ) -> Ticket:
+        """Begin to serve one request; see core.ports.StartService."""
         at = now()
         self._refuse_if_needed(at, request)
         self._router.arrive(at, request)
-        ticket = Ticket(self, request, on_output)
+        ticket = Ticket(self, request, on_ended, on_output)
         self._tickets[request.id] = ticket
         self._place(ticket, at, None)
-        try:
-            await ticket.done
-        except asyncio.CancelledError:
-            self.abandon(ticket)
-            raise
+        return ticket
 
     async def drain(self) -> None:
         """Refuse new requests; return when the running ones have ended."""
@@ -216,11 +246,7 @@ class Fleet:
 
     def _close(self, ticket: Ticket, error: PenstockError | None) -> None:
         del self._tickets[ticket.request.id]
-        if not ticket.done.done():
-            if error is None:
-                ticket.done.set_result(None)
-            else:
-                ticket.done.set_exception(error)
+        ticket.end(error)
         if not self._tickets:
             for done in self._empty:
                 if not done.done():

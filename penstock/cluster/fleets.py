@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from penstock.cluster.fleet import Fleet
 from penstock.core.errors import UnknownModel
-from penstock.core.ports import OnOutput
+from penstock.core.ports import Call, OnEnded, OnOutput
 from penstock.core.types import Report, Request
 
 
 class Fleets:
-    """A core.ports.Service. `by_name` maps each model name and alias to its fleet; `after` ends what ran them."""
+    """A core.ports.StartService. `by_name` maps each model name and alias to its fleet; `after` ends what ran them."""
 
     def __init__(
         self, by_name: Mapping[str, Fleet], after: Callable[[], Awaitable[None]] | None = None
@@ -37,6 +37,9 @@ class Fleets:
 
     async def submit(self, request: Request, on_output: OnOutput | None = None) -> None:
         await self.fleet(request.model).submit(request, on_output)
+
+    def start(self, request: Request, on_ended: OnEnded, on_output: OnOutput | None = None) -> Call:
+        return self.fleet(request.model).start(request, on_ended, on_output)
 
     def reports(self) -> Sequence[Report]:
         return [report for fleet in self._fleets for report in fleet.reports()]

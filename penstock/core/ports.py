@@ -85,6 +85,15 @@ class Channel(Protocol):
 
 OnOutput = Callable[[Output], None]
 OnFailed = Callable[[PenstockError], None]
+OnEnded = Callable[[Exception | None], None]
+
+
+class Call(Protocol):
+    """A request under way that was begun with `StartService.start`."""
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more: stop it wherever it is. Its `on_ended` is not called."""
+        ...
 
 
 class Service(Protocol):
@@ -105,6 +114,18 @@ class Service(Protocol):
 
     async def drain(self) -> None:
         """Refuse new requests and return when the running ones have ended."""
+        ...
+
+
+class StartService(Service, Protocol):
+    """A Service that also calls back."""
+
+    def start(self, request: Request, on_ended: OnEnded, on_output: OnOutput | None = None) -> Call:
+        """`submit` for whoever has no task to wait in: a million requests need none.
+
+        Raises what refuses the request at once. Afterwards `on_ended` hears once: None when all answers have ended,
+        or why they cannot.
+        """
         ...
 
 

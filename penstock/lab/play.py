@@ -1,6 +1,6 @@
 """Plays a trace on a Service: open loop, so a slow service is not spared the next request.
 
-The same coroutine runs on the wall clock and in virtual time. Requests arrive at their instants whatever happens
+The same code runs on the wall clock and in virtual time. Requests arrive at their instants whatever happens
 to earlier ones; only memory bounds how many are under way. What they meet is the business of the service's log;
 here only refusals are counted, and how late requests were sent when the machine could not keep up.
 """
@@ -8,12 +8,13 @@ here only refusals are counted, and how late requests were sent when the machine
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
-from penstock.core.clock import now, sleep_until
+from penstock.core.clock import now
 from penstock.core.errors import PenstockError
-from penstock.core.ports import Service
+from penstock.core.ports import Call, StartService
 from penstock.core.types import Request
 
 
@@ -35,7 +36,7 @@ class Played:
 
 async def play(
     trace: Iterable[tuple[float, Request]],
-    service: Service,
+    service: StartService,
     *,
     on_progress: Callable[[Played], None] | None = None,
 ) -> Played:
@@ -43,44 +44,93 @@ async def play(
 
     `on_progress` is called after every request sent. What is no PenstockError is a bug and ends the play.
     """
-    played = Played(started_at=now())
-    open_tasks: set[asyncio.Task[None]] = set()
-    failed: list[BaseException] = []
-
-    async def submit(request: Request) -> None:
-        try:
-            await service.submit(request)
-            played.num_served += 1
-        except PenstockError as error:
-            code = type(error).__name__
-            played.errors[code] = played.errors.get(code, 0) + 1
-            played.messages.setdefault(code, str(error))
-
-    def on_end(task: asyncio.Task[None]) -> None:
-        open_tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            failed.append(error)
-
+    player = _Player(iter(trace), service, on_progress)
     try:
-        for at_s, request in trace:
-            at = played.started_at + at_s
-            await sleep_until(at)
-            if failed:
-                break
-            played.max_lateness_s = max(played.max_lateness_s, now() - at)
-            task = asyncio.create_task(submit(request))
-            open_tasks.add(task)
-            task.add_done_callback(on_end)
-            played.num_sent += 1
-            if on_progress is not None:
-                on_progress(played)
-        while open_tasks and not failed:
-            await asyncio.wait(open_tasks, return_when=asyncio.FIRST_EXCEPTION)
+        player.advance()
+        await player.done
     finally:
-        for task in open_tasks:
-            task.cancel()
-    if failed:
-        raise failed[0]
-    played.ended_at = now()
-    return played
+        player.cancel()
+    player.played.ended_at = now()
+    return player.played
+
+
+class _Player:
+    """Sends what is due and sets a timer for what is next: no request has a task, a million none at all."""
+
+    def __init__(
+        self,
+        trace: Iterator[tuple[float, Request]],
+        service: StartService,
+        on_progress: Callable[[Played], None] | None,
+    ) -> None:
+        self.played = Played(started_at=now())
+        self._trace, self._service, self._on_progress = trace, service, on_progress
+        self._loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self._loop.create_future()
+        self._next = next(trace, None)
+        self._timer: asyncio.TimerHandle | None = None
+        self._calls: dict[int, Call | None] = {}  # by number sent; None while it starts
+
+    def advance(self, is_due: bool = False) -> None:
+        """Send all that is due. `is_due`: the next one's timer has fired."""
+        try:
+            while self._next is not None and not self.done.done():
+                at_s, request = self._next
+                delay_s = self.played.started_at + at_s - self._loop.time()
+                if delay_s > 0 and not is_due:
+                    self._timer = self._loop.call_later(delay_s, self.advance, True)
+                    return
+                is_due = False
+                self._send(request, -delay_s)
+                self._next = next(self._trace, None)
+        except Exception as error:  # noqa: BLE001 - a callback has no caller: whoever waits gets it
+            self._fail(error)
+        self._end_if_over()
+
+    def cancel(self) -> None:
+        """Stop sending, and let go of all that runs."""
+        if self._timer is not None:
+            self._timer.cancel()
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            if call is not None:
+                call.cancel()
+
+    def _send(self, request: Request, lateness_s: float) -> None:
+        played = self.played
+        played.max_lateness_s = max(played.max_lateness_s, lateness_s)
+        played.num_sent = number = played.num_sent + 1
+        self._calls[number] = None
+        try:
+            call = self._service.start(request, partial(self._on_ended, number))
+        except PenstockError as error:
+            del self._calls[number]
+            self._count(error)
+        else:
+            if number in self._calls:  # it has not ended on the spot
+                self._calls[number] = call
+        if self._on_progress is not None:
+            self._on_progress(played)
+
+    def _on_ended(self, number: int, error: Exception | None) -> None:
+        self._calls.pop(number, None)
+        if error is None:
+            self.played.num_served += 1
+        elif isinstance(error, PenstockError):
+            self._count(error)
+        else:
+            self._fail(error)
+        self._end_if_over()
+
+    def _count(self, error: PenstockError) -> None:
+        code = type(error).__name__
+        self.played.errors[code] = self.played.errors.get(code, 0) + 1
+        self.played.messages.setdefault(code, str(error))
+
+    def _fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def _end_if_over(self) -> None:
+        if self._next is None and not self._calls and not self.done.done():
+            self.done.set_result(None)

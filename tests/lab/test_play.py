@@ -10,7 +10,7 @@ import pytest
 
 from penstock.core.clock import now
 from penstock.core.errors import Overloaded
-from penstock.core.ports import OnOutput
+from penstock.core.ports import OnEnded, OnOutput
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Report, Request, RequestId
 from penstock.lab.play import Played, play
@@ -35,6 +35,19 @@ class Slow:
         return []
 
     async def drain(self) -> None: ...
+
+    def start(
+        self, request: Request, on_ended: OnEnded, on_output: OnOutput | None = None
+    ) -> asyncio.Task[None]:
+        async def serve() -> None:
+            try:
+                await self.submit(request)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the player is to hear it
+                on_ended(error)
+            else:
+                on_ended(None)
+
+        return asyncio.get_running_loop().create_task(serve())
 
     async def submit(self, request: Request, on_output: OnOutput | None = None) -> None:
         self.arrivals.append((request.id, now()))
