@@ -4,6 +4,7 @@ A request is sent at its instant however many are under way, as users do; a slow
 fast one. All latencies count from that instant and not from the sending: when this client is late, or a concurrency
 cap holds requests back, that shows in TTFT and is told in the notes. Prompts are text of the traced length, answers are
 asked for at the traced length. HTTP 429 and 503 count as refused, other failures as failed, all of them as misses.
+Later calls of a workflow are wanted when their predecessors have ended and their wait is over (see `lab.workflow`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from penstock.core.types import Request, Slo
 from penstock.lab.client import Client, Wish
 from penstock.lab.prompts import Composer
 from penstock.lab.stream import Failed, Reading
+from penstock.lab.workflow import Workflows
 from penstock.report.summary import (
     Answer,
     Figures,
@@ -31,6 +33,7 @@ from penstock.report.summary import (
     spread_of,
 )
 from penstock.report.timeline import Timeline
+from penstock.traffic import Item
 
 LATE_S = 0.02  # sending later than this is worth a note
 TICK_S = 0.25
@@ -127,18 +130,23 @@ class Driver:
         self._cap = None if concurrency_cap is None else asyncio.Semaphore(concurrency_cap)
         self._on_tick = on_tick
         self.driven = Driven()
+        self.workflows = Workflows(self._ask, on_abandoned=self._abandoned)
 
-    async def run(self, trace: Iterable[tuple[float, Request]]) -> Driven:
+    async def run(self, trace: Iterable[tuple[float, Item]]) -> Driven:
         """Send everything, wait for all answers. Cancelling stops and keeps what was measured."""
         driven = self.driven
         driven.started_at = driven.last_at = now()
         ticking = asyncio.create_task(self._tick())
         try:
             async with asyncio.TaskGroup() as tasks:
-                for at_s, request in trace:
-                    text = self._composer.compose(request)
-                    await sleep_until(driven.started_at + at_s)
-                    tasks.create_task(self._one(driven.started_at + at_s, request, text))
+                for at_s, item in trace:
+                    at = driven.started_at + at_s
+                    text = self._composer.compose(item) if isinstance(item, Request) else ""
+                    await sleep_until(at)
+                    if isinstance(item, Request):
+                        tasks.create_task(self._one(at, item, text))
+                    else:
+                        tasks.create_task(self.workflows.play(item, at))
         finally:
             ticking.cancel()
         return driven
@@ -152,9 +160,19 @@ class Driver:
                 self._on_tick(driven)
             await asyncio.sleep(TICK_S)
 
-    async def _one(self, at: float, request: Request, text: str) -> None:
+    async def _ask(self, request: Request, at: float) -> bool:
+        return await self._one(at, request, self._composer.compose(request))
+
+    def _abandoned(self, request: Request) -> None:
+        self._group(request).num_cancelled += 1
+
+    def _group(self, request: Request) -> Group:
+        return self.driven.groups[request.tenant, class_name(request.priority, request.slo)]
+
+    async def _one(self, at: float, request: Request, text: str) -> bool:
+        """Whether it was answered."""
         driven, slo = self.driven, request.slo
-        group = driven.groups[request.tenant, class_name(request.priority, slo)]
+        group = self._group(request)
         group.num_offered += 1
         driven.num_sent += 1
         driven.lateness_s.append(now() - at)
@@ -166,6 +184,7 @@ class Driver:
             async with self._cap or nullcontext():
                 await self._client.ask(_wish(request, text, slo), reading)
             self._count(group, at, request, reading, slo)
+            return True
         except Failed as error:
             driven.errors[error.kind] += 1
             driven.messages.setdefault(error.kind, error.message)
@@ -173,6 +192,7 @@ class Driver:
                 group.num_refused += 1
             else:
                 group.num_failed += 1
+            return False
         finally:
             driven.open.discard(reading)
             driven.last_at = max(driven.last_at, now())

@@ -23,14 +23,14 @@ from penstock.cluster.predictors import scheduler_of, shape_of_model, step_model
 from penstock.core.clock import wall_anchor
 from penstock.core.events import Header
 from penstock.core.ports import Log
-from penstock.core.types import SCHEMA, Request
+from penstock.core.types import SCHEMA
 from penstock.cost.hardware import card_of
 from penstock.lab.play import Played, play
 from penstock.report.log import Digest, Fanout, LogWriter
 from penstock.report.metrics import Metrics
 from penstock.report.summary import Figures
 from penstock.sim.loop import run
-from penstock.traffic import TraceMeta
+from penstock.traffic import Item, TraceMeta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +129,7 @@ class Traffic(Protocol):
     @property
     def meta(self) -> TraceMeta: ...
 
-    def __iter__(self) -> Iterator[tuple[float, Request]]: ...
+    def __iter__(self) -> Iterator[tuple[float, Item]]: ...
 
 
 def simulate(

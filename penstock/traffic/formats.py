@@ -1,4 +1,7 @@
-"""The formats that can be read, and how a file is recognised: by its column or key names, never by its file name."""
+"""The formats that can be read, and how a file is recognised: by its column or key names, not by its file name.
+
+Only a workload is known by its suffix, `.toml`, for it is a description and no data.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 from penstock.core.errors import BadTrace
-from penstock.traffic import azure, burstgpt, mooncake, sharegpt
+from penstock.traffic import azure, burstgpt, custom, flows, mooncake, sharegpt, workload
+from penstock.traffic.custom import Columns
 from penstock.traffic.rows import Reader, open_text
 
+WORKLOAD = "workload"
 FORMATS: dict[str, Reader] = {
     "azure": azure.read,
     "mooncake": mooncake.read,
+    "flows": flows.read,
     "burstgpt": burstgpt.read,
     "sharegpt": sharegpt.read,
+    "csv": custom.read,
+    WORKLOAD: workload.read,
 }
-CSV_COLUMNS = {"azure": azure.COLUMNS, "burstgpt": burstgpt.COLUMNS}
+CSV_COLUMNS = {
+    "azure": azure.COLUMNS,
+    "burstgpt": burstgpt.COLUMNS,
+    "csv": tuple(custom.OWN.named()),
+}
 HINT = (
     "readable are: azure (CSV with TIMESTAMP,ContextTokens,GeneratedTokens), burstgpt (CSV with Timestamp, Model, "
     "Request tokens, Response tokens, Log Type), mooncake (JSON lines with timestamp, input_length, output_length, "
-    "hash_ids), sharegpt (JSON or JSON lines with conversations); name one with --format when the guess is wrong"
+    "hash_ids), sharegpt (JSON or JSON lines with conversations), a workload (.toml); say which columns a CSV of your "
+    "own has with --columns arrival=TIME,prompt=INPUT_TOKENS,output=OUTPUT_TOKENS"
 )
 
 
@@ -32,6 +45,8 @@ def _json_format(line: str) -> str | None:
         return None
     if not isinstance(value, dict):
         return None
+    if all(key in value for key in flows.COLUMNS):
+        return "flows"
     if all(key in value for key in mooncake.COLUMNS):
         return "mooncake"
     return "sharegpt" if any(key in value for key in sharegpt.KEYS) else None
@@ -45,6 +60,8 @@ def _csv_format(line: str) -> str | None:
 
 def sniff(path: Path) -> str:
     """The name of the file's format. Raises BadTrace when it is empty or of none of them."""
+    if path.suffix == ".toml":
+        return WORKLOAD
     try:
         with open_text(path) as file:
             line = next((line for line in file if line.strip()), "").strip()
@@ -60,8 +77,12 @@ def sniff(path: Path) -> str:
     return found
 
 
-def reader_of(path: Path, name: str | None) -> tuple[str, Reader]:
-    """(name, reader) for a file, by `name` or by its content. Raises BadTrace when it does not fit."""
+def reader_of(path: Path, name: str | None, columns: Columns | None = None) -> tuple[str, Reader]:
+    """(name, reader) for a file, by `columns`, by `name` or by its content. Raises BadTrace when it does not fit."""
+    if columns is not None:
+        with open_text(path) as file:
+            custom.check(columns, custom.open_rows(file).fieldnames or (), str(path))
+        return "csv", custom.reader_with(columns)
     if name is None:
         name = sniff(path)
     elif name not in FORMATS:

@@ -1,7 +1,9 @@
-"""What every reader yields: a Row, or a Drop that says why a row of the file is not one.
+"""What every reader yields: a Row, or a Drop that says why a row of the file is not one, or a Flow of rows that wait
+for each other.
 
 A reader is a generator over the lines of one format. It knows its columns and nothing else: limits, speeds, ids
 and requests are made of its rows in `traffic.trace`. Adding a format is one file here and one line in `FORMATS`.
+A workload file is read in the same way: it yields rows that nobody traced.
 """
 
 from __future__ import annotations
@@ -11,19 +13,51 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Literal, NamedTuple, TextIO
 
 from penstock.core.errors import BadTrace
+from penstock.core.types import Slo
+
+TRACED_SIZE = 512  # tokens of the run that one of Mooncake's hash ids stands for
+FlowKind = Literal["session", "program", "call"]
 
 
 class Row(NamedTuple):
-    """One request as traced. `at_s` is in the file's own origin; None when the file has no times."""
+    """One request as traced. `at_s` is in the file's own origin; None when the file has no times.
+
+    `hash_ids` may cover less than the prompt: what they leave out is shared with nobody. `session` names the
+    conversation or program that the row belongs to. `slo` and `priority` are None where the file promises nothing.
+    """
 
     at_s: float | None
     num_prompt: int
     num_output: int
     tenant: str = "default"
     hash_ids: tuple[int, ...] = ()
+    session: str | None = None
+    traced_size: int = TRACED_SIZE
+    slo: Slo | None = None
+    priority: int | None = None
+
+
+class Step(NamedTuple):
+    """One row of a Flow: asked for `wait_s` after the end of the steps `after` (or after the flow's start).
+
+    The row's own `at_s` is not looked at. `abandon_s`: its caller gives up after so long; None never does.
+    """
+
+    row: Row
+    after: tuple[int, ...] = ()
+    wait_s: float = 0.0
+    abandon_s: float | None = None
+
+
+class Flow(NamedTuple):
+    """Rows that wait for each other: a conversation, an agent program, or one call whose caller may give up."""
+
+    at_s: float
+    kind: FlowKind
+    steps: tuple[Step, ...]
 
 
 class Drop(NamedTuple):
@@ -39,9 +73,14 @@ class Source:
 
     name: str
     count_tokens: Callable[[str], int]
+    seed: int = 0
+    rate_per_s: float | None = None
 
 
-Reader = Callable[[TextIO, Source], Iterator[Row | Drop]]
+Found = Row | Flow | Drop
+Reader = (
+    Callable[[TextIO, Source], Iterator[Row | Drop]] | Callable[[TextIO, Source], Iterator[Found]]
+)
 
 
 def open_text(path: Path) -> TextIO:

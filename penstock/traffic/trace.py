@@ -8,6 +8,10 @@ Rules
   stated cap (4,096 unless told), clipped to what `max_context` leaves. With max_tokens="trace" it is the traced length.
 - Ids are the file's stem and the number of the row in it, so any run names a request alike.
 - Reading is lazy: memory does not grow with the file. `meta` counts as rows pass and is whole when the trace ends.
+- A workload file (`.toml`, see `traffic.workload`) is a trace whose rows are generated as they are read, from the same
+  `seed`. Callers that wait for answers come as a `Workflow` at its first instant; `speed` moves that instant, thinking
+  takes as long as ever. `limit` counts requests, and the workflow that reaches it is yielded whole.
+- A promise by tenant wins, then the file's own, then `slo`.
 """
 
 from __future__ import annotations
@@ -22,14 +26,16 @@ from typing import Literal, TypedDict, Unpack
 from penstock.core.errors import BadTrace
 from penstock.core.prompt import TracedPrompt
 from penstock.core.rng import stream
-from penstock.core.types import Request, RequestId, Sampling, Slo
-from penstock.traffic.formats import reader_of
-from penstock.traffic.mooncake import BLOCK_TOKENS
+from penstock.core.types import ProgramId, Request, RequestId, Sampling, Slo
+from penstock.traffic.custom import Columns
+from penstock.traffic.formats import WORKLOAD, reader_of
 from penstock.traffic.promises import Promise, promise_to
-from penstock.traffic.rows import Drop, Row, Source, open_text
+from penstock.traffic.rows import Drop, Flow, Found, Row, Source, open_text
+from penstock.traffic.workflow import Call, Workflow
 
 CHARS_PER_TOKEN = 4
 MAX_TOKENS = 4096
+Item = Request | Workflow
 
 
 def estimate_tokens(text: str) -> int:
@@ -71,6 +77,7 @@ class TraceOptions(TypedDict, total=False):
     """The keywords of `open_trace`; see Trace for meanings and defaults."""
 
     format: str | None
+    columns: Columns | None
     limit: int | None
     speed: float
     seed: int
@@ -85,15 +92,16 @@ class TraceOptions(TypedDict, total=False):
 
 @dataclass(kw_only=True)
 class Trace:
-    """Iterate for (at_s, Request); every iteration starts again and gives the same.
+    """Iterate for (at_s, Request) and (at_s, Workflow); every iteration starts again and gives the same.
 
     limit: requests to yield. speed: 2.0 plays twice as fast. max_context: rows whose prompt leaves no room for a
-    token are dropped. slo: the promise stated for requests whose tenant fits none of `promises`. count_tokens: sizes
-    texts, None estimates.
+    token are dropped. slo: the promise stated for requests whose tenant fits none of `promises`. columns: which columns
+    of a CSV of one's own mean what. count_tokens: sizes texts, None estimates.
     """
 
     path: Path
     format: str | None = None
+    columns: Columns | None = None
     limit: int | None = None
     speed: float = 1.0
     seed: int = 0
@@ -113,19 +121,24 @@ class Trace:
         for name, number in (("limit", self.limit), ("max_tokens", self.max_tokens)):
             if isinstance(number, int) and number < 1:
                 raise BadTrace(f"{name} must be at least 1, got {number}")
-        self.format, self._reader = reader_of(self.path, self.format)
+        self.format, self._reader = reader_of(self.path, self.format, self.columns)
+        self._stem = re.sub(r"[^\w.-]+", "-", self.path.name.partition(".")[0])
         self.meta = self._fresh_meta()
 
-    def __iter__(self) -> Iterator[tuple[float, Request]]:
+    def __iter__(self) -> Iterator[tuple[float, Item]]:
         meta = self.meta = self._fresh_meta()
-        for number, row in self._rows(meta):
-            at_s = self._instant(row)
+        for number, found in self.found(meta):
+            at_s = self._instant(found)
             if at_s < meta.last_at_s:
                 meta.num_late += 1
             at_s = meta.last_at_s = max(at_s, meta.last_at_s)
-            meta.prompt_tokens += row.num_prompt
-            meta.output_tokens += row.num_output
-            yield at_s, self._request(number, row)
+            for row in rows_of(found):
+                meta.prompt_tokens += row.num_prompt
+                meta.output_tokens += row.num_output
+            if isinstance(found, Row):
+                yield at_s, self._request(RequestId(f"{self._stem}-{number}"), found)
+            else:
+                yield at_s, self._workflow(number, found)
 
     def sha256(self) -> str:
         """Digest of the file, to name it in a report."""
@@ -144,23 +157,18 @@ class Trace:
             meta.notes.append(f"Poisson arrivals at {self.rate_per_s:g}/s, seed {self.seed}")
         return meta
 
-    def _rows(self, meta: TraceMeta) -> Iterator[tuple[int, Row]]:
-        """The kept rows with their numbers in the file, counting all that pass."""
-        source = Source(str(self.path), self.count_tokens or estimate_tokens)
+    def found(self, meta: TraceMeta) -> Iterator[tuple[int, Row | Flow]]:
+        """What is kept with its number in the file, counting all that pass. Instants are the file's own."""
+        count = self.count_tokens or estimate_tokens
+        source = Source(str(self.path), count, self.seed, self.rate_per_s)
         with open_text(self.path) as file:
             try:
-                for number, found in enumerate(self._reader(file, source)):
-                    if meta.rows_kept == self.limit:
+                for number, told in enumerate(self._reader(file, source)):
+                    if self.limit is not None and meta.rows_kept >= self.limit:
                         return
-                    meta.rows_read += 1
-                    row = self._fit(found)
-                    if isinstance(row, Drop):
-                        meta.drops[row.reason] = meta.drops.get(row.reason, 0) + 1
-                        if meta.shown is None and row.shown is not None:
-                            meta.shown = row.shown[:200]
-                        continue
-                    meta.rows_kept += 1
-                    yield number, row
+                    kept = self._fit(told, meta)
+                    if kept is not None:
+                        yield number, kept
             except (UnicodeDecodeError, EOFError, OSError) as error:
                 raise BadTrace(
                     f"the trace {self.path} cannot be read past row {meta.rows_read}: {error}"
@@ -169,46 +177,99 @@ class Trace:
         if not meta.rows_kept:
             raise BadTrace(f"nothing to play: {meta}", hint=f"first bad row: {meta.shown!r}")
 
-    def _fit(self, found: Row | Drop) -> Row | Drop:
-        if (
-            isinstance(found, Row)
-            and self.max_context is not None
-            and found.num_prompt >= self.max_context
-        ):
-            return Drop(f"prompt does not fit a context of {self.max_context}")
-        return found
+    def _fit(self, found: Found, meta: TraceMeta) -> Row | Flow | None:
+        """Count it, and give back what of it can be asked for."""
+        if isinstance(found, Flow):
+            return self._fit_flow(found, meta)
+        meta.rows_read += 1
+        if isinstance(found, Row) and not self._fits(found):
+            found = Drop(self._too_long())
+        if isinstance(found, Row):
+            meta.rows_kept += 1
+            return found
+        meta.drops[found.reason] = meta.drops.get(found.reason, 0) + 1
+        if meta.shown is None and found.shown is not None:
+            meta.shown = found.shown[:200]
+        return None
 
-    def _instant(self, row: Row) -> float:
+    def _fit_flow(self, flow: Flow, meta: TraceMeta) -> Flow | None:
+        """A conversation ends before the turn that does not fit; a program that does not fit is not begun."""
+        num = len(flow.steps)
+        meta.rows_read += num
+        fitting = next((i for i, step in enumerate(flow.steps) if not self._fits(step.row)), num)
+        if flow.kind != "session" and fitting < num:
+            fitting = 0
+        meta.rows_kept += fitting
+        if fitting < num:
+            reason = self._too_long()
+            meta.drops[reason] = meta.drops.get(reason, 0) + num - fitting
+        return flow._replace(steps=flow.steps[:fitting]) if fitting else None
+
+    def _fits(self, row: Row) -> bool:
+        return self.max_context is None or row.num_prompt < self.max_context
+
+    def _too_long(self) -> str:
+        return f"prompt does not fit a context of {self.max_context}"
+
+    def _instant(self, found: Row | Flow) -> float:
+        if (
+            self.format == WORKLOAD
+        ):  # its zero is the first possible arrival, and it took the rate itself
+            assert found.at_s is not None
+            return found.at_s / self.speed
         if self.rate_per_s is not None:
             if self._first_at is None:
                 self._first_at = 0.0
             else:
                 self._drawn_at += self._arrivals.expovariate(self.rate_per_s)
             return self._drawn_at / self.speed
-        if row.at_s is None:
+        if found.at_s is None:
             raise BadTrace(
                 f"the trace {self.path} has no arrival times",
                 hint="state a mean rate for Poisson arrivals (--rate, requests a second)",
             )
         if self._first_at is None:
-            self._first_at = row.at_s
-        return (row.at_s - self._first_at) / self.speed
+            self._first_at = found.at_s
+        return (found.at_s - self._first_at) / self.speed
 
-    def _request(self, number: int, row: Row) -> Request:
+    def _workflow(self, number: int, flow: Flow) -> Workflow:
+        id = f"{self._stem}-{number}"
+        calls = [
+            Call(
+                request=self._request(RequestId(f"{id}.{place}"), step.row),
+                after=step.after,
+                wait_s=step.wait_s,
+                abandon_s=step.abandon_s,
+            )
+            for place, step in enumerate(flow.steps)
+        ]
+        return Workflow(id=ProgramId(id), kind=flow.kind, calls=tuple(calls))
+
+    def _request(self, id: RequestId, row: Row) -> Request:
         room = None if self.max_context is None else self.max_context - row.num_prompt
         cap = row.num_output if self.max_tokens == "trace" else self.max_tokens
-        promise = promise_to(row.tenant, self.promises)
-        stem = re.sub(r"[^\w.-]+", "-", self.path.name.partition(".")[0])
+        slo, priority = self.slo if row.slo is None else row.slo, row.priority or 0
+        promise = promise_to(row.tenant, self.promises) if self.promises else None
+        if promise is not None:
+            slo, priority = promise.slo, promise.priority
         return Request(
-            id=RequestId(f"{stem}-{number}"),
+            id=id,
             model=self.model,
-            prompt=TracedPrompt(row.num_prompt, row.hash_ids, BLOCK_TOKENS),
+            prompt=TracedPrompt(row.num_prompt, row.hash_ids, row.traced_size),
             sampling=Sampling(max_tokens=cap if room is None else min(cap, room)),
-            slo=self.slo if promise is None else promise.slo,
-            priority=0 if promise is None else promise.priority,
+            slo=slo,
+            priority=priority,
             tenant=row.tenant,
+            program=None if row.session is None else ProgramId(row.session),
             true_output=row.num_output,
         )
+
+
+def rows_of(found: Row | Flow) -> Iterator[Row]:
+    if isinstance(found, Row):
+        yield found
+    else:
+        yield from (step.row for step in found.steps)
 
 
 def open_trace(path: Path | str, **options: Unpack[TraceOptions]) -> Trace:

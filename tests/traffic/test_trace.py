@@ -234,7 +234,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nXXX,1,2\n", {}, "no arrival times"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nbad,1,2\n", {}, "nothing to play"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", {"format": "burstgpt"}, "lacks the column"),
-        ("TIMESTAMP,ContextTokens,GeneratedTokens\n", {"format": "csv"}, "no trace format is named"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n", {"format": "xml"}, "no trace format is named"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", {"speed": 0.0}, "must be positive"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", {"limit": 0}, "at least 1"),
     ],
