@@ -1,0 +1,28 @@
+"""Where the published data lies, for tests that use it: --penstock-data or PENSTOCK_DATA; without it they are skipped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--penstock-data",
+        default=os.environ.get("PENSTOCK_DATA"),
+        help="folder with traces/, vllm_logs/ and op_tables/ as their publishers give them",
+    )
+
+
+@pytest.fixture(scope="session")
+def penstock_data(request: pytest.FixtureRequest) -> Path:
+    """The folder of published data."""
+    given = request.config.getoption("--penstock-data")
+    if not given:
+        pytest.skip("needs the published data: set PENSTOCK_DATA or --penstock-data to its folder")
+    folder = Path(given)
+    if not folder.is_dir():
+        pytest.fail(f"--penstock-data {folder} is no folder")
+    return folder
