@@ -1,4 +1,4 @@
-"""Where the published data lies, for tests that use it: --penstock-data or PENSTOCK_DATA; without it they are skipped."""
+"""Where the published data lies for tests that use it: --penstock-data or PENSTOCK_DATA. Without it they skip."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def shapes_of_moments(gaps: Gaps, family: Family) -> Floats:
     if family == "gamma":
         return np.asarray(np.clip(1 / np.maximum(cv, 1e-6) ** 2, *SHAPES))
     found = [shape_of_cv("weibull", min(max(each, 0.03), 40.0)) for each in cv.tolist()]
-    return np.clip(np.array(found), *SHAPES)
+    return np.asarray(np.clip(np.array(found), *SHAPES))
 
 
 def log_likelihoods(gaps: Gaps, family: Family, shapes: Floats) -> Floats:
@@ -124,8 +124,10 @@ def log_likelihoods(gaps: Gaps, family: Family, shapes: Floats) -> Floats:
         log_scale = np.log(gaps.means(gaps.values) / shapes)
         log_norm = np.array([math.lgamma(shape) for shape in shapes.tolist()])
         return np.asarray((shapes - 1) * logs - shapes - shapes * log_scale - log_norm)
-    power = gaps.means(gaps.values ** np.repeat(shapes, gaps.nums))
-    return np.asarray(np.log(shapes) - np.log(power) + (shapes - 1) * logs - 1)
+    mean = gaps.means(gaps.values)
+    unit = gaps.values / np.repeat(mean, gaps.nums)
+    log_power = shapes * np.log(mean) + np.log(gaps.means(unit ** np.repeat(shapes, gaps.nums)))
+    return np.asarray(np.log(shapes) - log_power + (shapes - 1) * logs - 1)
 
 
 def _shapes(gaps: Gaps, family: Family, method: Method) -> Floats:
@@ -159,7 +161,7 @@ def fit_arrivals(
     instants: ArrayLike,
     *,
     window_s: float = 60.0,
-    family: Choice = "gamma",
+    family: Choice = "best",
     method: Method = "mle",
     counts: Counts = "renewal",
 ) -> Renewal:

@@ -160,7 +160,7 @@ def test_burstgpt_columns_are_found_by_name(tmp_path):
         (0.0, 472, 18, "GPT-4/api"),
         (40.0, 1087, 230, "ChatGPT/conversation"),
     ]
-    assert trace.meta.drops == {"no prompt tokens": 1}
+    assert trace.meta.drops == {"neither request nor response tokens": 1}
 
 
 def test_sharegpt_sizes_and_poisson_arrivals():
