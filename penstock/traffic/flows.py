@@ -19,7 +19,7 @@ from typing import Any, TextIO, get_args
 
 from penstock.core.types import Slo
 from penstock.traffic.rows import Drop, Flow, FlowKind, Found, Row, Source, Step, size_row
-from penstock.traffic.workflow import check_order, nominal_instants
+from penstock.traffic.workflow import check_order, instants_of_flow
 
 COLUMNS = ("timestamp", "input_length", "output_length", "hash_ids", "block_tokens")
 KINDS = get_args(FlowKind)
@@ -32,7 +32,7 @@ def lines_of(found: Row | Flow, number: int) -> Iterator[str]:
         assert found.at_s is not None
         yield json.dumps(_told(found, found.at_s))
         return
-    for step, at_s in zip(found.steps, nominal_instants(found), strict=True):
+    for step, at_s in zip(found.steps, instants_of_flow(found), strict=True):
         record = _told(step.row, at_s)
         record |= {"flow": number, "kind": found.kind, "start_s": found.at_s}
         if step.after:

@@ -21,7 +21,7 @@ from penstock.traffic.callers import Callers, Kind
 from penstock.traffic.custom import parse_columns
 from penstock.traffic.rows import Drop, Flow, Found, Row, Source, open_text
 from penstock.traffic.tenants import Tenants, picker_of
-from penstock.traffic.workflow import nominal_instants
+from penstock.traffic.workflow import instants_of_flow
 
 Stream = Iterator[tuple[float, Found]]
 ROUND_BITS = 44  # a trace that begins again has other prompts: its hash ids move up by this
@@ -175,7 +175,7 @@ def opened(found: Stream) -> Stream:
         if not isinstance(each, Flow):
             yield at_s, each
             continue
-        for row_at_s, step in zip(nominal_instants(each), each.steps, strict=True):
+        for row_at_s, step in zip(instants_of_flow(each), each.steps, strict=True):
             heapq.heappush(held, (row_at_s, next(count), step.row._replace(at_s=row_at_s)))
     while held:
         yield held[0][0], heapq.heappop(held)[2]

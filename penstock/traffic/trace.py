@@ -234,9 +234,13 @@ class Trace:
 
     def _workflow(self, number: int, flow: Flow) -> Workflow:
         id = f"{self._stem}-{number}"
+        session = None if flow.kind == "call" else id
         calls = [
             Call(
-                request=self._request(RequestId(f"{id}.{place}"), step.row),
+                request=self._request(
+                    RequestId(f"{id}.{place}"),
+                    step.row if session is None else step.row._replace(session=session),
+                ),
                 after=step.after,
                 wait_s=step.wait_s,
                 abandon_s=step.abandon_s,

@@ -9,7 +9,7 @@ Calls stand in an order in which every call comes after those that it waits for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from penstock.core.types import ProgramId, Request
@@ -38,7 +38,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workflow:
-    """What one caller wants done. `id` is on all of its requests, unless it is a lone call."""
+    """What one caller wants done. `id` is the program of all of its requests, unless it is a lone call."""
 
     id: ProgramId
     kind: FlowKind
@@ -61,11 +61,24 @@ def check_order(afters: Sequence[Sequence[int]]) -> None:
                 raise ValueError(f"call {place} cannot wait for call {each}")
 
 
-def nominal_instants(flow: Flow) -> list[float]:
-    """When the flow's calls would begin if every answer token took NOMINAL_S_PER_TOKEN and nothing queued."""
+def nominal_instants(at_s: float, calls: Iterable[tuple[Sequence[int], float, int]]) -> list[float]:
+    """When calls would begin if every answer token took NOMINAL_S_PER_TOKEN and nothing queued.
+
+    `calls`: (those it comes after, its wait, its answer's tokens) of each.
+    """
     began: list[float] = []
-    for row, after, wait_s, _ in flow.steps:
-        ends = (began[i] + flow.steps[i].row.num_output * NOMINAL_S_PER_TOKEN for i in after)
-        began.append(max(ends, default=flow.at_s) + wait_s)
-        assert row.num_output > 0
+    ended: list[float] = []
+    for after, wait_s, num_output in calls:
+        began.append(max((ended[place] for place in after), default=at_s) + wait_s)
+        ended.append(began[-1] + num_output * NOMINAL_S_PER_TOKEN)
     return began
+
+
+def instants_of_flow(flow: Flow) -> list[float]:
+    steps = ((step.after, step.wait_s, step.row.num_output) for step in flow.steps)
+    return nominal_instants(flow.at_s, steps)
+
+
+def instants_of_workflow(workflow: Workflow, at_s: float) -> list[float]:
+    calls = ((call.after, call.wait_s, call.request.true_output or 0) for call in workflow.calls)
+    return nominal_instants(at_s, calls)
