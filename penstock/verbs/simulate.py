@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Examples: `penstock simulate examples/azure_a100.toml --trace data/azure_2023_conv_200.csv`; "
-    "`penstock simulate deploy.toml --trace conv.csv --slo-ttft 1 --set fleet.0.replicas=8 --log run.jsonl`"
+    "`penstock simulate deploy.toml --trace conv.csv --slo-ttft 1 --set fleet.0.replicas=8 --log run.jsonl`; "
+    "`penstock simulate deploy.toml --trace conv.csv --slo-ttft 1 --sweep rate=0.5:4:0.5 "
+    "--compare policy.batch=vllm,sglang`; "
+    "`penstock simulate deploy.toml --trace conv.csv --sweep poisson=2,4,8 --sweep replicas=1,2,4 --seeds 5`. "
+    "**Sweeps**: values are a list (a,b,c) or a range (from:to:step), the grid is their product. Loads: `rate` "
+    "(requests a second, the trace's own times stretched), `poisson` (requests a second, Poisson), `speed`. Else any "
+    "path of --set; a short one (replicas, policy.route, cache.block_size) is the first fleet's. A batch policy that a "
+    "preset is named after (vllm, sglang) brings the preset's companions: sglang evicts by retraction, vllm-v1 by "
+    "recomputation. A sweep that was stopped goes on where it was, from the points that its folder holds."
 )
 app = typer.Typer()
 TICK = 50  # requests between two updates of the progress bar
@@ -46,6 +55,20 @@ def simulate(  # noqa: PLR0913 - a flag is an argument
         list[str] | None, typer.Option("--set", help="One setting, e.g. fleet.0.replicas=2.")
     ] = None,
     log: Annotated[Path | None, typer.Option(help="Write the event log here.")] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="Run at each of these: rate=0.5:4:0.5, replicas=1,2.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None, typer.Option(help="Variants, each swept: policy.batch=vllm,sglang.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds a point of a sweep [1].")] = None,
+    processes: Annotated[int | None, typer.Option(help="Points at once [one a core].")] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster that runs the points, or auto.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of a sweep's results [results/CONFIG-TRACE].")
+    ] = None,
     is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run a deployment on a trace in virtual time, and report what it would have done.
@@ -53,31 +76,68 @@ def simulate(  # noqa: PLR0913 - a flag is an argument
     The scheduling, routing and memory code is the one that serves; step times come from a cost model. Same arguments,
     same events: the digest names the run.
     """
+    asked = Asked(**locals())
+    if sweep or compare or seeds is not None:
+        from penstock.verbs.sweeping import run_asked
+
+        run_asked(asked)
+    else:
+        _single(asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The flags as they were typed, under the names that `simulate` has for them."""
+
+    config: Path
+    trace: Path
+    limit: int | None
+    speed: float
+    rate: float | None
+    model: str | None
+    seed: int | None
+    slo_ttft: float | None
+    slo_tpot: float | None
+    sets: list[str] | None
+    log: Path | None
+    sweep: list[str] | None
+    compare: list[str] | None
+    seeds: int | None
+    processes: int | None
+    ray: str | None
+    out: Path | None
+    is_json: bool
+
+
+def _single(asked: Asked) -> None:
     from penstock.assemble import load_config
     from penstock.lab.simulate import simulate as run_simulation
     from penstock.report.progress import Bar
     from penstock.traffic import open_trace
     from penstock.traffic.promises import slo_of
+    from penstock.verbs.sweeping import refuse
 
-    built = load_config(config, sets=sets or (), flags={"seed": seed})
+    sweep_flags = {"--processes": asked.processes, "--ray": asked.ray, "--out": asked.out}
+    refuse(sweep_flags, "belongs to a sweep", "add --sweep, --compare or --seeds")
+    built = load_config(asked.config, sets=asked.sets or (), flags={"seed": asked.seed})
     played = open_trace(
-        trace,
-        limit=limit,
-        speed=speed,
-        rate_per_s=rate,
+        asked.trace,
+        limit=asked.limit,
+        speed=asked.speed,
+        rate_per_s=asked.rate,
         seed=built.seed,
-        model=model or built.fleet[0].served_name,
-        slo=slo_of(ttft_s=slo_ttft, tpot_s=slo_tpot),
+        model=asked.model or built.fleet[0].served_name,
+        slo=slo_of(ttft_s=asked.slo_ttft, tpot_s=asked.slo_tpot),
     )
     with Bar("simulating") as bar:
 
         def on_progress(now: Played) -> None:
             if now.num_sent % TICK == 0:
                 under_way = now.num_sent - now.num_served - sum(now.errors.values())
-                bar.show(now.num_sent, limit, f"{under_way} under way")
+                bar.show(now.num_sent, asked.limit, f"{under_way} under way")
 
-        found = run_simulation(built, played, log_path=log, on_progress=on_progress)
-    if is_json:
+        found = run_simulation(built, played, log_path=asked.log, on_progress=on_progress)
+    if asked.is_json:
         typer.echo(json.dumps(found.to_dict()))
     else:
         _print(found)
