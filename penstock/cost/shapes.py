@@ -5,8 +5,11 @@ Decoders of the Llama family (Llama, Mistral, Qwen 2/3). With hidden h, q heads 
     attention  h*H*d (q) + 2*h*K*d (k, v) + H*d*h (o)      mlp  3*h*f
     KV bytes a token = 2 * layers * K * d * kv_item_bytes   flops a token = 2 * (weights it passes)
 
-Embedding look-up costs nothing; the LM head is charged only for rows that sample. Mixtures of experts are refused
-until their weight traffic is modelled.
+Embedding look-up costs nothing; the LM head is charged only for rows that sample.
+
+In a mixture of experts (Mixtral, Qwen 3 MoE) the mlp is a router and E experts of 3*h*f_e weights each; a token passes
+k of them, so `layer_params` is what a token multiplies and `stored_layer_params` what memory holds. How many experts'
+weights a step reads depends on its tokens: cost.coverage. Every layer must be one; mixed stacks are refused.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """A decoder. `weight_item_bytes` and `kv_item_bytes`: bytes of a stored weight and of a cached number."""
+    """A decoder. `weight_item_bytes` and `kv_item_bytes`: bytes of a stored weight and of a cached number.
+
+    `experts`, `top_k` and `expert_ffn` are None in dense models, whose mlp has width `ffn`.
+    """
 
     name: str
     hidden: int
@@ -39,6 +45,25 @@ class ModelShape:
     has_qk_norm: bool = False
     weight_item_bytes: float = 2.0
     kv_item_bytes: float = 2.0
+    experts: int | None = None
+    top_k: int | None = None
+    expert_ffn: int | None = None
+
+    def __post_init__(self) -> None:
+        told = (self.experts, self.top_k, self.expert_ffn)
+        if None in told and told != (None, None, None):
+            raise ValueError("a mixture of experts needs experts, top_k and expert_ffn")
+        if self.experts is not None and not 1 <= (self.top_k or 0) <= self.experts:
+            raise ValueError(f"a token takes 1 to {self.experts} experts, not {self.top_k}")
+
+    @property
+    def expert_params(self) -> int:
+        """Of one expert; 0 in dense models."""
+        return 3 * self.hidden * (self.expert_ffn or 0)
+
+    @property
+    def router_params(self) -> int:
+        return self.hidden * (self.experts or 0)
 
     @property
     def attention_params(self) -> int:
@@ -47,12 +72,21 @@ class ModelShape:
 
     @property
     def mlp_params(self) -> int:
-        return 3 * self.hidden * self.ffn
+        """Of one layer, as many as a token passes."""
+        if self.experts is None:
+            return 3 * self.hidden * self.ffn
+        return self.router_params + (self.top_k or 0) * self.expert_params
 
     @property
     def layer_params(self) -> int:
         """Matrix weights of one layer: what every token multiplies."""
         return self.attention_params + self.mlp_params
+
+    @property
+    def stored_layer_params(self) -> int:
+        """All matrix weights of one layer."""
+        idle = (self.experts or 0) - (self.top_k or 0)
+        return self.layer_params + idle * self.expert_params
 
     @property
     def head_params(self) -> int:
@@ -64,7 +98,7 @@ class ModelShape:
         small += (self.heads + 2 * self.kv_heads) * self.head_dim if self.has_qkv_bias else 0
         small += 2 * self.head_dim if self.has_qk_norm else 0
         tables = self.head_params * (1 if self.is_tied else 2)
-        return self.layers * (self.layer_params + small) + tables + self.hidden
+        return self.layers * (self.stored_layer_params + small) + tables + self.hidden
 
     @property
     def weight_bytes(self) -> float:
@@ -81,8 +115,12 @@ class ModelShape:
         return 2 * (self.layers * self.layer_params + self.head_params)
 
 
-def _preset(name: str, sizes: tuple[int, ...], **more: bool) -> ModelShape:
+def _preset(
+    name: str, sizes: tuple[int, ...], moe: tuple[int, int, int] | None = None, **more: bool
+) -> ModelShape:
+    """`moe`: experts, how many of them a token takes, width of each."""
     hidden, layers, heads, kv_heads, head_dim, ffn, vocab, max_context = sizes
+    experts, top_k, expert_ffn = moe or (None, None, None)
     return ModelShape(
         name=name,
         hidden=hidden,
@@ -93,6 +131,9 @@ def _preset(name: str, sizes: tuple[int, ...], **more: bool) -> ModelShape:
         ffn=ffn,
         vocab=vocab,
         max_context=max_context,
+        experts=experts,
+        top_k=top_k,
+        expert_ffn=expert_ffn,
         **more,
     )
 
@@ -116,6 +157,20 @@ PRESETS: dict[str, ModelShape] = {
         _preset("qwen3-8b", (4096, 36, 32, 8, 128, 12288, 151936, 40960), has_qk_norm=True),
         _preset("qwen3-14b", (5120, 40, 40, 8, 128, 17408, 151936, 40960), has_qk_norm=True),
         _preset("qwen3-32b", (5120, 64, 64, 8, 128, 25600, 151936, 40960), has_qk_norm=True),
+        _preset("mixtral-8x7b", (4096, 32, 32, 8, 128, 14336, 32000, 32768), (8, 2, 14336)),
+        _preset("mixtral-8x22b", (6144, 56, 48, 8, 128, 16384, 32768, 65536), (8, 2, 16384)),
+        _preset(
+            "qwen3-30b-a3b",
+            (2048, 48, 32, 4, 128, 6144, 151936, 40960),
+            (128, 8, 768),
+            has_qk_norm=True,
+        ),
+        _preset(
+            "qwen3-235b-a22b",
+            (4096, 94, 64, 4, 128, 12288, 151936, 40960),
+            (128, 8, 1536),
+            has_qk_norm=True,
+        ),
     )
 }
 
@@ -139,25 +194,18 @@ def shape_of(model: str) -> ModelShape:
     return shape_of_config(table, name=path.name or model)
 
 
+KINDS = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
+
+
 def shape_of_config(table: Mapping[str, object], name: str) -> ModelShape:
-    """Read Hugging Face's config.json of a Llama, Mistral or Qwen 2/3 model."""
+    """Read Hugging Face's config.json of a Llama, Mistral, Mixtral or Qwen 2/3 model."""
     kind = table.get("model_type")
-    if any(table.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
-        raise BadModel(f"{name}: mixtures of experts cannot be priced yet")
-    if kind not in ("llama", "mistral", "qwen2", "qwen3"):
+    if kind not in KINDS:
         raise BadModel(
-            f"{name}: cannot price model type {kind!r}", hint="known: llama, mistral, qwen2, qwen3"
+            f"{name}: cannot price model type {kind!r}", hint=f"known: {', '.join(KINDS)}"
         )
-
-    def size(key: str, default: int | None = None) -> int:
-        value = table.get(key, default)
-        value = default if value is None else value
-        if not isinstance(value, int) or value < 1:
-            raise BadModel(
-                f"{name}: config.json has {key} = {value!r}, a positive integer is needed"
-            )
-        return value
-
+    size = _Sizes(table, name)
+    experts, top_k, expert_ffn = _experts(kind, size)
     hidden, heads = size("hidden_size"), size("num_attention_heads")
     told = str(table.get("torch_dtype") or table.get("dtype") or "bfloat16")
     item_bytes = float(ITEM_BYTES.get(told, 2))
@@ -173,7 +221,42 @@ def shape_of_config(table: Mapping[str, object], name: str) -> ModelShape:
         max_context=size("max_position_embeddings", 4096),
         is_tied=bool(table.get("tie_word_embeddings", False)),
         has_qkv_bias=kind == "qwen2" or bool(table.get("attention_bias", False)),
-        has_qk_norm=kind == "qwen3",
+        has_qk_norm=kind in ("qwen3", "qwen3_moe"),
         weight_item_bytes=item_bytes,
         kv_item_bytes=item_bytes,
+        experts=experts,
+        top_k=top_k,
+        expert_ffn=expert_ffn,
     )
+
+
+class _Sizes:
+    """The positive integers of a config.json. Raises BadModel that names the key."""
+
+    def __init__(self, table: Mapping[str, object], name: str) -> None:
+        self.table, self.name = table, name
+
+    def __call__(self, key: str, default: int | None = None) -> int:
+        value = self.table.get(key, default)
+        value = default if value is None else value
+        if not isinstance(value, int) or value < 1:
+            raise BadModel(
+                f"{self.name}: config.json has {key} = {value!r}, a positive integer is needed"
+            )
+        return value
+
+
+def _experts(kind: object, size: _Sizes) -> tuple[int | None, int | None, int | None]:
+    """(experts, top k, width of each). Raises BadModel where only some layers have experts."""
+    table = size.table
+    if kind == "mixtral":
+        width = size("intermediate_size")
+        return size("num_local_experts"), size("num_experts_per_tok"), width
+    if kind == "qwen3_moe":
+        if table.get("mlp_only_layers") or size("decoder_sparse_step", 1) != 1:
+            raise BadModel(f"{size.name}: layers with and without experts cannot be priced yet")
+        width = size("moe_intermediate_size")
+        return size("num_experts"), size("num_experts_per_tok"), width
+    if any(table.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise BadModel(f"{size.name}: experts in a model of type {kind!r} cannot be priced yet")
+    return None, None, None

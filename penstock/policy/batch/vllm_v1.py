@@ -19,6 +19,9 @@ Parameters
                         exceed the budget left, so max_tokens must then be at least the longest context
     stops_on_self       a job that preempts itself ends the walk over the running (vLLM's FCFS), default True; False
                         goes on with the next (vLLM's priority mode: with order priority, evict recompute-priority)
+    is_ahead            admissions lag one step, default False: vLLM with asynchronous scheduling (its default since
+                        0.14) plans a step while the one before still runs, so a job that arrived, or a slot that
+                        came free, since the last decision serves only the next. An idle engine admits at once
 
 Where we differ: victims, admission and ranking are answers of other policies (recompute-last, full-fit and fcfs give
 vLLM's own). No drafts, encoder budgets, grammars or KV that other replicas hold.
@@ -26,6 +29,7 @@ vLLM's own). No drafts, encoder budgets, grammars or KV that other replicas hold
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.views import Batch, Chunk, Eviction, JobView, Lane, LedgerFork
@@ -59,6 +63,9 @@ class VllmV1:
     long_prefill_tokens: int | None = None
     is_chunked: bool = True
     stops_on_self: bool = True
+    is_ahead: bool = False
+    _newest: int = field(init=False, default=-1, repr=False)  # latest arrival the last decision saw
+    _taken: int = field(init=False, default=0, repr=False)  # slots taken after it
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_jobs", "long_prefill_tokens"):
@@ -72,7 +79,10 @@ class VllmV1:
         running, caps, fork = view.running, view.caps, view.ledger.fork()
         budget = min(self.max_tokens, caps.max_batch_tokens)
         max_jobs = min(self.max_jobs, caps.max_jobs)
-        may_admit = len(view.waiting) > 0 and len(running) < max_jobs
+        waiting, taken = view.waiting, len(running)
+        if self.is_ahead:
+            waiting, taken = self._as_of_last(view)
+        may_admit = len(waiting) > 0 and taken < max_jobs
         decodes = all_decodes(running, fork) if len(running) <= budget else None
         if decodes is not None:
             draft = Draft(fork, budget - len(decodes), decodes)
@@ -80,9 +90,11 @@ class VllmV1:
             draft = Draft(view.ledger.fork(), budget)
             self._walk_running(view, draft)
         if may_admit and not draft.gone:
-            self._walk_waiting(view, draft, max_jobs)
+            self._walk_waiting(view, draft, waiting, max_jobs - taken)
         chunks = (*draft.decodes, *draft.planned.values())
         is_stable = decodes and not draft.admitted and (draft.is_blocked or not may_admit)
+        if self.is_ahead and not self._is_settled(view, draft, len(waiting), taken):
+            is_stable = False
         return Decision(
             Batch((Lane(chunks),) if chunks else ()),
             tuple(draft.admitted),
@@ -90,6 +102,20 @@ class VllmV1:
             "waits for memory" if draft.is_blocked else "",
             STABLE if is_stable else 1,
         )
+
+    def _as_of_last(self, view: View) -> tuple[Sequence[JobView], int]:
+        """Who waits and how many slots are taken, as far as the decision before this one could know."""
+        if not view.running:
+            return view.waiting, 0
+        known = [job for job in view.waiting if job.seq <= self._newest]
+        return known, max(len(view.running), self._taken)
+
+    def _is_settled(self, view: View, draft: Draft, num_known: int, taken: int) -> bool:
+        """Remember this decision; whether the next would know no more of those who wait."""
+        seqs = [job.seq for job in view.waiting]
+        self._newest = max(self._newest, *seqs, -1)
+        self._taken = len(view.running) + len(draft.admitted) - len(draft.evicted)
+        return not seqs or (num_known == len(seqs) and taken == len(view.running))
 
     def _limit(self, view: View, tokens: int) -> int:
         longest = self.long_prefill_tokens
@@ -113,9 +139,11 @@ class VllmV1:
             elif self.stops_on_self:
                 return
 
-    def _walk_waiting(self, view: View, draft: Draft, max_jobs: int) -> None:
-        fork, slots, is_refused = draft.fork, max_jobs - len(view.running), False
-        for job in view.waiting:
+    def _walk_waiting(
+        self, view: View, draft: Draft, waiting: Sequence[JobView], slots: int
+    ) -> None:
+        fork, is_refused = draft.fork, False
+        for job in waiting:
             if draft.budget < 1 or len(draft.admitted) >= slots:
                 return
             cached = fork.cached(job)

@@ -1,0 +1,70 @@
+"""Attention by measured calls: (prefill chunk, KV before it, decodes, KV of each decode) -> seconds of one layer.
+
+A step of decodes alone runs other kernels than one with a prefill among them, so the two are two tables:
+
+    decodes   a line over the mean context for each measured number of decodes, numbers between them blended
+    mixed     a full grid of four axes
+
+A table knows one prefill a call. Several chunks become one of as many tokens whose prefix is chosen so that the
+(query, key) pairs are the same; where even no prefix leaves too many pairs, the grid's value without a prefix is
+scaled down by the pairs. Decodes of one call have one length in the table: see
+cost.table for what unequal ones add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from penstock.core.errors import BadConfig
+from penstock.cost.grid import Grids, Line, Point, blend, place_on
+
+Call = tuple[int, int, int, int]
+
+
+class AttentionTable:
+    """Of one layer, one device. `calls`: seconds by (chunk, kv_prefill, num_decodes, kv_decode)."""
+
+    def __init__(self, calls: Mapping[Call, float], where: str) -> None:
+        lines: dict[int, dict[int, float]] = {}
+        mixed: dict[Point, float] = {}
+        alone: dict[Point, float] = {}
+        for (chunk, prefix, num, context), seconds in calls.items():
+            if not chunk and num:
+                lines.setdefault(num, {})[context] = seconds
+            elif chunk and num:
+                mixed[chunk, prefix, num, context] = seconds
+            elif chunk:
+                alone[chunk, prefix] = seconds
+        if not (lines and mixed and alone):
+            raise BadConfig(f"{where} needs calls of decodes, of prefills, and of both together")
+        self._lines = {num: Line(points) for num, points in lines.items()}
+        self._nums = sorted(lines)
+        self._blended: dict[int, Line] = dict(self._lines)
+        self._mixed = Grids(mixed)
+        self._alone = Grids(alone)
+        self._least = min(point[0] for point in alone)
+
+    def decodes(self, num: int) -> Line:
+        """Seconds over the context of each of `num` decodes in a step without prefills."""
+        found = self._blended.get(num)
+        if found is None:
+            low, weight = place_on(self._nums, num)
+            first, second = self._nums[low], self._nums[min(low + 1, len(self._nums) - 1)]
+            found = blend(self._lines[first], self._lines[second], weight)
+            self._blended[num] = found
+        return found
+
+    def mixed(self, tokens: int, pairs: int, num_decodes: int, context: float) -> float:
+        """Seconds of a call with prefill chunks of `tokens` and `pairs` in all beside decodes at `context` each."""
+        triangle = tokens * (tokens + 1) / 2
+        prefix = max(0.0, (pairs - triangle) / tokens)
+        seconds = self._grid(tokens, prefix, num_decodes, context)
+        if pairs < triangle:
+            floor = self._alone(self._least, 0)
+            seconds -= (self._alone(tokens, 0) - floor) * (1 - pairs / triangle)
+        return seconds
+
+    def _grid(self, tokens: int, prefix: float, num_decodes: int, context: float) -> float:
+        if num_decodes:
+            return self._mixed(tokens, prefix, num_decodes, context)
+        return self._alone(tokens, prefix)
