@@ -59,9 +59,7 @@ def _csv_format(line: str) -> str | None:
 
 
 def sniff(path: Path) -> str:
-    """The name of the file's format. Raises BadTrace when it is empty or of none of them."""
-    if path.suffix == ".toml":
-        return WORKLOAD
+    """The name of the file's format. Raises BadTrace when it is empty or of none of those that its content shows."""
     try:
         with open_text(path) as file:
             line = next((line for line in file if line.strip()), "").strip()
@@ -83,12 +81,16 @@ def reader_of(path: Path, name: str | None, columns: Columns | None = None) -> t
         with open_text(path) as file:
             custom.check(columns, custom.open_rows(file).fieldnames or (), str(path))
         return "csv", custom.reader_with(columns)
+    if name is None and path.suffix == ".toml":
+        name = WORKLOAD
     if name is None:
-        name = sniff(path)
-    elif name not in FORMATS:
+        return (name := sniff(path)), FORMATS[name]
+    if name not in FORMATS:
         raise BadTrace(f"no trace format is named {name!r}", hint=HINT)
     elif name in CSV_COLUMNS:
         _check_columns(path, name)
+    elif name == WORKLOAD:
+        workload.check(path)
     return name, FORMATS[name]
 
 

@@ -19,6 +19,7 @@ from penstock.core.rng import stream
 from penstock.traffic.arrivals import arrivals_of
 from penstock.traffic.callers import Callers, Kind
 from penstock.traffic.custom import parse_columns
+from penstock.traffic.models import model_of
 from penstock.traffic.rows import Drop, Flow, Found, Row, Source, open_text
 from penstock.traffic.tenants import Tenants, picker_of
 from penstock.traffic.workflow import instants_of_flow
@@ -45,9 +46,10 @@ class Tenant(Kind):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin(Kind):
-    """A source as written. `as_tenant` renames the tenants of a trace."""
+    """A source as written. `model`: a fitted generator, see `traffic.models`. `as_tenant` renames traced tenants."""
 
     arrivals: Table | None = None
+    model: Table | None = None
     trace: Path | None = None
     format: str | None = None
     columns: str | None = None
@@ -63,12 +65,19 @@ class Origin(Kind):
         if self.tenants is not None and self.tenant:
             raise ValueError("state [tenants] or [[tenant]], not both")
         made = (self.lengths, self.prefix, self.sessions, self.programs, self.tenants)
-        if self.trace is not None and (self.tenant or any(each is not None for each in made)):
+        if self.is_given and (self.tenant or any(each is not None for each in made)):
             raise ValueError(
-                "with a trace, lengths, prefixes, sessions and tenants are the trace's"
+                "with a trace or a model, lengths, prefixes, sessions and tenants are its own"
             )
+        if self.model is not None and (self.trace is not None or self.arrivals is not None):
+            raise ValueError("a model makes its own arrivals: leave out trace and arrivals")
         if self.has_shares and self.arrivals is None:
             raise ValueError("tenants with a share need [arrivals] to share")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether its callers are not made here but come from a trace or a model."""
+        return self.trace is not None or self.model is not None
 
     @property
     def has_shares(self) -> bool:
@@ -77,7 +86,7 @@ class Origin(Kind):
     @property
     def is_source(self) -> bool:
         """Whether anything arrives from it."""
-        told = (self.arrivals, self.trace, self.tenants)
+        told = (self.arrivals, self.trace, self.model, self.tenants)
         return bool(self.tenant) or any(each is not None for each in told)
 
     @property
@@ -89,6 +98,8 @@ class Origin(Kind):
 
 def streams_of(origin: Origin, *, seed: int, owner: str, where: str) -> list[Stream]:
     """All streams of a source; they are independent of each other."""
+    if origin.model is not None:
+        return [_modelled(origin, seed=seed, owner=owner, where=where)]
     if origin.trace is not None:
         return [_traced(origin, seed=seed, owner=owner, where=where)]
     streams = []
@@ -191,6 +202,18 @@ def _traced(origin: Origin, *, seed: int, owner: str, where: str) -> Stream:
     for at_s in _instants(origin.arrivals, seed, owner, where):
         found = next(rows)._replace(at_s=at_s)
         yield at_s, callers.overlay(found) if isinstance(found, Row) else found
+
+
+def _modelled(origin: Origin, *, seed: int, owner: str, where: str) -> Stream:
+    assert origin.model is not None
+    callers = Callers(origin, seed=seed, owner=owner, where=where)
+    own = stream(seed, "traffic", "model", owner).getrandbits(62)
+    for row in model_of(origin.model, f"{where}model").rows(own):
+        if origin.as_tenant is not None:
+            row = row._replace(tenant=origin.as_tenant)
+        assert row.at_s is not None
+        at_s = row.at_s / origin.speed
+        yield at_s, callers.overlay(row._replace(at_s=at_s))
 
 
 def _replayed(origin: Origin, seed: int, callers: Callers) -> Stream:

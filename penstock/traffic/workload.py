@@ -15,6 +15,7 @@
     [tenants]                              # by skew, or [[tenant]] one by one, see traffic.tenants
     [[service_class]]                      # share, slo, priority
     [[mix]]                                # further sources, each with all of the above
+    [model]                                # or trace = "FILE": given callers, see traffic.models
 
 Rules
 - A source is arrivals, and callers that arrive. With `trace` in place of `[lengths]`, rows of a trace file are asked
@@ -40,9 +41,10 @@ from penstock.core.config import build, load_toml
 from penstock.core.errors import BadTrace
 from penstock.core.rng import stream
 from penstock.traffic.arrivals import arrivals_of
+from penstock.traffic.models import model_of
 from penstock.traffic.process import mean_rate_of
 from penstock.traffic.rows import Drop, Found, Row, Source
-from penstock.traffic.sources import Origin, streams_of
+from penstock.traffic.sources import Origin, Stream, streams_of
 
 PATH_KEYS = ("path", "folder", "trace")
 
@@ -98,7 +100,12 @@ class Workload(Origin):
             origin.trace is not None and origin.arrivals is None for _, origin in self.origins()
         ):
             return math.nan
-        return sum(
+        modelled = sum(
+            model_of(origin.model, f"{where}model").mean_rate_per_s * origin.speed
+            for where, origin in self.origins()
+            if origin.model is not None
+        )
+        return modelled + sum(
             mean_rate_of(arrivals_of(table, f"{where}arrivals"))
             for table, where in tables
             if table is not None
@@ -128,10 +135,14 @@ def _located(value: object, folder: Path) -> dict[str, object]:
     return located
 
 
+def check(path: Path) -> None:
+    """Raises BadConfig or BadTrace for what can be known to be wrong before anything is made."""
+    list(_streams(load_workload(path), 0))
+
+
 def read(file: TextIO, source: Source) -> Iterator[Found]:
     """What the workload file makes; a Reader like those of traces. `file` itself is read by core.config."""
     workload = load_workload(Path(source.name))
-    seed = stream(workload.seed, "traffic", "workload", str(source.seed)).getrandbits(63)
     pace = 1.0
     if source.rate_per_s is not None:
         pace = source.rate_per_s / workload.mean_rate_per_s
@@ -140,15 +151,20 @@ def read(file: TextIO, source: Source) -> Iterator[Found]:
                 f"nobody knows the mean rate of {source.name}, so it cannot be set",
                 hint="leave out --rate and play it faster or slower with --speed",
             )
-    streams = [
+    seed = stream(workload.seed, "traffic", "workload", str(source.seed)).getrandbits(63)
+    streams = _streams(workload, seed)
+    merged = streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda pair: pair[0])
+    return _bounded(workload, merged, pace)
+
+
+def _streams(workload: Workload, seed: int) -> list[Stream]:
+    return [
         each
         for where, origin in workload.origins()
         for each in streams_of(
             origin, seed=seed, owner=where.removesuffix(".") or "caller", where=where
         )
     ]
-    merged = streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda pair: pair[0])
-    return _bounded(workload, merged, pace)
 
 
 def _bounded(
