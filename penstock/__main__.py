@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "chat": "Talk to a served model in the terminal.",
     "simulate": "Run a deployment on a trace in virtual time.",
     "bench": "Measure an OpenAI-compatible server under a trace, or calibrate this machine.",
+    "reproduce": "Measure a published claim against its baselines.",
     "replay": "Take a log's decisions again and compare each one.",
     "train": "Train the default model.",
     "version": "Print the version.",

@@ -1,1 +1,39 @@
-"""One small file per published system: claim, baseline, workload, verdict. Nothing stands here yet."""
+"""One file per published system: its claim, what it is measured against, and when it counts as reproduced.
+
+Refuses: mechanisms and policies. An experiment only says what is to be run and how it is judged.
+
+To add one in an evening:
+1. Write `experiments/NAME.py` with EXPERIMENT = Experiment(...). Its docstring cites the source and says what cannot be
+   repeated here and what stands in for it. Fix the criterion before you look at results.
+2. `plan` lists runs as JSON settings with a `variant` and a `seed`; `work` runs one of them, usually
+   `trial(deployment(policy), Offered(...))` of penstock.lab.trial; `judge` pairs variants by seed and states a verdict.
+   SCHEDULERS of lab.trial are the baselines that every claim about schedulers is compared with.
+3. Add a line to TABLE, and run `penstock reproduce NAME --quick`, then `--full --keep`. docs/systems.md is generated.
+
+The rules a runner can enforce are in penstock.lab.experiment; docs/reproducing.md is for users.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from penstock.core.errors import BadConfig
+from penstock.lab.experiment import Experiment
+
+TABLE: dict[str, str] = {
+    "burstgpt": "penstock.experiments.burstgpt",
+    "sglang-ratio": "penstock.experiments.sglang_ratio",
+    "vllm-chunk": "penstock.experiments.vllm_chunk",
+}
+
+
+def find(name: str) -> Experiment:
+    """An experiment by name. Raises BadConfig with the nearest known one."""
+    if name not in TABLE:
+        near = difflib.get_close_matches(name, TABLE, n=1)
+        told = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(TABLE)}"
+        raise BadConfig(f"there is no experiment {name!r}; {told}")
+    found = importlib.import_module(TABLE[name]).EXPERIMENT
+    assert isinstance(found, Experiment) and found.name == name
+    return found

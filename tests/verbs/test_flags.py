@@ -29,6 +29,9 @@ FLAGS: dict[str, set[str]] = {
     },
     "chat": {"--model", "--api-key", "--system", "--complete", "--max-tokens"},
     "replay": {"--json"},
+    "reproduce": {
+        "--list", "--full", "--quick", "--seeds", "--data", "--processes", "--out", "--keep", "--plot", "--json",
+    },
     "serve": {
         "--host", "--port", "--device", "--dtype", "--policy", "--config", "--set", "--print-config", "--log",
         "--api-key", "--drain-timeout",
