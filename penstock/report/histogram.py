@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
+from operator import sub
 
 PER_OCTAVE = 64
 REL_ERROR = 2 ** (0.5 / PER_OCTAVE) - 1
@@ -36,14 +37,31 @@ class Histogram:
     def add_gaps(self, instants: Sequence[float], count: int = 1) -> None:
         """Add the differences between neighbours of `instants`, each `count` times.
 
-        Steps of one launch last almost equally long, so most gaps fall into the bucket of the one before.
+        Steps of one launch last almost equally long: mostly all gaps fall into one bucket, and none is looked at alone.
         """
+        gaps = list(map(sub, islice(instants, 1, None), instants))
+        if not gaps:
+            return
+        least, most = min(gaps), max(gaps)
+        if least > 0:
+            bucket = math.floor(math.log2(least) * PER_OCTAVE)
+            low, high = 2 ** (bucket / PER_OCTAVE), 2 ** ((bucket + 1) / PER_OCTAVE)
+            if low <= least and most < high:
+                self.counts[bucket] += len(gaps) * count
+            else:
+                self._count(gaps, count)
+        else:
+            self._count(gaps, count)
+        self.least = min(self.least, least)
+        self.most = max(self.most, most)
+        self.num += len(gaps) * count
+        self.total += (instants[-1] - instants[0]) * count
+
+    def _count(self, gaps: Sequence[float], count: int) -> None:
+        """Count into buckets; a gap most often falls into the bucket of the one before."""
         low = high = 0.0
-        bucket, held, before = None, 0, instants[0]
-        least, most = self.least, self.most
-        for at in islice(instants, 1, None):
-            gap = at - before
-            before = at
+        bucket, held = None, 0
+        for gap in gaps:
             if not low <= gap < high:
                 self.counts[bucket] += held
                 held = 0
@@ -53,14 +71,7 @@ class Histogram:
                 else:
                     bucket, low, high = None, 0.0, 0.0
             held += count
-            if gap < least:
-                least = gap
-            if gap > most:
-                most = gap
         self.counts[bucket] += held
-        self.least, self.most = least, most
-        self.num += (len(instants) - 1) * count
-        self.total += (before - instants[0]) * count
 
     def merge(self, other: Histogram) -> None:
         for bucket, count in other.counts.items():

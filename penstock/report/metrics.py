@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Literal
 
 from penstock.core.events import Arrived, Completed, Ended, Event, Finished, Refused, Stepped
@@ -21,7 +22,8 @@ from penstock.core.types import Slo
 from penstock.report.summary import Answer, Figures, Group, class_name, figures_of
 from penstock.report.timeline import Timeline
 
-FLEET_KINDS = ("routed", "reported")
+GroupName = tuple[str, str]  # tenant, class
+_tokens_of = itemgetter(1)
 
 
 class _Offers:
@@ -32,6 +34,16 @@ class _Offers:
         self.refused: Counter[tuple[str, str]] = Counter()
         self.open: dict[str, tuple[str, str, int]] = {}  # refusable: arrived and not yet routed
         self.strangers = 0  # refused before they arrived
+
+
+class _Heard:
+    """An answer that tokens may come for: its group, and when its last token came."""
+
+    __slots__ = ("group", "last_at")
+
+    def __init__(self, group: GroupName) -> None:
+        self.group = group
+        self.last_at: float | None = None
 
 
 class Metrics:
@@ -49,9 +61,9 @@ class Metrics:
         self._first_at = math.inf
         self._last_at = -math.inf
         self._errors: Counter[str] = Counter()
-        self._last_token: dict[str, dict[int, float]] = defaultdict(dict)
-        self._lanes: dict[tuple[str, int], tuple[str, str]] = {}
+        self._heard: defaultdict[str, dict[int, _Heard]] = defaultdict(dict)  # by seq
         self._seqs: dict[tuple[str, str], list[int]] = {}  # first seq, answers still open
+        self._names: dict[tuple[str, int, Slo], GroupName] = {}
         self.num_steps = 0
         self.timeline = Timeline()
         self._listeners = {
@@ -61,14 +73,14 @@ class Metrics:
             "completed": self._on_completed,
             "finished": self._on_finished,
             "ended": self._on_ended,
+            "routed": self._on_fleet,
+            "reported": self._on_fleet,
         }
 
     def emit(self, event: Event) -> None:
         listener = self._listeners.get(event.kind)
         if listener is not None:
             listener(event)  # type: ignore[operator]
-        elif event.kind in FLEET_KINDS:
-            self._fleets.add(event.who)
 
     def read(self, events: Iterable[Event]) -> Metrics:
         """Take in all events; self, for chaining."""
@@ -76,17 +88,30 @@ class Metrics:
             self.emit(event)
         return self
 
+    def _name_of(self, event: Arrived | Finished) -> GroupName:
+        """Requests with equal promises are counted together; naming them once is enough."""
+        asked = event.tenant, event.priority, self._slo or event.slo
+        name = self._names.get(asked)
+        if name is None:
+            name = self._names[asked] = event.tenant, class_name(*asked[1:])
+        return name
+
+    def _on_fleet(self, event: Event) -> None:
+        self._fleets.add(event.who)
+
     def _on_arrived(self, event: Arrived) -> None:
-        group = (event.tenant, class_name(event.priority, self._slo or event.slo))
-        offers = self._offers[event.who]
-        offers.offered[group] += event.n
-        offers.open[event.request] = (*group, event.n)
-        self._seqs[event.who, event.request] = [event.seq, event.n]
-        self._first_at = min(self._first_at, event.at)
-        self._last_at = max(self._last_at, event.at)
-        if event.who not in self._fleets:
+        name, who, at = self._name_of(event), event.who, event.at
+        offers = self._offers[who]
+        offers.offered[name] += event.n
+        offers.open[event.request] = (*name, event.n)
+        if at < self._first_at:
+            self._first_at = at
+        if at > self._last_at:
+            self._last_at = at
+        if who not in self._fleets:
+            self._seqs[who, event.request] = [event.seq, event.n]
             for answer in range(event.n):
-                self._lanes[event.who, event.seq + answer] = group
+                self._heard[who][event.seq + answer] = _Heard(name)
 
     def _on_refused(self, event: Refused) -> None:
         self._errors[event.code] += 1
@@ -102,29 +127,49 @@ class Metrics:
     def _on_stepped(self, event: Stepped) -> None:
         if event.plan is None:
             return
-        tokens = sum(tokens for _, tokens in event.chunks)
+        tokens = sum(map(_tokens_of, event.chunks))
         self.timeline.add(event.who, event.at, event.num_running, event.num_waiting, tokens)
 
     def _on_completed(self, event: Completed) -> None:
         self.num_steps += event.steps_run
         if not self._has_gaps:
             return
-        last, lanes, ends = self._last_token[event.who], self._lanes, event.ends
-        start, end, num_ends, who = ends[0], ends[-1], len(ends), event.who
-        first: dict[tuple[tuple[str, str], float], int] = {}  # gaps up to this completion
-        inner: dict[tuple[tuple[str, str], int], int] = {}  # answers by the tokens they got in it
-        for seq, tokens, _, _ in event.outputs:
-            group = lanes.get((who, seq))
-            if not tokens or group is None:
+        ends, heard = event.ends, self._heard[event.who]
+        end = ends[-1]
+        # Neighbours mostly got their last token together: they are counted as one run.
+        runs: list[tuple[GroupName, float | None, int, int]] = []
+        group: GroupName | None = None
+        before: float | None = None
+        tokens = num = 0
+        for seq, got, _, _ in event.outputs:
+            answer = heard.get(seq)
+            if answer is None or not got:
                 continue
-            before = last.get(seq)
-            last[seq] = end
+            if answer.last_at == before and got == tokens and answer.group is group:
+                num += 1
+            else:
+                if group is not None:
+                    runs.append((group, before, tokens, num))
+                group, before, tokens, num = answer.group, answer.last_at, got, 1
+            answer.last_at = end
+        if group is not None:
+            runs.append((group, before, tokens, num))
+        self._add_gaps(ends, runs)
+
+    def _add_gaps(
+        self, ends: tuple[float, ...], runs: list[tuple[GroupName, float | None, int, int]]
+    ) -> None:
+        """Runs of (group, last token at, tokens got, answers) of a completion that ended at `ends`."""
+        start, num_ends = ends[0], len(ends)
+        first: dict[tuple[GroupName, float], int] = {}  # gaps up to this completion
+        inner: dict[tuple[GroupName, int], int] = {}  # answers by the tokens they got in it
+        for group, before, tokens, num in runs:
             if before is not None:
                 gap = group, start - before
-                first[gap] = first.get(gap, 0) + 1
+                first[gap] = first.get(gap, 0) + num
             if tokens > 1:
                 more = group, tokens
-                inner[more] = inner.get(more, 0) + 1
+                inner[more] = inner.get(more, 0) + num
         for (group, gap_s), count in first.items():
             self._groups[group].itl_s.add(gap_s, count)
         for (group, tokens), count in inner.items():
@@ -135,18 +180,15 @@ class Metrics:
                 found.add(0.0, (tokens - num_ends) * count)
 
     def _on_finished(self, event: Finished) -> None:
-        slo = self._slo or event.slo
-        group = self._groups[event.tenant, class_name(event.priority, slo)]
+        group = self._groups[self._name_of(event)]
         self._last_at = max(self._last_at, event.at)
         self._forget(event)
         if event.reason == "cancelled":
             group.num_cancelled += 1
-            return
-        if event.reason == "error":
+        elif event.reason == "error":
             group.num_failed += 1
-            return
-        group.add(
-            Answer(
+        else:
+            answer = Answer(
                 arrived_at=event.arrived_at,
                 admitted_at=event.admitted_at,
                 first_token_at=event.first_token_at,
@@ -155,9 +197,8 @@ class Metrics:
                 num_cached=event.num_cached,
                 num_output=event.num_output,
                 num_preemptions=event.num_preemptions,
-            ),
-            slo,
-        )
+            )
+            group.add(answer, self._slo or event.slo)
 
     def _on_ended(self, event: Ended) -> None:
         self._fleets.add(event.who)
@@ -165,16 +206,15 @@ class Metrics:
         self._seqs.pop((event.who, event.request), None)
 
     def _forget(self, event: Finished) -> None:
-        self._offers[event.who].open.pop(event.request, None)
-        known = self._seqs.get((event.who, event.request))
+        who = event.who
+        self._offers[who].open.pop(event.request, None)
+        known = self._seqs.get((who, event.request))
         if known is None:
             return
-        seq = known[0] + event.answer
-        self._last_token[event.who].pop(seq, None)
-        self._lanes.pop((event.who, seq), None)
+        self._heard[who].pop(known[0] + event.answer, None)
         known[1] -= 1
         if not known[1]:
-            del self._seqs[event.who, event.request]
+            del self._seqs[who, event.request]
 
     def figures(self, notes: tuple[str, ...] = ()) -> Figures:
         """The figures so far."""

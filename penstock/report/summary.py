@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.types import Slo
@@ -129,14 +129,18 @@ class Answer:
 
     def has_met(self, slo: Slo) -> bool:
         """Whether all bounds were kept. An answer without a token has met nothing."""
-        ttft_s, tpot_s, e2e_s = self.ttft_s(), self.tpot_s(), self.e2e_s()
-        if ttft_s is None or e2e_s is None:
-            return False
-        return (
-            (slo.ttft_s is None or ttft_s <= slo.ttft_s)
-            and (slo.tpot_s is None or tpot_s is None or tpot_s <= slo.tpot_s)
-            and (slo.deadline_s is None or e2e_s <= slo.deadline_s)
-        )
+        return are_kept(slo, self.ttft_s(), self.tpot_s(), self.e2e_s())
+
+
+def are_kept(slo: Slo, ttft_s: float | None, tpot_s: float | None, e2e_s: float | None) -> bool:
+    """Whether these latencies keep the bounds; see Answer.has_met."""
+    if ttft_s is None or e2e_s is None:
+        return False
+    return (
+        (slo.ttft_s is None or ttft_s <= slo.ttft_s)
+        and (slo.tpot_s is None or tpot_s is None or tpot_s <= slo.tpot_s)
+        and (slo.deadline_s is None or e2e_s <= slo.deadline_s)
+    )
 
 
 @dataclass(slots=True)
@@ -161,21 +165,19 @@ class Group:
 
     def add(self, answer: Answer, slo: Slo) -> None:
         """Count an answer that ended by itself."""
+        ttft_s, tpot_s, e2e_s = answer.ttft_s(), answer.tpot_s(), answer.e2e_s()
         self.num_finished += 1
-        self.num_met += answer.has_met(slo)
+        self.num_met += are_kept(slo, ttft_s, tpot_s, e2e_s)
         self.prompt_tokens += answer.num_prompt
         self.cached_tokens += answer.num_cached
         self.output_tokens += answer.num_output
         self.num_preemptions += answer.num_preemptions
-        kept: tuple[tuple[array[float], Callable[[], float | None]], ...] = (
-            (self.ttft_s, answer.ttft_s),
-            (self.tpot_s, answer.tpot_s),
-            (self.e2e_s, answer.e2e_s),
-        )
-        for values, measure in kept:
-            value = measure()
-            if value is not None:
-                values.append(value)
+        if ttft_s is not None:
+            self.ttft_s.append(ttft_s)
+        if tpot_s is not None:
+            self.tpot_s.append(tpot_s)
+        if e2e_s is not None:
+            self.e2e_s.append(e2e_s)
         if answer.admitted_at is not None:
             self.queue_s.append(answer.admitted_at - answer.arrived_at)
 

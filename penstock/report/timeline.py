@@ -19,45 +19,58 @@ class Bin(NamedTuple):
     tokens: int
 
 
+class _Open:
+    """A bin that is filled: the last word of each replica, tokens."""
+
+    __slots__ = ("states", "tokens")
+
+    def __init__(self) -> None:
+        self.states: dict[str, tuple[int, int]] = {}
+        self.tokens = 0
+
+
 class Timeline:
     """Fed in time order of each replica."""
 
     def __init__(self, width_s: float = 0.1) -> None:
         self.width_s = width_s
         self._start: float | None = None
-        self._bins: dict[int, tuple[dict[str, tuple[int, int]], int]] = {}
+        self._bins: dict[int, _Open] = {}
 
     def add(self, who: str, at: float, running: int, waiting: int, tokens: int) -> None:
         if self._start is None:
             self._start = at
-        index = int(max(0.0, at - self._start) / self.width_s)
+        index = int((at - self._start) / self.width_s) if at > self._start else 0
         while index >= MAX_BINS:
             self._double()
             index //= 2
-        states, total = self._bins.get(index, ({}, 0))
-        states[who] = (running, waiting)
-        self._bins[index] = (states, total + tokens)
+        bin = self._bins.get(index)
+        if bin is None:
+            bin = self._bins[index] = _Open()
+        bin.states[who] = (running, waiting)
+        bin.tokens += tokens
 
     def _double(self) -> None:
         self.width_s *= 2
-        merged: dict[int, tuple[dict[str, tuple[int, int]], int]] = {}
-        for index, (states, tokens) in sorted(self._bins.items()):
-            old, total = merged.get(index // 2, ({}, 0))
-            merged[index // 2] = (old | states, total + tokens)
+        merged: dict[int, _Open] = {}
+        for index, bin in sorted(self._bins.items(), key=lambda item: item[0]):
+            into = merged.setdefault(index // 2, _Open())
+            into.states |= bin.states
+            into.tokens += bin.tokens
         self._bins = merged
 
     def bins(self) -> list[Bin]:
         """In time order; a replica that says nothing in a bin is as it last said."""
         state: dict[str, tuple[int, int]] = {}
         told = []
-        for index, (states, tokens) in sorted(self._bins.items()):
-            state |= states
+        for index, bin in sorted(self._bins.items(), key=lambda item: item[0]):
+            state |= bin.states
             told.append(
                 Bin(
                     (self._start or 0.0) + (index + 1) * self.width_s,
                     sum(running for running, _ in state.values()),
                     sum(waiting for _, waiting in state.values()),
-                    tokens,
+                    bin.tokens,
                 )
             )
         return told

@@ -159,8 +159,8 @@ def test_nothing_is_kept_of_what_ended():
         metrics.emit(arrived(name, number, number))
         metrics.emit(completed(number + 0.5, number, (number + 0.5,), [(number, 1)]))
         metrics.emit(finished(name, number + 0.5, number + 0.5, arrived_at=number))
-    assert not metrics._lanes and not metrics._seqs and not metrics._offers["replica-0"].open
-    assert not metrics._last_token["replica-0"]
+    assert not metrics._seqs and not metrics._offers["replica-0"].open
+    assert not metrics._heard["replica-0"]
 
 
 def test_several_answers_of_one_request():
