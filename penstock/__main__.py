@@ -33,6 +33,11 @@ EXTRA_OF = {
     "matplotlib": "plot",
     "tqdm": "train",
     "ray": "cluster",
+    "plotly": "lab",
+    "pyarrow": "lab",
+    "scipy": "lab",
+    "opentelemetry": "otel",
+    "aiconfigurator": "tables",
 }
 EPILOG = "`penstock VERB --help` tells more and gives examples. `--debug` shows where an error came from."
 
