@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from penstock.cost.shapes import ModelShape
+
 
 class Coverage(Protocol):
     def distinct(self, tokens: int) -> float:
@@ -44,6 +46,13 @@ class EmpiricalCoverage:
 
     def distinct(self, tokens: int) -> float:
         return sum(1.0 - (1.0 - share) ** tokens for share in self.shares)
+
+
+def coverage_of(shape: ModelShape) -> UniformCoverage | None:
+    """Every expert equally likely; None for a dense model."""
+    if shape.experts is None or shape.top_k is None:
+        return None
+    return UniformCoverage(shape.experts, shape.top_k)
 
 
 def coverage_of_counts(counts: Sequence[int], tokens: int) -> EmpiricalCoverage:

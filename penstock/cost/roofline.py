@@ -3,11 +3,15 @@
 For m rows through weights of w parameters on g devices, with peak F, bandwidth B, shares x of the device:
 
     gemm(m, w)   = max( 2 m w / (g x F mfu(m)),  w * item_bytes / (g B' mbu) )          B' = B min(1, x / 0.4)
+    experts      = max( 2 m k w_e / (g x F mfu(m k / E_m)),  E_m w_e item_bytes / (g B' mbu) )
     decode       = kv_bytes * context / (g B' mbu_a) + skew, and a floor for each layer
     prefill      = 4 H d layers * pairs / (g x F mfu_a(size)), and a floor for each layer; size = sqrt(2 pairs / chunks)
     elementwise  = m * layers * (8 h + 3 f / g) * item_bytes / B'         two residual norms, one gated activation
     all-reduce   = 2 layers * (alpha + 2 (g-1)/g * m h item_bytes / B_link)
     host         = launches of kernels + a constant for each job
+
+A mixture of experts passes k experts of w_e weights for each of m rows and reads E_m of them (cost.coverage); each is
+a product of its own, of m k / E_m rows.
 
 Host constants: 3 us a kernel and 8 kernels a layer come to the 0.7 ms that a fit on published H100 runs of 8B models
 gives; the same fit gives 15 us for each sequence (scheduler and sampler of vLLM). They belong to an engine, not to a
@@ -22,6 +26,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+from penstock.cost.coverage import Coverage, coverage_of
 from penstock.cost.hardware import FULL_BANDWIDTH_SHARE, Card, curve
 from penstock.cost.shapes import ModelShape
 from penstock.cost.step import StepCost, StepFeatures, line_of_steps
@@ -41,10 +46,17 @@ class Roofline:
     """Prices steps of one model shape on `tp` cards of a kind."""
 
     def __init__(
-        self, shape: ModelShape, card: Card, *, tp: int = 1, host: Host | None = None
+        self,
+        shape: ModelShape,
+        card: Card,
+        *,
+        tp: int = 1,
+        host: Host | None = None,
+        coverage: Coverage | None = None,
     ) -> None:
         card.all_reduce_s(0.0, tp)  # refuse an unknown link size now, not in the first step
         self.shape, self.card, self.tp, self.host = shape, card, tp, host or Host()
+        self.coverage = coverage or coverage_of(shape)
         self._fixed: dict[tuple[int, int, int | None, float], float] = {}
         self._per_context: dict[tuple[int, float], float] = {}
 
@@ -55,7 +67,7 @@ class Roofline:
     @property
     def digest(self) -> str:
         parts = (self.shape, self.card, self.host)
-        told = repr([dataclasses.astuple(part) for part in parts] + [self.tp])
+        told = repr([dataclasses.astuple(part) for part in parts] + [self.tp, self.coverage])
         return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
     def seconds(self, features: StepFeatures, share: float = 1.0) -> float:
@@ -70,7 +82,8 @@ class Roofline:
         breakdown = self._parts(features, share)
         slope = self._slope(features, share)
         breakdown["decode attention"] += slope * features.decode_context
-        num_bytes, flops = (whole / self.tp for whole in work_of(self.shape, features))
+        whole = work_of(self.shape, features, self.coverage)
+        num_bytes, flops = whole[0] / self.tp, whole[1] / self.tp
         watts = self.card.watts(
             num_bytes / time_s / self.card.bandwidth, flops / time_s / self.card.flops
         )
@@ -110,10 +123,11 @@ class Roofline:
         shape, card, rows = self.shape, self.card, features.num_tokens
         layers = features.layers or shape.layers
         floor_s = layers * card.attention_floor_s
-        wide = layers * (8 * shape.hidden + 3 * shape.ffn / self.tp) * shape.weight_item_bytes
+        ffn = shape.ffn if shape.top_k is None else shape.top_k * (shape.expert_ffn or 0)
+        wide = layers * (8 * shape.hidden + 3 * ffn / self.tp) * shape.weight_item_bytes
         row_bytes = rows * shape.hidden * shape.weight_item_bytes
         return {
-            "layers": layers * self._gemm(rows, shape.layer_params, share),
+            "layers": layers * self._layer_s(rows, share),
             "head": self._gemm(features.num_samples, shape.head_params, share),
             "decode attention": floor_s if features.num_decodes else 0.0,
             "prefill attention": self._prefill_s(features, layers, share),
@@ -123,12 +137,25 @@ class Roofline:
             + features.num_jobs * self.host.per_job_s,
         }
 
+    def _layer_s(self, rows: int, share: float) -> float:
+        """The matrix products of one layer."""
+        shape = self.shape
+        if self.coverage is None:
+            return self._gemm(rows, shape.layer_params, share)
+        seconds = self._gemm(rows, shape.attention_params + shape.router_params, share)
+        reached, passed = self.coverage.distinct(rows), rows * (shape.top_k or 0)
+        return seconds + self._product_s(
+            passed / reached, passed * shape.expert_params, reached * shape.expert_params, share
+        )
+
     def _gemm(self, rows: int, params: int, share: float) -> float:
-        if not rows:
-            return 0.0
+        return self._product_s(rows, rows * params, params, share) if rows else 0.0
+
+    def _product_s(self, rows: float, multiplied: float, read: float, share: float) -> float:
+        """Products of `rows` rows each: weights `multiplied`, over all rows, and `read`."""
         card = self.card
-        flops_s = 2 * rows * params / (self.tp * share * card.flops * curve(card.gemm_mfu, rows))
-        num_bytes = params * self.shape.weight_item_bytes
+        flops_s = 2 * multiplied / (self.tp * share * card.flops * curve(card.gemm_mfu, rows))
+        num_bytes = read * self.shape.weight_item_bytes
         return max(flops_s, num_bytes / (self.tp * self._bandwidth(share) * card.gemm_mbu))
 
     def _prefill_s(self, features: StepFeatures, layers: int, share: float) -> float:

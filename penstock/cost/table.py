@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penstock.core.errors import BadConfig
-from penstock.cost.coverage import Coverage, UniformCoverage
+from penstock.cost.coverage import Coverage, coverage_of
 from penstock.cost.engines import Engine
 from penstock.cost.hardware import Card
 from penstock.cost.op_tables import EACH_LAYER, OpTables
@@ -74,9 +74,7 @@ class TableModel:
                 f"the tables {tables.name} are of {kinds[tables.experts is not None]}, "
                 f"but {shape.name} is {kinds[shape.experts is not None]}"
             )
-        if shape.experts is not None and shape.top_k is not None:
-            coverage = coverage or UniformCoverage(shape.experts, shape.top_k)
-        self.coverage = coverage
+        self.coverage = coverage or coverage_of(shape)
         self._dense: dict[int, float] = {}
         self._head: dict[int, float] = {}
 
@@ -171,7 +169,8 @@ class TableModel:
         head = self._head_s(features.num_samples) / share
         fixed = self._fixed_s(features, layers) / share
         parts = (("layers and host", fixed - head), ("head", head), ("attention", time_s - fixed))
-        num_bytes, flops = (whole / self.tp for whole in work_of(self.shape, features))
+        whole = work_of(self.shape, features, self.coverage)
+        num_bytes, flops = whole[0] / self.tp, whole[1] / self.tp
         watts = self.card.watts(
             num_bytes / time_s / self.card.bandwidth, flops / time_s / self.card.flops
         )
