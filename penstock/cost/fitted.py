@@ -6,15 +6,18 @@
     token            num_tokens (matrix products, once rows outweigh weights)
     token_past_8     max(0, num_tokens - 8), and past 64: the slope grows where products turn from reading weights
     token_past_64    to arithmetic
-    decode           num_decodes
+    decode           num_decodes; decode_past_4 and decode_past_16: what further ones cost more, when the gateway and
+                     its clients want the engine's cores
     decode_context   positions read by decodes
+    prefill          num_prefills: what a chunk costs besides its tokens
     prefill_pairs    (query, key) pairs of prefill chunks
     prefill_context  positions read by prefill chunks
     sample           num_samples: the LM head and the sampler
 
-Non-negative coefficients keep every prediction positive and rising with the work, whatever noise was in the steps. The
-fit weighs each step by 1/seconds, so it minimises the relative error. Fits speak for the machine, model and engine they
-were made on, and within the ranges they saw.
+Non-negative coefficients keep every prediction positive and rising with the work, whatever noise was in the steps. Each
+step is weighed by 1/predicted seconds (a few rounds of it), so the fit minimises the relative error and still charges
+the mean: weights of 1/measured would favour the fast ones of equal steps. Fits speak for the machine, model and engine
+they were made on, and within the ranges they saw.
 
 A lane's share enters as in the roofline: arithmetic slows by 1/x; whether a term is arithmetic or memory traffic is
 not known here, so all but the constant slow by 1/x. That is pessimistic for decodes.
@@ -42,11 +45,15 @@ TERMS: dict[str, Callable[[StepFeatures], float]] = {
     "token_past_8": lambda f: max(0, f.num_tokens - 8),
     "token_past_64": lambda f: max(0, f.num_tokens - 64),
     "decode": lambda f: f.num_decodes,
+    "decode_past_4": lambda f: max(0, f.num_decodes - 4),
+    "decode_past_16": lambda f: max(0, f.num_decodes - 16),
     "decode_context": lambda f: f.decode_context,
+    "prefill": lambda f: f.num_prefills,
     "prefill_pairs": lambda f: f.prefill_pairs,
     "prefill_context": lambda f: f.prefill_context,
     "sample": lambda f: f.num_samples,
 }
+ROUNDS = 6  # of weighing anew; the weights move less than a percent after three
 GROWING = "decode_context"  # the only term that changes within a run of decode steps
 
 
@@ -119,19 +126,27 @@ def fit_steps(features: Sequence[StepFeatures], seconds: Sequence[float], folds:
         raise ValueError(
             f"a fit needs {2 * len(TERMS)} steps of positive duration, got {len(times)}"
         )
-    weighted = table / times[:, None]
-    ones = np.ones(len(times))
-    solution = solve_nonnegative(weighted, ones)
+    solution = solve_relative(table, times)
     left_out = np.empty(len(times))
     for fold in range(folds):
         is_out = np.arange(len(times)) % folds == fold
-        seen = solve_nonnegative(weighted[~is_out], ones[~is_out])
-        left_out[is_out] = np.abs(weighted[is_out] @ seen - 1)
-    errors = np.abs(weighted @ solution - 1)
+        seen = solve_relative(table[~is_out], times[~is_out])
+        left_out[is_out] = np.abs(table[is_out] @ seen / times[is_out] - 1)
+    errors = np.abs(table @ solution / times - 1)
     named = dict(zip(TERMS, solution.tolist(), strict=True))
     return Fit(
         named, len(times), float(errors.mean()), float(left_out.mean()), float(left_out.max())
     )
+
+
+def solve_relative(matrix: NDArray[float64], target: NDArray[float64]) -> NDArray[float64]:
+    """The x >= 0 whose predictions miss positive targets least, as shares of the predictions."""
+    weights = 1.0 / target
+    for _ in range(ROUNDS):
+        x = solve_nonnegative(matrix * weights[:, None], target * weights)
+        predicted = matrix @ x
+        weights = 1.0 / np.maximum(predicted, 1e-3 * target.mean())
+    return x
 
 
 def solve_nonnegative(matrix: NDArray[float64], target: NDArray[float64]) -> NDArray[float64]:

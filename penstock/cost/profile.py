@@ -21,6 +21,7 @@ from penstock.core.errors import BadConfig
 from penstock.core.schema import check_schema
 from penstock.core.types import SCHEMA
 from penstock.cost.fitted import TERMS, Fitted
+from penstock.cost.serving import ServingCost
 from penstock.cost.shapes import ModelShape
 
 
@@ -44,7 +45,10 @@ class SchedulerCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """`steps`: coefficients by term of cost.fitted. Errors are relative; `left_out` of steps the fit had not seen."""
+    """`steps`: coefficients by term of cost.fitted. Errors are relative; `left_out` of steps the fit had not seen.
+
+    `serving`: what it is when the engine serves over HTTP; its steps are the ones that simulations then take.
+    """
 
     schema: int = SCHEMA
     machine: dict[str, str] = field(default_factory=dict)
@@ -56,13 +60,19 @@ class Profile:
     mape: float
     left_out: float
     scheduler: SchedulerCost | None = None
+    serving: ServingCost | None = None
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.steps) - set(TERMS))
+        unknown = sorted(self.step_terms.keys() - TERMS.keys())
         if unknown:
             raise ValueError(f"unknown terms {', '.join(unknown)}; known: {', '.join(TERMS)}")
-        if any(not value >= 0 for value in self.steps.values()):
+        if any(not value >= 0 for value in self.step_terms.values()):
             raise ValueError("coefficients must be 0 or more")
+
+    @property
+    def step_terms(self) -> dict[str, float]:
+        """Coefficients of the engine as it serves, or of the engine alone where only that was measured."""
+        return self.steps if self.serving is None else self.serving.steps
 
     @property
     def digest(self) -> str:
@@ -74,9 +84,11 @@ class Profile:
 
     def step_model(self, shape: ModelShape | None = None) -> Fitted:
         where = self.machine.get("device") or self.machine.get("processor") or "this machine"
+        serving = self.serving
+        num_steps = self.num_steps if serving is None else serving.num_steps
         return Fitted(
-            self.steps,
-            name=f"fit of {self.model} on {where} ({self.num_steps} steps)",
+            self.step_terms,
+            name=f"fit of {self.model} on {where} ({num_steps} steps{' served' if serving else ''})",
             digest=self.digest,
             num_layers=self.num_layers,
             shape=shape,

@@ -1,19 +1,23 @@
 """Calibrates this machine: measures, fits, and writes the profile that simulations and predictions read.
 
-    penstock bench calibrate MODEL      runs the real engine over a grid of steps, and a replica over queue lengths
+    penstock bench calibrate MODEL      runs the real engine over a grid of steps, a replica over queue lengths, and
+                                        a real server under a few callers (what HTTP and shared cores add)
     penstock bench calibrate --log L    refits step times from the log of a replica that served real requests
 
 The profile states what it was measured on, how many steps, and its error on steps it had not seen. A measured step
-lasts from launch to completion, hand-over to the engine's thread included; scheduling is charged apart.
+of the engine alone lasts from launch to completion, hand-over to its thread included; scheduling is charged apart.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import uvloop
 
 from penstock.cluster.predictors import shape_of_model
 from penstock.core.errors import BadTrace, StepFailed
@@ -21,13 +25,20 @@ from penstock.core.types import SCHEMA
 from penstock.cost.fitted import TERMS, Fit, fit_steps
 from penstock.cost.profile import Profile, SchedulerCost, describe_machine
 from penstock.cost.schedulers import Schedulers
+from penstock.cost.serving import ServingCost
+from penstock.lab.local_server import LocalServer
 from penstock.lab.measure import Grid, MeasuredStep, measure_steps
+from penstock.lab.neighbours import Watch
 from penstock.lab.refit import steps_of_log
 from penstock.lab.scheduling import measure_schedulers, policy_sets, schedule_cost, today
+from penstock.lab.serving import Ladder, ask_in_rounds
+from penstock.lab.serving_cost import serving_cost
 from penstock.report.log import LogReader
 
 QUICK = Grid(batches=(1, 4, 16), contexts=(16, 256), chunks=(32, 128), rounds=2)
+QUICK_LADDER = Ladder(callers=(1, 4, 16), seconds=4.0)
 OnProgress = Callable[[int, int], None]
+OnStage = Callable[[str, int, int], None]  # stage, done, of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +49,13 @@ class Engine:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+
+    def arguments(self, policy: str) -> list[str]:
+        """What `penstock serve` is told to open the same."""
+        told = [self.model, "--device", self.device, "--dtype", self.dtype, "--policy", policy]
+        return told + (
+            [] if self.threads is None else ["--set", f"fleet.0.executor.threads={self.threads}"]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +91,8 @@ class Calibrated:
                 f"{scheduler.per_running_s * 1e6:.2f} us a running and "
                 f"{scheduler.per_waiting_s * 1e6:.3f} us a waiting job"
             )
+        if self.profile.serving is not None:
+            lines += describe_serving(self.profile.serving)
         lines.append(f"profile {self.profile.digest} in {self.path}")
         return "\n".join(lines)
 
@@ -97,6 +117,21 @@ class Timed:
         return "\n".join([*lines, f"mean error {self.table.error:.1%}, in {self.path}"])
 
 
+def describe_serving(cost: ServingCost) -> list[str]:
+    """The constants of serving, each with its name."""
+    lines = [
+        f"served ({cost.measured}; {cost.num_answers} answers, {cost.num_steps} steps, "
+        f"mean error of a step {cost.mape:.1%}):",
+        f"  request on its way in {cost.request_s * 1e3:.2f} ms + {cost.request_token_s * 1e6:.2f} us a prompt token "
+        f"+ {cost.request_other_s * 1e3:.3f} ms for each other under way",
+        f"  token on its way out  {cost.reply_s * 1e3:.2f} ms + {cost.reply_token_s * 1e3:.3f} ms for each of its step",
+    ]
+    lines += [f"  {name:16} {value:.3e} s" for name, value in cost.steps.items() if value]
+    if cost.neighbours is not None:
+        lines.append(f"others took {cost.neighbours:.0%} of this machine meanwhile")
+    return lines
+
+
 def default_path(engine: Engine) -> Path:
     """Where a profile goes when nobody says so."""
     name = "".join(c if c.isalnum() or c in "-." else "-" for c in Path(engine.model).name)
@@ -106,15 +141,29 @@ def default_path(engine: Engine) -> Path:
 def calibrate(
     engine: Engine,
     *,
-    policy: Mapping[str, object] | None = None,
+    policy: str = "vllm-v1",
     out: Path | None = None,
     is_quick: bool = False,
-    on_progress: OnProgress | None = None,
+    on_stage: OnStage | None = None,
 ) -> Calibrated:
-    """Measure the real engine and the scheduler on this machine. `policy`: as in a fleet's table.
+    """Measure the engine alone, the scheduler, and the engine as it serves. `policy`: a preset's name.
 
     Raises BadModel, BadConfig and MissingExtra when the engine cannot be opened, StepFailed when it fails a step.
     """
+    tell = on_stage or (lambda stage, done, of: None)
+    steps, notes, num_layers = _alone(engine, QUICK if is_quick else Grid(), tell)
+    tell("scheduler", 0, 1)
+    scheduler = asyncio.run(schedule_cost({"preset": policy}))
+    ladder = QUICK_LADDER if is_quick else Ladder()
+    serving = measure_serving(engine, policy, ladder, scheduler, tell)
+    machine = describe_machine({"device": _device_of(notes, engine)})
+    return _written(steps, engine, machine, num_layers, scheduler, serving, out)
+
+
+def _alone(
+    engine: Engine, grid: Grid, tell: OnStage
+) -> tuple[list[MeasuredStep], Mapping[str, str], int]:
+    """Steps of the engine in this process, what it says of itself, and its layers."""
     from penstock.engine.torch.open import (  # torch is needed for this only
         EngineConfig,
         open_executor,
@@ -124,19 +173,42 @@ def calibrate(
         engine.model,
         EngineConfig(device=engine.device, dtype=engine.dtype, threads=engine.threads),  # type: ignore[arg-type]
     )
-    grid = QUICK if is_quick else Grid()
     facts = executor.facts
-    machine = describe_machine({"device": _device_of(executor.notes, engine)})
 
-    async def main() -> tuple[list[MeasuredStep], SchedulerCost]:
+    async def main() -> list[MeasuredStep]:
         try:
-            steps = await measure_steps(executor, facts.vocab_size, grid, on_progress)
+            return await measure_steps(
+                executor, facts.vocab_size, grid, lambda done, of: tell("steps", done, of)
+            )
         finally:
             await executor.stop()
-        return steps, await schedule_cost(policy or {})
 
-    steps, scheduler = asyncio.run(main())
-    return _written(steps, engine, machine, facts.num_layers, scheduler, out)
+    return asyncio.run(main()), executor.notes, facts.num_layers
+
+
+def measure_serving(
+    engine: Engine, policy: str, ladder: Ladder, scheduler: SchedulerCost, tell: OnStage
+) -> ServingCost:
+    """Start a real server, climb the ladder, and fit what came of it."""
+    tell("serving", 0, len(ladder.callers))
+    with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+        with LocalServer(engine.arguments(policy), Path(folder)) as server:
+            watch = Watch(server.pids)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                answers = runner.run(
+                    ask_in_rounds(
+                        server.url, ladder, on_progress=lambda done, of: tell("serving", done, of)
+                    )
+                )
+            neighbours = watch.share()
+            (log,) = server.engine_logs()
+        return serving_cost(
+            answers,
+            list(LogReader(log)),
+            scheduler,
+            measured=str(ladder),
+            neighbours=neighbours,
+        )
 
 
 def time_schedulers(out: Path | None = None, on_progress: OnProgress | None = None) -> Timed:
@@ -159,7 +231,7 @@ def refit(log: Path, engine: Engine, *, out: Path | None = None) -> Calibrated:
         )
     machine = describe_machine({"device": engine.device})
     num_layers = shape_of_model(engine.model).layers
-    return _written(steps, engine, machine, num_layers, None, out)
+    return _written(steps, engine, machine, num_layers, None, None, out)
 
 
 def _written(
@@ -168,6 +240,7 @@ def _written(
     machine: dict[str, str],
     num_layers: int,
     scheduler: SchedulerCost | None,
+    serving: ServingCost | None,
     out: Path | None,
 ) -> Calibrated:
     if len(steps) < 2 * len(TERMS):
@@ -186,6 +259,7 @@ def _written(
         mape=fit.mape,
         left_out=fit.left_out,
         scheduler=scheduler,
+        serving=serving,
     )
     path = out or default_path(engine)
     profile.save(path)

@@ -15,12 +15,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from penstock.core.clock import now, sleep_until
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Request, Slo
-from penstock.lab.client import Client, Wish
-from penstock.lab.prompts import Composer
+from penstock.lab.client import Wish
 from penstock.lab.stream import Failed, Reading
 from penstock.lab.workflow import Workflows
 from penstock.report.summary import (
@@ -115,13 +115,25 @@ class Driven:
         return tuple(told)
 
 
+class Asker(Protocol):
+    """What a driver needs of a client."""
+
+    async def ask(self, wish: Wish, reading: Reading) -> Reading: ...
+
+
+class Writer(Protocol):
+    """What a driver needs of a composer."""
+
+    def compose(self, request: Request) -> str: ...
+
+
 class Driver:
     """One run of a trace against a client's server."""
 
     def __init__(
         self,
-        client: Client,
-        composer: Composer,
+        client: Asker,
+        composer: Writer,
         *,
         concurrency_cap: int | None = None,
         on_tick: Callable[[Driven], None] | None = None,

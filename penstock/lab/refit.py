@@ -8,12 +8,22 @@ Chunks of jobs that were preempted or ended before they yielded anything cannot 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from penstock.core.events import Arrived, Completed, Event, Stepped
-from penstock.cost.step import features_of
+from penstock.cost.step import StepFeatures, features_of
 from penstock.lab.measure import MeasuredStep
+
+
+class Cycle(NamedTuple):
+    """From the turn that launched a step to the turn that heard of its end and could launch the next."""
+
+    features: StepFeatures
+    seconds: float
+    num_running: int
+    num_waiting: int
 
 
 @dataclass(slots=True)
@@ -22,7 +32,10 @@ class _Step:
 
     began_at: float
     chunks: tuple[tuple[int, int], ...]
+    num_running: int
+    num_waiting: int
     ends: tuple[float, ...] = ()
+    turned_at: float = 0.0  # when the replica took note of its end
     samples: frozenset[int] = frozenset()
     starts: dict[int, int] = field(default_factory=dict)
 
@@ -50,7 +63,9 @@ class LogSteps:
             self._unplaced.pop(seq, None)
         if event.plan is None:
             return
-        step = self._open[event.plan] = _Step(event.at, event.chunks)
+        step = self._open[event.plan] = _Step(
+            event.at, event.chunks, event.num_running, event.num_waiting
+        )
         for seq, tokens in event.chunks:
             self._unplaced[seq].append((step, tokens))
 
@@ -58,7 +73,7 @@ class LogSteps:
         step = self._open.pop(event.plan)
         if event.error is not None:
             return
-        step.ends = event.ends
+        step.ends, step.turned_at = event.ends, event.at
         step.samples = frozenset(seq for seq, tokens, _, _ in event.outputs if tokens)
         for seq, tokens, _, _ in event.outputs:
             if tokens:
@@ -74,18 +89,29 @@ class LogSteps:
 
     def steps(self) -> list[MeasuredStep]:
         found = []
-        for step in self._done:
-            if any(seq not in step.starts for seq, _ in step.chunks):
-                continue
-            pieces = [
-                (step.starts[seq], tokens, seq in step.samples) for seq, tokens in step.chunks
-            ]
-            features, began_at = features_of(pieces), step.began_at
+        for step, features in self._placed():
+            began_at = step.began_at
             for run, end in enumerate(step.ends):
                 if end > began_at:
                     found.append(MeasuredStep(features.grown(run), end - began_at))
                 began_at = end
         return found
+
+    def cycles(self) -> list[Cycle]:
+        """Only of steps that were launched singly: of others nobody noted when each was over."""
+        return [
+            Cycle(features, step.turned_at - step.began_at, step.num_running, step.num_waiting)
+            for step, features in self._placed()
+            if len(step.ends) == 1 and step.turned_at > step.began_at
+        ]
+
+    def _placed(self) -> Iterator[tuple[_Step, StepFeatures]]:
+        for step in self._done:
+            if all(seq in step.starts for seq, _ in step.chunks):
+                pieces = [
+                    (step.starts[seq], tokens, seq in step.samples) for seq, tokens in step.chunks
+                ]
+                yield step, features_of(pieces)
 
 
 def steps_of_log(events: Iterable[Event]) -> dict[str, list[MeasuredStep]]:
@@ -96,3 +122,12 @@ def steps_of_log(events: Iterable[Event]) -> dict[str, list[MeasuredStep]]:
             found[event.who].take(event)
     steps = {who: one.steps() for who, one in found.items()}
     return {who: some for who, some in steps.items() if some}
+
+
+def cycles_of_log(events: Iterable[Event]) -> list[Cycle]:
+    """Cycles of all replicas in a log."""
+    found: defaultdict[str, LogSteps] = defaultdict(LogSteps)
+    for event in events:
+        if isinstance(event, (Arrived, Stepped, Completed)):
+            found[event.who].take(event)
+    return [cycle for one in found.values() for cycle in one.cycles()]

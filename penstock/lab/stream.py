@@ -40,6 +40,7 @@ class Usage(msgspec.Struct):
 
 
 class Event(msgspec.Struct):
+    id: str | None = None
     choices: list[Choice] = []
     usage: Usage | None = None
     error: dict[str, object] | str | None = None
@@ -68,8 +69,9 @@ class Failed(UpstreamFailed):
 
 @dataclass(slots=True, eq=False)
 class Reading:
-    """One answer as it came. `gaps_s` are those between events that showed something."""
+    """One answer as it came. `gaps_s` are those between events that showed something; `id` is the server's."""
 
+    id: str | None = None
     first_at: float | None = None
     last_at: float | None = None
     gaps_s: list[float] = field(default_factory=list)
@@ -81,6 +83,7 @@ class Reading:
 
     def take(self, event: Event, at: float) -> None:
         """Note an event that came at `at`."""
+        self.id = event.id
         if event.usage is not None:
             self.num_prompt, self.num_output = (
                 event.usage.prompt_tokens,

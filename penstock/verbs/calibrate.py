@@ -45,7 +45,8 @@ def calibrate(  # noqa: PLR0913 - a flag is an argument
     """Measure what steps and scheduling cost on this machine, and write its profile.
 
     Runs the real engine over a grid of prefill, decode and mixed steps, fits a linear model with its error on unseen
-    steps, and times the scheduler by queue length. Leave the machine alone meanwhile.
+    steps, times the scheduler by queue length, and asks a real server over HTTP by up to 48 callers. Leave the machine
+    alone meanwhile.
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -58,20 +59,20 @@ def calibrate(  # noqa: PLR0913 - a flag is an argument
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("measuring", total=None)
 
-        def on_progress(done: int, of: int) -> None:
-            bar.update(task, completed=done, total=of)
+        def on_stage(stage: str, done: int, of: int) -> None:
+            bar.update(task, description=f"measuring: {stage}", completed=done, total=of)
 
         found: Calibrated | Timed
         if is_scheduler_only:
-            found = time_schedulers(out, on_progress)
+            found = time_schedulers(out, lambda done, of: on_stage("scheduler", done, of))
         elif log is not None:
             found = refit(log, engine, out=out)
         else:
             found = measure(
                 engine,
-                policy={"preset": policy},
+                policy=policy,
                 out=out,
                 is_quick=is_quick,
-                on_progress=on_progress,
+                on_stage=on_stage,
             )
     typer.echo(json.dumps(found.to_dict()) if is_json else str(found))

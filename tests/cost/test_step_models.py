@@ -163,7 +163,7 @@ def test_predictions_look_through_chunks() -> None:
 
 
 def grid() -> list[StepFeatures]:
-    prefills = [[(start, size, True)] for size in (8, 33, 128, 500) for start in (0, 64, 300)]
+    prefills = [[(start, size, size != 33)] for size in (8, 33, 128, 500) for start in (0, 64, 300)]
     decodes = [[(at, 1, True)] * num for num in (1, 2, 5, 9, 30, 70) for at in (10, 200, 900)]
     mixed = [decode + prefill for decode, prefill in zip(decodes, prefills, strict=False)]
     return [features_of(one) for one in prefills + decodes + mixed]
@@ -187,7 +187,7 @@ def test_a_noisy_fit_states_its_error_and_stays_positive() -> None:
     fit = fit_steps(grid(), list(exact * noise))
     assert 0.01 < fit.mape <= fit.left_out < 0.15
     assert all(value >= 0 for value in fit.coefficients.values())
-    with pytest.raises(ValueError, match="needs 18 steps"):
+    with pytest.raises(ValueError, match=f"needs {2 * len(TERMS)} steps"):
         fit_steps(grid()[:5], exact[:5])
 
 

@@ -1,0 +1,111 @@
+"""From answers at the client and the engine's log of the same run to the constants of cost.serving.
+
+Each answer is found in the log by its id: when the replica heard of it, and when the steps ended that gave its first
+and its last token. What lies before, between client and replica, is the request's way; what comes after each of
+the two steps is the reply's. The engine's cycles are those of the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from penstock.core.errors import StepFailed
+from penstock.core.events import Arrived, Completed, Event
+from penstock.cost.fitted import TERMS, fit_steps, solve_relative
+from penstock.cost.profile import SchedulerCost
+from penstock.cost.serving import ServingCost
+from penstock.lab.refit import Cycle, cycles_of_log
+from penstock.lab.serving import Answered
+
+FEWEST = 30  # answers that a fit of three constants needs
+LEAST_S = 1e-5  # a way is taken to last at least so long: clocks of one millisecond may show less than nothing
+Told = tuple[float, int]  # when a step ended, and how many tokens it gave
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What the log says of the requests, by their ids."""
+
+    heard_at: dict[str, float] = field(default_factory=dict)
+    first: dict[str, Told] = field(default_factory=dict)
+    last: dict[str, Told] = field(default_factory=dict)
+
+
+def _seen(events: Iterable[Event]) -> _Seen:
+    seen, names = _Seen(), dict[int, str]()
+    for event in events:
+        if isinstance(event, Arrived):
+            names[event.seq] = event.request
+            seen.heard_at[event.request] = event.at
+        elif isinstance(event, Completed):
+            gave = [seq for seq, tokens, _, _ in event.outputs if tokens]
+            for seq in gave:
+                told = event.at, len(gave)
+                seen.first.setdefault(names[seq], told)
+                seen.last[names[seq]] = told
+    return seen
+
+
+def serving_cost(
+    answers: Sequence[Answered],
+    events: Sequence[Event],
+    scheduler: SchedulerCost,
+    *,
+    measured: str = "",
+    neighbours: float | None = None,
+) -> ServingCost:
+    """Fit all constants. Raises StepFailed when there is too little to fit."""
+    seen = _seen(events)
+    known = [one for one in answers if one.id in seen.last]
+    if len(known) < FEWEST:
+        raise StepFailed(
+            f"only {len(known)} answers came while serving was measured; a fit needs {FEWEST}",
+            hint="this machine is slow or very busy: leave it alone, or calibrate without --quick",
+        )
+    request = [(1.0, one.num_prompt, one.others) for one in known]
+    request_s = [seen.heard_at[one.id] - one.sent_at for one in known]
+    reply, reply_s = [], []
+    for one in known:
+        for (ended_at, num_tokens), read_at in (
+            (seen.first[one.id], one.first_at),
+            (seen.last[one.id], one.last_at),
+        ):
+            reply.append((1.0, num_tokens))
+            reply_s.append(read_at - ended_at)
+    ways = [*_ways(request, request_s), *_ways(reply, reply_s)]
+    cycles = cycles_of_log(events)
+    fit = fit_steps([one.features for one in cycles], _bare(cycles, scheduler))
+    return ServingCost(
+        request_s=ways[0],
+        request_token_s=ways[1],
+        request_other_s=ways[2],
+        reply_s=ways[3],
+        reply_token_s=ways[4],
+        steps={name: fit.coefficients[name] for name in TERMS},
+        num_steps=fit.num_steps,
+        num_answers=len(known),
+        mape=fit.mape,
+        left_out=fit.left_out,
+        neighbours=neighbours,
+        measured=measured,
+    )
+
+
+def _bare(cycles: Sequence[Cycle], scheduler: SchedulerCost) -> list[float]:
+    """Seconds of the cycles without the scheduler's, which is charged apart; a tenth of the cycle at least."""
+    return [
+        max(
+            one.seconds - scheduler.seconds(one.num_running, one.num_waiting),
+            0.1 * one.seconds,
+        )
+        for one in cycles
+    ]
+
+
+def _ways(table: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> list[float]:
+    target = np.maximum(np.asarray(seconds, dtype=float), LEAST_S)
+    found: list[float] = solve_relative(np.asarray(table, dtype=float), target).tolist()
+    return found
