@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.errors import BadTrace
@@ -25,7 +25,7 @@ from penstock.report.series import Curve, Series
 from penstock.report.summary import Figures
 
 SLOWEST = 20
-PER_OCTAVE = 8  # bins of end-to-end time, for the mean causes of slow and quick answers
+PER_OCTAVE = 64  # bins of end-to-end time, for the mean causes of slow and quick answers
 LATENCIES = (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("E2E", "e2e_s"))
 BANDS = (("quicker half", 0.5), ("next 40%", 0.9), ("next 9%", 0.99), ("slowest 1%", 1.0))
 
@@ -37,6 +37,18 @@ class Band:
     name: str
     num: int
     parts: dict[str, float]
+
+
+def whole_band(bands: Sequence[Band]) -> Band:
+    """All answers of some bands as one."""
+    total = _Sum()
+    for band in bands:
+        total.add({cause: value * band.num for cause, value in band.parts.items()}, band.num)
+    return Band(
+        name="all",
+        num=total.num,
+        parts={cause: value / total.num for cause, value in total.parts.items()},
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 from penstock.core.errors import BadConfig, missing_extra
 from penstock.report.page import Block, Cell, Chart, Grid, Page, Tile, Words, number
 
+PERCENT = re.compile(r"-?[\d.,]+%$")
 __all__ = ["Chart", "Grid", "Page", "Tile", "Words", "render", "write"]
 
 
@@ -110,9 +112,7 @@ def _blocks(blocks: tuple[Block, ...]) -> str:
 
 
 def _grid(grid: Grid) -> str:
-    is_number = [
-        any(isinstance(row[i], int | float) for row in grid.rows) for i in range(len(grid.columns))
-    ]
+    is_number = [any(_is_number(row[i]) for row in grid.rows) for i in range(len(grid.columns))]
     sides = ["n" if each else "t" for each in is_number]
     head = "".join(
         f'<th class="{side}" scope="col">{escape(name)}</th>'
@@ -123,6 +123,10 @@ def _grid(grid: Grid) -> str:
         for row in grid.rows
     )  # fmt: skip
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _is_number(value: Cell) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and bool(PERCENT.match(value)))
 
 
 def _cell(value: Cell, side: str) -> str:
