@@ -11,6 +11,7 @@ Rules
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,12 @@ from penstock.core.errors import BadConfig, PenstockError, UpstreamFailed, missi
 
 A = TypeVar("A")
 B = TypeVar("B")
+REACH_S = 5.0
+UNSENT = ["*.safetensors", "*.so", "__pycache__"]  # nothing that is simulated needs weights
+START_HINT = (
+    "start one with `ray start --head`, or leave --ray out to use this machine's cores; one that asks for a token "
+    "is reached as Ray's documentation says (RAY_AUTH_MODE)"
+)
 
 
 def ray_map(
@@ -47,18 +54,23 @@ def ray_map(
 
 
 def _connect(ray: Any, address: str) -> None:
+    _knock(address)
     package = str(Path(penstock.__file__).parent)
     try:
         ray.init(
             address=address,
-            runtime_env={"py_modules": [package], "env_vars": {"OMP_NUM_THREADS": "1"}},
+            runtime_env={
+                "py_modules": [package],
+                "excludes": UNSENT,
+                "env_vars": {"OMP_NUM_THREADS": "1"},
+            },
             log_to_driver=False,
             logging_level="ERROR",
         )
     except ConnectionError as error:
         raise UpstreamFailed(
             f"no Ray cluster answers at {address!r}: {_first_line(error)}",
-            hint="start one with `ray start --head`, or leave --ray out to use this machine's cores",
+            hint=START_HINT,
         ) from None
     except ValueError as error:
         raise BadConfig(
@@ -69,6 +81,19 @@ def _connect(ray: Any, address: str) -> None:
         raise UpstreamFailed(
             f"the Ray cluster at {address!r} cannot be used: {_first_line(error)}",
             hint="the cluster needs the versions of ray and Python that are installed here",
+        ) from None
+
+
+def _knock(address: str) -> None:
+    """Raise UpstreamFailed when nobody listens at HOST:PORT. Ray itself would try for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise UpstreamFailed(
+            f"no Ray cluster answers at {address!r}: {error}", hint=START_HINT
         ) from None
 
 
@@ -96,7 +121,10 @@ def _map(
         try:
             result = ray.get(ready[0])
         except ray.exceptions.RayTaskError as error:
-            raise PenstockError(f"a worker of the Ray cluster fails: {error}") from None
+            raise PenstockError(
+                f"a worker of the Ray cluster fails: {str(error).strip().splitlines()[-1]}",
+                hint="its nodes need the Python and the packages that are installed here",
+            ) from None
         except ray.exceptions.RayError as error:
             result = _first_line(error)
         send()

@@ -40,16 +40,19 @@ def sweep_page(rows: Sequence[Row], *, title: str, subtitle: str, sources: Seque
 def _curves(lines: Sequence[Line]) -> dict[str, list[Line]]:
     found: dict[str, list[Line]] = {}
     for each in lines:
-        if each.get("goodput_per_s").mean is not None:
+        if each.get("attainment").mean is not None:
             found.setdefault(each.variant, []).append(each)
     return found
 
 
 def _load_point(found: Line) -> LoadPoint:
-    goodput, attained = found.get("goodput_per_s"), found.get("attainment")
-    assert goodput.mean is not None
-    least, most = (goodput.least, goodput.most) if goodput.is_spread else (None, None)
-    return LoadPoint(found.offered_per_s, goodput.mean, attained.mean or 0.0, least, most)
+    """Goodput as the share kept of what was offered a second: a run's length has the time in it that its last answers
+    take, which would put short runs below the line that their attainment is above of.
+    """
+    kept, offered = found.get("attainment"), found.offered_per_s
+    assert kept.mean is not None and kept.least is not None and kept.most is not None
+    ends = (kept.least * offered, kept.most * offered) if kept.is_spread else (None, None)
+    return LoadPoint(offered, kept.mean * offered, kept.mean, *ends)
 
 
 def _latency(name: str, figure: str, curves: Mapping[str, Sequence[Line]]) -> Chart:
