@@ -14,8 +14,9 @@ from penstock.core.types import SCHEMA, Slo
 from penstock.lab.client import Client, Server
 from penstock.lab.drive import Driven, Driver
 from penstock.lab.prompts import Composer, Lexicon, lexicon_of
+from penstock.lab.workflow import WorkflowFigures
 from penstock.report.summary import Figures, Spread
-from penstock.traffic import Trace, TraceMeta, open_trace
+from penstock.traffic import Columns, Trace, TraceMeta, open_trace
 from penstock.traffic.promises import Promise
 
 MAX_COUNTED_BYTES = 1 << 25
@@ -32,6 +33,7 @@ class Bench:
     url: str
     trace: Path
     format: str | None = None
+    columns: Columns | None = None
     limit: int | None = None
     speed: float = 1.0
     rate_per_s: float | None = None
@@ -61,6 +63,7 @@ class Benched:
     figures: Figures
     lateness: Spread
     driven: Driven
+    workflows: dict[str, WorkflowFigures]
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -76,6 +79,7 @@ class Benched:
             "prompts_sized_by": self.lexicon,
             "client_lateness_s": dataclasses.asdict(self.lateness),
             "figures": self.figures.to_dict(),
+            "workflows": {kind: dataclasses.asdict(each) for kind, each in self.workflows.items()},
         }
 
 
@@ -110,13 +114,14 @@ async def bench(wanted: Bench, on_tick: OnTick | None = None) -> Benched:
         with contextlib.suppress(asyncio.CancelledError):
             await driver.run(trace)
             is_whole = True
-        return _benched(wanted, trace, server, lexicon, driver.driven, is_whole)
+        return _benched(wanted, trace, server, lexicon, driver, is_whole)
 
 
 def _open(wanted: Bench, max_context: int | None) -> Trace:
     return open_trace(
         wanted.trace,
         format=wanted.format,
+        columns=wanted.columns,
         limit=wanted.limit,
         speed=wanted.speed,
         seed=wanted.seed,
@@ -136,9 +141,9 @@ def _count(wanted: Bench, max_context: int | None) -> int | None:
 
 
 def _benched(
-    wanted: Bench, trace: Trace, server: Server, lexicon: Lexicon, driven: Driven, is_whole: bool
+    wanted: Bench, trace: Trace, server: Server, lexicon: Lexicon, driver: Driver, is_whole: bool
 ) -> Benched:
-    notes = []
+    driven, notes = driver.driven, []
     if not is_whole:
         notes.append("stopped before the trace ended")
     if not lexicon.is_exact:
@@ -160,6 +165,7 @@ def _benched(
         figures=driven.figures(tuple(notes)),
         lateness=driven.lateness(),
         driven=driven,
+        workflows=driver.workflows.figures(),
     )
 
 

@@ -32,15 +32,16 @@ from penstock.lab.grid import Axis, Spot, spots
 from penstock.lab.points import Json, Point, Result, run_points
 from penstock.lab.simulate import simulate, source_of
 from penstock.lab.sweep_rows import Row, row_of
-from penstock.traffic import Trace, open_trace
+from penstock.traffic import Trace, open_trace, parse_columns
 
 UNTOLD = ("wall_s", "log")  # what of a simulation is not a function of its settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """How the trace is played; names and meanings as in `Trace`."""
+    """How the trace is played; names and meanings as in `Trace`, `columns` as typed."""
 
+    columns: str | None = None
     limit: int | None = None
     speed: float = 1.0
     rate_per_s: float | None = None
@@ -50,6 +51,7 @@ class Traffic:
     def open(self, trace: Path, seed: int) -> Trace:
         return open_trace(
             trace,
+            columns=None if self.columns is None else parse_columns(self.columns),
             limit=self.limit,
             speed=self.speed,
             rate_per_s=self.rate_per_s,

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from penstock.core.clock import now
 from penstock.core.types import Request
 from penstock.report.summary import Spread, spread_of
+from penstock.report.table import seconds
 from penstock.traffic import Workflow
 
 Ask = Callable[
@@ -36,6 +37,14 @@ class WorkflowFigures:
     num_abandoned: int
     e2e_s: Spread
     makespan_s: float
+
+    def __str__(self) -> str:
+        told = f"{self.num_whole:,} of {self.num:,} ended whole, {self.num_calls:,} calls"
+        if self.num_abandoned:
+            told += f", {self.num_abandoned:,} given up"
+        spread = self.e2e_s
+        told += f"; E2E p50 {seconds(spread.p50)}, p99 {seconds(spread.p99)}"
+        return f"{told}, makespan {seconds(self.makespan_s)}"
 
 
 @dataclass(slots=True)

@@ -72,7 +72,8 @@ class Card:
     output: Lengths
     hit_ceiling_tokens: float | None
     hit_ceiling_blocks: float | None
-    num_sessions: int
+    num_sessions: int  # conversations and programs
+    num_in_sessions: int  # requests that belong to one
     num_workflows: dict[str, int]
     num_tenants: int
     top_tenant: str
@@ -139,6 +140,7 @@ class Watched:
             hit_ceiling_tokens=self._share(self._hit_tokens, sum(self._prompts)),
             hit_ceiling_blocks=self._share(self._hit_blocks, self._num_blocks),
             num_sessions=len(self._sessions),
+            num_in_sessions=self._num_in_sessions,
             num_workflows=dict(self._workflows),
             num_tenants=len(self._tenants),
             top_tenant=tenant,
@@ -152,6 +154,7 @@ class Watched:
         self._tenants: Counter[str] = Counter()
         self._workflows: Counter[str] = Counter()
         self._sessions: set[str] = set()
+        self._num_in_sessions = 0
         self._seen: set[int] = set()
         self._num_blocks = self._hit_blocks = self._hit_tokens = 0
 
@@ -162,6 +165,7 @@ class Watched:
         self._tenants[request.tenant] += 1
         if request.program is not None:
             self._sessions.add(request.program)
+            self._num_in_sessions += 1
         if isinstance(request.prompt, TracedPrompt) and request.prompt.hash_ids:
             self._meet(request.prompt)
 

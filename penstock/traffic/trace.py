@@ -126,8 +126,16 @@ class Trace:
         self.meta = self._fresh_meta()
 
     def __iter__(self) -> Iterator[tuple[float, Item]]:
+        for number, at_s, found in self.timed():
+            if isinstance(found, Row):
+                yield at_s, self._request(RequestId(f"{self._stem}-{number}"), found)
+            else:
+                yield at_s, self._workflow(number, found)
+
+    def timed(self) -> Iterator[tuple[int, float, Row | Flow]]:
+        """(number in the file, instant, what is kept): what iterating makes requests of. Begins a new `meta`."""
         meta = self.meta = self._fresh_meta()
-        for number, found in self.found(meta):
+        for number, found in self._found(meta):
             at_s = self._instant(found)
             if at_s < meta.last_at_s:
                 meta.num_late += 1
@@ -135,10 +143,7 @@ class Trace:
             for row in rows_of(found):
                 meta.prompt_tokens += row.num_prompt
                 meta.output_tokens += row.num_output
-            if isinstance(found, Row):
-                yield at_s, self._request(RequestId(f"{self._stem}-{number}"), found)
-            else:
-                yield at_s, self._workflow(number, found)
+            yield number, at_s, found
 
     def sha256(self) -> str:
         """Digest of the file, to name it in a report."""
@@ -157,7 +162,7 @@ class Trace:
             meta.notes.append(f"Poisson arrivals at {self.rate_per_s:g}/s, seed {self.seed}")
         return meta
 
-    def found(self, meta: TraceMeta) -> Iterator[tuple[int, Row | Flow]]:
+    def _found(self, meta: TraceMeta) -> Iterator[tuple[int, Row | Flow]]:
         """What is kept with its number in the file, counting all that pass. Instants are the file's own."""
         count = self.count_tokens or estimate_tokens
         source = Source(str(self.path), count, self.seed, self.rate_per_s)

@@ -1,4 +1,5 @@
-"""`penstock bench URL --trace FILE`: what does this server do under that traffic? And `penstock bench calibrate`."""
+"""`penstock bench URL --trace FILE`: what does this server do under that traffic? And `penstock bench calibrate`
+and `penstock bench validate`."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.core.errors import missing_extra
-from penstock.verbs import calibrate, fail_loudly
+from penstock.verbs import calibrate, fail_loudly, validate
 
 if TYPE_CHECKING:
     from penstock.lab.bench import Bench, Benched
@@ -28,7 +29,10 @@ DEFAULT_COMMAND = "url"  # `penstock bench URL` is `penstock bench url URL`; see
 
 # Flags too long for the list of them below.
 TraceFile = Annotated[
-    Path, typer.Option(help="File with the traffic: Azure, Mooncake, BurstGPT or ShareGPT.")
+    Path, typer.Option(help="Traffic: a trace, a CSV of your own, or a workload (.toml).")
+]
+ColumnsFlag = Annotated[
+    str | None, typer.Option(help="Of a CSV of your own: arrival=ts,prompt=in,output=out.")
 ]
 Rate = Annotated[
     float | None,
@@ -45,8 +49,11 @@ TokenizerFolder = Annotated[
 ]
 Key = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key to send.")]
 
-app = typer.Typer(help="Measure a server under a trace, or calibrate this machine.")
+app = typer.Typer(
+    help="Measure a server under a trace, calibrate this machine, or validate the simulator on it."
+)
 app.command("calibrate", epilog=calibrate.EPILOG)(calibrate.calibrate)
+app.command("validate", epilog=validate.EPILOG)(validate.validate)
 
 
 @app.command("url", epilog=EPILOG, no_args_is_help=True)
@@ -54,6 +61,7 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
     url: Annotated[str, typer.Argument(help="An OpenAI-compatible server.")],
     trace: TraceFile,
     format: Annotated[str | None, typer.Option(help="Format of the trace [recognised].")] = None,
+    columns: ColumnsFlag = None,
     limit: Annotated[int | None, typer.Option(help="Play only so many requests.")] = None,
     speed: Annotated[float, typer.Option(help="Play the trace so many times as fast.")] = 1.0,
     rate: Rate = None,
@@ -78,6 +86,7 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
     Requests go out at their traced instants, with prompts and answers of the traced lengths. Ctrl-C stops and reports.
     """
     from penstock.lab.bench import Bench
+    from penstock.traffic import parse_columns
     from penstock.traffic.promises import parse_promise, slo_of
 
     if plot is not None and find_spec("matplotlib") is None:  # not after the run
@@ -86,6 +95,7 @@ def bench_url(  # noqa: PLR0913 - a flag is an argument
         url=url,
         trace=trace,
         format=format,
+        columns=None if columns is None else parse_columns(columns),
         limit=limit,
         speed=speed,
         rate_per_s=rate,
@@ -141,6 +151,8 @@ def _report(found: Benched, out: Path | None, plot: Path | None, is_json: bool) 
         typer.echo(text)
     else:
         print_figures(found.figures, f"{found.model} at {found.url}")
+        for kind, figures in found.workflows.items():
+            typer.echo(f"{kind}s  {figures}")
         typer.echo(f"trace {found.trace}")
     if out is not None:
         try:

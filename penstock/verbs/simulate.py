@@ -14,6 +14,7 @@ from penstock.verbs import fail_loudly
 if TYPE_CHECKING:
     from penstock.lab.play import Played
     from penstock.lab.simulate import Simulated
+    from penstock.traffic.card import Card
 
 EPILOG = (
     "Examples: `penstock simulate examples/azure_a100.toml --trace data/azure_2023_conv_200.csv`; "
@@ -35,8 +36,11 @@ TICK = 50  # requests between two updates of the progress bar
 def simulate(  # noqa: PLR0913 - a flag is an argument
     config: Annotated[Path, typer.Argument(help="TOML file of the deployment.")],
     trace: Annotated[
-        Path, typer.Option(help="File with the traffic: Azure, Mooncake, BurstGPT or ShareGPT.")
+        Path, typer.Option(help="Traffic: a trace, a CSV of your own, or a workload (.toml).")
     ],
+    columns: Annotated[
+        str | None, typer.Option(help="Of a CSV of your own: arrival=ts,prompt=in,output=out.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Play only so many requests.")] = None,
     speed: Annotated[float, typer.Option(help="Play the trace so many times as fast.")] = 1.0,
     rate: Annotated[
@@ -91,6 +95,7 @@ class Asked:
 
     config: Path
     trace: Path
+    columns: str | None
     limit: int | None
     speed: float
     rate: float | None
@@ -113,7 +118,8 @@ def _single(asked: Asked) -> None:
     from penstock.assemble import load_config
     from penstock.lab.simulate import simulate as run_simulation
     from penstock.report.progress import Bar
-    from penstock.traffic import open_trace
+    from penstock.traffic import open_trace, parse_columns
+    from penstock.traffic.card import Watched
     from penstock.traffic.promises import slo_of
     from penstock.verbs.sweeping import refuse
 
@@ -122,6 +128,7 @@ def _single(asked: Asked) -> None:
     built = load_config(asked.config, sets=asked.sets or (), flags={"seed": asked.seed})
     played = open_trace(
         asked.trace,
+        columns=None if asked.columns is None else parse_columns(asked.columns),
         limit=asked.limit,
         speed=asked.speed,
         rate_per_s=asked.rate,
@@ -136,23 +143,28 @@ def _single(asked: Asked) -> None:
                 under_way = now.num_sent - now.num_served - sum(now.errors.values())
                 bar.show(now.num_sent, asked.limit, f"{under_way} under way")
 
-        found = run_simulation(built, played, log_path=asked.log, on_progress=on_progress)
+        watched = Watched(played)
+        found = run_simulation(built, watched, log_path=asked.log, on_progress=on_progress)
     if asked.is_json:
         typer.echo(json.dumps(found.to_dict()))
     else:
-        _print(found)
+        _print(found, watched.card())
     if not found.figures.all.num_finished:
         fail_loudly("simulate", found.figures.errors, found.played.messages)
 
 
-def _print(found: Simulated) -> None:
+def _print(found: Simulated, card: Card) -> None:
+    from penstock.report.card import short
     from penstock.report.table import print_figures
 
     names = ", ".join(source.fleet for source in found.sources)
     print_figures(found.figures, f"SIMULATED: {names}, virtual time")
     for source in found.sources:
         typer.echo(f"source  {source}")
+    for kind, figures in found.played.workflows.items():
+        typer.echo(f"{kind + 's':8}{figures}")
     typer.echo(f"trace   {found.trace}")
+    typer.echo(f"card    {short(card)}")
     typer.echo(f"digest  {found.digest} of {found.num_events:,} events, seed {found.seed}")
     if found.log is not None:
         typer.echo(f"log     {found.log}")

@@ -50,6 +50,7 @@ def run_asked(asked: Asked) -> None:
         same = {"--rate": asked.rate if load != "speed" else None, "--speed": is_faster}
         refuse(same, f"and --sweep {load} both state the load", "leave one of them out")
     traffic = Traffic(
+        columns=asked.columns,
         limit=asked.limit,
         speed=asked.speed,
         rate_per_s=asked.rate,

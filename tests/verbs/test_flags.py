@@ -23,12 +23,17 @@ FLAGS: dict[str, set[str]] = {
         "--json",
     },
     "bench url": {
-        "--trace", "--format", "--limit", "--speed", "--rate", "--model", "--api-key", "--chat", "--slo-ttft",
-        "--slo-tpot", "--promise", "--concurrency-cap", "--timeout", "--tokenizer", "--seed", "--out", "--plot",
-        "--json",
+        "--trace", "--format", "--columns", "--limit", "--speed", "--rate", "--model", "--api-key", "--chat",
+        "--slo-ttft", "--slo-tpot", "--promise", "--concurrency-cap", "--timeout", "--tokenizer", "--seed", "--out",
+        "--plot", "--json",
+    },
+    "bench validate": {
+        "--trace", "--profile", "--loads", "--repeats", "--requests", "--neighbour-limit", "--device", "--dtype",
+        "--policy", "--quick", "--out", "--plot", "--json",
     },
     "chat": {"--model", "--api-key", "--system", "--complete", "--max-tokens"},
     "replay": {"--json"},
+    "report": {"--out", "--json", "--perfetto", "--otel", "--request", "--title"},
     "reproduce": {
         "--list", "--full", "--quick", "--seeds", "--data", "--processes", "--out", "--keep", "--plot", "--json",
     },
@@ -37,8 +42,17 @@ FLAGS: dict[str, set[str]] = {
         "--api-key", "--drain-timeout",
     },
     "simulate": {
-        "--trace", "--limit", "--speed", "--rate", "--model", "--seed", "--slo-ttft", "--slo-tpot", "--set", "--log",
-        "--sweep", "--compare", "--seeds", "--processes", "--ray", "--out", "--json",
+        "--trace", "--columns", "--limit", "--speed", "--rate", "--model", "--seed", "--slo-ttft", "--slo-tpot",
+        "--set", "--log", "--sweep", "--compare", "--seeds", "--processes", "--ray", "--out", "--json",
+    },
+    "trace card": {
+        "--format", "--columns", "--limit", "--speed", "--rate", "--seed", "--plot", "--json",
+    },
+    "trace fit": {
+        "--format", "--columns", "--limit", "--out", "--window", "--lengths", "--seeds", "--json",
+    },
+    "trace generate": {
+        "--out", "--format", "--columns", "--limit", "--speed", "--rate", "--seed", "--json",
     },
     "train default": {"--out", "--minutes", "--resume", "--fresh", "--device", "--runs", "--card", "--no-card"},
     "version": {"--json"},
@@ -126,7 +140,7 @@ def test_every_verb_is_a_file_and_every_file_a_verb() -> None:
         "__init__",
         "calibrate",
         "sweeping",
-    }  # calibrate is a command of bench, sweeping a part of simulate
+    }  # calibrate and validate are commands of bench, sweeping a part of simulate
     assert files - parts == set(VERBS)
 
 
