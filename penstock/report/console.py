@@ -52,7 +52,9 @@ def _tiles(tiles: tuple[Tile, ...]) -> Table:
 
 
 def _grid(grid: Grid) -> Table:
-    table = Table(title=f"\n{grid.title}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=f"\n{grid.title}", title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
     for place, name in enumerate(grid.columns):
         is_number = any(isinstance(row[place], int | float) for row in grid.rows)
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
