@@ -27,13 +27,8 @@ FLAGS: dict[str, set[str]] = {
         "--slo-ttft", "--slo-tpot", "--promise", "--concurrency-cap", "--timeout", "--tokenizer", "--seed", "--out",
         "--plot", "--json",
     },
-    "bench validate": {
-        "--trace", "--profile", "--loads", "--repeats", "--requests", "--neighbour-limit", "--device", "--dtype",
-        "--policy", "--quick", "--out", "--plot", "--json",
-    },
     "chat": {"--model", "--api-key", "--system", "--complete", "--max-tokens"},
     "replay": {"--json"},
-    "report": {"--out", "--json", "--perfetto", "--otel", "--request", "--title"},
     "reproduce": {
         "--list", "--full", "--quick", "--seeds", "--data", "--processes", "--out", "--keep", "--plot", "--json",
     },
@@ -140,7 +135,7 @@ def test_every_verb_is_a_file_and_every_file_a_verb() -> None:
         "__init__",
         "calibrate",
         "sweeping",
-    }  # calibrate and validate are commands of bench, sweeping a part of simulate
+    }  # calibrate is a command of bench, sweeping a part of simulate
     assert files - parts == set(VERBS)
 
 
