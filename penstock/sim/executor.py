@@ -30,12 +30,14 @@ from penstock.core.clock import now
 from penstock.core.plans import Done, Plan, Sampled, Yielded
 from penstock.core.ports import Completion, Grain
 from penstock.core.types import Caps, PlanId, Request
+from penstock.cost.energy import Meter
 from penstock.cost.step import StepFeatures, StepModel, features_of, layer_segments
 
 NEVER = 1 << 62  # a position no job reaches
 OPERATORS_PER_LAYER = 7  # norm, qkv, attention, output, norm, gate and up, down
 
 SchedulerTime = Callable[[int, int], float]  # seconds by (num_running, num_waiting)
+_Ends = tuple[list[float], tuple[int, ...], tuple[StepFeatures, ...]]
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +51,7 @@ class _Run:
     started_at: float
     ends: list[float]
     unending: tuple[int, ...]
+    features: tuple[StepFeatures, ...] = ()  # of its first step, an entry for each segment of layers
     target: int = 0
     timer: asyncio.TimerHandle | None = None
     yielded_at: float | None = None
@@ -64,10 +67,12 @@ class ModelledExecutor:
         *,
         caps: Caps,
         scheduler: SchedulerTime | None = None,
+        meter: Meter | None = None,
         activation_bytes: int = 0,
     ) -> None:
         """`activation_bytes`: held for each token of a plan that yielded inside its forward."""
         self._model, self._caps, self._scheduler = model, caps, scheduler
+        self._meter = meter
         self._activation_bytes = activation_bytes
         self._tell: Callable[[Completion], None] | None = None
         self._stops: dict[int, int] = {}  # seq -> position whose step draws the last token
@@ -162,8 +167,17 @@ class ModelledExecutor:
         plan, steps = run.plan, run.target
         del self._runs[plan.id], self._busy[plan.lane]
         ends = tuple(run.ends[:steps])
+        if self._meter is not None:
+            self._measure(self._meter, run, steps)
         assert self._tell is not None, "nobody listens"
         self._tell(Done(plan.id, steps, self._outputs(run, steps), ends))
+
+    def _measure(self, meter: Meter, run: _Run, steps: int) -> None:
+        """Tell the meter of a completed launch. Lanes beside each other count by their shares."""
+        seconds = (run.ends[steps - 1] - run.started_at - run.paused_s) * run.plan.share
+        for part in run.features:
+            layers = self._caps.num_layers
+            meter.add(part, steps, seconds * (part.layers or layers) / layers)
 
     def _yield(self, run: _Run) -> None:
         run.timer, run.yielded_at = None, now()
@@ -172,8 +186,8 @@ class ModelledExecutor:
         assert self._tell is not None, "nobody listens"
         self._tell(Yielded(run.plan.id, run.yielded_at, tokens * self._activation_bytes))
 
-    def _ends(self, plan: Plan, at: float, repeat: int) -> tuple[list[float], tuple[int, ...]]:
-        """End instants of the steps this plan may run, and the seqs of its decodes if it has nothing else.
+    def _ends(self, plan: Plan, at: float, repeat: int) -> _Ends:
+        """End instants of the steps this plan may run, the seqs of its decodes if it has nothing else, its features.
 
         A repeated plan goes up to the first step in which an answer ends. Written for columns: this and `_outputs`
         run once a launch and are most of what a simulated step costs.
@@ -183,26 +197,26 @@ class ModelledExecutor:
         seqs, starts, tokens, samples, _, _, layers, _ = zip(*plan.work, strict=True)
         if sum(tokens) != num or not all(samples) or any(layers):
             assert repeat == 1, "only sampling decodes are repeated"
-            return [at + (self._mixed_s(plan) + extra)], ()
+            parts = self._parts(plan)
+            seconds = sum(self._model.seconds(part, share) for part in parts)
+            return [at + (seconds + extra)], (), parts
         features = StepFeatures(num, num, num, num, sum(starts) + num, max(starts) + 1)
         left = min(map(sub, map(self._stops.__getitem__, seqs), starts))
         repeat = max(1, min(repeat, left))
         if repeat == 1:
             ends = [at + (self._model.seconds(features, share) + extra)]
         else:
-            seconds = self._model.run_seconds(features, repeat, share)
+            each = self._model.run_seconds(features, repeat, share)
             if extra:
-                seconds = [one + extra for one in seconds]
-            ends = list(accumulate(seconds, initial=at))
+                each = [one + extra for one in each]
+            ends = list(accumulate(each, initial=at))
             del ends[0]
-        return ends, seqs if repeat < left else ()
+        return ends, seqs if repeat < left else (), (features,)
 
-    def _mixed_s(self, plan: Plan) -> float:
+    def _parts(self, plan: Plan) -> tuple[StepFeatures, ...]:
         if not any(item.layers for item in plan.work):
-            features = features_of([item[1:4] for item in plan.work])
-            return self._model.seconds(features, plan.share)
-        parts = layer_segments(plan.work, self._caps.num_layers)
-        return sum(self._model.seconds(part, plan.share) for part in parts)
+            return (features_of([item[1:4] for item in plan.work]),)
+        return tuple(layer_segments(plan.work, self._caps.num_layers))
 
     def _outputs(self, run: _Run, steps: int) -> tuple[Sampled, ...]:
         nothing: forever[tuple[()]] = forever(())
