@@ -4,7 +4,8 @@
     poisson=1,2,4           load: requests a second, Poisson arrivals in place of the trace's
     speed=0.5,1,2           load: so many times as fast as the trace
     replicas=1:4:1          short for fleet.0.replicas; so are policy.route, cache.block_size and the like
-    policy.batch=vllm,sglang    another batch policy, and with it what its preset says beside it
+    policy.batch=vllm,sglang    another batch policy, and with it what its preset says beside it; a table gives it
+                            parameters: policy.batch={name="vllm-v1",max_tokens=512},sglang
     seed=..., net.latency_s=..., fleet.1.replicas=...   any setting by its whole name
 
 Rules
@@ -28,6 +29,7 @@ from decimal import Decimal, InvalidOperation
 
 from penstock.assemble import Config, FleetConfig
 from penstock.assemble.presets import PRESETS, policy_tables
+from penstock.core.config import set_path
 from penstock.core.errors import BadConfig
 
 LOADS = ("rate", "poisson", "speed")
@@ -208,18 +210,27 @@ def _short(name: str) -> str:
 
 
 def _assignments(axis: Axis, value: str, config: Config) -> list[str]:
-    name = ALIASES.get(value, value)
+    name = _name_of(value)
     if not axis.switches_preset or name not in PRESETS:
         return [f"{axis.path}={value}"]
-    place = axis.path.rpartition(".")[0]
+    place, _, slot = axis.path.rpartition(".")
+    told = []
     index = int(place.split(".")[1])
-    if index < len(config.fleet) and name == _batch_of(config.fleet[index]):
-        return []
-    told = [f"{place}.preset={name}"]
-    for slot, chosen in PRESETS[name].items():
-        if len({preset.get(slot) for preset in PRESETS.values()}) > 1:
-            told.append(f"{place}.{slot}={chosen}")
-    return told
+    if index >= len(config.fleet) or name != _batch_of(config.fleet[index]):
+        told.append(f"{place}.preset={name}")
+        for each, chosen in PRESETS[name].items():
+            if len({preset.get(each) for preset in PRESETS.values()}) > 1:
+                told.append(f"{place}.{each}={chosen}")
+    return [*told, f"{place}.{slot}={value}"] if value.startswith("{") else told
+
+
+def _name_of(value: str) -> object:
+    """Of a policy, from its bare name or its table."""
+    read: dict[str, object] = {}
+    set_path(read, f"policy={value}")
+    policy = read["policy"]
+    name = policy.get("name") if isinstance(policy, dict) else policy
+    return ALIASES.get(name, name) if isinstance(name, str) else None
 
 
 def _batch_of(fleet: FleetConfig) -> object:
