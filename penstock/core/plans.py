@@ -69,13 +69,18 @@ class Sampled(NamedTuple):
 
 @dataclass(slots=True)
 class Done:
-    """A plan ran `steps_run` times. `ends` holds the end instant of each run, oldest first."""
+    """A plan ran `steps_run` times. `ends` holds the end instant of each run, oldest first.
+
+    `is_plain` promises that `outputs` are bare counts (no ids, hashes, log-probabilities or errors), one for each chunk
+    that samples, in the order of the plan: what a modelled leaf says of nearly every step.
+    """
 
     plan: PlanId
     steps_run: int
     outputs: tuple[Sampled, ...]
     ends: tuple[float, ...]
     error: str | None = None  # the whole step failed: every job of the plan ends with it
+    is_plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,6 +179,7 @@ class Job:
     first_token_at: float | None = None
     last_token_at: float | None = None
     is_cancelled: bool = False
+    is_streamed: bool = True  # its caller hears of every token, not of the end alone
 
     @property
     def known(self) -> int:

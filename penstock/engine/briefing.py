@@ -3,16 +3,21 @@
 An executor keeps the state of the jobs it met (tokens, block table, sampler). It hears of a job once (Opening), then
 only of the blocks it does not know yet, and in the end that the job is closed. After a preemption the block table
 starts afresh, the other state stays.
+
+Nearly every chunk there is continues a job by one token inside a block it holds; `plan` writes those itself, in one
+pass that also finds out for how many steps the same plan could go on. All others go through `_work`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from penstock.core.plans import Opening, Plan, Work
 from penstock.core.types import Job, PlanId
 from penstock.core.views import Batch, Chunk, Lane
 from penstock.engine.ledger import BlockLedger
+
+_new_tuple: Callable[[type[Work], Iterable[object]], Work] = tuple.__new__
 
 
 class Briefing:
@@ -27,22 +32,22 @@ class Briefing:
 
     def plan(
         self, place: int, lane: Lane, batch: Batch, num_running: int, num_waiting: int
-    ) -> tuple[Plan, list[Job]]:
-        """Take blocks for the lane's chunks, in order, and write the plan; the live jobs come with it."""
-        jobs: list[Job] = []
-        works: list[Work] = []
-        opened: list[Opening] = []
-        for chunk in lane.chunks:
-            job: Job = chunk.job  # type: ignore[assignment]
-            if job.seq not in self._met:
-                self._met.add(job.seq)
-                opened.append(Opening(job.seq, job.request, job.answer))
-            jobs.append(job)
-            works.append(self._work(job, chunk))
+    ) -> tuple[Plan, list[Job], int]:
+        """Take blocks for the lane's chunks, in order, and write the plan.
+
+        With it come the live jobs, and the number of steps until one of them reaches its length if all of them decode
+        (1 otherwise).
+        """
+        jobs: list[Job] = [chunk[0] for chunk in lane.chunks]  # type: ignore[misc]
+        if not self._met.issuperset([job.seq for job in jobs]):
+            opened = tuple([self._open(job) for job in jobs if job.seq not in self._met])
+        else:
+            opened = ()
+        works, left = self._works(lane)
         plan = Plan(
             PlanId(self._next_plan),
             tuple(works),
-            tuple(opened),
+            opened,
             tuple(self._closed),
             place,
             lane.share,
@@ -51,8 +56,43 @@ class Briefing:
             num_waiting,
         )
         self._next_plan += 1
-        self._closed = []
-        return plan, jobs
+        if self._closed:
+            self._closed = []
+        return plan, jobs, left
+
+    def _open(self, job: Job) -> Opening:
+        self._met.add(job.seq)
+        return Opening(job.seq, job.request, job.answer)
+
+    def _works(self, lane: Lane) -> tuple[list[Work], int]:
+        ledger, told_of, works, left = self._ledger, self._told, [], 1 << 62
+        tables, registered, size = ledger.tables, ledger.registered, ledger.block_size
+        for chunk in lane.chunks:
+            job: Job = chunk[0]  # type: ignore[assignment]
+            seq, start = job.seq, job.computed + job.in_flight
+            told = told_of.get(seq)
+            rest = job.max_tokens - job.num_output
+            if (
+                told is None
+                or chunk[1] != 1
+                or chunk[2] is not None
+                or start >= told * size
+                or len(job.hashes) > registered[seq]
+                or told != len(tables[seq])
+            ):
+                work = self._work(job, chunk)
+                if work[2] != 1 or not work[3]:
+                    rest = 1
+            else:
+                job.in_flight += 1
+                samples = start + 1 == job.num_prompt + job.num_output
+                if not samples or job.request.kind != "generate":
+                    samples, rest = False, 1
+                work = _new_tuple(Work, (seq, start, 1, samples, (), False, None, chunk[3]))
+            if rest < left:
+                left = rest
+            works.append(work)
+        return works, left
 
     def _work(self, job: Job, chunk: Chunk) -> Work:
         ledger = self._ledger
@@ -72,7 +112,7 @@ class Briefing:
         samples = upto == job.known and job.request.kind == "generate"
         num_blocks = len(table)
         if told == num_blocks and chunk.layers is None:
-            return Work(job.seq, start, chunk.tokens, samples)
+            return Work(job.seq, start, chunk.tokens, samples, phase=chunk.phase)
         self._told[job.seq] = num_blocks
         fresh = tuple(table[told or 0 :])
         return Work(

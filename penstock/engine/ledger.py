@@ -49,7 +49,7 @@ class BlockLedger:
         self._hash: list[BlockHash | None] = [None] * num_blocks
         self._unused = list(range(num_blocks - 1, -1, -1))
         self._idle: dict[int, None] = {}  # insertion order = from the longest unused to the latest
-        self._registered: dict[int, int] = {}
+        self.registered: dict[int, int] = {}
         self.choose_idle: ChooseIdle = self.oldest_idle
 
     @property
@@ -93,7 +93,7 @@ class BlockLedger:
                 del self._idle[block]
             self.refs[block] += 1
             table.append(block)
-        self._registered[job.seq] = max(self._registered.get(job.seq, 0), len(table))
+        self.registered[job.seq] = max(self.registered.get(job.seq, 0), len(table))
         return len(table) * self.block_size
 
     def extend(self, job: Job, upto: int) -> None:
@@ -118,7 +118,7 @@ class BlockLedger:
 
     def register(self, job: Job, upto: int) -> None:
         """Remember the full blocks of positions [0, upto) under the job's hashes."""
-        done = self._registered.get(job.seq, 0)
+        done = self.registered.get(job.seq, 0)
         full = min(upto // self.block_size, len(job.hashes))
         if full <= done:
             return
@@ -129,12 +129,12 @@ class BlockLedger:
                 self._hash[block] = known
                 if self.index.setdefault(known, block) != block:
                     self._twins.setdefault(known, []).append(block)
-        self._registered[job.seq] = full
+        self.registered[job.seq] = full
 
     def release(self, job: Job, computed: int | None = None) -> int:
         """Take all blocks from `job`; how many became free. Blocks beyond `computed` positions are forgotten."""
         table = self.tables.pop(job.seq, [])
-        if not self._registered.pop(job.seq, 0):  # nothing shared, nothing known by hash
+        if not self.registered.pop(job.seq, 0):  # nothing shared, nothing known by hash
             refs = self.refs
             for block in table:
                 refs[block] = 0

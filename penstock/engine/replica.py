@@ -41,7 +41,7 @@ from penstock.core.views import Lane
 from penstock.engine.briefing import Briefing
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.roster import NOTHING, Roster
-from penstock.engine.turn import Council, Predictors, ReplicaPolicies, Verdict
+from penstock.engine.turn import Chunks, Council, Predictors, ReplicaPolicies, Verdict
 
 OnOutputs = Callable[[tuple[tuple[str, Output], ...]], None]
 Arrival = tuple[Request, bool]
@@ -114,6 +114,7 @@ class Replica:
         self._is_poked = False
         self._is_draining = False
         self._is_stopped = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._end: asyncio.Future[None] | None = None
         self._drained: list[asyncio.Future[None]] = []
         executor.listen(self._put)
@@ -225,12 +226,15 @@ class Replica:
 
     def _poke(self) -> None:
         self._is_poked = True
-        asyncio.get_running_loop().call_soon(self._turn_or_fail)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._turn_or_fail)
 
     def _turn_or_fail(self) -> None:
         self._is_poked = False
         try:
-            self.turn(loop_now())
+            assert self._loop is not None
+            self.turn(self._loop.time())
         except BaseException as error:  # the outermost loop: whoever awaits run() gets it
             if self._end is None or self._end.done():
                 raise
@@ -313,13 +317,52 @@ class Replica:
         flight = self._flights.pop(done.plan)
         self._emit_completed(now, done)
         self._step_s = (done.ends[-1] - flight.launched_at) / done.steps_run
-        found = {sampled.seq: sampled for sampled in done.outputs}
-        errors = self._errors(flight, done)
+        errors = {} if done.is_plain else self._errors(flight, done)
         extra = done.steps_run - 1
         if extra:
-            # Before anybody ends: single steps would have taken these blocks while all were running.
-            for work, job in zip(flight.plan.work, flight.jobs, strict=True):
-                self.ledger.extend(job, job.computed + work.tokens + extra)
+            self._hold(flight.jobs, 1 + extra)
+        if done.is_plain:
+            self._advance(now, flight, done)
+        else:
+            self._apply_outputs(now, flight, done, errors)
+
+    def _hold(self, jobs: list[Job], steps: int) -> None:
+        """Take the blocks of repeated steps before anybody ends: single steps took them while all were running."""
+        tables, size = self.ledger.tables, self.ledger.block_size
+        for job in jobs:
+            upto = job.computed + steps
+            if upto > len(tables[job.seq]) * size:
+                self.ledger.extend(job, upto)
+
+    def _advance(self, now: float, flight: Flight, done: Done) -> None:
+        """`_apply_outputs` for bare counts, which need no looking into."""
+        outputs, steps = iter(done.outputs), done.steps_run
+        first, end, extra = done.ends[0], done.ends[-1], steps - 1
+        for work, job in zip(flight.plan.work, flight.jobs, strict=True):
+            tokens = work[2]
+            job.in_flight -= tokens
+            job.computed += tokens + extra
+            if not work[3]:
+                reason = self._reason_to_end(job, NOTHING, None)
+                if reason is not None:
+                    self._finish(now, job, reason)
+                continue
+            sampled = next(outputs)
+            job.num_output += steps
+            job.last_token_at = end
+            if job.first_token_at is None:
+                job.first_token_at = first
+            if sampled[3] or job.is_cancelled or job.num_output >= job.max_tokens:
+                reason = self._reason_to_end(job, sampled, None)
+                assert reason is not None
+                self._finish(now, job, reason, sampled)
+            elif job.is_streamed:
+                self._roster.tell(job, sampled)
+
+    def _apply_outputs(
+        self, now: float, flight: Flight, done: Done, errors: dict[int, str]
+    ) -> None:
+        found, extra = {sampled.seq: sampled for sampled in done.outputs}, done.steps_run - 1
         for work, job in zip(flight.plan.work, flight.jobs, strict=True):
             job.in_flight -= work.tokens
             sampled = found.get(work.seq, NOTHING)
@@ -360,13 +403,17 @@ class Replica:
         return errors
 
     def _emit_completed(self, now: float, done: Done) -> None:
-        told = [
-            (one.seq, one.tokens, one.is_stop, tuple([known.hex() for known in one.filled]))
-            if one.filled
-            else (one.seq, one.tokens, one.is_stop, ())
-            for one in done.outputs
-        ]
-        errors = [(one.seq, one.error) for one in done.outputs if one.error is not None]
+        told: list[tuple[int, int, bool, tuple[str, ...]]]
+        errors: tuple[tuple[int, str], ...]
+        if done.is_plain:
+            told = [(one[0], one[1], one[3], ()) for one in done.outputs]
+            errors = ()
+        else:
+            told = [
+                (one.seq, one.tokens, one.is_stop, tuple([known.hex() for known in one.filled]))
+                for one in done.outputs
+            ]
+            errors = tuple([(one.seq, one.error) for one in done.outputs if one.error is not None])
         self._emit(
             Completed(
                 at=now,
@@ -375,7 +422,7 @@ class Replica:
                 steps_run=done.steps_run,
                 ends=done.ends,
                 outputs=tuple(told),
-                errors=tuple(errors),
+                errors=errors,
                 error=done.error,
             )
         )
@@ -398,7 +445,7 @@ class Replica:
 
     def _step(self, now: float) -> None:
         roster, caps = self._roster, self._executor.caps
-        busy = [flight.plan.lane for flight in self._flights.values()]
+        busy = [flight.plan.lane for flight in self._flights.values()] if self._flights else ()
         verdict = self._council.decide(
             now, running=roster.running, waiting=roster.waiting, caps=caps, busy_lanes=busy
         )
@@ -410,13 +457,16 @@ class Replica:
             self._briefing.preempted(evicted)
         for admitted in decision.admitted:
             roster.start(now, admitted)  # type: ignore[arg-type]
-        places = [place for place in range(caps.max_lanes) if place not in busy]
-        lanes = [lane for lane in decision.batch.lanes if lane.chunks]
-        assert len(lanes) <= len(places), "the batch policy planned for a busy lane"
-        for place, lane in zip(places, lanes, strict=False):
-            self._launch(now, verdict, place, lane)
-        if not lanes:
-            self._emit_stepped(now, verdict, None, 1)
+        places = (place for place in range(caps.max_lanes) if place not in busy)
+        has_launched = False
+        for lane, chunks in zip(decision.batch.lanes, verdict.chunks, strict=True):
+            if chunks:
+                place = next(places, None)
+                assert place is not None, "the batch policy planned for a busy lane"
+                self._launch(now, verdict, place, lane, chunks)
+                has_launched = True
+        if not has_launched:
+            self._emit_stepped(now, verdict, None, 1, ())
         for refused, why in verdict.refused:
             job: Job = refused  # type: ignore[assignment]
             self._briefing.ended(job)
@@ -429,22 +479,19 @@ class Replica:
             )
             self._poke()
 
-    def _launch(self, now: float, verdict: Verdict, place: int, lane: Lane) -> None:
+    def _launch(self, now: float, verdict: Verdict, place: int, lane: Lane, chunks: Chunks) -> None:
         running, waiting = len(self._roster.running), len(self._roster.waiting)
-        plan, jobs = self._briefing.plan(place, lane, verdict.decision.batch, running, waiting)
-        repeat = self._repeat(jobs, plan, verdict.stable_for)
+        plan, jobs, left = self._briefing.plan(
+            place, lane, verdict.decision.batch, running, waiting
+        )
+        most = min(left, verdict.stable_for, self._executor.caps.max_repeat)
+        repeat = self._repeat(jobs, most) if most > 1 and len(jobs) == running else 1
         self._flights[plan.id] = Flight(plan, jobs, repeat, now)
-        self._emit_stepped(now, verdict, plan, repeat)
+        self._emit_stepped(now, verdict, plan, repeat, chunks)
         self._executor.launch(plan, repeat)
 
-    def _repeat(self, jobs: list[Job], plan: Plan, stable_for: int) -> int:
-        """Steps that can run as one: no answer reaches its length before the last, and all fits in memory."""
-        most = min(stable_for, self._executor.caps.max_repeat)
-        if most <= 1 or len(jobs) != len(self._roster.running):
-            return 1
-        if any(work.tokens != 1 or not work.samples for work in plan.work):
-            return 1
-        most = min(most, min(job.max_tokens - job.num_output for job in jobs))
+    def _repeat(self, jobs: list[Job], most: int) -> int:
+        """How many of `most` decode steps can run as one: as many as fit in memory."""
         size, free = self.ledger.block_size, self.ledger.free
         if (most // size + 1) * len(jobs) <= free:
             return most
@@ -459,7 +506,9 @@ class Replica:
             fits, over = (middle, over) if need <= free else (fits, middle)
         return fits
 
-    def _emit_stepped(self, now: float, verdict: Verdict, plan: Plan | None, repeat: int) -> None:
+    def _emit_stepped(
+        self, now: float, verdict: Verdict, plan: Plan | None, repeat: int, chunks: Chunks
+    ) -> None:
         decision = verdict.decision
         self._emit(
             Stepped(
@@ -469,7 +518,7 @@ class Replica:
                 lane=0 if plan is None else plan.lane,
                 digest=verdict.digest,
                 repeat=repeat,
-                chunks=() if plan is None else tuple([(w.seq, w.tokens) for w in plan.work]),
+                chunks=chunks,
                 admitted=tuple([job.seq for job in decision.admitted]),
                 evicted=tuple([eviction.item.seq for eviction in decision.evicted]),
                 num_running=len(self._roster.running),

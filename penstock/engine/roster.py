@@ -38,7 +38,6 @@ class Roster:
         self.running = JobList(is_live=True)
         self.outputs: list[tuple[str, Output]] = []
         self._by_request: dict[str, list[Job]] = {}
-        self._every_token: dict[str, bool] = {}
         self._next_seq = 0
 
     @property
@@ -65,12 +64,12 @@ class Roster:
                     request.sampling.max_tokens, self._max_context - request.prompt.num_tokens
                 ),
                 priority=request.priority,
+                is_streamed=every_token,
             )
             self._next_seq += 1
             jobs.append(job)
             self.waiting.append(job)
         self._by_request[request.id] = jobs
-        self._every_token[request.id] = every_token
 
     def _hashes(self, request: Request) -> tuple[BlockHash, ...]:
         """None for prompts that are scored: a block that is found again is one whose tokens nobody computes."""
@@ -123,7 +122,6 @@ class Roster:
         jobs.remove(job)
         if not jobs:
             del self._by_request[request.id]
-            del self._every_token[request.id]
         self._emit(
             Finished(
                 at=now,
@@ -154,7 +152,7 @@ class Roster:
         code: str | None = None,
     ) -> None:
         """Note what the caller is to hear; callers who want only the end hear only of it."""
-        if not self._every_token[job.request.id]:
+        if not job.is_streamed:
             if reason is not None:
                 whole = Output(
                     job.answer, (), job.num_output, reason, (), (), job.cached, error, code

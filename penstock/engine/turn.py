@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import get_args
 
 from penstock.core.rng import stream
 from penstock.core.types import Caps, Phase
-from penstock.core.views import Answer, Cost, Eviction, JobView, LedgerFork, Lengths
+from penstock.core.views import Answer, Chunk, Columns, Cost, Eviction, JobView, LedgerFork, Lengths
 from penstock.engine.joblist import JobList
 from penstock.engine.ledger import BlockLedger
 from penstock.policy import admit, batch, evict, order
 
 PHASES = get_args(Phase)
+Chunks = tuple[tuple[int, int], ...]  # (seq, tokens) of one lane, in order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +56,10 @@ class IdleBlock:
 
 @dataclass(slots=True)
 class Verdict:
-    """What the policies decided for one step, and for how many more it would stay the same."""
+    """What the policies decided for one step, and for how many more it would stay the same. `chunks`: by lane."""
 
     decision: batch.Decision
+    chunks: list[Chunks]
     refused: list[tuple[JobView, str]]
     digest: str
     stable_for: int
@@ -88,6 +91,29 @@ class Council:
         self._refused: list[tuple[JobView, str]] = []
         self._whys: list[str] = []
         ledger.choose_idle = self._choose_idle
+        # Views are valid during the call only, so one of each is enough; what changes is set for each step.
+        self._order_view = order.View(
+            now=0.0,
+            rng=self._rng["order"],
+            waiting=(),
+            running=(),
+            cost=self._cost,
+            lengths=self._lengths,
+            columns=_no_columns,
+        )
+        self._batch_view = batch.View(
+            now=0.0,
+            rng=self._rng["batch"],
+            running=(),
+            waiting=(),
+            caps=Caps(num_layers=1, max_context=1),
+            ledger=ledger,
+            cost=self._cost,
+            lengths=self._lengths,
+            admit=self._admit,
+            victims=self._victims,
+            columns=_no_columns,
+        )
 
     def decide(
         self,
@@ -102,42 +128,27 @@ class Council:
         self._now, self._running = now, running.jobs
         self._trace, self._refused, self._whys = array("q"), [], []
         ranking, stable = self._rank(running, waiting)
-        view = batch.View(
-            now=now,
-            rng=self._rng["batch"],
-            running=running.jobs,
-            waiting=ranking,
-            caps=caps,
-            ledger=self._ledger,
-            cost=self._cost,
-            lengths=self._lengths,
-            admit=self._admit,
-            victims=self._victims,
-            columns=running.columns,
-            busy_lanes=busy_lanes,
-        )
+        view = self._batch_view
+        view.now, view.running, view.waiting = now, running.jobs, ranking
+        view.caps, view.columns, view.busy_lanes = caps, running.columns, busy_lanes
         decision = self.policies.batch.decide(view)
         if self._is_checked:
             batch.law(view, decision)
+        whys = self._whys
         if decision.why:
-            self._whys.append(decision.why)
-        stable = min(stable, decision.stable_for)
+            whys.append(decision.why)
+        chunks, digest = self._digest(decision)
+        why = whys[0] if len(whys) == 1 else "; ".join(whys)
         return Verdict(
-            decision, self._refused, self._digest(decision), stable, "; ".join(self._whys)
+            decision, chunks, self._refused, digest, min(stable, decision.stable_for), why
         )
 
     def _rank(self, running: JobList, waiting: JobList) -> tuple[Sequence[JobView], int]:
         if not waiting.jobs:
             return (), 1 << 30
-        view = order.View(
-            now=self._now,
-            rng=self._rng["order"],
-            waiting=waiting.jobs,
-            running=running.jobs,
-            cost=self._cost,
-            lengths=self._lengths,
-            columns=waiting.columns,
-        )
+        view = self._order_view
+        view.now, view.waiting, view.running = self._now, waiting.jobs, running.jobs
+        view.columns = waiting.columns
         decision = self.policies.order.decide(view)
         if self._is_checked:
             order.law(view, decision)
@@ -149,13 +160,7 @@ class Council:
 
     def _admit(self, job: JobView, tokens: int, fork: LedgerFork) -> Answer:
         view = admit.View(
-            now=self._now,
-            rng=self._rng["admit"],
-            job=job,
-            tokens=tokens,
-            ledger=fork,
-            running=self._running,
-            lengths=self._lengths,
+            self._now, self._rng["admit"], job, tokens, fork, self._running, self._lengths
         )
         decision = self.policies.admit.decide(view)
         if self._is_checked:
@@ -199,8 +204,8 @@ class Council:
             evict.law(view, decision)
         return [eviction.item.id for eviction in decision.evictions]  # type: ignore[union-attr]
 
-    def _digest(self, decision: batch.Decision) -> str:
-        """Over all that was said: ranking, admissions, victims, lanes.
+    def _digest(self, decision: batch.Decision) -> tuple[list[Chunks], str]:
+        """The chunks of each lane, and a hash over all that was said: ranking, admissions, victims, lanes.
 
         Not over the idle blocks that lose their contents: which ones do, shows in what later steps find cached; and
         their numbers are not the same when steps run as one.
@@ -208,16 +213,35 @@ class Council:
         trace = self._trace
         if decision.admitted or decision.evicted:
             trace.append(-5)
-            trace.extend(job.seq for job in decision.admitted)
-            trace.extend(-6 - job.seq for job, _ in decision.evicted)
-        for lane in decision.batch.lanes:
-            said = [-3, round(lane.share * (1 << 30))]
-            for job, tokens, layers, phase in lane.chunks:
-                said += (job.seq, tokens)
-                if layers is not None or phase != "extend":
-                    said += (-4, PHASES.index(phase), *(layers or ()))
-            trace.fromlist(said)
-        told = hashlib.blake2b(trace.tobytes(), digest_size=8)
+            trace.extend([job.seq for job in decision.admitted])
+            trace.extend([-6 - job.seq for job, _ in decision.evicted])
+        lanes: list[Chunks] = []
+        for chunks, share in decision.batch.lanes:
+            told = tuple([(job.seq, tokens) for job, tokens, _, _ in chunks])
+            lanes.append(told)
+            trace.append(-3)
+            trace.append(round(share * (1 << 30)))
+            if any(map(_is_odd, chunks)):
+                trace.extend(_spelled(chunks))
+            else:
+                trace.extend(chain.from_iterable(told))
+        hashed = hashlib.blake2b(trace.tobytes(), digest_size=8)
         if decision.batch.nano is not None:
-            told.update(decision.batch.nano.encode())
-        return told.hexdigest()
+            hashed.update(decision.batch.nano.encode())
+        return lanes, hashed.hexdigest()
+
+
+def _no_columns() -> Columns:
+    raise AssertionError("a view was used outside its call")
+
+
+def _is_odd(chunk: Chunk) -> bool:
+    return chunk[2] is not None or chunk[3] != "extend"
+
+
+def _spelled(chunks: Sequence[Chunk]) -> Iterator[int]:
+    """Chunks as numbers, with the layers and phases of those that have any."""
+    for job, tokens, layers, phase in chunks:
+        yield from (job.seq, tokens)
+        if layers is not None or phase != "extend":
+            yield from (-4, PHASES.index(phase), *(layers or ()))

@@ -25,34 +25,37 @@ from dataclasses import dataclass
 from itertools import accumulate
 from itertools import repeat as forever
 from operator import sub
+from typing import TYPE_CHECKING
 
 from penstock.core.clock import now
 from penstock.core.plans import Done, Plan, Sampled, Yielded
 from penstock.core.ports import Completion, Grain
 from penstock.core.types import Caps, PlanId, Request
-from penstock.cost.energy import Meter
 from penstock.cost.step import StepFeatures, StepModel, features_of, layer_segments
+
+if TYPE_CHECKING:
+    from penstock.cost.energy import Meter
 
 NEVER = 1 << 62  # a position no job reaches
 OPERATORS_PER_LAYER = 7  # norm, qkv, attention, output, norm, gate and up, down
 
 SchedulerTime = Callable[[int, int], float]  # seconds by (num_running, num_waiting)
-_Ends = tuple[list[float], tuple[int, ...], tuple[StepFeatures, ...]]
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
     """A launched plan. `ends` are the instants its steps would end; it stops after `target` of them.
 
-    `unending`: the seqs of a plan of decodes none of which ends an answer; empty for all other plans.
+    `unending`: the seqs of a plan of decodes none of which ends an answer; empty for all other plans. `parts`:
+    what the first step does, an entry for each segment of layers.
     """
 
     plan: Plan
     started_at: float
     ends: list[float]
     unending: tuple[int, ...]
-    features: tuple[StepFeatures, ...] = ()  # of its first step, an entry for each segment of layers
-    target: int = 0
+    parts: Sequence[StepFeatures]
+    target: int
     timer: asyncio.TimerHandle | None = None
     yielded_at: float | None = None
     paused_s: float = 0.0  # inside the step that runs now
@@ -74,6 +77,9 @@ class ModelledExecutor:
         self._model, self._caps, self._scheduler = model, caps, scheduler
         self._meter = meter
         self._activation_bytes = activation_bytes
+        self._loop: asyncio.AbstractEventLoop | None = (
+            None  # asking for the running one takes a system call
+        )
         self._tell: Callable[[Completion], None] | None = None
         self._stops: dict[int, int] = {}  # seq -> position whose step draws the last token
         self._runs: dict[PlanId, _Run] = {}
@@ -88,23 +94,28 @@ class ModelledExecutor:
         self._tell = on_completion
 
     def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
+        caps = self._caps
         assert not self._is_stopped, "launched after stop"
         assert plan.work, "a plan without work"
-        assert 1 <= repeat <= self._caps.max_repeat, f"repeat {repeat}"
-        assert plan.lane < self._caps.max_lanes and plan.lane not in self._busy, "no such idle lane"
+        assert 1 <= repeat <= caps.max_repeat, f"repeat {repeat}"
+        assert plan.lane < caps.max_lanes and plan.lane not in self._busy, "no such idle lane"
         assert plan.nano is None, "the modelled executor has no intra-step templates"
-        self.close_jobs(plan.closed)
+        if plan.closed:
+            self.close_jobs(plan.closed)
         for seq, request, _ in plan.opened:
             self._stops[seq] = _stop_position(request)
-        at = now()
-        run = _Run(plan, at, *self._ends(plan, at, repeat))
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        run = self._begin(plan, self._loop.time(), repeat)
         self._busy[plan.lane] = plan.id
         self._runs[plan.id] = run
-        self._schedule(run, len(run.ends))
+        run.timer = self._loop.call_at(run.ends[-1], self._finish, run)
         return plan.id
 
     def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
         run = self._runs[plan]
+        if grain == "step" and run.target == 1:
+            return
         at = now()
         step = bisect_left(run.ends, at, hi=run.target - 1)  # the step that runs now
         if grain == "step":
@@ -166,17 +177,17 @@ class ModelledExecutor:
     def _finish(self, run: _Run) -> None:
         plan, steps = run.plan, run.target
         del self._runs[plan.id], self._busy[plan.lane]
-        ends = tuple(run.ends[:steps])
+        ends = tuple(run.ends if steps == len(run.ends) else run.ends[:steps])
         if self._meter is not None:
             self._measure(self._meter, run, steps)
         assert self._tell is not None, "nobody listens"
-        self._tell(Done(plan.id, steps, self._outputs(run, steps), ends))
+        self._tell(Done(plan.id, steps, self._outputs(run, steps), ends, None, True))
 
     def _measure(self, meter: Meter, run: _Run, steps: int) -> None:
         """Tell the meter of a completed launch. Lanes beside each other count by their shares."""
         seconds = (run.ends[steps - 1] - run.started_at - run.paused_s) * run.plan.share
-        for part in run.features:
-            layers = self._caps.num_layers
+        layers = self._caps.num_layers
+        for part in run.parts:
             meter.add(part, steps, seconds * (part.layers or layers) / layers)
 
     def _yield(self, run: _Run) -> None:
@@ -186,37 +197,38 @@ class ModelledExecutor:
         assert self._tell is not None, "nobody listens"
         self._tell(Yielded(run.plan.id, run.yielded_at, tokens * self._activation_bytes))
 
-    def _ends(self, plan: Plan, at: float, repeat: int) -> _Ends:
-        """End instants of the steps this plan may run, the seqs of its decodes if it has nothing else, its features.
-
-        A repeated plan goes up to the first step in which an answer ends. Written for columns: this and `_outputs`
-        run once a launch and are most of what a simulated step costs.
+    def _begin(self, plan: Plan, at: float, repeat: int) -> _Run:
+        """The run of a plan, up to the first step in which an answer ends. Written for columns: this and `_outputs`
+        happen once a launch and are most of what a simulated step costs.
         """
         extra = self._scheduler(plan.num_running, plan.num_waiting) if self._scheduler else 0.0
-        share, num = plan.share, len(plan.work)
+        num = len(plan.work)
         seqs, starts, tokens, samples, _, _, layers, _ = zip(*plan.work, strict=True)
         if sum(tokens) != num or not all(samples) or any(layers):
             assert repeat == 1, "only sampling decodes are repeated"
-            parts = self._parts(plan)
-            seconds = sum(self._model.seconds(part, share) for part in parts)
-            return [at + (seconds + extra)], (), parts
+            parts = self._parts(plan, any(layers))
+            seconds_of, share = self._model.seconds, plan.share
+            seconds = sum([seconds_of(part, share) for part in parts])
+            end = at + (seconds + extra)
+            return _Run(plan, at, [end], (), parts, 1)
         features = StepFeatures(num, num, num, num, sum(starts) + num, max(starts) + 1)
         left = min(map(sub, map(self._stops.__getitem__, seqs), starts))
         repeat = max(1, min(repeat, left))
         if repeat == 1:
-            ends = [at + (self._model.seconds(features, share) + extra)]
+            ends = [at + (self._model.seconds(features, plan.share) + extra)]
         else:
-            each = self._model.run_seconds(features, repeat, share)
+            steps = self._model.run_seconds(features, repeat, plan.share)
             if extra:
-                each = [one + extra for one in each]
-            ends = list(accumulate(each, initial=at))
+                steps = [one + extra for one in steps]
+            ends = list(accumulate(steps, initial=at))
             del ends[0]
-        return ends, seqs if repeat < left else (), (features,)
+        unending = seqs if repeat < left else ()
+        return _Run(plan, at, ends, unending, (features,), len(ends))
 
-    def _parts(self, plan: Plan) -> tuple[StepFeatures, ...]:
-        if not any(item.layers for item in plan.work):
-            return (features_of([item[1:4] for item in plan.work]),)
-        return tuple(layer_segments(plan.work, self._caps.num_layers))
+    def _parts(self, plan: Plan, is_layered: bool) -> Sequence[StepFeatures]:
+        if is_layered:
+            return layer_segments(plan.work, self._caps.num_layers)
+        return (features_of([item[1:4] for item in plan.work]),)
 
     def _outputs(self, run: _Run, steps: int) -> tuple[Sampled, ...]:
         nothing: forever[tuple[()]] = forever(())
@@ -224,11 +236,11 @@ class ModelledExecutor:
             seqs: Sequence[int] = run.unending
             is_stop: Iterable[bool] = forever(False)
         else:
-            drawn = [item for item in run.plan.work if item.samples]
-            seqs = [item.seq for item in drawn]
+            drawn = [item for item in run.plan.work if item[3]]
+            seqs = [item[0] for item in drawn]
             # Each further step of a repeated plan is one position further.
             further, stops = steps - 1, self._stops
-            is_stop = [item.start + item.tokens + further >= stops[item.seq] for item in drawn]
+            is_stop = [item[1] + item[2] + further >= stops[item[0]] for item in drawn]
         fields = zip(
             seqs, forever(steps), nothing, is_stop, nothing, nothing, nothing, forever(None)
         )

@@ -30,7 +30,7 @@ class View:
         return self.ledger.cached(self.job) + self.tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
     answer: Answer
     why: str = ""

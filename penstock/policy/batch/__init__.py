@@ -55,7 +55,7 @@ class View:
     busy_lanes: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
     """`stable_for`: steps for which the same chunks would be planned if nothing arrived, ended or ran short."""
 

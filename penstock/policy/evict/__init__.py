@@ -33,7 +33,7 @@ class View:
     freed: Callable[[Item], int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
     evictions: tuple[Eviction[Item], ...]
     why: str = ""

@@ -31,7 +31,7 @@ class View:
     columns: Callable[[], Columns]  # over `waiting`
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Decision:
     """`stable_for`: steps for which the same ranking would be given if nothing arrived, ended or left."""
 
