@@ -130,7 +130,7 @@ class Explanation:
 
     def _detail(self, cause: str) -> str:
         told = ""
-        if cause.startswith("queue-") or cause == "step-boundary":
+        if cause.startswith("queue-"):
             told = f"{self.ahead} waited before it" if self.ahead else "nobody waited before it"
             if self.ahead_of:
                 told += f", first {', '.join(self.ahead_of)}"
@@ -141,7 +141,8 @@ class Explanation:
         elif cause in ("preempted", "recompute"):
             told = f"{self.num_preemptions} preemption{'s' * (self.num_preemptions != 1)}"
         elif cause == "prefill":
-            told = f"{self.num_prompt - self.num_cached} of {self.num_prompt} prompt tokens, the others cached"
+            told = f"{self.num_prompt - self.num_cached:,} prompt tokens"
+            told += f", {self.num_cached:,} more were cached" if self.num_cached else ""
         elif cause == "decode":
             told = f"{self.num_output} tokens in {self.num_steps} steps"
         elif cause == "batch":

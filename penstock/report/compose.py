@@ -134,7 +134,7 @@ def _latencies(runs: Sequence[Facts]) -> Block:
 
 def _refused(runs: Sequence[Facts]) -> list[Block]:
     return [
-        Words(title=f"{request} was refused", lines=(f"{code}: {why}",))
+        Words(title=f"{request} was refused", lines=(f"{code}: {why}",), about=request)
         for run in runs
         for request, (code, why) in run.refusals.items()
         if request not in {told.request for told in run.asked}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from penstock.report.page import Grid, Page, Tile, Words, number
 
 MAX_ROWS = 12
-MAX_CELL = 60
+WIDE = 160  # columns of a terminal in which every column of a table is shown
 
 
 def print_page(page: Page, *, console: Console | None = None) -> None:
@@ -23,7 +23,7 @@ def print_page(page: Page, *, console: Console | None = None) -> None:
         out.print(_tiles(page.tiles))
     for block in page.blocks:
         if isinstance(block, Grid):
-            out.print(_grid(block))
+            out.print(_grid(block, out.width))
         elif isinstance(block, Words):
             out.print(Text(f"\n{block.title}", style="bold"))
             for line in block.lines:
@@ -51,20 +51,18 @@ def _tiles(tiles: tuple[Tile, ...]) -> Table:
     return table
 
 
-def _grid(grid: Grid) -> Table:
+def _grid(grid: Grid, width: int) -> Table:
     table = Table(
         title=f"\n{grid.title}", title_justify="left", title_style="bold", box=None, pad_edge=False
     )
-    for place, name in enumerate(grid.columns):
+    shown = range(len(grid.columns)) if grid.narrow is None or width >= WIDE else grid.narrow
+    for place in shown:
         is_number = any(isinstance(row[place], int | float) for row in grid.rows)
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+        justify: JustifyMethod = "right" if is_number else "left"
+        table.add_column(grid.columns[place], justify=justify, no_wrap=place == shown[0])
     for row in grid.rows[:MAX_ROWS]:
-        table.add_row(*(Text(_short(number(cell))) for cell in row))
+        table.add_row(*(Text(number(row[place])) for place in shown))
     if len(grid.rows) > MAX_ROWS:
         table.caption = f"and {len(grid.rows) - MAX_ROWS} more"
         table.caption_justify = "left"
     return table
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 1] + "…"

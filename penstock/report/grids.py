@@ -42,7 +42,12 @@ def group_grid(figures: Figures) -> Grid:
     ]  # fmt: skip
     names = ("", "", "offered", "finished", "kept", "goodput/s")
     latencies = ("TTFT p50", "p99", "TPOT p50", "p99", "E2E p50", "p99")
-    return Grid(title="By class and tenant", columns=(*names, *latencies), rows=tuple(rows))
+    return Grid(
+        title="By class and tenant",
+        columns=(*names, *latencies),
+        rows=tuple(rows),
+        narrow=(1, 2, 4, 5, 7, 9, 11),
+    )
 
 
 def slowest_grid(slowest: Sequence[tuple[str, Explanation]]) -> Grid:
@@ -72,6 +77,7 @@ def slowest_grid(slowest: Sequence[tuple[str, Explanation]]) -> Grid:
         "any request in words.",
         columns=(*(("run",) if has_runs else ()), *columns),
         rows=tuple(rows),
+        narrow=tuple(([0] if has_runs else []) + [place + has_runs for place in (0, 2, 3, 4, 7)]),
     )
 
 
@@ -107,6 +113,7 @@ def run_grid(runs: Sequence[Facts], money: Mapping[str, Money]) -> Grid:
         caption="Latencies in seconds.",
         columns=columns,
         rows=tuple(rows),
+        narrow=(0, 1, 4, 5, 6, 8, 10),
     )
 
 

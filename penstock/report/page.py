@@ -41,23 +41,25 @@ class Chart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """A table. Numbers are aligned to the right; None is shown as a dash."""
+    """A table. Numbers are aligned to the right; None is shown as a dash. `narrow`: the columns for small terminals."""
 
     title: str
     caption: str = ""
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    narrow: tuple[int, ...] | None = None
     is_wide: bool = True
     kind: Literal["grid"] = "grid"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """Paragraphs or, with `is_list`, points."""
+    """Paragraphs or, with `is_list`, points. `about`: the request whose life they tell."""
 
     title: str
     lines: tuple[str, ...]
     is_list: bool = False
+    about: str = ""
     is_wide: bool = True
     kind: Literal["words"] = "words"
 
@@ -88,6 +90,11 @@ class Page:
     notes: tuple[str, ...] = ()
     footer: str = ""
     figures: dict[str, object] = field(default_factory=dict)
+
+    def lives(self) -> Page:
+        """The page with nothing but the lives of the requests that were asked for."""
+        told = tuple(each for each in self.blocks if isinstance(each, Words) and each.about)
+        return dataclasses.replace(self, tiles=(), blocks=told, notes=())
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""

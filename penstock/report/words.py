@@ -186,4 +186,5 @@ def asked_words(told: Explanation) -> Words:
         title=f"Why did {told.request} take {seconds(told.e2e_s)}?",
         lines=tuple(lines),
         is_list=True,
+        about=told.request,
     )
