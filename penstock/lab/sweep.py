@@ -26,7 +26,7 @@ from pathlib import Path
 from penstock.assemble import Config, load_config
 from penstock.assemble.print_config import print_config
 from penstock.core.config import build
-from penstock.core.errors import BadConfig, BadTrace
+from penstock.core.errors import BadConfig, BadTrace, PenstockError
 from penstock.core.types import Slo
 from penstock.lab.grid import Axis, Spot, spots
 from penstock.lab.points import Json, Point, Result, run_points
@@ -94,8 +94,8 @@ def plan(sweep: Sweep) -> list[Planned]:
     pace = _Pace(sweep)
     planned = []
     for spot in spots(sweep.axes):
-        config = _config(sweep, base, spot)
-        inputs = {"trace": pace.sha256, **_digests(config)}
+        config, digests = _config(sweep, base, spot)
+        inputs = {"trace": pace.sha256, **digests}
         model = sweep.model or config.fleet[0].served_name
         for seed in range(config.seed, config.seed + sweep.num_seeds):
             traffic, offered_per_s = pace.of(spot, seed)
@@ -141,13 +141,15 @@ def run_one(point: Point, *, trace: Path) -> Json:
     return {name: value for name, value in found.items() if name not in UNTOLD}
 
 
-def _config(sweep: Sweep, base: Config, spot: Spot) -> Config:
-    """The configuration of a spot, checked as far as it can be without running it."""
+def _config(sweep: Sweep, base: Config, spot: Spot) -> tuple[Config, dict[str, str]]:
+    """The configuration of a spot, checked as far as it can be without running it, and the digests of what it reads."""
     try:
         sets = [*sweep.sets, *spot.sets(base)]
-        return load_config(sweep.config, sets=sets, flags={"seed": sweep.seed})
-    except BadConfig as error:
-        raise BadConfig(f"{spot.variant}: {error.message}", hint=error.hint) from None
+        config = load_config(sweep.config, sets=sets, flags={"seed": sweep.seed})
+        return config, _digests(config)
+    except PenstockError as error:
+        where = f"{spot.variant}: " if any(not axis.is_load for axis, _ in spot.values) else ""
+        raise type(error)(f"{where}{error.message}", hint=error.hint) from None
 
 
 def _digests(config: Config) -> dict[str, str]:
