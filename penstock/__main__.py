@@ -23,6 +23,7 @@ VERBS: dict[str, str] = {
     "bench": "Measure an OpenAI-compatible server under a trace, or calibrate this machine.",
     "reproduce": "Measure a published claim against its baselines.",
     "trace": "Look at a trace, generate one, or fit a generator to one.",
+    "report": "Show what a run did, and why slow requests were slow.",
     "replay": "Take a log's decisions again and compare each one.",
     "train": "Train the default model.",
     "version": "Print the version.",

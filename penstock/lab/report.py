@@ -1,7 +1,7 @@
 """A report of logs, or of a simulation while it runs: the facts of runs, put into a page.
 
-    page = report_of([Run("a.jsonl")])          from logs
-    recorder = Recorder(); simulate(..., listeners=[recorder]); recorder.page(found)
+    page = report_of([Run("a.jsonl")])                                      from logs
+    recorder = Recorder(path); found = simulate(..., listeners=[recorder]); recorder.write(found)
 
 What the log does not say itself is read from the configuration in its header: whether times came from a model, from
 which, and what the cards cost.
@@ -9,6 +9,7 @@ which, and what the cards cost.
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -19,11 +20,15 @@ from penstock.core.config import build
 from penstock.core.errors import BadConfig, BadTrace, PenstockError
 from penstock.core.events import Header
 from penstock.lab.simulate import Simulated, source_of
+from penstock.report.card import short
 from penstock.report.collect import Collector, Facts
-from penstock.report.compose import Context, compose
+from penstock.report.compose import compose
+from penstock.report.html import plotly, write
 from penstock.report.money import Money, price_of
 from penstock.report.page import Page
 from penstock.report.runs import Run
+from penstock.report.words import Context
+from penstock.traffic.card import Card
 
 TICK = 5000  # events between two calls of on_progress
 SIMULATED = "SIMULATED: no hardware ran this. "
@@ -76,14 +81,30 @@ def report_of(
 
 
 class Recorder(Collector):
-    """Listens to a simulation and makes its page."""
+    """Listens to a simulation (`listeners=[recorder]`), and then writes its page to `path`.
 
-    def page(self, found: Simulated, *, title: str = "") -> Page:
+    Raises MissingExtra at once when a page could not be made in the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        plotly()
+        super().__init__(path.stem)
+        self.path = path
+
+    def page(self, found: Simulated, card: Card | None = None, *, title: str = "") -> Page:
         facts = self.facts()
+        lines = [str(found.trace), *([] if card is None else [short(card)])]
         context = context_of(
-            [facts], title=title, card=(str(found.trace),), footer=f"digest {found.digest}"
+            [facts], title=title, card=tuple(lines), footer=f"digest {found.digest}"
         )
-        return compose([facts], context)
+        money = dataclasses.replace(
+            context.money[facts.name], energy_j=getattr(found, "energy_j", None)
+        )
+        return compose([facts], dataclasses.replace(context, money={facts.name: money}))
+
+    def write(self, found: Simulated, card: Card | None = None) -> Path:
+        """The path."""
+        return write(self.page(found, card), self.path)
 
 
 def context_of(

@@ -28,7 +28,7 @@ def render(page: Page) -> str:
     data = [{"data": chart.data, "layout": chart.layout} for chart in charts]
     scripts = [_asset("page.js")]
     if charts:
-        scripts.insert(0, _plotly())
+        scripts.insert(0, plotly())
     shell = _asset("page.html")
     parts = {
         "title": escape(page.title),
@@ -66,7 +66,8 @@ def _asset(name: str) -> str:
     return (resources.files("penstock.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _plotly() -> str:
+def plotly() -> str:
+    """The script that draws. Raises MissingExtra when it is not installed."""
     try:
         bundle: str = importlib.import_module("plotly.offline").get_plotlyjs()
     except ModuleNotFoundError:

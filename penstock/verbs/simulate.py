@@ -13,12 +13,14 @@ from penstock.verbs import fail_loudly
 
 if TYPE_CHECKING:
     from penstock.lab.play import Played
+    from penstock.lab.report import Recorder
     from penstock.lab.simulate import Simulated
     from penstock.traffic.card import Card
 
 EPILOG = (
     "Examples: `penstock simulate examples/azure_a100.toml --trace data/azure_2023_conv_200.csv`; "
     "`penstock simulate deploy.toml --trace conv.csv --slo-ttft 1 --set fleet.0.replicas=8 --log run.jsonl`; "
+    "`penstock simulate deploy.toml --trace conv.csv --slo-ttft 1 --report run.html`; "
     "`penstock simulate deploy.toml --trace conv.csv --slo-ttft 1 --sweep rate=0.5:4:0.5 "
     "--compare policy.batch=vllm,sglang`; "
     "`penstock simulate deploy.toml --trace conv.csv --sweep poisson=2,4,8 --sweep replicas=1,2,4 --seeds 5`. "
@@ -73,6 +75,9 @@ def simulate(  # noqa: PLR0913 - a flag is an argument
     out: Annotated[
         Path | None, typer.Option(help="Folder of a sweep's results [results/CONFIG-TRACE].")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a report of a single run here: one HTML file.")
+    ] = None,
     is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run a deployment on a trace in virtual time, and report what it would have done.
@@ -111,6 +116,7 @@ class Asked:
     processes: int | None
     ray: str | None
     out: Path | None
+    report: Path | None
     is_json: bool
 
 
@@ -144,13 +150,27 @@ def _single(asked: Asked) -> None:
                 bar.show(now.num_sent, asked.limit, f"{under_way} under way")
 
         watched = Watched(played)
-        found = run_simulation(built, watched, log_path=asked.log, on_progress=on_progress)
+        recorder = _recorder(asked)
+        found = run_simulation(
+            built, watched, log_path=asked.log, on_progress=on_progress, listeners=recorder
+        )
+    for one in recorder:
+        typer.echo(f"report  {one.write(found, watched.card())}", err=True)
     if asked.is_json:
         typer.echo(json.dumps(found.to_dict()))
     else:
         _print(found, watched.card())
     if not found.figures.all.num_finished:
         fail_loudly("simulate", found.figures.errors, found.played.messages)
+
+
+def _recorder(asked: Asked) -> list[Recorder]:
+    """Whoever listens for --report: nobody without it."""
+    if asked.report is None:
+        return []
+    from penstock.lab.report import Recorder
+
+    return [Recorder(asked.report)]
 
 
 def _print(found: Simulated, card: Card) -> None:

@@ -43,6 +43,9 @@ def refuse(flags: Mapping[str, object], why: str, hint: str) -> None:
 def run_asked(asked: Asked) -> None:
     """Run the grid that these flags ask for."""
     refuse({"--log": asked.log}, "belongs to a single run", "leave it out, or the flags of sweeps")
+    refuse(
+        {"--report": asked.report}, "belongs to a single run", "a sweep writes report.html itself"
+    )
     axes = grid(asked.sweep or (), asked.compare or ())
     load = next((axis.name for axis in axes if axis.is_load), None)
     if load is not None:

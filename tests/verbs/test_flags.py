@@ -29,6 +29,7 @@ FLAGS: dict[str, set[str]] = {
     },
     "chat": {"--model", "--api-key", "--system", "--complete", "--max-tokens"},
     "replay": {"--json"},
+    "report": {"--out", "--json", "--perfetto", "--otel", "--request", "--title"},
     "reproduce": {
         "--list", "--full", "--quick", "--seeds", "--data", "--processes", "--out", "--keep", "--plot", "--json",
     },
@@ -38,7 +39,7 @@ FLAGS: dict[str, set[str]] = {
     },
     "simulate": {
         "--trace", "--columns", "--limit", "--speed", "--rate", "--model", "--seed", "--slo-ttft", "--slo-tpot",
-        "--set", "--log", "--sweep", "--compare", "--seeds", "--processes", "--ray", "--out", "--json",
+        "--set", "--log", "--sweep", "--compare", "--seeds", "--processes", "--ray", "--out", "--report", "--json",
     },
     "trace card": {
         "--format", "--columns", "--limit", "--speed", "--rate", "--seed", "--plot", "--json",
