@@ -15,11 +15,18 @@ from penstock.assemble.print_config import print_config
 from penstock.cluster.inside import Inside
 from penstock.cluster.link import ReplicaLink
 from penstock.cluster.logs import close_log, header_of, open_log
-from penstock.cluster.predictors import predictors_of, scheduler_of, shape_of_model, step_model
+from penstock.cluster.predictors import (
+    executed,
+    meter_of,
+    predictors_of,
+    scheduler_of,
+    shape_of_model,
+)
 from penstock.cluster.process import Processes
 from penstock.cluster.spec import Outside, ReplicaSpec
 from penstock.core.ports import Channel, Log
 from penstock.core.types import Caps
+from penstock.cost.energy import EnergyMeter
 from penstock.cost.hardware import card_of, num_blocks
 from penstock.cost.shapes import ModelShape
 from penstock.sim.channel import Link, pair
@@ -57,8 +64,11 @@ def process_leaves(config: Config) -> tuple[Leaves, Processes]:
     return Leaves(start=processes.start, stop=stop, log=log), processes
 
 
-def modelled_leaves(config: Config, log: Log) -> Leaves:
-    """Modelled ones, all writing to one log (its header is the caller's)."""
+Meters = dict[str, list[EnergyMeter]]  # of the replicas that were started, by the name of a replica
+
+
+def modelled_leaves(config: Config, log: Log, *, meters: Meters | None = None) -> Leaves:
+    """Modelled ones, all writing to one log (its header is the caller's). `meters` gets those of replicas on cards."""
     link = Link(
         latency_s=config.net.latency_s,
         bytes_per_s=math.inf if config.net.bytes_per_s is None else config.net.bytes_per_s,
@@ -67,11 +77,11 @@ def modelled_leaves(config: Config, log: Log) -> Leaves:
     def open_pair() -> tuple[Channel, Channel]:
         return pair(link)
 
-    inside = Inside(lambda spec: modelled_outside(spec, log), open_pair)
+    inside = Inside(lambda spec: modelled_outside(spec, log, meters=meters), open_pair)
     return Leaves(start=inside.start, stop=inside.stop, log=lambda who: log)
 
 
-def modelled_outside(spec: ReplicaSpec, log: Log) -> Outside:
+def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = None) -> Outside:
     """A modelled executor and predictors of the same step model. Raises BadConfig, BadModel."""
     executor = replace(spec.executor, kind="modelled")
     shape = shape_of_model(spec.model)
@@ -79,8 +89,13 @@ def modelled_outside(spec: ReplicaSpec, log: Log) -> Outside:
     scheduler = None if charged is None else charged.cost.seconds
     context = min(shape.max_context, executor.max_context or shape.max_context)
     caps = Caps(num_layers=shape.layers, max_context=context, max_repeat=MAX_REPEAT)
+    meter = None if meters is None else meter_of(executor, shape)
+    if meters is not None and meter is not None:
+        meters.setdefault(spec.name, []).append(meter)
     return Outside(
-        executor=ModelledExecutor(step_model(executor, shape), caps=caps, scheduler=scheduler),
+        executor=ModelledExecutor(
+            executed(executor, shape), caps=caps, scheduler=scheduler, meter=meter
+        ),
         num_blocks=_num_blocks(spec, shape),
         predictors=predictors_of(executor, shape),
         log=log,

@@ -1,6 +1,7 @@
 """What a replica's policies may ask about the outside, and what a modelled executor's time comes from.
 
-In this order: the profile of this machine, the roofline of the named card, and for an engine with neither a rough prior
+In this order: the profile of this machine, operator tables measured on the named card, its roofline, and for an engine
+with none of these a rough prior
 (PRIOR_BYTES_S, PRIOR_FLOPS) that ranks work by size and is not to be believed in seconds.
 """
 
@@ -11,16 +12,22 @@ from pathlib import Path
 
 from penstock.cluster.spec import ExecutorSpec
 from penstock.core.errors import BadConfig
-from penstock.cost import schedulers
+from penstock.cost import engines, schedulers
+from penstock.cost.configurator import read_configurator
+from penstock.cost.energy import EnergyMeter, at_clock
+from penstock.cost.engines import Engine
 from penstock.cost.fitted import Fitted
 from penstock.cost.hardware import card_of
 from penstock.cost.lengths import RecentLengths
+from penstock.cost.op_tables import read_op_tables
 from penstock.cost.predict import StepPredictor
 from penstock.cost.profile import Profile, load_profile
 from penstock.cost.roofline import Roofline
 from penstock.cost.schedulers import Charged
 from penstock.cost.shapes import ModelShape, shape_of
 from penstock.cost.step import StepModel
+from penstock.cost.table import TableModel
+from penstock.cost.warmup import ColdStart
 from penstock.engine.folder import local_folder
 from penstock.engine.turn import Predictors
 
@@ -49,14 +56,57 @@ def step_model(executor: ExecutorSpec, shape: ModelShape) -> StepModel:
     profile = profile_of(executor)
     if profile is not None:
         return profile.step_model(shape)
+    if executor.op_tables is not None or executor.tables is not None:
+        return _table_model(executor, shape)
     if executor.gpu is not None:
-        return Roofline(shape, card_of(executor.gpu), tp=executor.tensor_parallel)
+        card = at_clock(card_of(executor.gpu), executor.clock)
+        return Roofline(shape, card, tp=executor.tensor_parallel)
     if executor.kind == "modelled":
         raise BadConfig(
             "a modelled executor needs `gpu` or `profile`",
             hint='for example --set fleet.0.executor.gpu="a100-80g"',
         )
     return _prior(shape)
+
+
+def executed(executor: ExecutorSpec, shape: ModelShape) -> StepModel:
+    """What a modelled executor takes: the step model, and what a fresh process of the engine adds at first."""
+    model = step_model(executor, shape)
+    engine = engine_of(executor)
+    return ColdStart(model, engine.first_step_s) if engine.first_step_s else model
+
+
+def engine_of(executor: ExecutorSpec) -> Engine:
+    """Of executors with operator tables; a profile was measured with its engine, the roofline has a host of its own."""
+    is_table = executor.op_tables is not None or executor.tables is not None
+    if executor.engine is None or executor.profile is not None or not is_table:
+        return Engine()
+    return engines.engine_of(executor.engine)
+
+
+def _table_model(executor: ExecutorSpec, shape: ModelShape) -> TableModel:
+    """Raises BadConfig where card, tables and model do not fit each other."""
+    if executor.gpu is None:
+        raise BadConfig(
+            "operator tables need `gpu`, the card that they were measured on",
+            hint='for example --set fleet.0.executor.gpu="rtx-pro-6000"',
+        )
+    if executor.clock != 1.0:
+        raise BadConfig("operator tables were measured at the full clock; leave `clock` out")
+    card, tp = card_of(executor.gpu), executor.tensor_parallel
+    if executor.op_tables is not None:
+        tables = read_op_tables(Path(executor.op_tables).expanduser())
+    else:
+        tables = read_configurator(shape, card, tp=tp, engine=executor.engine)
+    return TableModel(tables, shape, card, tp=tp, engine=engine_of(executor))
+
+
+def meter_of(executor: ExecutorSpec, shape: ModelShape) -> EnergyMeter | None:
+    """None when no card is named, so that nobody knows what it draws."""
+    if executor.gpu is None or executor.profile is not None:
+        return None
+    card = at_clock(card_of(executor.gpu), executor.clock)
+    return EnergyMeter(shape, card, tp=executor.tensor_parallel)
 
 
 def _prior(shape: ModelShape) -> Fitted:

@@ -37,6 +37,9 @@ SLOTS: dict[str, str] = {  # slot -> kind of policy
 class ExecutorSpec:
     """What runs the plans. `gpu` names a card of the catalogue and `profile` a file of `penstock bench calibrate`:
     a modelled executor takes its times from them, any replica its predictions (the profile wins).
+    `op_tables` (a folder) or `tables` ("aiconfigurator") give a modelled executor kernel times measured on that card,
+    `engine` ("vllm 0.19") what an engine adds to them (cost.engines); `clock` is the share of its full clock that the
+    card is locked to (roofline only).
     `scheduler` says what deciding a step costs a modelled replica: "stored" or a file (cost.schedulers); None: as the
     profile says.
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
@@ -49,6 +52,10 @@ class ExecutorSpec:
     threads: int | None = None
     gpu: str | None = None
     profile: Path | None = None
+    op_tables: Path | None = None
+    tables: Literal["aiconfigurator"] | None = None
+    engine: str | None = None
+    clock: float = 1.0
     scheduler: str | None = None
     max_context: int | None = None
     compiler: str | None = None
@@ -57,6 +64,12 @@ class ExecutorSpec:
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
             raise ValueError(f"tensor_parallel must be at least 1, got {self.tensor_parallel}")
+        if not 0.0 < self.clock <= 1.0:
+            raise ValueError(f"clock must be a share above 0 and at most 1, got {self.clock}")
+        if self.op_tables is not None and self.tables is not None:
+            raise ValueError("op_tables and tables are two sources of the same times: give one")
+        if self.engine is not None and self.op_tables is None and self.tables is None:
+            raise ValueError("engine adds to kernel times: give op_tables or tables too")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
         if self.max_context is not None and self.max_context < 1:

@@ -14,6 +14,7 @@ cost.table for what unequal ones add.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from penstock.core.errors import BadConfig
 from penstock.cost.grid import Grids, Line, Point, blend, place_on
@@ -21,8 +22,37 @@ from penstock.cost.grid import Grids, Line, Point, blend, place_on
 Call = tuple[int, int, int, int]
 
 
+class Attention(Protocol):
+    """Seconds of one layer's attention on one device."""
+
+    def decodes(self, num: int) -> Line:
+        """Over the context of each of `num` decodes, in a step without prefills."""
+        ...
+
+    def mixed(self, tokens: int, pairs: int, num_decodes: int, context: float) -> float:
+        """Prefill chunks of `tokens` and `pairs` in all beside decodes at `context` each."""
+        ...
+
+
+class DecodeLines:
+    """A line over the context for each measured number of decodes; numbers between them are blended."""
+
+    def __init__(self, points: Mapping[int, Mapping[int, float]]) -> None:
+        self._lines = {num: Line(each) for num, each in points.items()}
+        self._nums = sorted(points)
+
+    def __call__(self, num: int) -> Line:
+        found = self._lines.get(num)
+        if found is None:
+            low, weight = place_on(self._nums, num)
+            first, second = self._nums[low], self._nums[min(low + 1, len(self._nums) - 1)]
+            found = blend(self._lines[first], self._lines[second], weight)
+            self._lines[num] = found
+        return found
+
+
 class AttentionTable:
-    """Of one layer, one device. `calls`: seconds by (chunk, kv_prefill, num_decodes, kv_decode)."""
+    """`calls`: seconds by (chunk, kv_prefill, num_decodes, kv_decode)."""
 
     def __init__(self, calls: Mapping[Call, float], where: str) -> None:
         lines: dict[int, dict[int, float]] = {}
@@ -37,34 +67,36 @@ class AttentionTable:
                 alone[chunk, prefix] = seconds
         if not (lines and mixed and alone):
             raise BadConfig(f"{where} needs calls of decodes, of prefills, and of both together")
-        self._lines = {num: Line(points) for num, points in lines.items()}
-        self._nums = sorted(lines)
-        self._blended: dict[int, Line] = dict(self._lines)
-        self._mixed = Grids(mixed)
-        self._alone = Grids(alone)
+        self.decodes = DecodeLines(lines)
+        self._mixed, self._alone = Grids(mixed), Grids(alone)
         self._least = min(point[0] for point in alone)
 
-    def decodes(self, num: int) -> Line:
-        """Seconds over the context of each of `num` decodes in a step without prefills."""
-        found = self._blended.get(num)
-        if found is None:
-            low, weight = place_on(self._nums, num)
-            first, second = self._nums[low], self._nums[min(low + 1, len(self._nums) - 1)]
-            found = blend(self._lines[first], self._lines[second], weight)
-            self._blended[num] = found
-        return found
-
     def mixed(self, tokens: int, pairs: int, num_decodes: int, context: float) -> float:
-        """Seconds of a call with prefill chunks of `tokens` and `pairs` in all beside decodes at `context` each."""
         triangle = tokens * (tokens + 1) / 2
         prefix = max(0.0, (pairs - triangle) / tokens)
-        seconds = self._grid(tokens, prefix, num_decodes, context)
+        if num_decodes:
+            seconds = self._mixed(tokens, prefix, num_decodes, context)
+        else:
+            seconds = self._alone(tokens, prefix)
         if pairs < triangle:
             floor = self._alone(self._least, 0)
             seconds -= (self._alone(tokens, 0) - floor) * (1 - pairs / triangle)
         return seconds
 
-    def _grid(self, tokens: int, prefix: float, num_decodes: int, context: float) -> float:
-        if num_decodes:
-            return self._mixed(tokens, prefix, num_decodes, context)
-        return self._alone(tokens, prefix)
+
+class SplitAttention:
+    """Prefills and decodes measured apart and added up. `prefills`: seconds by (batch, length), without a prefix."""
+
+    def __init__(
+        self, decodes: Mapping[int, Mapping[int, float]], prefills: Mapping[Point, float]
+    ) -> None:
+        self.decodes = DecodeLines(decodes)
+        self._prefills = Grids(prefills)
+
+    def mixed(self, tokens: int, pairs: int, num_decodes: int, context: float) -> float:
+        decodes = self.decodes(num_decodes)(context) if num_decodes else 0.0
+        length = 2 * pairs / tokens - 1  # of equal prompts with as many tokens and pairs
+        if length <= tokens:
+            return decodes + self._prefills(tokens / length, length)
+        whole = pairs / tokens + (tokens - 1) / 2  # one chunk that continues a prefix
+        return decodes + self._prefills(1, whole) * pairs / (whole * (whole + 1) / 2)

@@ -61,11 +61,18 @@ class Card:
     def memory_bytes(self) -> float:
         return self.memory_mib * 2.0**20
 
+    @property
+    def power_law(self) -> tuple[float, float, float]:
+        """(idle, per unit of bandwidth use, per unit of flops use) watts. Without a fit, H100's scaled by TDP."""
+        if self.power is not None:
+            idle, per_bandwidth, per_flops = self.power
+            return idle, per_bandwidth, per_flops
+        part = self.tdp_w / 700
+        return 27 * part, 628 * part, 657 * part
+
     def watts(self, bandwidth_use: float, flops_use: float) -> float:
-        """Power at these shares of the peaks, within [idle, TDP]. Without a fit, H100's scaled by TDP."""
-        idle, per_bandwidth, per_flops = self.power or (
-            self.tdp_w * part for part in (27 / 700, 628 / 700, 657 / 700)
-        )
+        """Power at these shares of the peaks, at most TDP."""
+        idle, per_bandwidth, per_flops = self.power_law
         return min(self.tdp_w, idle + per_bandwidth * bandwidth_use + per_flops * flops_use)
 
     def all_reduce_s(self, num_bytes: float, devices: int) -> float:

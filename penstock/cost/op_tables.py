@@ -13,6 +13,7 @@ parallelism, and holds no communication.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import statistics
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.core.errors import BadConfig
-from penstock.cost.attention_table import AttentionTable
+from penstock.cost.attention_table import Attention, AttentionTable
 from penstock.cost.grid import Grid, Line, Point, full_axes
 
 EACH_LAYER = {  # calls in one layer; a row that a model does not have is absent
@@ -48,11 +49,16 @@ class OpTables:
     layer: dict[str, Line]
     once: dict[str, Line]
     head: dict[str, Line]
-    attention: AttentionTable
+    attention: Attention
     alpha: float = 0.0
     experts: Grid | None = None
 
+    @property
+    def is_mixture(self) -> bool:
+        return self.experts is not None or "experts" in self.layer
 
+
+@functools.cache
 def read_op_tables(folder: Path) -> OpTables:
     """Raises BadConfig that names the file and says what is wrong."""
     if not folder.is_dir():

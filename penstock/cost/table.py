@@ -68,10 +68,10 @@ class TableModel:
         card.all_reduce_s(0.0, tp)  # refuse an unknown link size now, not in the first step
         self.tables, self.shape, self.card, self.tp = tables, shape, card, tp
         self.engine = engine or Engine()
-        if (tables.experts is None) != (shape.experts is None):
+        if tables.is_mixture == (shape.experts is None):
             kinds = ("a dense model", "a mixture of experts")
             raise BadConfig(
-                f"the tables {tables.name} are of {kinds[tables.experts is not None]}, "
+                f"the tables {tables.name} are of {kinds[tables.is_mixture]}, "
                 f"but {shape.name} is {kinds[shape.experts is not None]}"
             )
         self.coverage = coverage or coverage_of(shape)
@@ -151,7 +151,7 @@ class TableModel:
     def _layer_s(self, tokens: int) -> float:
         """One layer without attention, with its share of what a step does once."""
         tables, shape = self.tables, self.shape
-        seconds = sum(EACH_LAYER[name] * line(tokens) for name, line in tables.layer.items())
+        seconds = sum(EACH_LAYER.get(name, 1) * line(tokens) for name, line in tables.layer.items())
         seconds += sum(line(tokens) for line in tables.once.values()) / shape.layers
         if tables.experts is not None and self.coverage is not None:
             seconds += tables.experts(tokens, self.coverage.distinct(tokens))

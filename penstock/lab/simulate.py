@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from penstock.assemble import Config, FleetConfig, assemble, modelled_leaves
+from penstock.assemble.leaves import Meters
 from penstock.assemble.presets import policy_tables
 from penstock.assemble.print_config import print_config
 from penstock.cluster.logs import header_of
@@ -24,6 +25,7 @@ from penstock.core.clock import wall_anchor
 from penstock.core.events import Header
 from penstock.core.ports import Log
 from penstock.core.types import SCHEMA
+from penstock.cost.energy import FleetEnergy, energy_of
 from penstock.cost.hardware import card_of
 from penstock.lab.play import Played, play
 from penstock.report.log import Digest, Fanout, LogWriter
@@ -79,6 +81,14 @@ class Simulated:
     num_events: int
     wall_s: float
     log: Path | None = None
+    energy: tuple[FleetEnergy, ...] = ()
+
+    @property
+    def energy_j(self) -> float | None:
+        """Of all fleets; None when that of any is not known."""
+        found = [one.joules for one in self.energy]
+        known = [joules for joules in found if joules is not None]
+        return sum(known) if known and len(known) == len(found) else None
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -94,6 +104,7 @@ class Simulated:
             "num_events": self.num_events,
             "wall_s": round(self.wall_s, 3),
             "log": None if self.log is None else str(self.log),
+            "energy": [dataclasses.asdict(one) for one in self.energy],
         }
 
 
@@ -151,13 +162,15 @@ def simulate(
     writer = None if log_path is None else LogWriter(log_path, flush_after_s=None)
     log = Fanout(digest, metrics, *([] if writer is None else [writer]), *listeners)
     header = _header(config, sources)
+    meters: Meters = {}
     try:
-        played, wall_s = run(_play(config, trace, log, header, on_progress))
+        played, wall_s = run(_play(config, trace, log, header, on_progress, meters))
     finally:
         if writer is not None:
             writer.close()
+    figures = _with_errors(metrics.figures(), played)
     return Simulated(
-        figures=_with_errors(metrics.figures(), played),
+        figures=figures,
         played=played,
         trace=trace.meta,
         sources=sources,
@@ -166,7 +179,32 @@ def simulate(
         num_events=digest.num_events,
         wall_s=wall_s,
         log=log_path,
+        energy=_energy(sources, meters, figures),
     )
+
+
+def _energy(sources: Sequence[Source], meters: Meters, figures: Figures) -> tuple[FleetEnergy, ...]:
+    """What each fleet drew and cost. Tokens are not told apart by fleet, so a token has a price only with one fleet."""
+    tokens = figures.all.output_tokens if len(sources) == 1 else 0
+    return tuple(
+        energy_of(
+            source.fleet,
+            [
+                meter
+                for name, each in meters.items()
+                for meter in each
+                if _is_of(name, source.fleet)
+            ],
+            duration_s=figures.duration_s,
+            output_tokens=tokens,
+            price_h=source.price_h,
+        )
+        for source in sources
+    )
+
+
+def _is_of(replica: str, fleet: str) -> bool:
+    return replica.rpartition("-")[0] == fleet
 
 
 def _with_errors(figures: Figures, played: Played) -> Figures:
@@ -183,10 +221,11 @@ async def _play(
     log: Log,
     header: Callable[[], Header],
     on_progress: Callable[[Played], None] | None,
+    meters: Meters,
 ) -> tuple[Played, float]:
     began_at = wall_anchor()[1]
     log.emit(header())
-    service = await assemble(config, modelled_leaves(config, log))
+    service = await assemble(config, modelled_leaves(config, log, meters=meters))
     try:
         played = await play(trace, service, on_progress=on_progress)
     finally:
