@@ -32,7 +32,9 @@ from penstock.lab.grid import Axis, Spot, spots
 from penstock.lab.points import Json, Point, Result, run_points
 from penstock.lab.simulate import simulate, source_of
 from penstock.lab.sweep_rows import Row, row_of
+from penstock.lab.trace_digest import trace_digest
 from penstock.traffic import Trace, open_trace, parse_columns
+from penstock.traffic.formats import WORKLOAD
 
 UNTOLD = ("wall_s", "log")  # what of a simulation is not a function of its settings
 
@@ -169,8 +171,8 @@ class _Pace:
         self._trace, self._traffic = sweep.trace, sweep.traffic
         self._own_rates: dict[int, float | None] = {}
         opened = sweep.traffic.open(sweep.trace, 0)
-        self.sha256 = opened.sha256()
-        self._is_drawn = sweep.traffic.rate_per_s is not None or opened.format == "workload"
+        self.sha256 = trace_digest(opened)
+        self._is_drawn = sweep.traffic.rate_per_s is not None or opened.format == WORKLOAD
 
     def of(self, spot: Spot, seed: int) -> tuple[Traffic, float]:
         """How the trace is played at a spot's load, and the requests a second that this comes to."""

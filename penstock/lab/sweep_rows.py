@@ -69,6 +69,7 @@ def _figures(value: Mapping[str, object]) -> Row:
     row |= {name: figures[name] for name in ("duration_s", "num_steps")}
     row |= {name: json.dumps(figures[name]) for name in ("classes", "tenants", "errors")}
     row |= _sources(value["sources"], figures)
+    row |= _energy(value.get("energy"), figures["all"])
     row |= {"digest": value["digest"], "num_events": value["num_events"]}
     for name, found in value.items():
         if name not in KNOWN:
@@ -105,8 +106,7 @@ def _worst(classes: Mapping[str, Mapping[str, object]]) -> Row:
 def _sources(sources: object, figures: Mapping[str, object]) -> Row:
     """What the hardware costs, where all of its prices are known, and whose step times these are."""
     assert isinstance(sources, list)
-    prices = [source["price_h"] for source in sources]
-    price_h = None if None in prices else sum(prices)
+    price_h = _sum([source["price_h"] for source in sources])
     duration_s, group = figures["duration_s"], figures["all"]
     assert isinstance(duration_s, float) and isinstance(group, dict)
     tokens = group["output_tokens"]
@@ -118,6 +118,27 @@ def _sources(sources: object, figures: Mapping[str, object]) -> Row:
         "cost_model": "+".join(sorted({source["cost_model"] for source in sources})),
         "cost_digest": "+".join(sorted({source["digest"] for source in sources})),
     }
+
+
+def _energy(fleets: object, group: Mapping[str, object]) -> Row:
+    """What all fleets draw; None where that of any is not known."""
+    if not isinstance(fleets, list) or not fleets:
+        return {}
+    joules, watts = (_sum([fleet[name] for fleet in fleets]) for name in ("joules", "mean_watts"))
+    tokens = group["output_tokens"]
+    assert isinstance(tokens, int)
+    return {
+        "joules": joules,
+        "mean_watts": watts,
+        "joules_per_million_tokens": joules / tokens * 1e6
+        if joules is not None and tokens
+        else None,
+    }
+
+
+def _sum(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 def _flat(name: str, found: object) -> Row:

@@ -197,6 +197,27 @@ def test_the_verb_prints_a_table_an_answer_and_leaves_files(
     assert [row["digest"] for row in again["rows"]] == [row["digest"] for row in table]
 
 
+def test_a_csv_of_ones_own_and_a_workload_are_swept_too(tmp_path: Path) -> None:
+    own = tmp_path / "own.csv"
+    own.write_text("ts,in,out\n" + "".join(f"{i * 0.5},{100 + i},20\n" for i in range(12)))
+    traffic = Traffic(columns="arrival=ts,prompt=in,output=out", slo=SLO)
+    given = Sweep(config=EXAMPLE, trace=own, axes=grid(["rate=4"], []), sets=ONE, traffic=traffic)
+    (row,) = run_sweep(plan(given), own, processes=1)
+    assert row["num_finished"] == 12 and row["prompt_tokens"] == sum(range(100, 112))
+    workload = tmp_path / "w.toml"
+    text = 'num_requests = 12\n[arrivals]\nkind = "poisson"\nrate_per_s = 2.0\n'
+    text += '[lengths]\nkind = "empirical"\npath = "p.csv"\n'
+    workload.write_text(text)
+    (tmp_path / "p.csv").write_text("num_prefill_tokens,num_decode_tokens\n100,20\n90,10\n")
+    given = Sweep(config=EXAMPLE, trace=workload, axes=grid(["rate=4"], []), sets=ONE, num_seeds=2)
+    planned = plan(given)
+    rows = run_sweep(planned, workload, processes=1)
+    assert [row["num_finished"] for row in rows] == [12, 12]
+    assert rows[0]["ttft_mean_s"] != rows[1]["ttft_mean_s"]
+    (tmp_path / "p.csv").write_text("num_prefill_tokens,num_decode_tokens\n100,20\n90,11\n")
+    assert plan(given)[0].point.key != planned[0].point.key
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
