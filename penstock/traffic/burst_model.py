@@ -20,6 +20,7 @@ import heapq
 import itertools
 import json
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,18 +105,20 @@ class BurstGptModel:
 
     def rows(self, seed: int) -> Iterator[Row]:
         """Rows in time order; turns that come after the last arrival are still made."""
+        sizes, chance = self.lengths.draws(seed), stream(seed, "traffic", "burst", "turns")
         later: list[tuple[float, int, Row]] = []
-        for at_s, number, row in self._starts(seed):
+        for number, row in enumerate(self._starts(sizes, seed)):
+            at_s = row.at_s or 0.0
             while later and later[0][0] <= at_s:
                 yield heapq.heappop(later)[2]
             yield row
-            if row.session is not None:
-                for turn in self._turns(row, number, seed):
+            if row.session is not None and self.conversations is not None:
+                for turn in _turns(row, self.conversations, sizes, chance):
                     heapq.heappush(later, (turn.at_s or 0.0, number, turn))
         yield from (heapq.heappop(later)[2] for _ in range(len(later)))
 
-    def _starts(self, seed: int) -> Iterator[tuple[float, int, Row]]:
-        chance, sizes = stream(seed, "traffic", "burst", "callers"), self.lengths.draws(seed)
+    def _starts(self, sizes: Iterator[tuple[int, int]], seed: int) -> Iterator[Row]:
+        chance = stream(seed, "traffic", "burst", "callers")
         names, weights = list(self.tenants), list(itertools.accumulate(self.tenants.values()))
         share = 0.0 if self.conversations is None else self.conversations.share
         for number, at_s in enumerate(self.arrivals.instants(seed)):
@@ -123,18 +126,7 @@ class BurstGptModel:
             row = Row(at_s, *next(sizes), tenant)
             if share and chance.random() < share:
                 row = row._replace(session=f"conversation-{number}")
-            yield at_s, number, row
-
-    def _turns(self, first: Row, number: int, seed: int) -> Iterator[Row]:
-        talk = self.conversations
-        assert talk is not None
-        chance = stream(seed, "traffic", "burst", "turns", str(number))
-        sizes, at_s = self.lengths.draws(chance.getrandbits(62)), first.at_s or 0.0
-        num_more = chance.choices(range(1, len(talk.turns) + 1), talk.turns)[0]
-        for _ in range(num_more):
-            at_s += round(talk.gap_median_s * math.exp(talk.gap_sigma * chance.gauss(0, 1)), 9)
-            prompt, output = next(sizes)
-            yield first._replace(at_s=at_s, num_prompt=prompt, num_output=output)
+            yield row
 
     def table(self) -> dict[str, object]:
         """All of it as plain values."""
@@ -180,7 +172,20 @@ class BurstGptModel:
             table = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BadTrace(f"cannot read the model {path}: {error}") from None
+        if not isinstance(table, dict):
+            raise BadTrace(f"{path} is no fitted model")
         return cls.of_table(table)
+
+
+def _turns(
+    first: Row, talk: Conversations, sizes: Iterator[tuple[int, int]], chance: random.Random
+) -> Iterator[Row]:
+    """The turns after the first of one conversation."""
+    at_s = first.at_s or 0.0
+    for _ in range(chance.choices(range(1, len(talk.turns) + 1), talk.turns)[0]):
+        at_s += round(talk.gap_median_s * math.exp(talk.gap_sigma * chance.gauss(0, 1)), 9)
+        prompt, output = next(sizes)
+        yield first._replace(at_s=at_s, num_prompt=prompt, num_output=output)
 
 
 def _mapping(table: Mapping[str, object], name: str) -> Mapping[str, Any]:

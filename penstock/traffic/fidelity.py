@@ -78,9 +78,9 @@ def _compared(
     name: str, traced: float, drawn: Sequence[float], bound: float | None = None
 ) -> Figure:
     mean = float(np.mean(drawn))
+    if math.isnan(traced):  # too short a trace to tell
+        bound = None
     error = abs(mean - traced) / abs(traced) if traced else math.inf
-    if math.isnan(traced) and math.isnan(mean):
-        error = 0.0
     return Figure(
         name=name,
         traced=traced,

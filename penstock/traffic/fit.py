@@ -7,6 +7,12 @@ Theory. In each window the rate is the count over the window. The shape is found
 - family="best" takes, window by window, the family of the higher likelihood (as ServeGen does).
 Windows with fewer than MIN_GAPS gaps tell no shape: they take the median of those that do (1, Poisson, if none does).
 
+Counts seen in windows vary twice: with the rate, and by chance at a given rate. A process that draws its counts again
+(counts="renewal") would add the chance a second time. So its rates are drawn towards their mean by the factor
+sqrt(1 - chance/total), both variances of counts per window, the first found by drawing; then what is generated varies
+as the trace does. With chance above total (arrivals more regular from window to window than inside one) no such process
+fits, and counts="exact" is the one to take.
+
 Rules. Times stamped in whole seconds are first spread evenly over their second (a call stamped 17 came somewhere in
 [17, 18)): that leaves the counts per second as they are and gives gaps a density. Gaps of zero that remain have no
 likelihood under a shape below 1: they count as half the smallest positive gap, and a window with more than MANY_TIES of
@@ -16,7 +22,7 @@ them (arrivals stamped in batches) takes its shape from moments instead.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -26,6 +32,7 @@ from penstock.core.errors import BadConfig, BadTrace, missing_extra
 from penstock.traffic.arrivals import Renewal
 from penstock.traffic.process import Floats, generator
 from penstock.traffic.renewal import Counts, Family, Law, shape_of_cv
+from penstock.traffic.statistics import counts_in_bins
 
 Method = Literal["mle", "moments"]
 Choice = Literal["gamma", "weibull", "best"]
@@ -33,6 +40,7 @@ MIN_GAPS = 8
 MANY_TIES = 0.1
 SHAPES = (0.02, 50.0)  # fits are kept within
 NEWTON_STEPS = 60
+DRAWS, MOST_DRAWS = 4, 200  # of the process, to see how counts vary by chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +165,18 @@ def _laws(
     return tuple(laws)
 
 
+def window_rates(at: Floats, numbers: NDArray[np.int64], window_s: float) -> Floats:
+    """Arrivals a second in each window, the last one by the part of it that was seen."""
+    counts = np.bincount(numbers)
+    rates = counts / window_s
+    seen_s = float(at[-1]) - float(numbers[-1]) * window_s
+    if seen_s >= window_s / 2:
+        rates[-1] = counts[-1] / seen_s
+    elif len(counts) > 1:
+        rates[-1] = counts[-2:].sum() / (window_s + seen_s)
+    return rates
+
+
 def fit_arrivals(
     instants: ArrayLike,
     *,
@@ -165,8 +185,9 @@ def fit_arrivals(
     method: Method = "mle",
     counts: Counts = "renewal",
 ) -> Renewal:
-    """A law per window of `window_s`, windows counted from 0. The last window counts whole: its rate is lower if cut.
+    """A law per window of `window_s`, windows counted from 0.
 
+    The last window is taken to end with the last arrival; cut to less than half, it has the rate of the last two.
     Raises BadTrace without arrivals, BadConfig for an unknown family or method, MissingExtra without scipy ("mle").
     """
     if family not in get_args(Choice) or method not in get_args(Method):
@@ -185,5 +206,26 @@ def fit_arrivals(
         max(tried, key=lambda each: float(likely[each][place])) for place in range(len(fitted))
     ]
     chosen = np.array([shapes[each][place] for place, each in enumerate(families)])
-    rates = np.bincount(numbers) / window_s
-    return Renewal(window_s=window_s, laws=_laws(rates, fitted, chosen, families), counts=counts)
+    rates = window_rates(at, numbers, window_s)
+    found = Renewal(window_s=window_s, laws=_laws(rates, fitted, chosen, families), counts=counts)
+    return found if counts == "exact" else steadied(found)
+
+
+def steadied(found: Renewal, seed: int = 0) -> Renewal:
+    """The process with its rates drawn towards their mean, so that chance is not counted twice."""
+    num = len(found.laws)
+    rates = np.array([law.rate_per_s for law in found.laws])
+    if num < 3 or not rates.any():
+        return found
+    repeats = max(DRAWS, MOST_DRAWS // num)
+    end_s = num * found.window_s
+    counts = [
+        counts_in_bins(found.until(end_s, seed + i), found.window_s, end_s=end_s)
+        for i in range(repeats)
+    ]
+    chance = float(np.var(counts, axis=0, ddof=1).mean())
+    total = float((rates * found.window_s).var(ddof=1))
+    factor = math.sqrt(max(0.0, 1 - chance / total)) if total > 0 else 1.0
+    steady = (rates.mean() + factor * (rates - rates.mean())).tolist()
+    laws = (replace(law, rate_per_s=rate) for law, rate in zip(found.laws, steady, strict=True))
+    return replace(found, laws=tuple(laws))

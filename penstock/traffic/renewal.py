@@ -28,6 +28,7 @@ from penstock.traffic.process import BLOCK, Floats
 
 Family = Literal["gamma", "weibull"]
 Counts = Literal["renewal", "exact"]
+FIRST_BLOCK = 1 << 8  # blocks double from here: short stretches are cheap, long ones fast
 
 
 def cv_of_shape(family: Family, shape: float) -> float:
@@ -110,12 +111,12 @@ def endless(rng: np.random.Generator, law: Law) -> Iterator[Floats]:
     """Blocks of instants of one law, in equilibrium from 0 on; nothing at rate 0."""
     if law.rate_per_s == 0:
         return
-    at = first_wait(rng, law.family, law.shape)
+    at, num = first_wait(rng, law.family, law.shape), FIRST_BLOCK
     while True:
-        gaps = unit_gaps(rng, law.family, law.shape, BLOCK)
+        gaps = unit_gaps(rng, law.family, law.shape, num)
         ends = at + np.cumsum(gaps)
         yield np.concatenate(([at], ends[:-1])) / law.rate_per_s
-        at = float(ends[-1])
+        at, num = float(ends[-1]), min(2 * num, BLOCK)
 
 
 def in_window(rng: np.random.Generator, law: Law, window_s: float, counts: Counts) -> Floats:
@@ -128,7 +129,11 @@ def in_window(rng: np.random.Generator, law: Law, window_s: float, counts: Count
         num = round(expected) if is_whole else int(expected + rng.random())
         gaps = unit_gaps(rng, law.family, law.shape, num + 1)
         total = gaps.sum()
-        return np.cumsum(gaps)[:-1] * (window_s / total) if total > 0 else np.empty(0)
+        if total == 0:  # so bursty that all gaps are below the smallest number
+            return np.zeros(num)
+        # The last gap may be shorter than a nanosecond, to which instants are rounded: not into the next window.
+        within = np.cumsum(gaps)[:-1] * (window_s / total)
+        return np.asarray(np.minimum(within, window_s - 1e-9))
     at, found = first_wait(rng, law.family, law.shape), []
     while at < expected:
         num = min(BLOCK, int((expected - at) * 1.1) + 8)

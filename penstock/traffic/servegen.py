@@ -36,6 +36,7 @@ from penstock.traffic.renewal import Counts, Law, in_window
 from penstock.traffic.rows import Row, open_text
 
 NAMES = re.compile(r"(?:client|chunk)-(\d+)-trace\.csv")
+SUFFIX = "-trace.csv"
 FAMILIES = {"Gamma": "gamma", "Weibull": "weibull"}
 SILENT = Law(rate_per_s=0.0)
 Table = tuple[NDArray[np.int64], Floats]
@@ -124,8 +125,9 @@ def read_spans(path: Path) -> list[tuple[float, str, str]]:
 def read_client(trace: Path) -> Client:
     """The client of a `-trace.csv`, its `-dataset.json` beside it."""
     window_s, laws = read_laws(trace)
-    dataset = trace.with_name(trace.name.replace("-trace.csv", "-dataset.json"))
-    return Client(trace.name.removesuffix("-trace.csv"), window_s, laws, read_spans(dataset))
+    name = trace.name.removesuffix(SUFFIX)
+    dataset = trace.with_name(f"{name}-dataset.json")
+    return Client(name, window_s, laws, read_spans(dataset))
 
 
 def trace_files(folder: Path) -> list[Path]:
@@ -170,14 +172,13 @@ class ServeGen:
 
     def open(self) -> Replayed:
         """Read the clients. Raises BadTrace or BadConfig."""
-        clients = [read_client(path) for path in trace_files(self.folder)]
-        if missing := set(self.clients) - {client.name for client in clients}:
+        files = {path.name.removesuffix(SUFFIX): path for path in trace_files(self.folder)}
+        if missing := set(self.clients) - set(files):
             raise BadConfig(
                 f"{self.folder} has no client {min(missing)!r}",
-                hint=f"it has {', '.join(client.name for client in clients[:8])} ...",
+                hint=f"it has {', '.join(list(files)[:8])} ...",
             )
-        if self.clients:
-            clients = [client for client in clients if client.name in self.clients]
+        clients = [read_client(files[name]) for name in files if name in (self.clients or files)]
         if len({client.window_s for client in clients}) > 1:
             raise BadTrace(f"the clients of {self.folder} have windows of different lengths")
         return self._played(clients)
