@@ -42,7 +42,8 @@ def refuse(flags: Mapping[str, object], why: str, hint: str) -> None:
 
 def run_asked(asked: Asked) -> None:
     """Run the grid that these flags ask for."""
-    refuse({"--log": asked.log}, "belongs to a single run", "leave it out, or the flags of sweeps")
+    single = {"--log": asked.log, "--report": asked.report}
+    refuse(single, "belongs to a single run", "leave it out; a sweep has a report of its own")
     refuse(
         {"--report": asked.report}, "belongs to a single run", "a sweep writes report.html itself"
     )
