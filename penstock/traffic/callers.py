@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from penstock.core.config import Table
-from penstock.core.errors import BadConfig
 from penstock.core.rng import stream
 from penstock.core.types import Slo
 from penstock.traffic.failures import Failures, Faults
@@ -77,8 +76,7 @@ class Callers:
 
     def arrive(self, at_s: float, tenant: str) -> Found:
         """What the next caller asks for."""
-        if self._lengths is None:
-            raise BadConfig(f"{self._owner} lacks [lengths]")
+        assert self._lengths is not None, f"{self._owner} has no lengths"
         num_prompt, num_output = next(self._lengths)
         opening = self._prefixes.draw(num_prompt, tenant)
         if self._prefixes.is_added:

@@ -22,11 +22,17 @@ from penstock.traffic.rows import Row
 from penstock.traffic.servegen import ServeGen
 
 
-class Model(Protocol):
+class Opened(Protocol):
     @property
     def mean_rate_per_s(self) -> float: ...
 
     def rows(self, seed: int) -> Iterator[Row]: ...
+
+
+class Model(Protocol):
+    def open(self) -> Opened:
+        """Read its files. Raises BadTrace."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +52,11 @@ class BurstGpt:
 
 
 def model_of(table: Table, where: str) -> Model:
-    """Raises BadConfig, or BadTrace when its files cannot be read."""
+    """The model as described; its files are not read yet. Raises BadConfig."""
     rest = dict(table)
     kind = rest.pop("kind", None)
     if kind == "burstgpt":
-        return build(BurstGpt, rest, where).open()
+        return build(BurstGpt, rest, where)
     if kind == "servegen":
-        return build(ServeGen, rest, where).open()
+        return build(ServeGen, rest, where)
     raise BadConfig(f"{where}.kind must be 'burstgpt' or 'servegen'; got {kind!r}")

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.core.config import Table
-from penstock.core.errors import BadTrace
+from penstock.core.errors import BadConfig, BadTrace
 from penstock.core.rng import stream
 from penstock.traffic.arrivals import arrivals_of
 from penstock.traffic.callers import Callers, Kind
 from penstock.traffic.custom import parse_columns
-from penstock.traffic.models import model_of
+from penstock.traffic.models import Model, model_of
 from penstock.traffic.rows import Drop, Flow, Found, Row, Source, open_text
 from penstock.traffic.tenants import Tenants, picker_of
 from penstock.traffic.workflow import instants_of_flow
@@ -99,7 +99,8 @@ class Origin(Kind):
 def streams_of(origin: Origin, *, seed: int, owner: str, where: str) -> list[Stream]:
     """All streams of a source; they are independent of each other."""
     if origin.model is not None:
-        return [_modelled(origin, seed=seed, owner=owner, where=where)]
+        model = model_of(origin.model, f"{where}model")
+        return [_modelled(origin, model, seed=seed, owner=owner, where=where)]
     if origin.trace is not None:
         return [_traced(origin, seed=seed, owner=owner, where=where)]
     streams = []
@@ -135,7 +136,17 @@ def _callers(tenant: Tenant, origin: Origin, *, seed: int, owner: str, where: st
             is_told = value == "open"
         told[field.name] = value if is_told else getattr(origin, field.name)
     name = f"{owner}/{tenant.name}"
-    return Callers(Kind(**told), seed=seed, owner=name, where=f"{where}tenant.{tenant.name}.")
+    return _makers(Kind(**told), seed=seed, owner=name, where=f"{where}tenant.{tenant.name}.")
+
+
+def _makers(kind: Kind, *, seed: int, owner: str, where: str) -> Callers:
+    """Callers whose calls are made here, so that their lengths must be stated."""
+    if kind.lengths is None:
+        raise BadConfig(
+            f"{where.rstrip('.') or 'the workload'} lacks [lengths]",
+            hint="state a law of lengths, or name a trace or a model",
+        )
+    return Callers(kind, seed=seed, owner=owner, where=where)
 
 
 Pick = Callable[[], tuple[str, Callers]]  # whose the next arrival is
@@ -155,7 +166,7 @@ def _picker(origin: Origin, shared: list[Tenant], *, seed: int, owner: str, wher
         ]
         picker = picker_of(kinds, [each.share or 0.0 for each in shared])
         return lambda: picker.pick(chance)
-    callers = Callers(origin, seed=seed, owner=owner, where=where)
+    callers = _makers(origin, seed=seed, owner=owner, where=where)
     if origin.tenants is not None:
         names = origin.tenants.picker()
         return lambda: (names.pick(chance), callers)
@@ -204,11 +215,10 @@ def _traced(origin: Origin, *, seed: int, owner: str, where: str) -> Stream:
         yield at_s, callers.overlay(found) if isinstance(found, Row) else found
 
 
-def _modelled(origin: Origin, *, seed: int, owner: str, where: str) -> Stream:
-    assert origin.model is not None
+def _modelled(origin: Origin, model: Model, *, seed: int, owner: str, where: str) -> Stream:
     callers = Callers(origin, seed=seed, owner=owner, where=where)
     own = stream(seed, "traffic", "model", owner).getrandbits(62)
-    for row in model_of(origin.model, f"{where}model").rows(own):
+    for row in model.open().rows(own):
         if origin.as_tenant is not None:
             row = row._replace(tenant=origin.as_tenant)
         assert row.at_s is not None

@@ -101,7 +101,7 @@ class Workload(Origin):
         ):
             return math.nan
         modelled = sum(
-            model_of(origin.model, f"{where}model").mean_rate_per_s * origin.speed
+            model_of(origin.model, f"{where}model").open().mean_rate_per_s * origin.speed
             for where, origin in self.origins()
             if origin.model is not None
         )
