@@ -45,7 +45,7 @@ class Router:
         """Raises BadRequest, and writes nothing, when the prompt has no hashes for blocks of this fleet's size."""
         size = next((report.block_size for report in self.reports.values()), 16)
         try:
-            hashes = tuple(each.hex() for each in request.prompt.blocks(size))
+            hashes = request.prompt.blocks(size)
         except ValueError as error:
             raise BadRequest(str(error), param="prompt") from None
         self._emit(Arrived.of(request, at=now, who=self.name, seq=0, hashes=hashes))

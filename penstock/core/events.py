@@ -12,10 +12,12 @@ everybody; those written for every request or step are not declared frozen becau
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock.core.types import SCHEMA, FinishReason, Report, Request, Slo
+from penstock.core.prompt import TracedPrompt
+from penstock.core.types import SCHEMA, BlockHash, FinishReason, Report, Request, Slo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,10 @@ class Opened:
 
 @dataclass(slots=True, kw_only=True)
 class Arrived:
-    """A request reached `who` (input). `hashes` are hex block hashes at the replica's block size."""
+    """A request reached `who` (input). `hashes` are hex block hashes at the replica's block size.
+
+    A prompt of a trace carries what its hashes are made of instead: `hash_ids` of runs of `traced_size` tokens, `salt`.
+    """
 
     kind: Literal["arrived"] = "arrived"
     at: float
@@ -64,12 +69,17 @@ class Arrived:
     program: str | None = None
     request_kind: str = "generate"
     hashes: tuple[str, ...] = ()
+    hash_ids: tuple[int, ...] = ()
+    traced_size: int | None = None
+    salt: str = ""
 
     @classmethod
     def of(
-        cls, request: Request, *, at: float, who: str, seq: int, hashes: tuple[str, ...]
+        cls, request: Request, *, at: float, who: str, seq: int, hashes: Sequence[BlockHash]
     ) -> Arrived:
-        """What is to be known of a request to take its decisions again."""
+        """What is to be known of a request to take its decisions again; `hashes` are those it was taken in with."""
+        prompt = request.prompt
+        traced = prompt if isinstance(prompt, TracedPrompt) and prompt.hash_ids and hashes else None
         return cls(
             at=at,
             who=who,
@@ -85,7 +95,10 @@ class Arrived:
             adapter=request.adapter,
             program=request.program,
             request_kind=request.kind,
-            hashes=hashes,
+            hashes=tuple([each.hex() for each in hashes]) if hashes and traced is None else (),
+            hash_ids=() if traced is None else traced.hash_ids,
+            traced_size=None if traced is None else traced.traced_size,
+            salt="" if traced is None else traced.salt,
         )
 
 

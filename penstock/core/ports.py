@@ -91,7 +91,7 @@ OnEnded = Callable[[Exception | None], None]
 class Call(Protocol):
     """A request under way that was begun with `StartService.start`."""
 
-    def cancel(self) -> None:
+    def cancel(self) -> object:
         """Nobody waits for it any more: stop it wherever it is. Its `on_ended` is not called."""
         ...
 

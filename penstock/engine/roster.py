@@ -50,7 +50,7 @@ class Roster:
     def arrive(self, now: float, request: Request, every_token: bool) -> None:
         """Make the request's n jobs; they share the hashes of its prompt, and so its blocks."""
         hashes = self._hashes(request)
-        self._emit_arrived(now, request, tuple(known.hex() for known in hashes))
+        self._emit_arrived(now, request, hashes)
         jobs = []
         for answer in range(request.n):
             job = Job(
@@ -81,7 +81,7 @@ class Roster:
             return private_hashes(request.id, request.prompt.num_tokens // size)
         return tuple(hashes)
 
-    def _emit_arrived(self, now: float, request: Request, hashes: tuple[str, ...]) -> None:
+    def _emit_arrived(self, now: float, request: Request, hashes: tuple[BlockHash, ...]) -> None:
         self._emit(Arrived.of(request, at=now, who=self._name, seq=self._next_seq, hashes=hashes))
 
     def start(self, now: float, job: Job) -> None:

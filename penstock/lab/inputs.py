@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from penstock.core.events import Arrived, Completed
 from penstock.core.plans import Done, Plan, Sampled
 from penstock.core.ports import Completion, Grain
-from penstock.core.prompt import HashedPrompt
+from penstock.core.prompt import HashedPrompt, TracedPrompt
 from penstock.core.types import (
     BlockHash,
     Caps,
     Kind,
     PlanId,
     ProgramId,
+    Prompt,
     Request,
     RequestId,
     Sampling,
@@ -51,14 +52,15 @@ class ReplayedExecutor:
 
 def request_of(event: Arrived, block_size: int) -> Request:
     """The request as far as decisions could see it."""
-    hashes = tuple(BlockHash(bytes.fromhex(each)) for each in event.hashes)
+    prompt = _prompt_of(event, block_size)
+    hashes = prompt.blocks(block_size)
     kind: Kind = event.request_kind  # type: ignore[assignment]
     # Answers share hashes, private ones if need be, unless their prompt is scored.
     shares_nothing = event.n > 1 and not hashes and event.num_prompt >= block_size
     return Request(
         id=RequestId(event.request),
         model=event.model,
-        prompt=HashedPrompt(event.num_prompt, hashes, block_size),
+        prompt=prompt,
         sampling=Sampling(
             max_tokens=event.max_tokens, prompt_logprobs=0 if shares_nothing else None
         ),
@@ -70,6 +72,13 @@ def request_of(event: Arrived, block_size: int) -> Request:
         program=None if event.program is None else ProgramId(event.program),
         kind=kind,
     )
+
+
+def _prompt_of(event: Arrived, block_size: int) -> Prompt:
+    if event.hash_ids and event.traced_size is not None:
+        return TracedPrompt(event.num_prompt, event.hash_ids, event.traced_size, event.salt)
+    hashes = tuple(BlockHash(bytes.fromhex(each)) for each in event.hashes)
+    return HashedPrompt(event.num_prompt, hashes, block_size)
 
 
 def done_of(event: Completed) -> Done:

@@ -10,7 +10,9 @@ the row of the card catalogue with its date, the model's shape, the cost model a
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,8 +30,8 @@ from penstock.core.types import SCHEMA
 from penstock.cost.energy import FleetEnergy, energy_of
 from penstock.cost.hardware import card_of
 from penstock.lab.play import Played, play
-from penstock.report.log import Digest, Fanout, LogWriter
-from penstock.report.metrics import Metrics
+from penstock.report.account import Account, Accounted
+from penstock.report.log import Fanout
 from penstock.report.summary import Figures
 from penstock.sim.loop import run
 from penstock.traffic import Item, TraceMeta
@@ -151,36 +153,52 @@ def simulate(
     on_progress: Callable[[Played], None] | None = None,
     has_gaps: bool = True,
     listeners: Sequence[Log] = (),
+    may_fork: bool = False,
 ) -> Simulated:
     """Play a trace on a configuration in virtual time.
 
     `has_gaps` False leaves the gaps between tokens (ITL) out of the figures, which saves some time. `listeners` hear
-    every event as it happens, for figures that nobody else needs.
+    every event as it happens, for figures that nobody else needs. `may_fork`: a second process may count the figures of
+    a long run (report.account); leave it off where several simulations run side by side.
     """
     sources = tuple(source_of(fleet) for fleet in config.fleet)
-    digest, metrics = Digest(), Metrics(has_gaps=has_gaps)
-    writer = None if log_path is None else LogWriter(log_path, flush_after_s=None)
-    log = Fanout(digest, metrics, *([] if writer is None else [writer]), *listeners)
-    header = _header(config, sources)
+    account = Account(log_path=log_path, has_gaps=has_gaps, may_fork=may_fork)
     meters: Meters = {}
     try:
-        played, wall_s = run(_play(config, trace, log, header, on_progress, meters))
-    finally:
-        if writer is not None:
-            writer.close()
-    figures = _with_errors(metrics.figures(), played)
+        with _rare_collection():
+            playing = _play(
+                config, trace, account, listeners, sources, meters=meters, on_progress=on_progress
+            )
+            played, told, wall_s = run(playing)
+    except BaseException:
+        account.abandon()
+        raise
+    figures = _with_errors(told.figures, played)
     return Simulated(
         figures=figures,
         played=played,
         trace=trace.meta,
         sources=sources,
         seed=config.seed,
-        digest=digest.hexdigest(),
-        num_events=digest.num_events,
+        digest=told.digest,
+        num_events=told.num_events,
         wall_s=wall_s,
         log=log_path,
         energy=_energy(sources, meters, figures),
     )
+
+
+@contextmanager
+def _rare_collection() -> Iterator[None]:
+    """Looks for garbage in cycles less often: a run makes hardly any, and looking takes a twentieth of its time."""
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def _energy(sources: Sequence[Source], meters: Meters, figures: Figures) -> tuple[FleetEnergy, ...]:
@@ -218,24 +236,27 @@ def _with_errors(figures: Figures, played: Played) -> Figures:
 async def _play(
     config: Config,
     trace: Traffic,
-    log: Log,
-    header: Callable[[], Header],
-    on_progress: Callable[[Played], None] | None,
+    account: Account,
+    listeners: Sequence[Log],
+    sources: tuple[Source, ...],
+    *,
     meters: Meters,
-) -> tuple[Played, float]:
+    on_progress: Callable[[Played], None] | None,
+) -> tuple[Played, Accounted, float]:
     began_at = wall_anchor()[1]
-    log.emit(header())
+    log = Fanout(account, *listeners) if listeners else account
+    log.emit(_header(config, sources))
     service = await assemble(config, modelled_leaves(config, log, meters=meters))
     try:
         played = await play(trace, service, on_progress=on_progress)
     finally:
         await service.stop()
-    return played, wall_anchor()[1] - began_at
+    return played, account.close(), wall_anchor()[1] - began_at
 
 
-def _header(config: Config, sources: tuple[Source, ...]) -> Callable[[], Header]:
+def _header(config: Config, sources: tuple[Source, ...]) -> Header:
     found = {source.digest for source in sources}
     found |= {source.scheduler_digest for source in sources if source.scheduler_digest is not None}
     digests = "+".join(sorted(found))
     text = print_config(config)
-    return lambda: header_of("simulation", config=text, seed=config.seed, profile=digests)
+    return header_of("simulation", config=text, seed=config.seed, profile=digests)

@@ -1,7 +1,8 @@
 """Sinks of events, and reading them back. One JSON line an event, `kind` first; the first record is a Header.
 
 A sink implements core.ports.Log: `emit(event)`. LogWriter writes a file, Digest names a run, Memory keeps, Null
-forgets, Fanout gives to several. A sink never fails its caller: a full disk ends the log, not the service.
+forgets, Fanout gives to several; report.account keeps all that a simulation tells. A sink never fails its caller: a
+full disk ends the log, not the service.
 
 What a crash costs: lines are handed to the system once 64 KiB have gathered or half a second has passed, so killing the
 process loses at most those; a line cut in half is recognised by its missing newline and left out. The header is
@@ -30,6 +31,7 @@ from penstock.core.ports import Log
 from penstock.core.schema import check_schema
 
 FLUSH_BYTES = 1 << 16
+MANY = 256  # lines hashed or handed over together
 FLUSH_AFTER_S = 0.5
 LOG_NAME = re.compile(r"\.jsonl(\.\d+)?$")
 KINDS: dict[str, type[Event]] = {
@@ -68,23 +70,47 @@ class Fanout:
 
 
 class Digest:
-    """A running BLAKE2b over the encoded events: equal digests are equal runs, bit for bit.
+    """A running BLAKE2b over the lines of a log: equal digests are equal runs, bit for bit.
 
-    The wall-clock anchor of headers is left out: it says when a run took place, not what happened.
+    The wall-clock anchor of headers is left out: it says when a run took place, not what happened. Lines are gathered,
+    since hashing many at once is cheaper.
     """
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
-        self.num_events = 0
+        self._lines: list[bytes] = []
+        self._num_hashed = 0
+
+    @property
+    def num_events(self) -> int:
+        return self._num_hashed + len(self._lines)
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Header):
             event = dataclasses.replace(event, wall_at=0.0)
-        self._hash.update(encode(event))
-        self.num_events += 1
+        self._lines.append(encode(event))
+        if len(self._lines) == MANY:
+            self.flush()
+
+    def write(self, lines: bytes, num: int) -> None:
+        """Take `num` lines that somebody else has encoded. Headers are to be emitted."""
+        self.flush()
+        self._hash.update(lines)
+        self._num_hashed += num
+
+    def flush(self) -> None:
+        self._hash.update(joined(self._lines))
+        self._num_hashed += len(self._lines)
+        self._lines.clear()
 
     def hexdigest(self) -> str:
+        self.flush()
         return self._hash.hexdigest()
+
+
+def joined(lines: list[bytes]) -> bytes:
+    """One text of encoded events."""
+    return b"\n".join((*lines, b""))
 
 
 class LogWriter:
@@ -114,6 +140,12 @@ class LogWriter:
             self.flush()
         elif self._timer is None and self._flush_after_s is not None:
             self._arm(self._flush_after_s)
+
+    def write(self, lines: bytes, num: int) -> None:
+        """Take `num` lines that somebody else has encoded, after the header."""
+        if not self._is_broken:
+            self._lines += lines
+            self.flush()
 
     def flush(self) -> None:
         """Hand all lines to the system."""
@@ -176,6 +208,25 @@ def _free_name(path: Path) -> Path:
     return older
 
 
+class LineDecoder:
+    """Reads single lines. `unknown` counts those of kinds that this version does not know, which decode to None."""
+
+    def __init__(self) -> None:
+        self.unknown: Counter[str] = Counter()
+        self._decoders = {kind: msgspec.json.Decoder(cls).decode for kind, cls in KINDS.items()}
+
+    def decode(self, line: bytes) -> Event | None:
+        """Raises msgspec.MsgspecError for a damaged line, ValueError for one that is no event."""
+        kind = _kind_of(line)
+        decode = self._decoders.get(kind)
+        if decode is not None:
+            return decode(line)
+        if not kind:
+            raise ValueError("no event")
+        self.unknown[kind] += 1
+        return None
+
+
 class LogReader:
     """Iterate for typed events, as often as you like.
 
@@ -187,8 +238,11 @@ class LogReader:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.is_truncated = False
-        self.unknown: Counter[str] = Counter()
-        self._decoders = {kind: msgspec.json.Decoder(cls) for kind, cls in KINDS.items()}
+        self._lines = LineDecoder()
+
+    @property
+    def unknown(self) -> Counter[str]:
+        return self._lines.unknown
 
     def __iter__(self) -> Iterator[Event]:
         return self._read(b"")
@@ -204,7 +258,8 @@ class LogReader:
 
     def _read(self, needle: bytes) -> Iterator[Event]:
         """The events whose lines hold `needle`, after a look at the header."""
-        self.is_truncated, self.unknown = False, Counter()
+        self.is_truncated = False
+        self._lines.unknown.clear()
         try:
             file = self.path.open("rb")
         except OSError as error:
@@ -228,17 +283,12 @@ class LogReader:
         return next(event for event in self if isinstance(event, Header))
 
     def _decode(self, line: bytes, number: int) -> Event | None:
-        kind = _kind_of(line)
-        decoder = self._decoders.get(kind)
-        if decoder is None:
-            if not kind:
-                raise BadTrace(f"line {number} of the log {self.path} is no event")
-            self.unknown[kind] += 1
-            return None
         try:
-            return decoder.decode(line)
+            return self._lines.decode(line)
         except msgspec.MsgspecError as error:
             raise BadTrace(f"line {number} of the log {self.path} is damaged: {error}") from None
+        except ValueError:
+            raise BadTrace(f"line {number} of the log {self.path} is no event") from None
 
     def _check_header(self, line: bytes) -> None:
         if _kind_of(line) != "header":

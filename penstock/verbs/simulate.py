@@ -152,7 +152,12 @@ def _single(asked: Asked) -> None:
         watched = Watched(played)
         recorder = _recorder(asked)
         found = run_simulation(
-            built, watched, log_path=asked.log, on_progress=on_progress, listeners=recorder
+            built,
+            watched,
+            log_path=asked.log,
+            on_progress=on_progress,
+            listeners=recorder,
+            may_fork=True,
         )
     for one in recorder:
         typer.echo(f"report  {one.write(found, watched.card())}", err=True)

@@ -20,7 +20,16 @@ from penstock.cluster.spec import ReplicaSpec, policy_of
 from penstock.core.clock import now, sleep_until
 from penstock.core.config import Table
 from penstock.core.errors import BadTrace
-from penstock.core.events import Completed, Event, Finished, Header, Opened, Routed, Stepped
+from penstock.core.events import (
+    Arrived,
+    Completed,
+    Event,
+    Finished,
+    Header,
+    Opened,
+    Routed,
+    Stepped,
+)
 from penstock.core.plans import Done, Plan, Sampled
 from penstock.core.ports import Completion
 from penstock.core.prompt import TracedPrompt
@@ -207,6 +216,22 @@ def changed(log: list[Event], place: int, **values: object) -> list[Event]:
 
 def first(log: list[Event], kind: type, after: int = 0) -> int:
     return next(i for i, event in enumerate(log) if i >= after and isinstance(event, kind))
+
+
+def test_logs_that_spell_out_the_hashes_of_a_trace_replay_too() -> None:
+    """As they were written before a trace's prompt was logged by the ids of its runs."""
+    record = VARIANTS["tight"]
+    log = virtual_log(3, record)
+    old: list[Event] = []
+    for event in log:
+        if isinstance(event, Arrived) and event.hash_ids:
+            prompt = TracedPrompt(event.num_prompt, event.hash_ids)
+            spelt = tuple(each.hex() for each in prompt.blocks(16))
+            event = dataclasses.replace(event, hashes=spelt, hash_ids=(), traced_size=None)
+        old.append(event)
+    assert old != log
+    judge = replay_replica(old, parts(record))
+    assert judge.num_events == len(old) - 1  # all but the record of how it was made
 
 
 def test_a_changed_decision_is_found_where_it_is() -> None:
