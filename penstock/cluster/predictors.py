@@ -81,7 +81,7 @@ def engine_of(executor: ExecutorSpec) -> Engine:
     is_table = executor.op_tables is not None or executor.tables is not None
     if executor.engine is None or executor.profile is not None or not is_table:
         return Engine()
-    return engines.engine_of(executor.engine)
+    return engines.engine_of(executor.engine).with_costs(executor.engine_costs)
 
 
 def _table_model(executor: ExecutorSpec, shape: ModelShape) -> TableModel:

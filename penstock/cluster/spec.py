@@ -38,7 +38,8 @@ class ExecutorSpec:
     """What runs the plans. `gpu` names a card of the catalogue and `profile` a file of `penstock bench calibrate`:
     a modelled executor takes its times from them, any replica its predictions (the profile wins).
     `op_tables` (a folder) or `tables` ("aiconfigurator") give a modelled executor kernel times measured on that card,
-    `engine` ("vllm 0.19") what an engine adds to them (cost.engines); `clock` is the share of its full clock that the
+    `engine` ("vllm 0.19") what an engine adds to them (cost.engines), `engine_costs` changes single numbers of it, say
+    {prefill_s = 0.002}; `clock` is the share of its full clock that the
     card is locked to (roofline only).
     `scheduler` says what deciding a step costs a modelled replica: "stored" or a file (cost.schedulers); None: as the
     profile says.
@@ -55,6 +56,7 @@ class ExecutorSpec:
     op_tables: Path | None = None
     tables: Literal["aiconfigurator"] | None = None
     engine: str | None = None
+    engine_costs: dict[str, float] = field(default_factory=dict)
     clock: float = 1.0
     scheduler: str | None = None
     max_context: int | None = None
@@ -68,6 +70,8 @@ class ExecutorSpec:
             raise ValueError(f"clock must be a share above 0 and at most 1, got {self.clock}")
         if self.op_tables is not None and self.tables is not None:
             raise ValueError("op_tables and tables are two sources of the same times: give one")
+        if self.engine is None and self.engine_costs:
+            raise ValueError("engine_costs change an engine's numbers: name it with engine")
         if self.engine is not None and self.op_tables is None and self.tables is None:
             raise ValueError("engine adds to kernel times: give op_tables or tables too")
         if self.threads is not None and self.threads < 1:

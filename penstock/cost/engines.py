@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from penstock.core.config import build, load_toml
 from penstock.core.errors import BadConfig
 from penstock.core.schema import check_schema
 
+COSTS = ("step_s", "prefill_s", "job_s", "first_step_s")
 ENGINES = Path(__file__).with_name("engines.toml")
 
 
@@ -33,6 +35,15 @@ class Engine:
             at for first, last, by in self.graph_sizes for at in range(first, last + 1, by)
         )
         object.__setattr__(self, "_sizes", tuple(sizes))
+
+    def with_costs(self, costs: Mapping[str, float]) -> Engine:
+        """This engine with some of its seconds changed. Raises BadConfig for what is no cost."""
+        for name, seconds in costs.items():
+            if name not in COSTS:
+                raise BadConfig(f"engine_costs has no {name!r}; known: {', '.join(COSTS)}")
+            if not seconds >= 0:
+                raise BadConfig(f"engine_costs.{name} must be 0 or more seconds, got {seconds}")
+        return replace(self, **costs) if costs else self  # type: ignore[arg-type]
 
     def padded(self, tokens: int) -> int:
         """Tokens that the kernels of a step of `tokens` compute."""
