@@ -95,7 +95,7 @@ class LocalServer:
         return [path for path in logs if not path.name.startswith("fleet-")]
 
     def made(self) -> MadeReplica:
-        """What its first replica was made of; known once it is ready."""
+        """What its first replica was made of; logs are sure to say so once it has ended."""
         for event in LogReader(self.engine_logs()[0]):
             if isinstance(event, Opened):
                 made = made_of(event)
