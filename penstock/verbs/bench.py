@@ -1,4 +1,5 @@
-"""`penstock bench URL --trace FILE`: what does this server do under that traffic? And `penstock bench calibrate`."""
+"""`penstock bench URL --trace FILE`: what does this server do under that traffic? And `penstock bench calibrate`
+and `penstock bench validate`."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.core.errors import missing_extra
-from penstock.verbs import calibrate, fail_loudly
+from penstock.verbs import calibrate, fail_loudly, gate, validate
 
 if TYPE_CHECKING:
     from penstock.lab.bench import Bench, Benched
@@ -48,8 +49,12 @@ TokenizerFolder = Annotated[
 ]
 Key = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key to send.")]
 
-app = typer.Typer(help="Measure a server under a trace, or calibrate this machine.")
+app = typer.Typer(
+    help="Measure a server under a trace, calibrate this machine, or validate the simulator on it."
+)
 app.command("calibrate", epilog=calibrate.EPILOG)(calibrate.calibrate)
+app.command("validate", epilog=validate.EPILOG)(validate.validate)
+app.command("gate", epilog=gate.EPILOG, no_args_is_help=True)(gate.gate)
 
 
 @app.command("url", epilog=EPILOG, no_args_is_help=True)

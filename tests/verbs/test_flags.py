@@ -22,10 +22,15 @@ FLAGS: dict[str, set[str]] = {
         "--device", "--dtype", "--threads", "--policy", "--log", "--out", "--quick", "--scheduler-only",
         "--json",
     },
+    "bench gate": {"--op-tables", "--plot", "--json"},
     "bench url": {
         "--trace", "--format", "--columns", "--limit", "--speed", "--rate", "--model", "--api-key", "--chat",
         "--slo-ttft", "--slo-tpot", "--promise", "--concurrency-cap", "--timeout", "--tokenizer", "--seed", "--out",
         "--plot", "--json",
+    },
+    "bench validate": {
+        "--trace", "--profile", "--loads", "--repeats", "--requests", "--neighbour-limit", "--device", "--dtype",
+        "--policy", "--quick", "--out", "--plot", "--json",
     },
     "chat": {"--model", "--api-key", "--system", "--complete", "--max-tokens"},
     "replay": {"--json"},
@@ -136,7 +141,7 @@ def test_every_verb_is_a_file_and_every_file_a_verb() -> None:
         "__init__",
         "calibrate",
         "sweeping",
-    }  # calibrate is a command of bench, sweeping a part of simulate
+    }  # calibrate and validate are commands of bench, sweeping a part of simulate
     assert files - parts == set(VERBS)
 
 
