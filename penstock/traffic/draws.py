@@ -64,8 +64,12 @@ class Uniform:
 class Exponential(Bounded):
     mean: float
 
+    def __post_init__(self) -> None:
+        if not self.mean > 0:
+            raise ValueError(f"the mean must be positive, got {self.mean}")
+
     def draw(self, chance: random.Random) -> float:
-        return self.within(chance.expovariate(1 / self.mean) if self.mean > 0 else 0.0)
+        return self.within(chance.expovariate(1 / self.mean))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
