@@ -14,17 +14,9 @@ from penstock.lab.points import Result
 
 Row = dict[str, object]
 LATENCIES = {"ttft_s": "ttft", "tpot_s": "tpot", "itl_s": "itl", "e2e_s": "e2e", "queue_s": "queue"}
-KNOWN = (
-    "schema",
-    "is_simulation",
-    "seed",
-    "sources",
-    "trace",
-    "played",
-    "figures",
-    "digest",
-    "num_events",
-)
+KNOWN = {
+    "schema", "is_simulation", "seed", "sources", "trace", "played", "figures", "digest", "num_events", "energy",
+}  # fmt: skip
 
 
 def row_of(spot: Spot, offered_per_s: float, result: Result) -> Row:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from penstock.report.capacity import GOAL, Carried, carried
 from penstock.report.charts import LoadPoint, goodput_chart, line
 from penstock.report.page import Cell, Chart, Grid, Page, Tile, Words
-from penstock.report.sweeps import Line, columns_of, lines_of, words
+from penstock.report.sweeps import Line, Show, columns_of, lines_of, words
+from penstock.report.table import seconds, share
 
 Row = Mapping[str, object]
 MAX_TILES = 6
@@ -72,10 +73,22 @@ def _latency(name: str, figure: str, curves: Mapping[str, Sequence[Line]]) -> Ch
         data=tuple(traces),
         layout={
             "xaxis": {"title": {"text": "offered, requests/s"}, "rangemode": "tozero"},
-            "yaxis": {"title": {"text": f"{name} p99, s"}, "type": "log", "tickformat": "~g"},
+            "yaxis": {
+                "title": {"text": f"{name} p99, s"},
+                "type": "log",
+                "tickformat": "~g",
+                "dtick": 1 if _is_wide(curves, figure) else "D2",
+            },
             "showlegend": len(traces) > 1,
         },
     )
+
+
+def _is_wide(curves: Mapping[str, Sequence[Line]], figure: str) -> bool:
+    """Whether whole decades are enough to read a logarithmic axis by."""
+    found = [each.get(figure).mean for lines in curves.values() for each in lines]
+    known = [value for value in found if value]
+    return bool(known) and max(known) > 100 * min(known)
 
 
 def _tiles(found: Sequence[Carried]) -> tuple[Tile, ...]:
@@ -103,18 +116,25 @@ def _grid(rows: Sequence[Row], lines: Sequence[Line]) -> Grid:
     columns = columns_of(rows)
     kind = lines[0].load_kind
     head = ("variant", *([] if kind is None else [kind]), "offered/s", "seeds")
-    names = [
-        name if figure[-2:] != "_s" or "per" in figure else f"{name}, s"
-        for name, figure, _ in columns
-    ]
+    names = [_head(name, show) for name, _, show in columns]
     body: list[tuple[Cell, ...]] = []
     for each in lines:
         cells: list[Cell] = [each.variant, *([] if kind is None else [each.load])]
         cells += [each.offered_per_s, len(each.rows)]
-        body.append((*cells, *(each.get(figure).mean for _, figure, _ in columns)))
+        body.append((*cells, *(_cell(each, figure, show) for _, figure, show in columns)))
     return Grid(
         title="Every point",
         caption="Means over seeds; results.parquet has each seed and every other figure.",
         columns=(*head, *names),
         rows=tuple(body),
     )
+
+
+def _head(name: str, show: Show) -> str:
+    unit = ", %" if show is share else ", s" if show is seconds else ""
+    return name + unit
+
+
+def _cell(found: Line, figure: str, show: Show) -> float | None:
+    value = found.get(figure).mean
+    return value * 100 if value is not None and show is share else value

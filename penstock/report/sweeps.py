@@ -15,7 +15,8 @@ from penstock.report.summary import NO_PROMISE
 from penstock.report.table import rate, seconds, share
 
 Row = Mapping[str, object]
-COLUMNS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+Show = Callable[[float | None], str]
+COLUMNS: tuple[tuple[str, str, Show], ...] = (
     ("goodput/s", "goodput_per_s", rate),
     ("attained", "attainment", share),
     ("worst class", "worst_class", share),
@@ -148,7 +149,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return told
 
 
-def columns_of(rows: Sequence[Row]) -> list[tuple[str, str, Callable[[float | None], str]]]:
+def columns_of(rows: Sequence[Row]) -> list[tuple[str, str, Show]]:
     """The figures that are worth a column here."""
     left_out = set() if has_classes(rows) else {"worst_class"}
     if all(row.get("usd_per_million_tokens") is None for row in rows):
@@ -176,7 +177,7 @@ def table(rows: Sequence[Row]) -> Table:
     return found
 
 
-def _told(found: Measured, show: Callable[[float | None], str]) -> str:
+def _told(found: Measured, show: Show) -> str:
     """The mean and, over seeds, half of the range: as a share of the mean, or in points where it is a share itself."""
     told = show(found.mean)
     if not found.is_spread or not found.mean or found.least is None or found.most is None:
