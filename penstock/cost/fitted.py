@@ -118,13 +118,19 @@ class Fit:
     worst: float
 
 
-def fit_steps(features: Sequence[StepFeatures], seconds: Sequence[float], folds: int = 5) -> Fit:
+def fit_steps(
+    features: Sequence[StepFeatures],
+    seconds: Sequence[float],
+    *,
+    terms: Sequence[str] = tuple(TERMS),
+    folds: int = 5,
+) -> Fit:
     """Fit the terms to measured steps. Needs at least twice as many steps as terms."""
-    table = np.array([[term(one) for term in TERMS.values()] for one in features], dtype=float)
+    table = np.array([[TERMS[name](one) for name in terms] for one in features], dtype=float)
     times = np.asarray(seconds, dtype=float)
-    if len(times) < 2 * len(TERMS) or not (times > 0).all():
+    if len(times) < 2 * len(terms) or not (times > 0).all():
         raise ValueError(
-            f"a fit needs {2 * len(TERMS)} steps of positive duration, got {len(times)}"
+            f"a fit needs {2 * len(terms)} steps of positive duration, got {len(times)}"
         )
     solution = solve_relative(table, times)
     left_out = np.empty(len(times))
@@ -133,7 +139,7 @@ def fit_steps(features: Sequence[StepFeatures], seconds: Sequence[float], folds:
         seen = solve_relative(table[~is_out], times[~is_out])
         left_out[is_out] = np.abs(table[is_out] @ seen / times[is_out] - 1)
     errors = np.abs(table @ solution / times - 1)
-    named = dict(zip(TERMS, solution.tolist(), strict=True))
+    named = dict(zip(terms, solution.tolist(), strict=True))
     return Fit(
         named, len(times), float(errors.mean()), float(left_out.mean()), float(left_out.max())
     )

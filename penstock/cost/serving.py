@@ -7,7 +7,9 @@
     cycle     of the engine, from one launch to the next: scheduler time + the fitted terms of `steps`. Gateway and
               client run on the cores that the engine computes on, so these are longer than those of an engine alone
 
-All are means over a calibration's own requests, on the machine of the profile, with the client on that machine.
+    scatter   ratios of measured to fitted cycles, by kind of step (cost.jitter)
+
+All but the scatter are means over a calibration's own requests, on the machine of the profile, with the client on it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class ServingCost:
     reply_s: float
     reply_token_s: float
     steps: dict[str, float] = field(default_factory=dict)
+    scatter: dict[str, tuple[float, ...]] = field(default_factory=dict)
     num_steps: int = 0
     num_answers: int = 0
     mape: float = 0.0

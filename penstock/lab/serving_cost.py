@@ -7,6 +7,7 @@ the two steps is the reply's. The engine's cycles are those of the log.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,12 +15,16 @@ import numpy as np
 
 from penstock.core.errors import StepFailed
 from penstock.core.events import Arrived, Completed, Event
-from penstock.cost.fitted import TERMS, fit_steps, solve_relative
+from penstock.cost.fitted import TERMS, Fitted, fit_steps, solve_relative
+from penstock.cost.jitter import kind_of, scatter_of
 from penstock.cost.profile import SchedulerCost
 from penstock.cost.serving import ServingCost
 from penstock.lab.refit import Cycle, cycles_of_log
 from penstock.lab.serving import Answered
 
+# Prompts that nobody sent before are read from their beginning: then what prefill chunks read is what they compute, and
+# the two terms cannot be told apart.
+SERVED = tuple(name for name in TERMS if name != "prefill_context")
 FEWEST = 30  # answers that a fit of three constants needs
 LEAST_S = 1e-5  # a way is taken to last at least so long: clocks of one millisecond may show less than nothing
 Told = tuple[float, int]  # when a step ended, and how many tokens it gave
@@ -77,14 +82,16 @@ def serving_cost(
             reply_s.append(read_at - ended_at)
     ways = [*_ways(request, request_s), *_ways(reply, reply_s)]
     cycles = cycles_of_log(events)
-    fit = fit_steps([one.features for one in cycles], _bare(cycles, scheduler))
+    bare_s = _bare(cycles, scheduler)
+    fit = fit_steps([one.features for one in cycles], bare_s, terms=SERVED)
     return ServingCost(
         request_s=ways[0],
         request_token_s=ways[1],
         request_other_s=ways[2],
         reply_s=ways[3],
         reply_token_s=ways[4],
-        steps={name: fit.coefficients[name] for name in TERMS},
+        steps=fit.coefficients,
+        scatter=_scatter(fit.coefficients, cycles, bare_s),
         num_steps=fit.num_steps,
         num_answers=len(known),
         mape=fit.mape,
@@ -103,6 +110,16 @@ def _bare(cycles: Sequence[Cycle], scheduler: SchedulerCost) -> list[float]:
         )
         for one in cycles
     ]
+
+
+def _scatter(
+    steps: dict[str, float], cycles: Sequence[Cycle], bare_s: Sequence[float]
+) -> dict[str, tuple[float, ...]]:
+    model = Fitted(steps, name="", digest="", num_layers=1)
+    ratios: defaultdict[str, list[float]] = defaultdict(list)
+    for one, seconds in zip(cycles, bare_s, strict=True):
+        ratios[kind_of(one.features)].append(seconds / model.seconds(one.features))
+    return {kind: scatter_of(found) for kind, found in ratios.items()}
 
 
 def _ways(table: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> list[float]:

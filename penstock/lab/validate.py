@@ -37,6 +37,8 @@ from penstock.report.made import MadeReplica
 from penstock.report.summary import Figures
 from penstock.traffic import Trace, open_trace
 
+SIMULATIONS = 5  # of each load, each with its own scatter of steps
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Validation:
@@ -77,7 +79,7 @@ class Validated:
     slice: Slice
     saturation: Saturation
     runs: tuple[Run, ...]
-    predicted: dict[float, Figures]
+    predicted: dict[float, list[Figures]]
     rows: tuple[Row, ...]
 
     @property
@@ -108,7 +110,10 @@ class Validated:
             "saturation": dataclasses.asdict(self.saturation),
             "rows": [row.to_dict() for row in self.rows],
             "runs": [run.to_dict() for run in self.runs],
-            "predicted": {str(load): one.to_dict() for load, one in self.predicted.items()},
+            "predicted": {
+                str(load): [one.to_dict() for one in found]
+                for load, found in self.predicted.items()
+            },
         }
 
     def __str__(self) -> str:
@@ -186,8 +191,11 @@ def validate(wanted: Validation, on_stage: OnStage | None = None) -> Validated:
         made = server.made()
         tell("simulation", 0, 1)
         seer = _Seer(wanted, config_of(wanted, made, kept), max_context, profile)
-        predicted = {load: seer.foretell(speed).figures() for load, speed in speeds.items()}
-        burst = answered_rate(seer.foretell(BURST))
+        predicted = {
+            load: [seer.foretell(speed, seed).figures() for seed in range(SIMULATIONS)]
+            for load, speed in speeds.items()
+        }
+        burst = answered_rate(seer.foretell(BURST, 0))
     return Validated(
         wanted=wanted,
         profile=profile,
@@ -210,10 +218,10 @@ class _Seer:
     max_context: int
     profile: Profile
 
-    def foretell(self, speed: float) -> Driven:
+    def foretell(self, speed: float, seed: int) -> Driven:
         assert self.profile.serving is not None
         requests = requests_of(_trace(self.wanted, self.max_context, speed))
-        return foresee(self.config, requests, self.profile.serving)
+        return foresee(self.config, requests, self.profile.serving, seed=seed)
 
 
 def config_of(wanted: Validation, made: MadeReplica, profile: Path) -> Config:
@@ -242,7 +250,7 @@ def _trace(wanted: Validation, max_context: int, speed: float) -> Trace:
     )
 
 
-def _rows(predicted: dict[float, Figures], runs: Sequence[Run]) -> list[Row]:
+def _rows(predicted: dict[float, list[Figures]], runs: Sequence[Run]) -> list[Row]:
     return [
         row
         for load, figures in predicted.items()
