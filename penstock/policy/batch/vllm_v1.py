@@ -29,7 +29,6 @@ vLLM's own). No drafts, encoder budgets, grammars or KV that other replicas hold
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.views import Batch, Chunk, Eviction, JobView, Lane, LedgerFork
@@ -64,8 +63,8 @@ class VllmV1:
     is_chunked: bool = True
     stops_on_self: bool = True
     is_ahead: bool = False
-    _newest: int = field(init=False, default=-1, repr=False)  # latest arrival the last decision saw
-    _taken: int = field(init=False, default=0, repr=False)  # slots taken after it
+    _last_at: float = field(init=False, default=0.0, repr=False)  # when it last decided
+    _slots: int = field(init=False, default=0, repr=False)  # taken after that
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_jobs", "long_prefill_tokens"):
@@ -79,10 +78,8 @@ class VllmV1:
         running, caps, fork = view.running, view.caps, view.ledger.fork()
         budget = min(self.max_tokens, caps.max_batch_tokens)
         max_jobs = min(self.max_jobs, caps.max_jobs)
-        waiting, taken = view.waiting, len(running)
-        if self.is_ahead:
-            waiting, taken = self._as_of_last(view)
-        may_admit = len(waiting) > 0 and taken < max_jobs
+        taken = self._taken(view) if self.is_ahead else len(running)
+        may_admit = len(view.waiting) > 0 and taken < max_jobs
         decodes = all_decodes(running, fork) if len(running) <= budget else None
         if decodes is not None:
             draft = Draft(fork, budget - len(decodes), decodes)
@@ -90,10 +87,10 @@ class VllmV1:
             draft = Draft(view.ledger.fork(), budget)
             self._walk_running(view, draft)
         if may_admit and not draft.gone:
-            self._walk_waiting(view, draft, waiting, max_jobs - taken)
+            self._walk_waiting(view, draft, max_jobs - taken)
         chunks = (*draft.decodes, *draft.planned.values())
         is_stable = decodes and not draft.admitted and (draft.is_blocked or not may_admit)
-        if self.is_ahead and not self._is_settled(view, draft, len(waiting), taken):
+        if self.is_ahead and not self._is_settled(view, draft, taken, max_jobs):
             is_stable = False
         return Decision(
             Batch((Lane(chunks),) if chunks else ()),
@@ -103,19 +100,22 @@ class VllmV1:
             STABLE if is_stable else 1,
         )
 
-    def _as_of_last(self, view: View) -> tuple[Sequence[JobView], int]:
-        """Who waits and how many slots are taken, as far as the decision before this one could know."""
-        if not view.running:
-            return view.waiting, 0
-        known = [job for job in view.waiting if job.seq <= self._newest]
-        return known, max(len(view.running), self._taken)
+    def _taken(self, view: View) -> int:
+        """Slots taken, as far as the decision before this one could know."""
+        return max(len(view.running), self._slots) if view.running else 0
 
-    def _is_settled(self, view: View, draft: Draft, num_known: int, taken: int) -> bool:
-        """Remember this decision; whether the next would know no more of those who wait."""
-        seqs = [job.seq for job in view.waiting]
-        self._newest = max(self._newest, *seqs, -1)
-        self._taken = len(view.running) + len(draft.admitted) - len(draft.evicted)
-        return not seqs or (num_known == len(seqs) and taken == len(view.running))
+    def _is_late(self, view: View, job: JobView) -> bool:
+        """Whether the decision before this one, made while a step ran, could not know the job."""
+        return len(view.running) > 0 and job.arrived_at > self._last_at
+
+    def _is_settled(self, view: View, draft: Draft, taken: int, max_jobs: int) -> bool:
+        """Remember this decision; whether the next one, without any news, would be the same."""
+        may_come = taken < max_jobs or taken > len(view.running)
+        is_settled = not may_come or not any(self._is_late(view, job) for job in view.waiting)
+        is_settled = is_settled and (not view.waiting or taken == len(view.running))
+        self._last_at = view.now
+        self._slots = len(view.running) + len(draft.admitted) - len(draft.evicted)
+        return is_settled
 
     def _limit(self, view: View, tokens: int) -> int:
         longest = self.long_prefill_tokens
@@ -139,13 +139,13 @@ class VllmV1:
             elif self.stops_on_self:
                 return
 
-    def _walk_waiting(
-        self, view: View, draft: Draft, waiting: Sequence[JobView], slots: int
-    ) -> None:
+    def _walk_waiting(self, view: View, draft: Draft, slots: int) -> None:
         fork, is_refused = draft.fork, False
-        for job in waiting:
+        for job in view.waiting:
             if draft.budget < 1 or len(draft.admitted) >= slots:
                 return
+            if self.is_ahead and self._is_late(view, job):
+                continue
             cached = fork.cached(job)
             tokens = self._limit(view, job.known - cached)
             if tokens > draft.budget:
