@@ -15,9 +15,10 @@ from penstock.core.errors import BadRequest
 from penstock.core.events import Arrived, Cancelled, Ended, Event, Refused, Reported, Routed
 from penstock.core.ports import Log
 from penstock.core.rng import stream
-from penstock.core.types import Report, Request
+from penstock.core.types import Report, Request, Stage
 from penstock.policy import route
 
+STAGE: Stage = "prefill"
 _log = logging.getLogger("penstock.cluster")
 
 
@@ -35,10 +36,18 @@ class Router:
         self._rng = stream(seed, name, "route")
         self._is_checked = is_checked
         self._observe = getattr(policy, "observe", None)
+        self._columns = route.Columns([], [], [])
+        self._places: dict[str, int] = {}  # of candidates in the columns
 
     def hear(self, now: float, report: Report) -> None:
-        self.reports[report.replica] = report
-        self.outstanding.setdefault(report.replica, 0)
+        name = report.replica
+        self.reports[name] = report
+        self.outstanding.setdefault(name, 0)
+        place = self._places.get(name)
+        if (place is not None) != route.is_candidate(report, STAGE):
+            self._rebuild()
+        elif place is not None:
+            self._columns.jobs[place] = report.num_running + report.num_waiting
         self._emit(Reported(at=now, who=self.name, report=report))
 
     def arrive(self, now: float, request: Request) -> None:
@@ -52,18 +61,27 @@ class Router:
 
     def choose(self, now: float, request: Request, tried: Collection[str] = ()) -> str | None:
         """The replica that takes the request, counted as outstanding there; None = nobody can now."""
-        reports = [report for name, report in self.reports.items() if name not in tried]
+        reports = list(self.reports.values())
+        if tried:
+            reports = [report for report in reports if report.replica not in tried]
+        kept = None if tried else self._columns
         view = route.View(
             now=now,
             rng=self._rng,
             request=request,
-            stage="prefill",
+            stage=STAGE,
             reports=reports,
             outstanding=self.outstanding,
+            kept=kept,
         )
         decision = self._policy.decide(view)
         if self._is_checked:
             route.law(view, decision)
+            if kept is not None:
+                fresh = route.Columns.of(view.candidates(), self.outstanding)
+                assert kept == fresh, (
+                    "the columns kept for the route policy are not those of the reports"
+                )
         chosen = decision.replica
         self._emit(
             Routed(
@@ -71,16 +89,16 @@ class Router:
                 who=self.name,
                 request=request.id,
                 replica=chosen,
-                stage="prefill",
+                stage=STAGE,
                 why=decision.why,
             )
         )
         if chosen is not None:
-            self.outstanding[chosen] += 1
+            self._count(chosen, 1)
         return chosen
 
     def end(self, now: float, request_id: str, replica: str) -> None:
-        self.outstanding[replica] -= 1
+        self._count(replica, -1)
         assert self.outstanding[replica] >= 0, f"{replica} ended more requests than it was given"
         self._emit(Ended(at=now, who=self.name, request=request_id, replica=replica))
 
@@ -89,6 +107,17 @@ class Router:
 
     def refuse(self, now: float, request_id: str, code: str, why: str) -> None:
         self._emit(Refused(at=now, who=self.name, request=request_id, code=code, why=why))
+
+    def _count(self, replica: str, change: int) -> None:
+        self.outstanding[replica] += change
+        place = self._places.get(replica)
+        if place is not None:
+            self._columns.outstanding[place] += change
+
+    def _rebuild(self) -> None:
+        able = [each for each in self.reports.values() if route.is_candidate(each, STAGE)]
+        self._columns = route.Columns.of(able, self.outstanding)
+        self._places = {name: place for place, name in enumerate(self._columns.names)}
 
     def _emit(self, event: Event) -> None:
         self._log.emit(event)

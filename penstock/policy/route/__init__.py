@@ -5,17 +5,44 @@ Law: the answer is a replica that is alive, not draining and of a fitting role, 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from penstock.core.types import Report, Stage
 from penstock.core.views import RequestView, Rng
 
 
+def is_candidate(report: Report, stage: Stage) -> bool:
+    """Whether the law allows this replica."""
+    return report.is_alive and not report.is_draining and report.role in ("any", stage)
+
+
+@dataclass(slots=True)
+class Columns:
+    """The candidates by name, and beside each what is counted: requests outstanding, jobs it reported."""
+
+    names: list[str]
+    outstanding: list[int]
+    jobs: list[int]
+
+    @classmethod
+    def of(cls, candidates: Sequence[Report], outstanding: Mapping[str, int]) -> Columns:
+        reports = sorted(candidates, key=lambda report: report.replica)
+        return cls(
+            [report.replica for report in reports],
+            [outstanding.get(report.replica, 0) for report in reports],
+            [report.num_running + report.num_waiting for report in reports],
+        )
+
+
 @dataclass(slots=True)
 class View:
-    """`reports` may be stale; `outstanding` is the fleet's own count of requests sent and not yet ended."""
+    """`reports` may be stale; `outstanding` is the fleet's own count of requests sent and not yet ended.
+
+    `kept`: columns that the fleet keeps up to date, so that a request costs no look at every report.
+    """
 
     now: float
     rng: Rng
@@ -23,14 +50,15 @@ class View:
     stage: Stage
     reports: Sequence[Report]
     outstanding: Mapping[str, int]
+    kept: Columns | None = field(default=None, repr=False)
 
     def candidates(self) -> list[Report]:
         """Replicas the law allows, in the order of the reports."""
-        return [
-            report
-            for report in self.reports
-            if report.is_alive and not report.is_draining and report.role in ("any", self.stage)
-        ]
+        return [report for report in self.reports if is_candidate(report, self.stage)]
+
+    def columns(self) -> Columns:
+        """Read-only, and valid during the call."""
+        return self.kept or Columns.of(self.candidates(), self.outstanding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +75,9 @@ def law(view: View, decision: Decision) -> None:
 
 
 def after(last: str | None, names: Sequence[str]) -> str:
-    """Whose turn it is after `last`: the next name in alphabetical order, then from the start."""
-    return min(names, key=lambda name: (last is not None and name <= last, name))
+    """Whose turn it is after `last`: the next of the sorted names, then from the start."""
+    place = 0 if last is None else bisect_right(names, last)
+    return names[place] if place < len(names) else names[0]
 
 
 class Policy(Protocol):

@@ -26,17 +26,15 @@ class Least:
     _last: dict[Stage, str] = field(init=False, default_factory=dict, repr=False)
 
     def decide(self, view: View) -> Decision:
-        keys = {
-            report.replica: (
-                view.outstanding.get(report.replica, 0),
-                report.num_running + report.num_waiting,
-            )
-            for report in view.candidates()
-        }
-        if not keys:
+        columns = view.columns()
+        if not columns.names:
             return Decision(None, "no replica can take it")
-        least = min(keys.values())
-        equals = [name for name, key in keys.items() if key == least]
-        chosen = after(self._last.get(view.stage), equals)
-        self._last[view.stage] = chosen
-        return Decision(chosen, f"{least[0]} outstanding")
+        fewest = min(columns.outstanding)
+        tied = [place for place, count in enumerate(columns.outstanding) if count == fewest]
+        jobs = [columns.jobs[place] for place in tied]
+        least = min(jobs)
+        equals = [
+            columns.names[place] for place, count in zip(tied, jobs, strict=True) if count == least
+        ]
+        chosen = self._last[view.stage] = after(self._last.get(view.stage), equals)
+        return Decision(chosen, f"{fewest} outstanding")

@@ -90,7 +90,7 @@ class Prefix:
     def _smallest(self, loads: Mapping[str, int], names: Collection[str]) -> str:
         """The least loaded of `names`, each in turn among equals."""
         least = min(loads[name] for name in names)
-        self._last = after(self._last, [name for name in names if loads[name] == least])
+        self._last = after(self._last, sorted(name for name in names if loads[name] == least))
         return self._last
 
     def _match(self, name: str, hashes: Sequence[BlockHash]) -> int:

@@ -24,7 +24,7 @@ class RoundRobin:
     _last: dict[Stage, str] = field(init=False, default_factory=dict, repr=False)
 
     def decide(self, view: View) -> Decision:
-        names = [report.replica for report in view.candidates()]
+        names = view.columns().names
         if not names:
             return Decision(None, "no replica can take it")
         chosen = after(self._last.get(view.stage), names)
