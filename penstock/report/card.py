@@ -137,7 +137,7 @@ def print_card(card: Card, console: Console | None = None) -> None:
 
 def _plot_rate(axes: Axes, card: Card) -> None:
     width = card.span_s / max(1, len(card.rates))
-    axes.step([place * width for place in range(len(card.rates))], card.rates, where="post")
+    axes.stairs(card.rates, [place * width for place in range(len(card.rates) + 1)])
     if card.rate_per_s is not None:
         axes.axhline(card.rate_per_s, linestyle="--", color="grey", label="mean")
         axes.legend()
@@ -148,8 +148,9 @@ def _plot_rate(axes: Axes, card: Card) -> None:
 
 
 def _plot_lengths(axes: Axes, name: str, found: Lengths) -> None:
-    edges = [1 << place for place in range(len(found.counts))]
-    axes.bar(edges, found.counts, width=edges, align="edge", edgecolor="white")
+    first = next((place for place, count in enumerate(found.counts) if count), 0)
+    edges = [1 << place for place in range(first, len(found.counts))]
+    axes.bar(edges, found.counts[first:], width=edges, align="edge", edgecolor="white")
     axes.set_xscale("log", base=2)
     axes.set_xlabel(f"{name} tokens")
     axes.set_ylabel("requests")

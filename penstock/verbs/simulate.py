@@ -187,7 +187,7 @@ def _print(found: Simulated, card: Card) -> None:
     for source in found.sources:
         typer.echo(f"source  {source}")
     for kind, figures in found.played.workflows.items():
-        typer.echo(f"{kind + 's':8}{figures}")
+        typer.echo(f"{kind + 's':9}{figures}")
     typer.echo(f"trace   {found.trace}")
     typer.echo(f"card    {short(card)}")
     typer.echo(f"digest  {found.digest} of {found.num_events:,} events, seed {found.seed}")
