@@ -6,11 +6,14 @@ import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from penstock.core.errors import BadConfig, missing_extra
+
+if TYPE_CHECKING:
+    from penstock.lab.validate import Validated
 
 EPILOG = (
     "Examples: `penstock bench validate --trace data/azure_2023_conv_200.csv`; "
@@ -19,34 +22,36 @@ EPILOG = (
 TRACES = ("traces/azure_2023_conv.csv", "azure_2023_conv_200.csv")
 
 
+TraceFile = Annotated[
+    Path | None,
+    typer.Option(help="File with the traffic [Azure's conversations in $PENSTOCK_DATA or data/]."),
+]
+ProfileFile = Annotated[
+    Path | None,
+    typer.Option(help="Of `penstock bench calibrate`; measured anew if it does not fit."),
+]
+Loads = Annotated[str, typer.Option(help="Shares of the saturation rate, with commas.")]
+Limit = Annotated[
+    float,
+    typer.Option(help="Mark repeats while others took more of this machine's processors."),
+]
+Policy = Annotated[str, typer.Option(help="Preset of scheduling policies: vllm-v1 or sglang.")]
+Model = Annotated[
+    str, typer.Argument(help="A model folder, a Hub name, or the model that comes along.")
+]
+
+
 def validate(  # noqa: PLR0913 - a flag is an argument
-    model: Annotated[
-        str, typer.Argument(help="A model folder, a Hub name, or the model that comes along.")
-    ] = "default",
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with the traffic [Azure's conversations, from $PENSTOCK_DATA or data/]."
-        ),
-    ] = None,
-    profile: Annotated[
-        Path | None,
-        typer.Option(help="Of `penstock bench calibrate`; measured anew if it does not fit."),
-    ] = None,
-    loads: Annotated[
-        str, typer.Option(help="Shares of the saturation rate, with commas.")
-    ] = "0.3,0.6,0.9",
+    model: Model = "default",
+    trace: TraceFile = None,
+    profile: ProfileFile = None,
+    loads: Loads = "0.3,0.6,0.9",
     repeats: Annotated[int, typer.Option(help="Benches at each load.", min=1)] = 5,
     requests: Annotated[int, typer.Option(help="Requests of each bench.", min=10)] = 60,
-    neighbour_limit: Annotated[
-        float,
-        typer.Option(help="Mark repeats while others took more of this machine's processors."),
-    ] = 0.1,
+    neighbour_limit: Limit = 0.1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    policy: Annotated[
-        str, typer.Option(help="Preset of scheduling policies: vllm-v1 or sglang.")
-    ] = "vllm-v1",
+    policy: Policy = "vllm-v1",
     is_quick: Annotated[bool, typer.Option("--quick", help="Calibrate coarsely.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write everything here as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture here (PNG).")] = None,
@@ -78,6 +83,12 @@ def validate(  # noqa: PLR0913 - a flag is an argument
     )
     with Bar("validating", line_every=1) as bar:
         found = run(wanted, lambda stage, done, of: bar.show(done, of, stage))
+    _report(found, out, plot, is_json)
+    if not found.has_passed:
+        raise typer.Exit(1)
+
+
+def _report(found: Validated, out: Path | None, plot: Path | None, is_json: bool) -> None:
     text = json.dumps(found.to_dict(), default=str)
     typer.echo(text if is_json else str(found))
     if out is not None:
@@ -89,8 +100,6 @@ def validate(  # noqa: PLR0913 - a flag is an argument
         from penstock.lab.validate_plot import plot as draw
 
         draw(plot, found)
-    if not found.has_passed:
-        raise typer.Exit(1)
 
 
 def parse_loads(text: str) -> tuple[float, ...]:
