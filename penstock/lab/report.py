@@ -10,6 +10,7 @@ which, and what the cards cost.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import tomllib
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ from pathlib import Path
 import penstock
 from penstock.assemble import Config
 from penstock.core.config import build
-from penstock.core.errors import BadConfig, BadTrace, PenstockError
+from penstock.core.errors import BadConfig, BadTrace, PenstockError, missing_extra
 from penstock.core.events import Header
 from penstock.lab.simulate import Simulated, source_of
+from penstock.lab.sweep_files import PARQUET
 from penstock.report.card import short
 from penstock.report.collect import Collector, Facts
 from penstock.report.compose import compose
@@ -27,6 +29,7 @@ from penstock.report.html import plotly, write
 from penstock.report.money import Money, price_of
 from penstock.report.page import Page
 from penstock.report.runs import Run
+from penstock.report.sweep_page import sweep_page
 from penstock.report.words import Context
 from penstock.traffic.card import Card
 
@@ -80,6 +83,25 @@ def report_of(
     return compose(found, context_of(found, title=title))
 
 
+def is_sweep(path: Path) -> bool:
+    """Whether this is the folder of a sweep's results."""
+    return (path / PARQUET).is_file()
+
+
+def page_of_sweep(folder: Path, *, title: str = "") -> Page:
+    """The page of a sweep that was kept. Raises MissingExtra without pyarrow."""
+    try:
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ModuleNotFoundError:
+        raise missing_extra("pyarrow", "lab") from None
+    rows: list[dict[str, object]] = parquet.read_table(folder / PARQUET).to_pylist()
+    models = sorted({str(row["cost_model"]) for row in rows if row.get("cost_model") is not None})
+    sources = [f"Step times come from the {name}." for name in models]
+    return sweep_page(
+        rows, title=title or "Sweep", subtitle=f"{folder}: {len(rows)} points", sources=sources
+    )
+
+
 class Recorder(Collector):
     """Listens to a simulation (`listeners=[recorder]`), and then writes its page to `path`.
 
@@ -97,9 +119,7 @@ class Recorder(Collector):
         context = context_of(
             [facts], title=title, card=tuple(lines), footer=f"digest {found.digest}"
         )
-        money = dataclasses.replace(
-            context.money[facts.name], energy_j=getattr(found, "energy_j", None)
-        )
+        money = dataclasses.replace(context.money[facts.name], energy_j=found.energy_j)
         return compose([facts], dataclasses.replace(context, money={facts.name: money}))
 
     def write(self, found: Simulated, card: Card | None = None) -> Path:

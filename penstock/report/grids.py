@@ -9,7 +9,7 @@ from penstock.report.causes import CAUSES, WORK, Explanation
 from penstock.report.collect import Facts
 from penstock.report.money import Money
 from penstock.report.offered import WINDOWS_S
-from penstock.report.page import Cell, Grid
+from penstock.report.page import Cell, Grid, kept
 from penstock.report.summary import Figures, GroupFigures
 from penstock.report.table import LATENCIES, seconds, share
 
@@ -33,7 +33,7 @@ def latency_grid(found: GroupFigures) -> Grid:
 def group_grid(figures: Figures) -> Grid:
     rows = [
         (
-            kind, name, found.num_offered, found.num_finished, share(found.attainment), found.goodput_per_s,
+            kind, name, found.num_offered, found.num_finished, kept(found.attainment), found.goodput_per_s,
             found.ttft_s.p50, found.ttft_s.p99, found.tpot_s.p50, found.tpot_s.p99, found.e2e_s.p50, found.e2e_s.p99,
         )
         for kind, groups in (("class", figures.classes), ("tenant", figures.tenants))
@@ -41,7 +41,7 @@ def group_grid(figures: Figures) -> Grid:
         if len(groups) > 1
     ]  # fmt: skip
     names = ("", "", "offered", "finished", "kept", "goodput/s")
-    latencies = ("TTFT p50", "p99", "TPOT p50", "p99", "E2E p50", "p99")
+    latencies = ("TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "E2E p50", "E2E p99")
     return Grid(
         title="By class and tenant",
         columns=(*names, *latencies),
@@ -99,14 +99,14 @@ def run_grid(runs: Sequence[Facts], money: Mapping[str, Money]) -> Grid:
         )
         known = money.get(run.name)
         rows.append((
-            run.name, run.offered_per_s, found.num_offered, found.num_finished, share(found.attainment), share(worst),
+            run.name, run.offered_per_s, found.num_offered, found.num_finished, kept(found.attainment), kept(worst),
             found.goodput_per_s, found.ttft_s.p50, found.ttft_s.p99, found.tpot_s.p50, found.tpot_s.p99,
             found.e2e_s.p99, found.output_tokens_per_s, found.num_preemptions, share(found.prefix_hit_rate),
             None if known is None else known.per_million_output(run.figures),
         ))  # fmt: skip
     columns = (
-        "run", "offered/s", "offered", "finished", "kept", "worst class", "goodput/s", "TTFT p50", "p99", "TPOT p50",
-        "p99", "E2E p99", "output tok/s", "preempted", "prefix hits", "$/M output",
+        "run", "offered/s", "offered", "finished", "kept", "worst class", "goodput/s", "TTFT p50", "TTFT p99",
+        "TPOT p50", "TPOT p99", "E2E p99", "output tok/s", "preempted", "prefix hits", "$/M output",
     )  # fmt: skip
     return Grid(
         title="Runs side by side",

@@ -18,7 +18,7 @@ from pathlib import Path
 from penstock.core.errors import BadConfig, missing_extra
 from penstock.report.page import Block, Cell, Chart, Grid, Page, Tile, Words, number
 
-PERCENT = re.compile(r"-?[\d.,]+%$")
+PERCENT = re.compile(r"[<>]?[\d.,]+%$")
 __all__ = ["Chart", "Grid", "Page", "Tile", "Words", "render", "write"]
 
 

@@ -78,6 +78,15 @@ def number(value: Cell) -> str:
     return f"{value:.4g}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def kept(share: float | None) -> str:
+    """A share for people, 100% only when nothing is missing and 0% only when nothing is there."""
+    if share is None:
+        return "-"
+    if 0 < share < 0.0005:
+        return "<0.1%"
+    return ">99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """A whole report. `banner` warns across the top ("SIMULATED: ..."); `figures` are for the JSON only."""

@@ -10,7 +10,7 @@ from penstock.report.causes import CAUSES, WORK, Explanation
 from penstock.report.charts import GOAL
 from penstock.report.collect import Facts
 from penstock.report.money import Money
-from penstock.report.page import Tile, Words
+from penstock.report.page import Tile, Words, kept
 from penstock.report.summary import NO_PROMISE, GroupFigures
 from penstock.report.table import rate, seconds, share
 
@@ -48,7 +48,7 @@ def tiles(run: Facts, context: Context) -> tuple[Tile, ...]:
         told.append(
             Tile(
                 label="worst class or tenant",
-                value=share(worst.attainment),
+                value=kept(worst.attainment),
                 note=name,
                 mood=_mood(worst.attainment),
             )
@@ -100,7 +100,7 @@ def _attainment_tile(run: Facts) -> Tile:
         )
     return Tile(
         label="kept their promise",
-        value=share(found.attainment),
+        value=kept(found.attainment),
         note=f"{found.num_met:,} of {found.num_offered:,} answers",
         mood=_mood(found.attainment),
     )
@@ -114,7 +114,7 @@ def run_tiles(runs: Sequence[Facts]) -> tuple[Tile, ...]:
     return tuple(
         Tile(
             label=run.name,
-            value=share(run.figures.all.attainment),
+            value=kept(run.figures.all.attainment),
             note=f"{rate(run.figures.all.goodput_per_s)}/s of {rate(run.offered_per_s)}/s offered",
             mood=_mood(run.figures.all.attainment),
         )
@@ -128,7 +128,7 @@ def in_short(run: Facts) -> list[str]:
     lines = []
     if has_promise(run):
         lines.append(
-            f"{found.num_met:,} of {found.num_offered:,} answers ({share(found.attainment)}) kept all their promises."
+            f"{found.num_met:,} of {found.num_offered:,} answers ({kept(found.attainment)}) kept all their promises."
         )
     else:
         lines.append(

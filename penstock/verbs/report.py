@@ -21,7 +21,7 @@ def report(  # noqa: PLR0913 - a flag is an argument
     logs: Annotated[
         list[Path],
         typer.Argument(
-            help="Event logs, a run each; a folder is one run whose processes each wrote a log."
+            help="Event logs, a run each; a folder is one run whose processes each wrote a log, or a sweep's results."
         ),
     ],
     out: Annotated[
@@ -52,31 +52,50 @@ def report(  # noqa: PLR0913 - a flag is an argument
 
     Prints tables; --out writes them with charts as one HTML file. --request tells the life of a request in words.
     """
-    from penstock.lab.report import report_of, runs_of
+    from penstock.lab.report import is_sweep, page_of_sweep, report_of, runs_of
     from penstock.report.console import print_page
     from penstock.report.progress import Bar
 
-    runs = runs_of(logs)
-    with Bar("reading events") as bar:
-        page = report_of(
-            runs, title=title, asked=request or (), on_progress=lambda num: bar.show(num, None)
-        )
+    if is_sweep(logs[0]):
+        _refuse_for_sweeps(logs, {"--perfetto": perfetto, "--otel": otel, "--request": request})
+        page = page_of_sweep(logs[0], title=title)
+    else:
+        runs = runs_of(logs)
+        with Bar("reading events") as bar:
+            page = report_of(
+                runs, title=title, asked=request or (), on_progress=lambda num: bar.show(num, None)
+            )
+        if perfetto is not None:
+            from penstock.report.perfetto import write_trace
+
+            typer.echo(f"perfetto  {perfetto}: {write_trace(runs[0], perfetto):,} events", err=True)
+        if otel is not None:
+            from penstock.report.otel import export
+
+            typer.echo(f"otel      {otel}: {export(runs[0], otel):,} spans", err=True)
     if out is not None:
         from penstock.report.html import write
 
         typer.echo(f"report    {write(page, out)}", err=True)
-    if perfetto is not None:
-        from penstock.report.perfetto import write_trace
-
-        typer.echo(f"perfetto  {perfetto}: {write_trace(runs[0], perfetto):,} events", err=True)
-    if otel is not None:
-        from penstock.report.otel import export
-
-        typer.echo(f"otel      {otel}: {export(runs[0], otel):,} spans", err=True)
     if json_file is not None:
         _write_json(page.to_dict(), json_file)
-    if json_file is None or str(json_file) != "-":
+    if str(json_file) != "-":
         print_page(page.lives() if request else page)
+
+
+def _refuse_for_sweeps(logs: list[Path], flags: dict[str, object]) -> None:
+    from penstock.core.errors import BadConfig
+
+    if len(logs) > 1:
+        raise BadConfig(
+            f"{logs[0]} holds a sweep, which is reported alone", hint="leave the other logs out"
+        )
+    given = [name for name, value in flags.items() if value]
+    if given:
+        raise BadConfig(
+            f"{given[0]} needs an event log, and {logs[0]} holds the figures of a sweep",
+            hint="run the point you mean with `penstock simulate ... --log run.jsonl`",
+        )
 
 
 def _write_json(told: dict[str, object], path: Path) -> None:
