@@ -17,6 +17,7 @@ from penstock.lab.prompts import Composer, Lexicon, lexicon_of
 from penstock.lab.workflow import WorkflowFigures
 from penstock.report.summary import Figures, Spread
 from penstock.traffic import Columns, Trace, TraceMeta, open_trace
+from penstock.traffic.card import Card, Watched
 from penstock.traffic.promises import Promise
 
 MAX_COUNTED_BYTES = 1 << 25
@@ -64,6 +65,7 @@ class Benched:
     lateness: Spread
     driven: Driven
     workflows: dict[str, WorkflowFigures]
+    card: Card  # of what was sent
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -78,6 +80,7 @@ class Benched:
             "fields_taken": list(self.server.extras),
             "prompts_sized_by": self.lexicon,
             "client_lateness_s": dataclasses.asdict(self.lateness),
+            "card": self.card.to_dict(),
             "figures": self.figures.to_dict(),
             "workflows": {kind: dataclasses.asdict(each) for kind, each in self.workflows.items()},
         }
@@ -109,12 +112,12 @@ async def bench(wanted: Bench, on_tick: OnTick | None = None) -> Benched:
             concurrency_cap=wanted.concurrency_cap,
             on_tick=None if on_tick is None else lambda driven: on_tick(driven, num_total),
         )
-        is_whole = False
+        watched, is_whole = Watched(trace), False
         # Ctrl-C cancels this task: what was measured is still worth a report.
         with contextlib.suppress(asyncio.CancelledError):
-            await driver.run(trace)
+            await driver.run(watched)
             is_whole = True
-        return _benched(wanted, trace, server, lexicon, driver, is_whole)
+        return _benched(wanted, watched, server, lexicon, driver, is_whole)
 
 
 def _open(wanted: Bench, max_context: int | None) -> Trace:
@@ -141,7 +144,7 @@ def _count(wanted: Bench, max_context: int | None) -> int | None:
 
 
 def _benched(
-    wanted: Bench, trace: Trace, server: Server, lexicon: Lexicon, driver: Driver, is_whole: bool
+    wanted: Bench, trace: Watched, server: Server, lexicon: Lexicon, driver: Driver, is_whole: bool
 ) -> Benched:
     driven, notes = driver.driven, []
     if not is_whole:
@@ -166,6 +169,7 @@ def _benched(
         lateness=driven.lateness(),
         driven=driven,
         workflows=driver.workflows.figures(),
+        card=trace.card(),
     )
 
 

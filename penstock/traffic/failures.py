@@ -39,6 +39,8 @@ class Failures:
         for name in ("share", "burst_share", "impatient"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        if self.share == 1 and self.become == "dropped":
+            raise ValueError("with a share of 1 every call fails and none is sent")
         for name in ("burst_every_s", "burst_lasts_s", "failing_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -211,7 +211,9 @@ def _traced(origin: Origin, *, seed: int, owner: str, where: str) -> Stream:
         return
     rows = _again_and_again(origin, seed)
     for at_s in _instants(origin.arrivals, seed, owner, where):
-        found = next(rows)._replace(at_s=at_s)
+        while isinstance(row := next(rows), Drop):
+            yield at_s, row
+        found = row._replace(at_s=at_s)
         yield at_s, callers.overlay(found) if isinstance(found, Row) else found
 
 
@@ -243,7 +245,8 @@ def _replayed(origin: Origin, seed: int, callers: Callers) -> Stream:
         yield last, callers.overlay(found) if isinstance(found, Row) else found
 
 
-def _again_and_again(origin: Origin, seed: int) -> Iterator[Row | Flow]:
+def _again_and_again(origin: Origin, seed: int) -> Iterator[Found]:
+    """The trace for ever. What it drops is told the first time."""
     for turn in itertools.count():
         num = 0
         for found in _rows(origin, seed):
@@ -254,6 +257,8 @@ def _again_and_again(origin: Origin, seed: int) -> Iterator[Row | Flow]:
                 yield found._replace(hash_ids=ids, session=session)
             elif isinstance(found, Flow):
                 num += 1
+                yield found
+            elif not turn:
                 yield found
         if not num:
             raise BadTrace(f"nothing in {origin.trace} can be asked for")

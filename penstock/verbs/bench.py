@@ -145,6 +145,7 @@ def progress_line(driven: Driven) -> str:
 
 def _report(found: Benched, out: Path | None, plot: Path | None, is_json: bool) -> None:
     from penstock.core.errors import BadConfig
+    from penstock.report.card import short
     from penstock.report.table import print_figures
 
     text = json.dumps(found.to_dict(), indent=None if is_json else 2)
@@ -155,6 +156,7 @@ def _report(found: Benched, out: Path | None, plot: Path | None, is_json: bool) 
         for kind, figures in found.workflows.items():
             typer.echo(f"{kind}s  {figures}")
         typer.echo(f"trace {found.trace}")
+        typer.echo(f"card  {short(found.card)}")
     if out is not None:
         try:
             out.write_text(text + "\n")

@@ -162,7 +162,7 @@ def _single(asked: Asked) -> None:
     for one in recorder:
         typer.echo(f"report  {one.write(found, watched.card())}", err=True)
     if asked.is_json:
-        typer.echo(json.dumps(found.to_dict()))
+        typer.echo(json.dumps({**found.to_dict(), "card": watched.card().to_dict()}))
     else:
         _print(found, watched.card())
     if not found.figures.all.num_finished:

@@ -80,7 +80,7 @@ def test_failures_leave_the_other_draws_alone(tmp_path: Path) -> None:
 
 
 def test_a_flow_fails_as_one() -> None:
-    faults = Faults(Failures(share=1.0), seed=0, owner="t", where="f")
+    faults = Faults(Failures(share=1 - 1e-12), seed=0, owner="t", where="f")
     found = faults.befall(Flow(0.0, "session", ()))
     assert found == Drop(REASON)
 
@@ -89,6 +89,7 @@ def test_a_flow_fails_as_one() -> None:
     ("text", "said"),
     [
         ("share = 2", "share must be from 0 to 1"),
+        ("share = 1", "every call fails"),
         ("burst_every_s = 0", "burst_every_s must be positive"),
         ("become = 'lost'", "must be one of"),
         ("patience_s = -1", "must not be negative"),

@@ -278,6 +278,14 @@ def test_a_trace_may_come_at_other_instants_and_again(tmp_path: Path) -> None:
     assert not again & {block for request in found[:100] for block in request.prompt.blocks(512)}
 
 
+def test_what_a_trace_inside_drops_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text(
+        "prompt_tokens,output_tokens,arrival_s,tenant,session\n5,5,0,,\n0,5,1,,\n"
+    )
+    trace = opened(tmp_path, f'num_requests = 5\n{POISSON}trace = "own.csv"')
+    assert len(list(trace)) == 5 and trace.meta.drops == {"no prompt tokens": 1}
+
+
 def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.csv").write_text(AZURE.read_text())
     path = workload(tmp_path, 'trace = "mine.csv"')
