@@ -168,13 +168,13 @@ def test_a_store_is_refused_when_it_is_none_is_newer_or_in_use(tmp_path: Path) -
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from penstock.lab.points import Point, run_points
 
 def slow(point):
     time.sleep(point.settings["s"])
-    return {"y": point.settings["x"]}
+    return {"is_spared": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])}
 
 def main():
     given = [Point(settings={"x": x, "s": 0.0 if x < 2 else 60.0}) for x in range(6)]
@@ -221,7 +221,8 @@ def test_ctrl_c_leaves_no_process_and_keeps_what_is_done(tmp_path: Path) -> None
     while alive_in_group(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive_in_group(process.pid)
-    assert store.read_text().count("\n") == 3
+    kept = [json.loads(line) for line in store.read_text().splitlines()[1:]]
+    assert [each["value"] for each in kept] == [{"is_spared": True}] * 2
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
