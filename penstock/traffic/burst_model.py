@@ -226,7 +226,7 @@ def fit_burstgpt(
     method: Method = "mle",
     window_s: float = WINDOW_S,
     lengths: LengthsKind = "empirical",
-    counts: Counts = "renewal",
+    counts: Counts | None = None,
 ) -> BurstGptModel:
     """BurstGPT's generator with the windows, lengths, conversations and tenants of a trace."""
     starts, talk = fit_conversations(sample)

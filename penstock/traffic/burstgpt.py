@@ -99,3 +99,8 @@ class BurstGpt:
 
 
 read = BurstGpt()
+VARIANTS = {
+    "burstgpt-conversation": BurstGpt(log_type="conversation"),
+    "burstgpt-api": BurstGpt(log_type="api"),
+    "burstgpt-with-failures": BurstGpt(failures="keep"),
+}

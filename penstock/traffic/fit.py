@@ -10,13 +10,13 @@ Windows with fewer than MIN_GAPS gaps tell no shape: they take the median of tho
 Counts seen in windows vary twice: with the rate, and by chance at a given rate. A process that draws its counts again
 (counts="renewal") would add the chance a second time. So its rates are drawn towards their mean by the factor
 sqrt(1 - chance/total), both variances of counts per window, the first found by drawing; then what is generated varies
-as the trace does. With chance above total (arrivals more regular from window to window than inside one) no such process
-fits, and counts="exact" is the one to take.
+as the trace does. With chance well above total (arrivals more regular from window to window than inside one, as where
+they are stamped in batches) no such process fits, and the counts are kept ("exact") unless the caller says otherwise.
 
 Rules. Times stamped in whole seconds are first spread evenly over their second (a call stamped 17 came somewhere in
 [17, 18)): that leaves the counts per second as they are and gives gaps a density. Gaps of zero that remain have no
 likelihood under a shape below 1: they count as half the smallest positive gap, and a window with more than MANY_TIES of
-them (arrivals stamped in batches) takes its shape from moments instead.
+them (arrivals stamped in batches) takes its shape from moments instead, of Gamma when there is a choice.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ MIN_GAPS = 8
 MANY_TIES = 0.1
 SHAPES = (0.02, 50.0)  # fits are kept within
 NEWTON_STEPS = 60
+TOO_REGULAR = 3.0  # chance over total; 1 for windows of one rate, up to 2 where shapes of short windows are noisy
 DRAWS, MOST_DRAWS = 4, 200  # of the process, to see how counts vary by chance
 
 
@@ -54,6 +55,10 @@ class Gaps:
     def means(self, values: Floats) -> Floats:
         """Mean per window of an array as long as `values`."""
         return np.asarray(np.add.reduceat(values, self.starts) / self.nums)
+
+    def are_tied(self) -> NDArray[np.bool_]:
+        """Per window, whether too many gaps are zero for a likelihood to mean anything."""
+        return self.means((self.values == 0).astype(np.float64)) > MANY_TIES
 
     def positive(self) -> Gaps:
         """Gaps of zero made half the smallest other one."""
@@ -141,12 +146,22 @@ def log_likelihoods(gaps: Gaps, family: Family, shapes: Floats) -> Floats:
 def _shapes(gaps: Gaps, family: Family, method: Method) -> Floats:
     if not len(gaps.nums):
         return np.empty(0)
-    is_tied = gaps.means((gaps.values == 0).astype(np.float64)) > MANY_TIES
+    is_tied = gaps.are_tied()
     if method == "moments" or is_tied.all():
         return shapes_of_moments(gaps, family)
     likely = gaps.positive()
     shapes = gamma_shapes(likely) if family == "gamma" else weibull_shapes(likely)
     return np.where(is_tied, shapes_of_moments(gaps, family), shapes) if is_tied.any() else shapes
+
+
+def _families(gaps: Gaps, shapes: dict[Family, Floats]) -> list[Family]:
+    """The likeliest of the families tried, window by window; the first where likelihood means nothing."""
+    tried = list(shapes)
+    if len(tried) == 1 or not len(gaps.nums):
+        return tried[:1] * len(gaps.nums)
+    likely = [log_likelihoods(gaps.positive(), each, shapes[each]) for each in tried]
+    places = np.where(gaps.are_tied(), 0, np.argmax(likely, axis=0))
+    return [tried[place] for place in places.tolist()]
 
 
 def _laws(
@@ -183,7 +198,7 @@ def fit_arrivals(
     window_s: float = 60.0,
     family: Choice = "best",
     method: Method = "mle",
-    counts: Counts = "renewal",
+    counts: Counts | None = None,
 ) -> Renewal:
     """A law per window of `window_s`, windows counted from 0.
 
@@ -199,20 +214,17 @@ def fit_arrivals(
     gaps, fitted = gaps_by_window(at, numbers)
     tried: tuple[Family, ...] = ("gamma", "weibull") if family == "best" else (family,)
     shapes = {each: _shapes(gaps, each, method) for each in tried}
-    likely = {
-        each: log_likelihoods(gaps.positive(), each, shapes[each]) for each in tried if len(fitted)
-    }
-    families: list[Family] = [
-        max(tried, key=lambda each: float(likely[each][place])) for place in range(len(fitted))
-    ]
+    families = _families(gaps, shapes)
     chosen = np.array([shapes[each][place] for place, each in enumerate(families)])
     rates = window_rates(at, numbers, window_s)
-    found = Renewal(window_s=window_s, laws=_laws(rates, fitted, chosen, families), counts=counts)
-    return found if counts == "exact" else steadied(found)
+    laws = _laws(rates, fitted, chosen, families)
+    if counts == "exact":
+        return Renewal(window_s=window_s, laws=laws, counts=counts)
+    return steadied(Renewal(window_s=window_s, laws=laws), may_keep_counts=counts is None)
 
 
-def steadied(found: Renewal, seed: int = 0) -> Renewal:
-    """The process with its rates drawn towards their mean, so that chance is not counted twice."""
+def steadied(found: Renewal, *, may_keep_counts: bool, seed: int = 0) -> Renewal:
+    """The process with its rates drawn towards their mean, so that chance is not counted twice; or its counts kept."""
     num = len(found.laws)
     rates = np.array([law.rate_per_s for law in found.laws])
     if num < 3 or not rates.any():
@@ -225,6 +237,8 @@ def steadied(found: Renewal, seed: int = 0) -> Renewal:
     ]
     chance = float(np.var(counts, axis=0, ddof=1).mean())
     total = float((rates * found.window_s).var(ddof=1))
+    if may_keep_counts and chance > TOO_REGULAR * total:
+        return replace(found, counts="exact")
     factor = math.sqrt(max(0.0, 1 - chance / total)) if total > 0 else 1.0
     steady = (rates.mean() + factor * (rates - rates.mean())).tolist()
     laws = (replace(law, rate_per_s=rate) for law, rate in zip(found.laws, steady, strict=True))

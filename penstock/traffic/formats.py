@@ -21,18 +21,20 @@ FORMATS: dict[str, Reader] = {
     "mooncake": mooncake.read,
     "flows": flows.read,
     "burstgpt": burstgpt.read,
+    **burstgpt.VARIANTS,
     "sharegpt": sharegpt.read,
     "csv": custom.read,
     WORKLOAD: workload.read,
 }
 CSV_COLUMNS = {
     "azure": azure.COLUMNS,
-    "burstgpt": burstgpt.COLUMNS,
+    **dict.fromkeys(("burstgpt", *burstgpt.VARIANTS), burstgpt.COLUMNS),
     "csv": tuple(custom.OWN.named()),
 }
 HINT = (
     "readable are: azure (CSV with TIMESTAMP,ContextTokens,GeneratedTokens), burstgpt (CSV with Timestamp, Model, "
-    "Request tokens, Response tokens, Log Type), mooncake (JSON lines with timestamp, input_length, output_length, "
+    "Request tokens, Response tokens, Log Type; or only its burstgpt-conversation or burstgpt-api rows, or "
+    "burstgpt-with-failures), mooncake (JSON lines with timestamp, input_length, output_length, "
     "hash_ids), sharegpt (JSON or JSON lines with conversations), a workload (.toml); say which columns a CSV of your "
     "own has with --columns arrival=TIME,prompt=INPUT_TOKENS,output=OUTPUT_TOKENS"
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from penstock.core.errors import BadTrace, SchemaMismatch
+from penstock.traffic import open_trace
 from penstock.traffic.arrivals import Renewal
 from penstock.traffic.burst_model import BurstGptModel, Conversations, fit_burstgpt
 from penstock.traffic.burstgpt import BurstGpt, Call, calls_of, read
@@ -83,6 +84,20 @@ def test_log_type_and_model_choose_rows_and_count_the_others():
     rows, drops = split(VERSION_1, BurstGpt(model="GPT-4"))
     assert [row.tenant for row in rows] == ["GPT-4/api"]
     assert drops.count("not of the model GPT-4") == 3
+
+
+def test_variants_can_be_named_as_formats(tmp_path):
+    path = tmp_path / "b.csv"
+    path.write_text(VERSION_2)
+    assert open_trace(path).format == "burstgpt"
+    for name, num in (
+        ("burstgpt-conversation", 1),
+        ("burstgpt-api", 1),
+        ("burstgpt-with-failures", 3),
+    ):
+        trace = open_trace(path, format=name)
+        assert len(list(trace)) == num and trace.meta.rows_read == 6
+    assert next(iter(open_trace(path)))[1].program == "17"
 
 
 def test_the_published_generator():
