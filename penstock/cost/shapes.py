@@ -256,7 +256,8 @@ def _experts(kind: object, size: _Sizes) -> tuple[int | None, int | None, int | 
         if table.get("mlp_only_layers") or size("decoder_sparse_step", 1) != 1:
             raise BadModel(f"{size.name}: layers with and without experts cannot be priced yet")
         width = size("moe_intermediate_size")
-        return size("num_experts"), size("num_experts_per_tok"), width
+        name = "num_experts" if table.get("num_experts") else "num_local_experts"
+        return size(name), size("num_experts_per_tok"), width
     if any(table.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise BadModel(f"{size.name}: experts in a model of type {kind!r} cannot be priced yet")
     return None, None, None
