@@ -1,4 +1,7 @@
-"""What a fleet and a replica say to each other over a channel. Plain frozen data; `net` carries it unread."""
+"""What a fleet and a replica say to each other over a channel: plain data, read-only once made; `net` carries it unread.
+
+Those sent for every request are not declared frozen, which would make each four times as dear.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Literal
 from penstock.core.types import SCHEMA, Output, Report, Request
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Submit:
     """Fleet -> replica. Without `every_token` only the last output of each answer is sent back."""
 
@@ -39,7 +42,7 @@ class Stop:
     kind: Literal["stop"] = "stop"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outputs:
     """Replica -> fleet: all that one step produced, one message a step. `items` = (request id, output)."""
 
@@ -70,7 +73,7 @@ class Hello:
     kind: Literal["hello"] = "hello"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Say:
     """Replica -> fleet: its current report."""
 

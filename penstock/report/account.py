@@ -49,7 +49,7 @@ class Account:
     ) -> None:
         self._digest, self._metrics = Digest(), Metrics(has_gaps=has_gaps)
         self._writer = None if log_path is None else LogWriter(log_path, flush_after_s=None)
-        self._lines: list[bytes] = []
+        self._events: list[Event] = []  # not yet encoded: many at a time cost less
         self._left = FORK_AFTER // MANY if may_fork and can_fork() else None
         self._child: _Child | None = None
 
@@ -59,9 +59,9 @@ class Account:
             return
         if self._child is None:
             self._metrics.emit(event)
-        lines = self._lines
-        lines.append(encode(event))
-        if len(lines) == MANY:
+        events = self._events
+        events.append(event)
+        if len(events) == MANY:
             self._hand_over()
 
     def close(self) -> Accounted:
@@ -89,8 +89,9 @@ class Account:
             self._writer.emit(header)
 
     def _hand_over(self) -> None:
-        told, num = joined(self._lines), len(self._lines)
-        self._lines.clear()
+        events = self._events
+        told, num = joined(list(map(encode, events))), len(events)
+        events.clear()
         if self._child is not None:
             self._child.send(told)
             return

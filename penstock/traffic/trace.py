@@ -20,6 +20,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
@@ -265,13 +266,19 @@ class Trace:
             id=id,
             model=self.model,
             prompt=TracedPrompt(row.num_prompt, row.hash_ids, row.traced_size),
-            sampling=Sampling(max_tokens=cap if room is None else min(cap, room)),
+            sampling=sampling_of(cap if room is None else min(cap, room)),
             slo=slo,
             priority=priority,
             tenant=row.tenant,
             program=None if row.session is None else ProgramId(row.session),
             true_output=row.num_output,
         )
+
+
+@lru_cache(maxsize=4096)
+def sampling_of(max_tokens: int) -> Sampling:
+    """Requests that ask alike share it: making one costs as much as the rest of a request."""
+    return Sampling(max_tokens=max_tokens)
 
 
 def rows_of(found: Row | Flow) -> Iterator[Row]:
