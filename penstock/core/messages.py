@@ -1,4 +1,4 @@
-"""What a fleet and a replica say to each other over a channel: plain data, read-only once made; `net` carries it unread.
+"""What a fleet and a replica say to each other over a channel. Plain data, read-only; `net` carries it unread.
 
 Those sent for every request are not declared frozen, which would make each four times as dear.
 """
