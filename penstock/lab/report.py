@@ -116,8 +116,12 @@ class Recorder(Collector):
     def page(self, found: Simulated, card: Card | None = None, *, title: str = "") -> Page:
         facts = self.facts()
         lines = [str(found.trace), *([] if card is None else [short(card)])]
+        names = ", ".join(source.fleet for source in found.sources)
         context = context_of(
-            [facts], title=title, card=tuple(lines), footer=f"digest {found.digest}"
+            [facts],
+            title=title or f"{names} under {Path(found.trace.path).name}",
+            card=tuple(lines),
+            footer=f"digest {found.digest}",
         )
         money = dataclasses.replace(context.money[facts.name], energy_j=found.energy_j)
         return compose([facts], dataclasses.replace(context, money={facts.name: money}))

@@ -18,6 +18,7 @@ from pathlib import Path
 from penstock.core.errors import BadConfig, missing_extra
 from penstock.report.page import Block, Cell, Chart, Grid, Page, Tile, Words, number
 
+MANY = 6  # columns that a small screen scrolls rather than squeezes
 PERCENT = re.compile(r"[<>]?[\d.,]+%$")
 __all__ = ["Chart", "Grid", "Page", "Tile", "Words", "render", "write"]
 
@@ -123,7 +124,8 @@ def _grid(grid: Grid) -> str:
         "<tr>" + "".join(map(_cell, row, sides)) + "</tr>"
         for row in grid.rows
     )  # fmt: skip
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    many = ' class="many"' if len(grid.columns) > MANY else ""
+    return f'<div class="scroll"><table{many}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _is_number(value: Cell) -> bool:

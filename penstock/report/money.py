@@ -16,6 +16,7 @@ from penstock.report.summary import Figures
 
 MILLION = 1e6
 HOUR_S = 3600.0
+KILOWATT_HOUR_J = 3.6e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +41,15 @@ class Money:
                 if num
             ]
         if self.energy_j is not None:
-            told.append(("energy of this run", self.energy_j / 3.6e6, "kWh"))
+            told.append(("energy of this run", self.energy_j / KILOWATT_HOUR_J, "kWh"))
             if found.duration_s > 0:
                 told.append(("mean power", self.energy_j / found.duration_s, "W"))
             told += [
-                (f"energy per million {name}", self.energy_j / num * MILLION / 3.6e6, "kWh")
+                (
+                    f"energy per million {name}",
+                    self.energy_j / num * MILLION / KILOWATT_HOUR_J,
+                    "kWh",
+                )
                 for name, num in _tokens(output, prompt)
                 if num
             ]
@@ -55,6 +60,12 @@ class Money:
         if self.price_h is None or not found.all.output_tokens:
             return None
         return self.price_h * found.duration_s / HOUR_S / found.all.output_tokens * MILLION
+
+    def energy_per_million_output(self, found: Figures) -> float | None:
+        """Kilowatt-hours."""
+        if self.energy_j is None or not found.all.output_tokens:
+            return None
+        return self.energy_j / KILOWATT_HOUR_J / found.all.output_tokens * MILLION
 
 
 def _tokens(output: int, prompt: int) -> tuple[tuple[str, int], ...]:

@@ -21,12 +21,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "decode": ("decode",),
     "bigger batch": ("batch",),
     "own prefill": ("prefill",),
-    "others' prompts beside its own": ("shared-prefill",),
-    "decode stretched by others' prefill": ("interference",),
+    "shared prefill": ("shared-prefill",),
+    "prefill interference": ("interference",),
     "queueing": ("queue-max-jobs", "queue-tokens", "queue-blocks", "queue-policy"),
-    "waiting for the step under way": ("step-boundary",),
-    "preempted and recomputing": ("preempted", "recompute"),
-    "anything else": ("passed-over", "between-steps", "routing"),
+    "step boundary": ("step-boundary",),
+    "preemption": ("preempted", "recompute"),
+    "other": ("passed-over", "between-steps", "routing"),
 }
 assert set(CAUSES) == {cause for causes in GROUPS.values() for cause in causes}
 MAX_BARS = 12
@@ -113,8 +113,9 @@ def bands_chart(bands: Sequence[tuple[str, Band]]) -> Chart:
     return Chart(
         title="Where the time went",
         caption="Mean seconds of an answer, by cause, from the quickest to the slowest answers (number of answers in "
-        "brackets). Decode and own prefill are an answer's own work; the rest is what others, memory and the "
-        "policies cost it.",
+        "brackets). Decode and own prefill are an answer's own work, the rest is what others, memory and the policies "
+        "cost it. Shared prefill: others' prompts in the steps of its own. Prefill interference: its decode steps, "
+        "stretched by others' prompts. Step boundary: until the step that ran when it came had ended.",
         data=_stacks(bars, "%{x:.3g} s"),
         layout=_bar_layout("mean seconds of an answer"),
         height=130 + 44 * len(bars),

@@ -78,14 +78,13 @@ def tiles(run: Facts, context: Context) -> tuple[Tile, ...]:
         )
     )
     money = context.money.get(run.name)
-    per_million = None if money is None else money.per_million_output(run.figures)
-    if per_million is not None:
+    price = None if money is None else money.per_million_output(run.figures)
+    energy = None if money is None else money.energy_per_million_output(run.figures)
+    values = [f"${price:,.2f}"] if price is not None else []
+    values += [f"{energy:.3g} kWh"] if energy is not None else []
+    if values:
         told.append(
-            Tile(
-                label="per million output tokens",
-                value=f"${per_million:,.2f}",
-                note=money.source if money else "",
-            )
+            Tile(label="a million output tokens", value=values[0], note=" ".join(values[1:]))
         )
     return tuple(told)
 
