@@ -2,6 +2,7 @@
 
     request   from the client's sending until the replica hears, in the client, the gateway and the channel:
               request_s + request_token_s * prompt tokens + request_other_s * requests of others under way
+    cold      what the first step takes longer when the engine had nothing to do before: threads sleep, caches are cold
     reply     from the end of a step until the client has read its token:
               reply_s + reply_token_s * tokens of the same step
     cycle     of the engine, from one launch to the next: scheduler time + the fitted terms of `steps`. Gateway and
@@ -26,6 +27,7 @@ class ServingCost:
     request_other_s: float
     reply_s: float
     reply_token_s: float
+    cold_s: float = 0.0
     steps: dict[str, float] = field(default_factory=dict)
     scatter: dict[str, tuple[float, ...]] = field(default_factory=dict)
     num_steps: int = 0
@@ -36,8 +38,9 @@ class ServingCost:
     measured: str = ""
 
     def request_seconds(self, num_prompt: int, others: int) -> float:
-        """Until the replica hears of a request."""
-        return self.request_s + self.request_token_s * num_prompt + self.request_other_s * others
+        """Until the replica hears of a request; one that meets an idle engine is charged there for its cold start."""
+        way_s = self.request_s + self.request_token_s * num_prompt + self.request_other_s * others
+        return way_s if others else way_s + self.cold_s
 
     def reply_seconds(self, num_tokens: int) -> float:
         """Until the client has read a token of a step that gave so many."""

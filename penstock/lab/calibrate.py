@@ -36,7 +36,7 @@ from penstock.lab.serving_cost import serving_cost
 from penstock.report.log import LogReader
 
 QUICK = Grid(batches=(1, 4, 16), contexts=(16, 256), chunks=(32, 128), rounds=2)
-QUICK_LADDER = Ladder(callers=(1, 4, 16), seconds=4.0)
+QUICK_LADDER = Ladder(callers=(1, 4, 16), seconds=4.0, pausing_s=4.0)
 OnProgress = Callable[[int, int], None]
 OnStage = Callable[[str, int, int], None]  # stage, done, of
 
@@ -124,6 +124,7 @@ def describe_serving(cost: ServingCost) -> list[str]:
         f"mean error of a step {cost.mape:.1%}):",
         f"  request on its way in {cost.request_s * 1e3:.2f} ms + {cost.request_token_s * 1e6:.2f} us a prompt token "
         f"+ {cost.request_other_s * 1e3:.3f} ms for each other under way",
+        f"  first step of an idle engine {cost.cold_s * 1e3:+.2f} ms",
         f"  token on its way out  {cost.reply_s * 1e3:.2f} ms + {cost.reply_token_s * 1e3:.3f} ms for each of its step",
     ]
     lines += [f"  {name:16} {value:.3e} s" for name, value in cost.steps.items() if value]

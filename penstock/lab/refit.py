@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from penstock.core.events import Arrived, Completed, Event, Stepped
@@ -18,12 +19,16 @@ from penstock.lab.measure import MeasuredStep
 
 
 class Cycle(NamedTuple):
-    """From the turn that launched a step to the turn that heard of its end and could launch the next."""
+    """From the turn that launched a step to the turn that heard of its end and could launch the next.
+
+    `idle_s`: for how long the engine had nothing to do before.
+    """
 
     features: StepFeatures
     seconds: float
     num_running: int
     num_waiting: int
+    idle_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -98,12 +103,16 @@ class LogSteps:
         return found
 
     def cycles(self) -> list[Cycle]:
-        """Only of steps that were launched singly: of others nobody noted when each was over."""
-        return [
-            Cycle(features, step.turned_at - step.began_at, step.num_running, step.num_waiting)
-            for step, features in self._placed()
-            if len(step.ends) == 1 and step.turned_at > step.began_at
-        ]
+        """Only of steps that were launched singly: of others nobody noted when each was over. Not the first of all."""
+        found, free_at = [], {}
+        for before, step in pairwise(self._done):
+            free_at[id(step)] = before.turned_at
+        for step, features in self._placed():
+            seconds = step.turned_at - step.began_at
+            if len(step.ends) == 1 and seconds > 0 and id(step) in free_at:
+                idle_s = step.began_at - free_at[id(step)]
+                found.append(Cycle(features, seconds, step.num_running, step.num_waiting, idle_s))
+        return found
 
     def _placed(self) -> Iterator[tuple[_Step, StepFeatures]]:
         for step in self._done:

@@ -1,6 +1,7 @@
 """Measures what serving costs around the engine: a real `penstock serve`, asked over HTTP by a real client.
 
-Some callers ask one request after the other, first one caller, then two, four ... The lengths of prompts and answers
+Some callers ask one request after the other: first one caller who pauses in between, so that the engine is met idle,
+then one who does not, then two, four ... The lengths of prompts and answers
 are drawn log-uniformly from what the context holds, so that a few dozen requests meet short and long, and so that
 nothing here is the traffic of any later run. Every answer is asked for by its client's clock and found again in the
 engine's log by its id; both clocks are the machine's one monotonic clock.
@@ -23,21 +24,24 @@ from penstock.lab.prompts import Composer, lexicon_of
 from penstock.lab.stream import Reading
 
 SHORTEST_PROMPT, SHORTEST_ANSWER, LONGEST_ANSWER = 16, 8, 320
-START_SHARE = (
-    0.2  # of the time of a rung: callers begin one by one, since all at once is no traffic
-)
+START_SHARE = 0.2  # of a rung: its callers begin one by one, since all at once is no traffic
+PAUSE_S = 0.4  # at most, and half of it in the mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ladder:
-    """So many callers at once, each number for so long. Answers begun in that time are waited for."""
+    """So many callers at once, each number for `seconds`, after `pausing_s` of one who pauses.
+
+    Answers begun in that time are waited for.
+    """
 
     callers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 48)
     seconds: float = 10.0
+    pausing_s: float = 15.0
 
     def __str__(self) -> str:
         told = ", ".join(map(str, self.callers))
-        return f"{told} callers for {self.seconds:g} s each"
+        return f"one who pauses for {self.pausing_s:g} s, then {told} callers for {self.seconds:g} s each"
 
 
 class Answered(NamedTuple):
@@ -62,8 +66,9 @@ async def ask_in_rounds(
     found: list[Answered] = []
     async with Client(url) as client:
         server = await client.probe()
-        asker = _Asker(client, Composer(await lexicon_of(client), seed))
-        wishes = asker.wishes(server.max_context or 2048, seed)
+        asker = _Asker(client, Composer(await lexicon_of(client), seed), seed)
+        wishes = asker.wishes(server.max_context or 2048)
+        await asker.ask_until(now(), now() + ladder.pausing_s, wishes, found, PAUSE_S)
         for number, callers in enumerate(ladder.callers):
             until = now() + ladder.seconds
             async with asyncio.TaskGroup() as tasks:
@@ -76,14 +81,14 @@ async def ask_in_rounds(
 
 
 class _Asker:
-    def __init__(self, client: Client, composer: Composer) -> None:
+    def __init__(self, client: Client, composer: Composer, seed: int) -> None:
         self._client, self._composer = client, composer
         self._num_open = 0
+        self._rng = stream(seed, "serving")
 
-    def wishes(self, max_context: int, seed: int) -> Iterator[Wish]:
+    def wishes(self, max_context: int) -> Iterator[Wish]:
         """Endless requests of random lengths."""
-        rng = stream(seed, "serving", "lengths")
-        number = 0
+        rng, number = self._rng, 0
         while True:
             number += 1
             longest = max_context - LONGEST_ANSWER
@@ -98,10 +103,17 @@ class _Asker:
             yield Wish(prompt=self._composer.compose(request), max_tokens=answer, is_exact=True)
 
     async def ask_until(
-        self, begin_at: float, until: float, wishes: Iterator[Wish], found: list[Answered]
+        self,
+        begin_at: float,
+        until: float,
+        wishes: Iterator[Wish],
+        found: list[Answered],
+        pause_s: float = 0.0,
     ) -> None:
         await sleep_until(begin_at)
         while now() < until:
+            if pause_s:
+                await asyncio.sleep(pause_s * self._rng.random())
             wish, reading, others = next(wishes), Reading(), self._num_open
             sent_at = now()
             self._num_open += 1

@@ -26,6 +26,7 @@ from penstock.lab.serving import Answered
 # the two terms cannot be told apart.
 SERVED = tuple(name for name in TERMS if name != "prefill_context")
 FEWEST = 30  # answers that a fit of three constants needs
+IDLE_S = 0.05  # after so long without work a step counts as a cold one
 LEAST_S = 1e-5  # a way is taken to last at least so long: clocks of one millisecond may show less than nothing
 Told = tuple[float, int]  # when a step ended, and how many tokens it gave
 
@@ -82,8 +83,9 @@ def serving_cost(
             reply_s.append(read_at - ended_at)
     ways = [*_ways(request, request_s), *_ways(reply, reply_s)]
     cycles = cycles_of_log(events)
-    bare_s = _bare(cycles, scheduler)
-    fit = fit_steps([one.features for one in cycles], bare_s, terms=SERVED)
+    warm = [one for one in cycles if one.idle_s < IDLE_S]
+    bare_s = _bare(warm, scheduler)
+    fit = fit_steps([one.features for one in warm], bare_s, terms=SERVED)
     return ServingCost(
         request_s=ways[0],
         request_token_s=ways[1],
@@ -91,7 +93,10 @@ def serving_cost(
         reply_s=ways[3],
         reply_token_s=ways[4],
         steps=fit.coefficients,
-        scatter=_scatter(fit.coefficients, cycles, bare_s),
+        cold_s=_cold_s(
+            fit.coefficients, [one for one in cycles if one.idle_s >= IDLE_S], scheduler
+        ),
+        scatter=_scatter(fit.coefficients, warm, bare_s),
         num_steps=fit.num_steps,
         num_answers=len(known),
         mape=fit.mape,
@@ -120,6 +125,17 @@ def _scatter(
     for one, seconds in zip(cycles, bare_s, strict=True):
         ratios[kind_of(one.features)].append(seconds / model.seconds(one.features))
     return {kind: scatter_of(found) for kind, found in ratios.items()}
+
+
+def _cold_s(steps: dict[str, float], cold: Sequence[Cycle], scheduler: SchedulerCost) -> float:
+    """The mean that cold steps take longer than warm ones would."""
+    if not cold:
+        return 0.0
+    model = Fitted(steps, name="", digest="", num_layers=1)
+    pairs = zip(cold, _bare(cold, scheduler), strict=True)
+    return max(
+        0.0, float(np.mean([seconds - model.seconds(one.features) for one, seconds in pairs]))
+    )
 
 
 def _ways(table: Sequence[tuple[float, ...]], seconds: Sequence[float]) -> list[float]:

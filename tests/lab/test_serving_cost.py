@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from penstock.assemble import Config, assemble, load_config, modelled_leaves
 from penstock.core.clock import now
 from penstock.core.errors import StepFailed
-from penstock.core.events import Event
+from penstock.core.events import Arrived, Completed, Event, Stepped
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Request, RequestId, Sampling
 from penstock.cost.jitter import Jittered, kind_of, scatter_of
@@ -56,6 +57,28 @@ def request_of(number: int, num_prompt: int, num_output: int) -> Request:
         sampling=Sampling(max_tokens=num_output),
         true_output=num_output,
     )
+
+
+def true_step_s(tokens: int) -> float:
+    return 3e-3 + 5e-5 * tokens
+
+
+def arrived(number: int, tokens: int, at: float) -> Event:
+    request = request_of(number, tokens, 1)
+    return Arrived.of(request, at=at, who="r", seq=number, hashes=())
+
+
+def stepped(number: int, tokens: int, at: float) -> Event:
+    return Stepped(
+        at=at, who="r", plan=number, lane=0, digest="", repeat=1, chunks=((number, tokens),), admitted=(), evicted=(),
+        num_running=1, num_waiting=0, free_blocks=1, why="",
+    )  # fmt: skip
+
+
+def completed(number: int, at: float) -> Event:
+    return Completed(
+        at=at, who="r", plan=number, steps_run=1, ends=(at,), outputs=((number, 1, True, ()),), errors=(), error=None,
+    )  # fmt: skip
 
 
 async def asked(config: Config, callers: int, log: Memory) -> list[Answered]:
@@ -105,6 +128,31 @@ def test_a_run_gives_back_the_constants_that_made_it(tmp_path: Path, callers: in
     assert found.left_out < 0.02 and found.num_answers == 12 * callers
     for kind, ratios in found.scatter.items():
         assert np.mean(ratios or [1.0]) == pytest.approx(1.0), kind
+
+
+def test_what_an_idle_engine_takes_longer_is_found() -> None:
+    """Steps after a pause take 7 ms more than those that follow at once; the fit is of the latter alone."""
+
+    def events() -> Iterator[Event]:
+        at = 0.0
+        for plan in range(200):
+            at += 0.2 if plan % 5 == 0 else 0.0
+            steps_s = (
+                true_step_s(plan % 40 + 2)
+                + SCHEDULER.seconds(1, 0)
+                + (7e-3 if plan % 5 == 0 else 0.0)
+            )
+            yield arrived(plan, plan % 40 + 2, at)
+            yield stepped(plan, plan % 40 + 2, at)
+            at += steps_s
+            yield completed(plan, at)
+
+    answers = [Answered(f"r{i}", i % 40 + 2, 0, 0.0, 1e9, 1e9) for i in range(200)]
+    found = serving_cost(answers, list(events()), SCHEDULER)
+    assert found.cold_s == pytest.approx(7e-3, rel=1e-3)
+    assert found.request_seconds(10, 0) - found.request_seconds(10, 1) == pytest.approx(
+        found.cold_s - found.request_other_s
+    )
 
 
 def test_too_few_answers_are_refused(tmp_path: Path) -> None:
@@ -166,9 +214,9 @@ def test_the_ladder_draws_lengths_that_fit_the_context() -> None:
         def compose(self, request: Request) -> str:
             return str(request.prompt.num_tokens)
 
-    wishes = _Asker(None, Spoken()).wishes(2048, seed=3)  # type: ignore[arg-type]
+    wishes = _Asker(None, Spoken(), 3).wishes(2048)  # type: ignore[arg-type]
     drawn = [next(wishes) for _ in range(500)]
     prompts = [int(str(one.prompt)) for one in drawn]
     assert all(int(str(one.prompt)) + (one.max_tokens or 0) <= 2048 for one in drawn)
     assert min(prompts) < 30 and max(prompts) > 1200
-    assert str(Ladder(callers=(1, 2), seconds=3)) == "1, 2 callers for 3 s each"
+    assert str(Ladder(callers=(1, 2), seconds=3)).endswith("1, 2 callers for 3 s each")
