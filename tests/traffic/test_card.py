@@ -72,6 +72,16 @@ def test_the_hit_ceiling_is_that_of_a_cache_without_end() -> None:
     assert card.hit_ceiling_tokens == pytest.approx(hit_tokens / num_tokens)
 
 
+def test_the_ceiling_of_conversations(tmp_path: Path) -> None:
+    lengths = 'lengths = {kind = "fixed", prompt = 640, output = 64}\n'
+    card = card_of(
+        opened(tmp_path, f"num_requests = 80\n{POISSON}{lengths}sessions = {{turns = 4}}")
+    )
+    # Every turn finds all of the turn before: prompts of 640, 1344, 2048 and 2752 tokens.
+    known, whole = 640 + 1344 + 2048, 640 + 1344 + 2048 + 2752
+    assert card.hit_ceiling_tokens == card.hit_ceiling_blocks == pytest.approx(known / whole)
+
+
 def test_callers_are_counted(tmp_path: Path) -> None:
     card = card_of(open_trace(BURSTGPT))
     tenants = [request.tenant for _, request in open_trace(BURSTGPT)]  # type: ignore[union-attr]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.core.prompt import TokenPrompt, TracedPrompt
@@ -29,6 +29,8 @@ def ids_of(content: list[tuple[str, int]]) -> list[int]:
 
 @settings(max_examples=200, deadline=None)
 @given(contents, contents)
+@example([("a", 8), ("a", 2), ("b", 2)], [("a", 10), ("b", 2)])
+@example([("a", 2), ("b", 5)], [("c", 2), ("b", 5)])
 def test_chains_share_the_blocks_that_texts_share_and_no_other(
     first: list[tuple[str, int]], second: list[tuple[str, int]]
 ) -> None:
