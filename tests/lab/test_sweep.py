@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -15,12 +16,17 @@ from penstock.lab.grid import grid
 from penstock.lab.points import Result
 from penstock.lab.simulate import simulate
 from penstock.lab.sweep import Sweep, Traffic, plan, run_sweep
+from penstock.lab.sweep_files import NEEDED
 from penstock.traffic import open_trace
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "azure_a100.toml"
 AZURE = ROOT / "data" / "azure_2023_conv_200.csv"
 SHAREGPT = ROOT / "data" / "sharegpt_schema_60.jsonl"
+needs_lab = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in NEEDED),
+    reason="pyarrow and plotly are not installed (extra `lab`)",
+)
 ONE = ("fleet.0.replicas=1",)
 SLO = Slo(ttft_s=0.5, tpot_s=0.05)
 
@@ -53,6 +59,7 @@ def test_a_point_is_the_single_run_with_its_settings() -> None:
     assert row["worst_class"] == figures.attainment and row["num_steps"] == single.figures.num_steps
 
 
+@needs_lab
 def test_a_points_digest_is_the_single_runs(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -161,11 +168,12 @@ def test_keys_know_what_changes_a_result(tmp_path: Path) -> None:
     assert key(sweep("rate=2,3")) != same
 
 
+@needs_lab
 def test_the_verb_prints_a_table_an_answer_and_leaves_files(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    pytest.importorskip("plotly")
+    from pyarrow import parquet
+
     flags = [
         "simulate",
         str(EXAMPLE),
@@ -218,6 +226,7 @@ def test_a_csv_of_ones_own_and_a_workload_are_swept_too(tmp_path: Path) -> None:
     assert plan(given)[0].point.key != planned[0].point.key
 
 
+@needs_lab
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -239,6 +248,7 @@ def test_flags_that_make_no_sense_are_told(
     assert told in capsys.readouterr().err
 
 
+@needs_lab
 def test_points_that_fail_are_told_and_the_others_stand(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,16 @@ from penstock.engine.folder import DEFAULT_FOLDER
 ROOT = Path(__file__).parents[2]
 AZURE = str(ROOT / "data" / "azure_2023_conv_200.csv")
 EXAMPLE = str(ROOT / "examples" / "azure_a100.toml")
-HIDDEN = ("torch", "safetensors", "huggingface_hub", "matplotlib", "tqdm", "ray")
+HIDDEN = (
+    "torch",
+    "safetensors",
+    "huggingface_hub",
+    "matplotlib",
+    "tqdm",
+    "ray",
+    "pyarrow",
+    "plotly",
+)
 
 
 @pytest.fixture
@@ -58,6 +67,7 @@ def test_simulating_and_replaying_need_no_extra(without: dict[str, str]) -> None
         (("bench", "calibrate", "--quick"), "torch", "engine"),
         (("serve", "some/model", "--port", "0"), "huggingface-hub", "engine"),
         (("train", "default"), "torch", "train"),
+        (("simulate", EXAMPLE, "--trace", AZURE, "--sweep", "rate=1,2"), "pyarrow", "lab"),
         (
             ("bench", "http://127.0.0.1:1", "--trace", AZURE, "--plot", "p.png"),
             "matplotlib",
