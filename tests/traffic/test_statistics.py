@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.traffic.statistics import counts_in_bins, dispersion, gap_cv, ks_distance, quantiles
@@ -15,6 +15,7 @@ samples = st.lists(st.integers(0, 20), min_size=1, max_size=60)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # scipy's p-value of equal samples
+@settings(deadline=None)
 @given(first=samples, second=samples)
 def test_ks_distance_is_scipys(first, second):
     from scipy import stats
