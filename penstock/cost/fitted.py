@@ -6,8 +6,9 @@
     token            num_tokens (matrix products, once rows outweigh weights)
     token_past_8     max(0, num_tokens - 8), and past 64: the slope grows where products turn from reading weights
     token_past_64    to arithmetic
-    decode           num_decodes; decode_past_4 and decode_past_16: what further ones cost more, when the gateway and
-                     its clients want the engine's cores
+    decode_to_4      num_decodes by pieces: the first 4, the next 12, the rest. A kernel's tiles, and a gateway and
+    decode_to_16     clients that want the engine's cores, bend the line either way
+    decode_past_16
     decode_context   positions read by decodes
     prefill          num_prefills: what a chunk costs besides its tokens
     prefill_pairs    (query, key) pairs of prefill chunks
@@ -44,8 +45,8 @@ TERMS: dict[str, Callable[[StepFeatures], float]] = {
     "token": lambda f: f.num_tokens,
     "token_past_8": lambda f: max(0, f.num_tokens - 8),
     "token_past_64": lambda f: max(0, f.num_tokens - 64),
-    "decode": lambda f: f.num_decodes,
-    "decode_past_4": lambda f: max(0, f.num_decodes - 4),
+    "decode_to_4": lambda f: min(4, f.num_decodes),
+    "decode_to_16": lambda f: min(12, max(0, f.num_decodes - 4)),
     "decode_past_16": lambda f: max(0, f.num_decodes - 16),
     "decode_context": lambda f: f.decode_context,
     "prefill": lambda f: f.num_prefills,

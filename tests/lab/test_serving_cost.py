@@ -29,7 +29,13 @@ from penstock.sim.loop import run
 from tests.cost.test_step_models import FITTED
 
 SCHEDULER = SchedulerCost(fixed_s=1e-4, per_running_s=1e-5, per_waiting_s=0.0)
-STEPS = {"step": 3e-3, "token": 5e-5, "decode": 2e-4, "decode_past_4": 1e-4, "decode_context": 4e-7}
+STEPS = {
+    "step": 3e-3,
+    "token": 5e-5,
+    "decode_to_4": 2e-4,
+    "decode_to_16": 3e-4,
+    "decode_context": 4e-7,
+}
 TRUE = ServingCost(
     request_s=2e-3, request_token_s=3e-6, request_other_s=1e-4, reply_s=1e-3, reply_token_s=2e-4, steps=STEPS,
 )  # fmt: skip
@@ -168,7 +174,7 @@ def test_a_lone_request_takes_the_sum_of_its_parts(tmp_path: Path) -> None:
     (group,) = driven.groups.values()
     step_s = SCHEDULER.seconds(1, 0) + STEPS["step"]
     ttft_s = TRUE.request_seconds(100, 0) + step_s + 100 * STEPS["token"] + TRUE.reply_seconds(1)
-    decode_s = step_s + STEPS["token"] + STEPS["decode"]
+    decode_s = step_s + STEPS["token"] + STEPS["decode_to_4"]
     contexts = 101 + 102
     assert group.ttft_s[0] == pytest.approx(ttft_s, rel=1e-9)
     rest_s = 2 * decode_s + contexts * STEPS["decode_context"]
