@@ -15,8 +15,8 @@ a product of its own, of m k / E_m rows.
 
 Host constants: 3 us a kernel and 8 kernels a layer come to the 0.7 ms that a fit on published H100 runs of 8B models
 gives; the same fit gives 15 us for each sequence (scheduler and sampler of vLLM). They belong to an engine, not to a
-card. Beside three published runs of vLLM, with nothing fitted to them, mean TPOT came out 15 % too high, 4 % too low
-and 15 % too low (`python -m benchmarks.simulated_vllm`): rank plans with it, calibrate before believing less than that.
+card. Beside three published runs of vLLM, with nothing fitted to them, mean TPOT came out 10.5 % too high, 4.3 % and
+7.7 % too low (`penstock bench gate`): rank plans with it, take tables or calibrate before believing less than that.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ and model, arrivals as logged. No number comes from the run that is scored:
     first_step_s   host; where there are none, on all the others
 
 `first_step_s` is what the very first request's TTFT lacks. `prefill_s` is where the mean end-to-end error of a run
-would be 0, on the line through the errors at 0 and at TRIAL_S (the error is close to linear in it). Both are means over the
-runs that may be used. The structure (admissions one step late, one alpha a table) was chosen with all runs in sight.
+would be 0, by two secants from the errors at 0 and at TRIAL_S. Both are means over the runs that may be used. The
+structure (admissions one step late, one alpha a table) was chosen with all runs in sight.
 
 Beside it, on the same run: the same with both constants 0, and the roofline, which says what tables are worth.
 """
@@ -18,6 +18,7 @@ Beside it, on the same run: the same with both constants 0, and the roofline, wh
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,20 +199,35 @@ def replay(
 
 def fit(run: VllmLog, tables: Path) -> Constants:
     """The constants that this run would like best."""
-    first = replay(run, tables, Constants(), limit=1)[0]
-    first_step_s = max(0.0, run.requests[0].real.ttft_s - first.ttft_s)
-    errors = []
-    for prefill_s in (0.0, TRIAL_S):
-        constants = Constants(prefill_s=prefill_s, first_step_s=first_step_s)
-        mean = sum(one.e2e_s for one in replay(run, tables, constants))
-        errors.append(mean / sum(one.real.e2e_s for one in run.requests) - 1)
-    rise = errors[1] - errors[0]
-    prefill_s = -errors[0] * TRIAL_S / rise if rise > 0 else 0.0
-    return Constants(
-        prefill_s=min(MOST_S, max(0.0, prefill_s)),
-        first_step_s=first_step_s,
-        fitted_on=(run.name,),
-    )
+    first = run.requests[0]
+    alone = replay(run, tables, Constants(), limit=1)[0]
+    gap_s = max(0.0, first.real.ttft_s - alone.ttft_s)
+    real = sum(one.real.e2e_s for one in run.requests)
+
+    def error(prefill_s: float) -> float:
+        """Of the mean end-to-end latency."""
+        found = replay(run, tables, _of_gap(run, prefill_s, gap_s))
+        return sum(one.e2e_s for one in found) / real - 1
+
+    low, high = (0.0, error(0.0)), (TRIAL_S, error(TRIAL_S))
+    middle = _root(low, high)
+    prefill_s = _root((middle, error(middle)), low if middle > TRIAL_S / 2 else high)
+    return _of_gap(run, prefill_s, gap_s)
+
+
+def _of_gap(run: VllmLog, prefill_s: float, gap_s: float) -> Constants:
+    """The first request's TTFT lacks `gap_s`: its steps with a prefill, the rest is the first step's."""
+    steps = math.ceil(run.requests[0].num_prompt / run.max_tokens)
+    first_step_s = max(0.0, gap_s - steps * prefill_s)
+    return Constants(prefill_s=prefill_s, first_step_s=first_step_s, fitted_on=(run.name,))
+
+
+def _root(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """Where the line through two (seconds, error) is 0, within [0, MOST_S]."""
+    (x0, y0), (x1, y1) = one, other
+    if y1 == y0:
+        return x0
+    return min(MOST_S, max(0.0, x0 - y0 * (x1 - x0) / (y1 - y0)))
 
 
 def score(run: VllmLog, tables: Path, constants: Constants) -> Gated:

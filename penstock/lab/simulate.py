@@ -41,7 +41,8 @@ from penstock.traffic import Item, TraceMeta
 class Source:
     """Where one fleet's times come from. `card`, `as_of` and `is_measured` are None when a profile gives them.
 
-    `scheduler`: what is charged for deciding a step; None = nothing is.
+    `scheduler`: what is charged for deciding a step; None = nothing is. `has_tables`: kernel times are from operator
+    tables, which the name of the cost model tells with their digest.
     """
 
     fleet: str
@@ -57,6 +58,7 @@ class Source:
     price_h: float | None = None
     scheduler: str | None = None
     scheduler_digest: str | None = None
+    has_tables: bool = False
 
     def __str__(self) -> str:
         size = f"{self.params / 1e9:.2f}B" if self.params >= 1e9 else f"{self.params / 1e6:.1f}M"
@@ -66,6 +68,8 @@ class Source:
             told += f", scheduler time from {self.scheduler}"
         if self.profile is not None:
             return f"{told}, profile {self.profile}"
+        if self.has_tables:
+            return f"{told}, links, memory, price and power of the card as of {self.as_of}"
         source = "published measurements" if self.is_measured else "assumptions"
         return f"{told}, card data as of {self.as_of}, efficiencies from {source}"
 
@@ -133,6 +137,7 @@ def source_of(fleet: FleetConfig) -> Source:
         price_h=card.price_h * executor.tensor_parallel * fleet.replicas if card else None,
         scheduler=None if charged is None else str(charged),
         scheduler_digest=None if charged is None else charged.digest,
+        has_tables=executor.op_tables is not None or executor.tables is not None,
     )
 
 
