@@ -160,6 +160,11 @@ def _notes(runs: Sequence[Facts], context: Context) -> list[str]:
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
         notes += [prefix + note for note in (*run.figures.notes, *run.notes)]
+        if run.figures.all.num_offered and not run.figures.num_steps:
+            notes.append(
+                f"{prefix}No replica's steps are in this log, so nothing is known of the answers: "
+                "replicas of a deployment write logs of their own; report their folder."
+            )
     monies = [context.money.get(run.name) for run in runs]
     if any(money is None or money.price_h is None for money in monies):
         notes.append("Cost is left out: the log names no card with a known price.")

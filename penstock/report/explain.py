@@ -205,10 +205,8 @@ class Explainer:
         watched.pass_time(max(watched.bound_at, event.at))
         self._close(watched, life, end_at)
         self._forget(watched, life)
-        told = self._explanation(event.who, life, event.reason, end_at)
-        self._on_explained(
-            dataclasses.replace(told, num_cached=event.num_cached, num_output=event.num_output)
-        )
+        life.num_cached, life.num_output = event.num_cached, event.num_output
+        self._on_explained(self._explanation(event.who, life, event.reason, end_at))
 
     @staticmethod
     def _forget(watched: Watched, life: Life) -> None:
@@ -265,6 +263,7 @@ class Explainer:
             parts=_ordered(life.parts),
             first_parts=life.first_parts,
             num_prompt=event.num_prompt,
+            num_cached=life.num_cached,
             num_output=life.num_output,
             num_preemptions=life.num_preemptions,
             num_steps=life.num_steps,

@@ -36,6 +36,7 @@ class Life:
     computed: int = 0
     lost: int = 0
     num_preemptions: int = 0
+    num_cached: int = 0
     num_output: int = 0
     decode_s: float = 0.0
     num_steps: int = 0

@@ -49,6 +49,24 @@ def test_a_long_prompt_beside_a_decode_is_interference() -> None:
     assert "interference" not in two and told["r1"].ttft_s == pytest.approx(0.075)
 
 
+def test_interference_is_measured_against_steps_of_as_many_decodes() -> None:
+    """One decode takes 10 ms, two take 15 ms; two and a prompt take 65 ms: the prompt cost each of them 50 ms."""
+    first, second, third = arrived(0.0, 0), arrived(0.11, 1), arrived(0.225, 2)
+    log: list[Event] = [
+        born(), first, stepped(0.0, 0, [(0, 100)], admitted=(0,)), completed(0, [0.1], [0]),
+        stepped(0.1, 1, [(0, 1)]), completed(1, [0.11], [0]), second,
+        stepped(0.11, 2, [(1, 100), (0, 1)], admitted=(1,)), completed(2, [0.21], [0, 1]),
+        stepped(0.21, 3, [(0, 1), (1, 1)]), completed(3, [0.225], [0, 1]), third,
+        stepped(0.225, 4, [(0, 1), (1, 1), (2, 100)], admitted=(2,)), completed(4, [0.29], [0, 1, 2]),
+        finished(0.29, second, num_output=3, first_at=0.21), finished(0.29, first, num_output=5, first_at=0.1),
+    ]  # fmt: skip
+    told = explain(log)
+    assert told["r1"].parts == pytest.approx(
+        {"prefill": 0.1, "interference": 0.05, "decode": 0.02, "batch": 0.01}
+    )
+    assert told["r0"].parts["interference"] == pytest.approx(0.09 + 0.05)
+
+
 def test_prompts_of_one_step_share_its_time_by_their_tokens() -> None:
     both = [arrived(0.0, 0, num_prompt=300), arrived(0.0, 1, num_prompt=100)]
     log: list[Event] = [
