@@ -20,7 +20,7 @@ VERBS: dict[str, str] = {
     "serve": "Serve models over an OpenAI-compatible HTTP API.",
     "chat": "Talk to a served model in the terminal.",
     "simulate": "Run a deployment on a trace in virtual time.",
-    "bench": "Measure an OpenAI-compatible server under a trace, or calibrate this machine.",
+    "bench": "Measure a server under a trace, calibrate this machine, validate the simulator on it.",
     "reproduce": "Measure a published claim against its baselines.",
     "trace": "Look at a trace, generate one, or fit a generator to one.",
     "report": "Show what a run did, and why slow requests were slow.",

@@ -8,6 +8,7 @@ It is started with the command line a user types; what it says goes to a file in
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from penstock.report.log import LogReader
 from penstock.report.made import MadeReplica, made_of
 
 READY = re.compile(r"ready at (http://\S+?)/v1 ")
+KEY = "PENSTOCK_API_KEY"  # would lock the server that we measure
 START_S, STOP_S, LOOK_S = 300.0, 30.0, 0.1
 
 
@@ -42,6 +44,7 @@ class LocalServer:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                env={name: value for name, value in os.environ.items() if name != KEY},
             )
         try:
             self.url = self._wait()

@@ -15,17 +15,21 @@ Nothing of the runs goes back into the profile.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import penstock
 from penstock.assemble import Config, load_config
+from penstock.assemble.presets import policy_tables
 from penstock.core.types import SCHEMA
 from penstock.cost.profile import Profile, describe_machine, load_profile
+from penstock.cost.schedulers import policies_name
 from penstock.lab.calibrate import Engine, OnStage, calibrate, describe_serving
 from penstock.lab.drive import Driven
 from penstock.lab.foresee import foresee
@@ -95,7 +99,7 @@ class Validated:
         return {
             "schema": SCHEMA,
             "version": penstock.__version__,
-            "python": platform.python_version(),
+            "packages": versions(),
             "machine": describe_machine(),
             "rule": RULE,
             "has_passed": self.has_passed,
@@ -140,12 +144,21 @@ class Validated:
         return "\n".join(lines)
 
 
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "uvloop", "aiohttp", "pyzmq"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
 def profile_for(wanted: Validation, tell: OnStage) -> tuple[Profile, str]:
     """The profile to predict with, and why this one."""
     missing = "none was given"
     if wanted.profile is not None:
         profile = load_profile(wanted.profile)
-        unfit = mismatch(profile, wanted.engine)
+        unfit = mismatch(profile, wanted.engine, wanted.policy)
         if unfit is None:
             return profile, str(wanted.profile)
         missing = f"{wanted.profile} {unfit}"
@@ -153,7 +166,7 @@ def profile_for(wanted: Validation, tell: OnStage) -> tuple[Profile, str]:
     return found.profile, f"calibrated now, {missing}; kept in {found.path}"
 
 
-def mismatch(profile: Profile, engine: Engine) -> str | None:
+def mismatch(profile: Profile, engine: Engine, policy: str = "vllm-v1") -> str | None:
     """Why a profile does not speak for this machine and model; None = it does."""
     here = describe_machine()
     for fact in ("system", "processor", "python"):
@@ -165,6 +178,9 @@ def mismatch(profile: Profile, engine: Engine) -> str | None:
         return f"is of the model {profile.model!r}"
     if profile.serving is None or profile.scheduler is None:
         return "does not say what serving costs"
+    policies = policies_name(policy_tables({"preset": policy}, has_prefix_cache=True))
+    if profile.scheduler.policies != policies:
+        return f"is of the policies {profile.scheduler.policies}"
     return None
 
 

@@ -122,10 +122,13 @@ def test_a_profile_speaks_for_its_machine_model_and_server() -> None:
     )
     profile = Profile(
         machine=describe_machine(), model="default", num_layers=4, steps={}, num_steps=1, mape=0, left_out=0,
-        scheduler=SchedulerCost(fixed_s=0, per_running_s=0, per_waiting_s=0), serving=serving,
+        scheduler=SchedulerCost(
+            fixed_s=0, per_running_s=0, per_waiting_s=0, policies="fcfs/full-fit/vllm-v1/recompute-last"
+        ), serving=serving,
     )  # fmt: skip
     assert mismatch(profile, Engine()) is None
     assert "of the model" in (mismatch(profile, Engine(model="other")) or "")
+    assert "of the policies" in (mismatch(profile, Engine(), "sglang") or "")
     elsewhere = dataclasses.replace(profile, machine={**describe_machine(), "processor": "abacus"})
     assert "another machine" in (mismatch(elsewhere, Engine()) or "")
     alone = dataclasses.replace(profile, serving=None)
