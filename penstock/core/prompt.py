@@ -85,7 +85,7 @@ class TracedPrompt:
 
     `hash_ids[i]` names the prefix up to and including the i-th run of `traced_size` tokens (Mooncake's format:
     equal ids mean equal prefixes). Smaller blocks get a hash of (id, offset); a partial last run counts only
-    for the full small blocks inside it.
+    for the full small blocks inside it. Larger blocks, of whole runs, are named by the last run inside.
     """
 
     __slots__ = ("num_tokens", "hash_ids", "traced_size", "salt", "_hashes")
@@ -106,9 +106,12 @@ class TracedPrompt:
             return ()
         known = self._hashes.get(size)
         if known is None:
+            if size > self.traced_size and size % self.traced_size == 0:
+                known = self._hashes[size] = self._large_blocks(size)
+                return known
             if self.traced_size % size:
                 raise ValueError(
-                    f"block size {size} does not divide the trace's {self.traced_size}"
+                    f"block size {size} does not divide the trace's {self.traced_size}, nor is it a multiple of it"
                 )
             each = self.traced_size // size
             count = min(self.num_tokens // size, len(self.hash_ids) * each)
@@ -123,6 +126,13 @@ class TracedPrompt:
             )
             self._hashes[size] = known
         return known
+
+    def _large_blocks(self, size: int) -> tuple[BlockHash, ...]:
+        runs = size // self.traced_size
+        count = min(self.num_tokens // size, len(self.hash_ids) // runs)
+        lasts = (self.hash_ids[(place + 1) * runs - 1] for place in range(count))
+        end = bytes(4) + self.salt.encode()
+        return tuple(BlockHash(last.to_bytes(8, "big") + end) for last in lasts)
 
 
 class HashedPrompt:

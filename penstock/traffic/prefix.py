@@ -4,7 +4,7 @@ Nobody needs the text, only which prompts begin alike. A `Chain` stands for a pr
 each with a name and a length; equal names are equal text. It is hashed in runs of `block_tokens`: `ids[i]` names all
 content up to the end of the i-th full run, so equal ids mean equal prefixes and a longer prompt that continues a
 shorter one extends its ids. A run that is not full has no id: it is shared with nobody, as in an engine whose blocks
-are of that size. Blocks of the served engine must divide `block_tokens`.
+are of that size. Blocks of the served engine must divide `block_tokens` or be a multiple of it.
 
 `[prefix]` draws each prompt's beginning by Zipf popularity: rank k in proportion to 1/k^zipf. Deeper levels make a
 tree, as of a product's prompt, then a tenant's tools, then a document: Mooncake's traces look like that.

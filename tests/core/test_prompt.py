@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,3 +74,14 @@ def test_traced_prompts_share_what_the_trace_says() -> None:
     assert not set(one.blocks(16)[64:]) & set(two.blocks(16)[64:])
     assert TracedPrompt(1200).blocks(16) == ()
     assert HashedPrompt(1200, one.blocks(16), 16).blocks(16) == one.blocks(16)
+
+
+def test_traced_prompts_serve_larger_blocks_too() -> None:
+    short, long = TracedPrompt(100, (1, 2, 3), 32), TracedPrompt(200, (1, 2, 3, 4, 5, 6), 32)
+    assert len(short.blocks(64)) == 1 and len(long.blocks(64)) == 3
+    assert short.blocks(64) == long.blocks(64)[:1]
+    other = TracedPrompt(200, (1, 7, 3, 4), 32)
+    assert not set(other.blocks(64)[:1]) & set(long.blocks(64))
+    assert TracedPrompt(100, (1, 2, 3, 4), 32).blocks(128) == ()  # the fourth run is not full
+    with pytest.raises(ValueError, match="nor is it a multiple"):
+        short.blocks(48)
