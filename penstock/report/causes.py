@@ -78,6 +78,7 @@ class Explanation:
     max_batch: int = 0
     why_routed: str = ""
     why_started: str = ""
+    evictions: tuple[str, ...] = ()
     tries: tuple[str, ...] = field(default=())
 
     @property
@@ -154,7 +155,8 @@ class Explanation:
         names = (
             "request", "answer", "who", "tenant", "priority", "reason", "offered_at", "end_at", "e2e_s", "ttft_s",
             "tpot_s", "delay_s", "parts", "first_parts", "num_prompt", "num_cached", "num_output", "num_preemptions",
-            "num_steps", "ahead", "ahead_of", "overtaken_by", "max_batch", "why_routed", "why_started", "tries",
+            "num_steps", "ahead", "ahead_of", "overtaken_by", "max_batch", "why_routed", "why_started", "evictions",
+            "tries",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names} | {"main_cause": self.main_cause()}
 

@@ -116,7 +116,7 @@ class Explainer:
             life.waited_at, life.is_fresh = watched.waited, False
         watched.fresh.clear()
         for seq in event.evicted:
-            self._evict(watched, seq, now)
+            self._evict(watched, seq, event)
         for seq in event.admitted:
             self._start(watched, seq, event)
         watched.bound = watched.bound_of(event)
@@ -133,11 +133,13 @@ class Explainer:
             )
 
     @staticmethod
-    def _evict(watched: Watched, seq: int, now: float) -> None:
+    def _evict(watched: Watched, seq: int, event: Stepped) -> None:
         life = watched.lives.get(seq)
         if life is None or not life.is_running:
             return
-        stand_by(watched, life, now)
+        stand_by(watched, life, event.at)
+        told = f"{event.at - life.offered_at:.3f} s after it was asked for, {event.num_running} answers stayed"
+        life.evictions.append(f"{told} ({event.why})" if event.why else told)
         life.is_running = False
         life.num_preemptions += 1
         life.lost = life.computed + life.num_output
@@ -273,6 +275,7 @@ class Explainer:
             max_batch=life.max_batch,
             why_routed=routes[-1][1] if routes else "",
             why_started=life.why_started,
+            evictions=tuple(life.evictions),
             tries=tuple(f"{replica}: {why}" if why else replica for replica, why in routes),
         )
 

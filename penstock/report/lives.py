@@ -46,6 +46,7 @@ class Life:
     ahead_of: tuple[str, ...] = ()
     overtaken_by: list[str] | None = None
     why_started: str = ""
+    evictions: list[str] = field(default_factory=list)
 
     def book(self, cause: str, until: float) -> None:
         """All up to `until` under one cause."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable
+import json
+from base64 import b64decode
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import penstock
@@ -29,7 +31,8 @@ NANOSECONDS = 1_000_000_000
 SAMPLED = 1
 OPERATIONS = {"generate": "text_completion", "embed": "embeddings", "score": "text_completion"}
 HTTP = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
-FILE = "opentelemetry.exporter.otlp.json.file.trace_exporter"
+ENCODER = "opentelemetry.exporter.otlp.proto.common.trace_encoder"
+IDS = ("traceId", "spanId", "parentSpanId")
 
 
 def export(run: Run, target: str) -> int:
@@ -39,13 +42,34 @@ def export(run: Run, target: str) -> int:
         whole = target if parts.path.strip("/") else f"{target.rstrip('/')}/v1/traces"
         return _export(run, _module(HTTP).OTLPSpanExporter(endpoint=whole), target)
     path = Path(target)
-    exporter_of = _module(FILE).FileSpanExporter
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
-            return _export(run, exporter_of(stream=file), target)
+            return _export(run, FileExporter(file), target)
     except OSError as error:
         raise BadConfig(f"cannot write the spans {path}: {error.strerror or error}") from None
+
+
+class FileExporter:
+    """Writes OTLP JSON, a line an export. It is protobuf's JSON but for ids, which are hex and not base64."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._encode = _module(ENCODER).encode_spans
+        self._dict_of = _module("google.protobuf.json_format").MessageToDict
+        self._success = _module("opentelemetry.sdk.trace.export").SpanExportResult.SUCCESS
+
+    def export(self, spans: Sequence[Any]) -> Any:
+        told = self._dict_of(self._encode(spans), use_integers_for_enums=True)
+        for resource in told["resourceSpans"]:
+            for scope in resource["scopeSpans"]:
+                for span in scope["spans"]:
+                    span |= {name: b64decode(span[name]).hex() for name in IDS if name in span}
+        self._file.write(json.dumps(told, separators=(",", ":")) + "\n")
+        return self._success
+
+    def shutdown(self) -> None:
+        self._file.flush()
 
 
 def _module(name: str) -> Any:

@@ -181,6 +181,7 @@ def asked_words(told: Explanation) -> Words:
         lines.append(f"Routed to {told.who}: {told.why_routed}.")
     if told.why_started:
         lines.append(f"Started by: {told.why_started}.")
+    lines += [f"Preempted {each}." for each in told.evictions]
     return Words(
         title=f"Why did {told.request} take {seconds(told.e2e_s)}?",
         lines=tuple(lines),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from penstock.report.runs import Run
 
 EPILOG = (
     "Examples: `penstock simulate examples/azure_a100.toml --trace data/azure_2023_conv_200.csv --log run.jsonl`, then "
@@ -65,14 +68,7 @@ def report(  # noqa: PLR0913 - a flag is an argument
             page = report_of(
                 runs, title=title, asked=request or (), on_progress=lambda num: bar.show(num, None)
             )
-        if perfetto is not None:
-            from penstock.report.perfetto import write_trace
-
-            typer.echo(f"perfetto  {perfetto}: {write_trace(runs[0], perfetto):,} events", err=True)
-        if otel is not None:
-            from penstock.report.otel import export
-
-            typer.echo(f"otel      {otel}: {export(runs[0], otel):,} spans", err=True)
+        _export(runs[0], perfetto, otel)
     if out is not None:
         from penstock.report.html import write
 
@@ -81,6 +77,17 @@ def report(  # noqa: PLR0913 - a flag is an argument
         _write_json(page.to_dict(), json_file)
     if str(json_file) != "-":
         print_page(page.lives() if request else page)
+
+
+def _export(run: Run, perfetto: Path | None, otel: str | None) -> None:
+    if perfetto is not None:
+        from penstock.report.perfetto import write_trace
+
+        typer.echo(f"perfetto  {perfetto}: {write_trace(run, perfetto):,} events", err=True)
+    if otel is not None:
+        from penstock.report.otel import export
+
+        typer.echo(f"otel      {otel}: {export(run, otel):,} spans", err=True)
 
 
 def _refuse_for_sweeps(logs: list[Path], flags: dict[str, object]) -> None:

@@ -121,6 +121,7 @@ def test_a_preemption_costs_the_wait_and_the_recomputing() -> None:
         {"prefill": 1.0, "decode": 1.0, "preempted": 2.5, "recompute": 1.25}
     )
     assert told.num_preemptions == 1 and told.main_cause() == "preempted"
+    assert told.evictions == ("1.500 s after it was asked for, 0 answers stayed",)
 
 
 def test_routing_counts_from_the_fleet_and_refusals_on_the_way_are_told() -> None:

@@ -26,6 +26,8 @@ from penstock.report.runs import Run
 from penstock.report.series import MAX_BINS, MAX_REPLICAS, Series
 from tests.report.events import arrived, born, completed, finished, header, played, stepped
 
+pytest.importorskip("plotly", reason="the extra lab is not installed")
+
 ASKS = [(0.02 * i, 20 + i, 5 + i) for i in range(40)]
 VOID = {"meta", "link", "br", "circle", "path"}
 

@@ -21,9 +21,6 @@ pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed
 pytest.importorskip(
     "opentelemetry.exporter.otlp.proto.http", reason="the extra otel is not installed"
 )
-pytest.importorskip(
-    "opentelemetry.exporter.otlp.json.file", reason="the extra otel is not installed"
-)
 
 from penstock.report.otel import export
 

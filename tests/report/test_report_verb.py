@@ -28,9 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_log_becomes_a_page_json_and_traces(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip(
-        "opentelemetry.exporter.otlp.json.file", reason="the extra otel is not installed"
-    )
+    pytest.importorskip("opentelemetry.sdk", reason="the extra otel is not installed")
     files = {name: made / name for name in ("r.html", "r.perfetto.json", "r.otel.jsonl")}
     flags = zip(("--out", "--perfetto", "--otel"), files.values(), strict=True)
     args = ["report", str(made / "run.jsonl"), "--json", "-", "--title", "Sixty"]
