@@ -171,6 +171,7 @@ class Explainer:
         flight = watched.flights.pop(event.plan, None)
         if flight is None:
             return
+        flight.settle(watched.prefilling)
         end, steps = event.ends[-1], event.steps_run
         start = max(flight.at, watched.last_end.get(flight.lane, flight.at))
         watched.last_end[flight.lane] = end

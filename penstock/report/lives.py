@@ -79,6 +79,12 @@ class Flight:
     prefill: dict[int, int]
     prefill_tokens: int
 
+    def settle(self, prefilling: set[int]) -> None:
+        """Whoever got its first token while this plan, made ahead, waited for its turn decodes in it."""
+        if self.prefill and not self.prefill.keys() <= prefilling:
+            self.prefill = {seq: num for seq, num in self.prefill.items() if seq in prefilling}
+            self.prefill_tokens = sum(self.prefill.values())
+
     @property
     def num_decodes(self) -> int:
         return len(self.seqs) - len(self.prefill)

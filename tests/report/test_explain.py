@@ -67,6 +67,17 @@ def test_interference_is_measured_against_steps_of_as_many_decodes() -> None:
     assert told["r0"].parts["interference"] == pytest.approx(0.09 + 0.05)
 
 
+def test_a_plan_made_ahead_waits_for_its_turn_and_is_a_decode_by_then() -> None:
+    one = arrived(0.0, 0)
+    log: list[Event] = [
+        born(), one, stepped(0.0, 0, [(0, 100)], admitted=(0,)), stepped(0.01, 1, [(0, 1)]), completed(0, [0.1], [0]),
+        stepped(0.1, 2, [(0, 1)]), completed(1, [0.12], [0]), completed(2, [0.14], [0]),
+        finished(0.14, one, num_output=3, first_at=0.1),
+    ]  # fmt: skip
+    told = explain(log)["r0"]
+    assert told.parts == pytest.approx({"prefill": 0.1, "decode": 0.04}) and told.num_steps == 2
+
+
 def test_prompts_of_one_step_share_its_time_by_their_tokens() -> None:
     both = [arrived(0.0, 0, num_prompt=300), arrived(0.0, 1, num_prompt=100)]
     log: list[Event] = [
