@@ -114,8 +114,9 @@ class _Asker:
         while now() < until:
             if pause_s:
                 await asyncio.sleep(pause_s * self._rng.random())
-            wish, reading, others = next(wishes), Reading(), self._num_open
-            sent_at = now()
+            wish, reading = next(wishes), Reading()
+            await asyncio.sleep(0)  # a loop's clock stands still while a prompt is composed
+            sent_at, others = now(), self._num_open
             self._num_open += 1
             try:
                 await self._client.ask(wish, reading)

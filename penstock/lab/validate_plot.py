@@ -26,9 +26,11 @@ def plot(path: Path | str, found: Validated) -> None:
     for axes, name in zip(figure.subplots(2, -(-len(names) // 2)).flat, names, strict=False):
         _panel(axes, name, [row for row in found.rows if row.figure == name])
     figure.axes[0].legend(frameon=False)
+    marked = sum(run.is_marked for run in found.runs)
     figure.suptitle(
         f"{found.profile.model}: predicted and measured, {found.wanted.repeats} repeats of "
-        f"{found.slice.num_requests} requests; {found.num_passed} of {len(found.rows)} figures pass"
+        f"{found.slice.num_requests} requests; {found.num_passed} of {len(found.rows)} figures pass; "
+        f"{marked} of {len(found.runs)} runs had busy neighbours"
     )
     try:
         figure.savefig(path)
