@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-from penstock.core.errors import BadConfig, missing_extra
+from penstock.core.errors import BadConfig, MissingExtra, missing_extra
 from penstock.cost.attention_table import SplitAttention
 from penstock.cost.grid import Grid, Line, Point, full_axes
 from penstock.cost.hardware import Card
@@ -70,7 +70,10 @@ def _folder(card: Card, engine: str | None) -> Path:
         raise BadConfig(f"{PACKAGE} has no tables of {card.name}; it has: {', '.join(SYSTEMS)}")
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise missing_extra(PACKAGE, "tables")
+        raise MissingExtra(
+            f"this reads the tables of the package {PACKAGE!r}, which is not installed",
+            hint=f"pip install --no-deps {PACKAGE}==0.10.0 (data is all that is used of it, and it asks for an old numpy)",
+        )
     backend, _, version = (engine or "vllm").partition(" ")
     place = Path(spec.origin).parent / "systems" / "data" / system / backend
     known = sorted(path.parent for path in place.glob("*/gemm_perf.parquet"))
