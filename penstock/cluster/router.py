@@ -36,7 +36,7 @@ class Router:
         self._rng = stream(seed, name, "route")
         self._is_checked = is_checked
         self._observe = getattr(policy, "observe", None)
-        self._columns = route.Columns([], [], [])
+        self._columns = route.Columns([], [])
         self._places: dict[str, int] = {}  # of candidates in the columns
 
     def hear(self, now: float, report: Report) -> None:
@@ -47,7 +47,7 @@ class Router:
         if (place is not None) != route.is_candidate(report, STAGE):
             self._rebuild()
         elif place is not None:
-            self._columns.jobs[place] = report.num_running + report.num_waiting
+            self._columns.loads[place] = route.load_of(self.outstanding[name], report)
         self._emit(Reported(at=now, who=self.name, report=report))
 
     def arrive(self, now: float, request: Request) -> None:
@@ -112,7 +112,7 @@ class Router:
         self.outstanding[replica] += change
         place = self._places.get(replica)
         if place is not None:
-            self._columns.outstanding[place] += change
+            self._columns.loads[place] += change * route.ONE_OUTSTANDING
 
     def _rebuild(self) -> None:
         able = [each for each in self.reports.values() if route.is_candidate(each, STAGE)]

@@ -257,9 +257,12 @@ class Output(NamedTuple):
     code: str | None = None  # class of core.errors that `error` is raised as; None = StepFailed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Report:
-    """What a replica last said about itself: frozen, possibly stale, the only thing other machines see."""
+    """What a replica last said about itself: possibly stale, the only thing other machines see.
+
+    Read-only; not declared frozen, which would make it four times as dear, and one is made whenever a replica changes.
+    """
 
     replica: str
     at: float

@@ -13,6 +13,8 @@ from typing import Protocol
 from penstock.core.types import Report, Stage
 from penstock.core.views import RequestView, Rng
 
+ONE_OUTSTANDING = 1 << 32  # more than a replica can have jobs
+
 
 def is_candidate(report: Report, stage: Stage) -> bool:
     """Whether the law allows this replica."""
@@ -21,20 +23,26 @@ def is_candidate(report: Report, stage: Stage) -> bool:
 
 @dataclass(slots=True)
 class Columns:
-    """The candidates by name, and beside each what is counted: requests outstanding, jobs it reported."""
+    """The candidates by name, and the load of each: requests outstanding first, then the jobs it reported.
+
+    Both in one number, so that the least loaded of hundreds are found in a few microseconds; see `load_of`.
+    """
 
     names: list[str]
-    outstanding: list[int]
-    jobs: list[int]
+    loads: list[int]
 
     @classmethod
     def of(cls, candidates: Sequence[Report], outstanding: Mapping[str, int]) -> Columns:
         reports = sorted(candidates, key=lambda report: report.replica)
         return cls(
             [report.replica for report in reports],
-            [outstanding.get(report.replica, 0) for report in reports],
-            [report.num_running + report.num_waiting for report in reports],
+            [load_of(outstanding.get(report.replica, 0), report) for report in reports],
         )
+
+
+def load_of(outstanding: int, report: Report) -> int:
+    """Compares as (outstanding, running + waiting)."""
+    return outstanding * ONE_OUTSTANDING + report.num_running + report.num_waiting
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from penstock.core.types import Stage
-from penstock.policy.route import Decision, View, after
+from penstock.policy.route import ONE_OUTSTANDING, Decision, View, after
 
 
 @dataclass(slots=True)
@@ -29,12 +29,8 @@ class Least:
         columns = view.columns()
         if not columns.names:
             return Decision(None, "no replica can take it")
-        fewest = min(columns.outstanding)
-        tied = [place for place, count in enumerate(columns.outstanding) if count == fewest]
-        jobs = [columns.jobs[place] for place in tied]
-        least = min(jobs)
-        equals = [
-            columns.names[place] for place, count in zip(tied, jobs, strict=True) if count == least
-        ]
+        least = min(columns.loads)
+        places = zip(columns.names, columns.loads, strict=True)
+        equals = [name for name, load in places if load == least]
         chosen = self._last[view.stage] = after(self._last.get(view.stage), equals)
-        return Decision(chosen, f"{fewest} outstanding")
+        return Decision(chosen, f"{least // ONE_OUTSTANDING} outstanding")
