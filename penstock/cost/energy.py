@@ -47,16 +47,17 @@ class EnergyMeter:
         self._shape, self._coverage = shape, coverage
         self.joules = self.busy_s = self.num_bytes = self.flops = 0.0
         self.num_steps = 0
+        self._known: dict[tuple[int, int, int | None], tuple[float, float, float, float]] = {}
 
     @property
     def idle_watts(self) -> float:
         return self.tp * self.card.watts(0.0, 0.0)
 
     def add(self, features: StepFeatures, steps: int, seconds: float) -> None:
-        num_bytes, flops = work_of(self._shape, features, self._coverage)
-        if steps > 1:  # both grow linearly, so the mean of first and last is the mean of all
-            last = work_of(self._shape, features.grown(steps - 1), self._coverage)
-            num_bytes, flops = steps * (num_bytes + last[0]) / 2, steps * (flops + last[1]) / 2
+        if features.num_prefills:
+            num_bytes, flops = work_of(self._shape, features, self._coverage)
+        else:
+            num_bytes, flops = self._decode_work(features, steps)
         self.num_bytes += num_bytes
         self.flops += flops
         self.num_steps += steps
@@ -65,6 +66,19 @@ class EnergyMeter:
             card, each = self.card, self.tp * seconds
             watts = card.watts(num_bytes / each / card.bandwidth, flops / each / card.flops)
             self.joules += watts * each
+
+    def _decode_work(self, features: StepFeatures, steps: int) -> tuple[float, float]:
+        """Bytes and flops of a run of decodes: what does not grow is remembered, the rest is linear in contexts."""
+        key = (features.num_tokens, features.num_samples, features.layers)
+        known = self._known.get(key)
+        if known is None:
+            still = features._replace(decode_context=0)
+            zero = work_of(self._shape, still, self._coverage)
+            one = work_of(self._shape, still._replace(decode_context=1), self._coverage)
+            known = self._known[key] = (*zero, one[0] - zero[0], one[1] - zero[1])
+        num_bytes, flops, more_bytes, more_flops = known
+        context = features.decode_context + features.num_decodes * (steps - 1) / 2  # on average
+        return steps * (num_bytes + more_bytes * context), steps * (flops + more_flops * context)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
