@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from penstock.core.errors import BadTrace
 from penstock.core.types import Request
 from penstock.traffic import Trace
+from penstock.traffic.formats import WORKLOAD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,11 @@ class Slice:
 
 def slice_of(trace: Trace) -> Slice:
     """Read the requests once. Raises BadTrace when they cannot be driven at a stated rate."""
+    if trace.format == WORKLOAD:
+        raise BadTrace(
+            f"{trace.path} makes other requests with every seed, and every repeat has one of its own",
+            hint="write one down first: penstock trace generate FILE.toml --out trace.jsonl",
+        )
     requests = list(requests_of(trace))
     span_s = requests[-1][0] - requests[0][0]  # a trace without rows is refused by its reader
     if span_s <= 0:

@@ -124,6 +124,8 @@ def test_a_slice_tells_what_it_left_out_and_cut() -> None:
     assert short.prompt_tokens + short.output_tokens <= 50 * 500
     twice = slice_of(open_trace(AZURE, limit=50, max_tokens="trace", max_context=500, speed=2))
     assert twice.rate_per_s == pytest.approx(2 * short.rate_per_s)
+    with pytest.raises(BadTrace, match="every seed"):
+        slice_of(open_trace(DATA.parent / "examples" / "workload_chat.toml", limit=5))
     with pytest.raises(BadTrace, match="too few arrivals"):
         slice_of(open_trace(AZURE, limit=1, max_context=500))
 
