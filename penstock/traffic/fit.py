@@ -171,10 +171,8 @@ def _laws(
     is_common = families.count("gamma") * 2 >= len(families)
     family: Family = "gamma" if is_common else "weibull"
     own = [shape for shape, each in zip(shapes.tolist(), families, strict=True) if each == family]
-    laws = [
-        Law(rate_per_s=rate, shape=float(np.median(own)) if own else 1.0, family=family)
-        for rate in rates.tolist()
-    ]
+    usual = float(np.median(own)) if own else 1.0
+    laws = [Law(rate_per_s=rate, shape=usual, family=family) for rate in rates.tolist()]
     for window, shape, each in zip(fitted.tolist(), shapes.tolist(), families, strict=True):
         laws[window] = Law(rate_per_s=float(rates[window]), shape=shape, family=each)
     return tuple(laws)

@@ -1,4 +1,4 @@
-"""Fits against scipy and known truths, and what is generated from a fit against the trace: the issue's bounds.
+"""Fits against scipy and known truths, and what is drawn from a fit against the trace, within the promised bounds.
 
 Always: a slice of Azure's trace that is kept here, and traces drawn from known processes. With the published data: the
 whole Azure conversation trace and ServeGen's clients.
