@@ -69,18 +69,38 @@ class Sampled(NamedTuple):
 
 @dataclass(slots=True)
 class Done:
-    """A plan ran `steps_run` times. `ends` holds the end instant of each run, oldest first.
-
-    `is_plain` promises that `outputs` are bare counts (no ids, hashes, log-probabilities or errors), one for each chunk
-    that samples, in the order of the plan: what a modelled leaf says of nearly every step.
-    """
+    """A plan ran `steps_run` times. `ends` holds the end instant of each run, oldest first."""
 
     plan: PlanId
     steps_run: int
     outputs: tuple[Sampled, ...]
     ends: tuple[float, ...]
     error: str | None = None  # the whole step failed: every job of the plan ends with it
-    is_plain: bool = False
+
+
+Count = tuple[int, int, bool, tuple[()]]  # seq, tokens, is_stop, nothing filled
+
+
+class Counted(Done):
+    """A completion of bare counts, which is all that a modelled leaf has to say: one for each chunk that samples, in
+    the plan's order. `outputs` says the same for whoever asks.
+    """
+
+    __slots__ = ("counts",)
+
+    def __init__(
+        self,
+        plan: PlanId,
+        steps_run: int,
+        counts: tuple[Count, ...],
+        ends: tuple[float, ...],
+    ) -> None:
+        self.plan, self.steps_run, self.counts, self.ends = plan, steps_run, counts, ends
+        self.error = None
+
+    @property
+    def outputs(self) -> tuple[Sampled, ...]:  # type: ignore[override]
+        return tuple([Sampled(seq, tokens, (), is_stop) for seq, tokens, is_stop, _ in self.counts])
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,11 @@ the key. A prompt hashes lazily and remembers the result, so asking twice costs 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from array import array
 from collections.abc import Sequence
+from typing import cast
 
 from penstock.core.types import BlockHash, Part
 
@@ -113,17 +115,10 @@ class TracedPrompt:
                 raise ValueError(
                     f"block size {size} does not divide the trace's {self.traced_size}, nor is it a multiple of it"
                 )
-            each = self.traced_size // size
-            count = min(self.num_tokens // size, len(self.hash_ids) * each)
-            salt = self.salt.encode()
-            known = tuple(
-                BlockHash(
-                    self.hash_ids[i // each].to_bytes(8, "big")
-                    + (i % each).to_bytes(4, "big")
-                    + salt
-                )
-                for i in range(count)
-            )
+            tails = _tails(self.traced_size // size, self.salt)
+            firsts = [one.to_bytes(8, "big") for one in self.hash_ids]
+            built = [first + tail for first in firsts for tail in tails]
+            known = cast(tuple[BlockHash, ...], tuple(built[: self.num_tokens // size]))
             self._hashes[size] = known
         return known
 
@@ -133,6 +128,12 @@ class TracedPrompt:
         lasts = (self.hash_ids[(place + 1) * runs - 1] for place in range(count))
         end = bytes(4) + self.salt.encode()
         return tuple(BlockHash(last.to_bytes(8, "big") + end) for last in lasts)
+
+
+@functools.lru_cache(maxsize=64)
+def _tails(count: int, salt: str) -> tuple[bytes, ...]:
+    """What tells apart the `count` blocks of one run."""
+    return tuple([place.to_bytes(4, "big") + salt.encode() for place in range(count)])
 
 
 class HashedPrompt:

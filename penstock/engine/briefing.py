@@ -69,26 +69,26 @@ class Briefing:
         tables, registered, size = ledger.tables, ledger.registered, ledger.block_size
         for chunk in lane.chunks:
             job: Job = chunk[0]  # type: ignore[assignment]
-            seq, start = job.seq, job.computed + job.in_flight
-            told = told_of.get(seq)
-            rest = job.max_tokens - job.num_output
-            if (
-                told is None
-                or chunk[1] != 1
-                or chunk[2] is not None
-                or start >= told * size
-                or len(job.hashes) > registered[seq]
-                or told != len(tables[seq])
-            ):
+            told = told_of.get(job.seq)
+            if told is None or chunk[1] != 1 or chunk[2] is not None:
                 work = self._work(job, chunk)
-                if work[2] != 1 or not work[3]:
-                    rest = 1
+                left = left if work[2] == 1 and work[3] else 1
             else:
+                seq, start = job.seq, job.computed + job.in_flight
+                table = tables[seq]
+                if start >= len(table) * size:
+                    ledger.extend(job, start + 1)
+                if len(job.hashes) > registered[seq]:
+                    ledger.register(job, start + 1)
                 job.in_flight += 1
                 samples = start + 1 == job.num_prompt + job.num_output
                 if not samples or job.request.kind != "generate":
-                    samples, rest = False, 1
-                work = _new_tuple(Work, (seq, start, 1, samples, (), False, None, chunk[3]))
+                    samples, left = False, 1
+                fresh: tuple[int, ...] = ()
+                if told != len(table):
+                    told_of[seq], fresh = len(table), tuple(table[told:])
+                work = _new_tuple(Work, (seq, start, 1, samples, fresh, False, None, chunk[3]))
+            rest = job.max_tokens - job.num_output
             if rest < left:
                 left = rest
             works.append(work)

@@ -63,11 +63,22 @@ class Fork:
         if not hashes:
             return [], 0
         limit = min((job.known - 1) // self.block_size, len(hashes))
-        real, pending = self._found.get(job.seq, ([], 0))
-        position = len(real) + pending
-        if position < limit and self._noted < len(self._booked):
+        known = self._found.get(job.seq)
+        if known is None:
+            real = self._ledger.find(hashes, 0, limit)
+            known = self._found[job.seq] = real, 0
+        position = len(known[0]) + known[1]
+        if position < limit and self._booked:
+            self._find_more(job, position, limit)
+            return self._found[job.seq]
+        return known
+
+    def _find_more(self, job: Job, position: int, limit: int) -> None:
+        """Go on behind what was found when this job was asked about before."""
+        if self._noted < len(self._booked):
             self._note_pending()
-        index = self._ledger.index
+        index, hashes = self._ledger.index, job.hashes
+        real, pending = self._found[job.seq]
         while position < limit:
             block = index.get(hashes[position])
             if block is not None:
@@ -78,7 +89,6 @@ class Fork:
                 break
             position += 1
         self._found[job.seq] = real, pending
-        return real, pending
 
     def _note_pending(self) -> None:
         size = self.block_size
@@ -92,7 +102,12 @@ class Fork:
         if held:
             return max(0, blocks - held)
         real, pending = self._find(cast(Job, job))
-        revived = sum(1 for block in real if self._count(block) == 0)
+        if not real:
+            return max(0, blocks - pending)
+        if self._refs:
+            revived = sum([self._count(block) == 0 for block in real])
+        else:
+            revived = list(map(self._ledger.refs.__getitem__, real)).count(0)
         return revived + max(0, blocks - len(real) - pending)
 
     def _count(self, block: int) -> int:
@@ -116,12 +131,17 @@ class Fork:
         return True
 
     def _start(self, job: Job, upto: int) -> bool:
-        if self.need(job, upto) > self.free:
+        need = self.need(job, upto)
+        if need > self.free:
             return False
-        self.free -= self.need(job, upto)
+        self.free -= need
         real, _ = self._find(job)
-        for block in real:
-            self._refs[block] = self._refs.get(block, 0) + 1
+        refs = self._refs
+        if refs:
+            for block in real:
+                refs[block] = refs.get(block, 0) + 1
+        else:
+            refs.update(dict.fromkeys(real, 1))
         self._held[job.seq] = max(-(-upto // self.block_size), len(real))
         self._booked.append((job, upto))
         return True

@@ -21,6 +21,7 @@ Source: vLLM v1 block pool and KV cache manager semantics (v1/core/block_pool, k
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
 from penstock.core.types import BlockHash, Job
@@ -48,9 +49,10 @@ class BlockLedger:
         self._twins: dict[BlockHash, list[int]] = {}
         self._hash: list[BlockHash | None] = [None] * num_blocks
         self._unused = list(range(num_blocks - 1, -1, -1))
-        self._idle: dict[int, None] = {}  # insertion order = from the longest unused to the latest
+        # From the longest unused to the latest. No plain dict: one that loses its oldest entries is slow to begin.
+        self._idle: OrderedDict[int, None] = OrderedDict()
         self.registered: dict[int, int] = {}
-        self.choose_idle: ChooseIdle = self.oldest_idle
+        self.choose_idle: ChooseIdle | None = None  # None = the longest unused
 
     @property
     def free(self) -> int:
@@ -67,15 +69,10 @@ class BlockLedger:
         """Idle blocks, from the longest unused to the latest."""
         return iter(self._idle)
 
-    def oldest_idle(self, need: int) -> Sequence[int]:
-        return [block for block, _ in zip(self._idle, range(need), strict=False)]
-
     def find(self, hashes: Sequence[BlockHash], start: int, limit: int) -> list[int]:
         """Blocks whose contents are the hashes[start:limit], up to the first that is not here."""
         found: list[int] = []
-        index = self.index
-        for position in range(start, min(limit, len(hashes))):
-            block = index.get(hashes[position])
+        for block in map(self.index.get, hashes[start:limit]):
             if block is None:
                 break
             found.append(block)
@@ -87,12 +84,15 @@ class BlockLedger:
         At least one position is left to compute, so that there is something to sample from.
         """
         table = self.tables.setdefault(job.seq, [])
-        limit = (job.known - 1) // self.block_size
-        for block in self.find(job.hashes, len(table), limit):
-            if self.refs[block] == 0:
-                del self._idle[block]
-            self.refs[block] += 1
-            table.append(block)
+        if job.hashes:
+            limit, refs, idle = (job.known - 1) // self.block_size, self.refs, self._idle
+            found = self.find(job.hashes, len(table), limit)
+            for block in found:
+                count = refs[block]
+                refs[block] = count + 1
+                if not count:
+                    del idle[block]
+            table += found
         self.registered[job.seq] = max(self.registered.get(job.seq, 0), len(table))
         return len(table) * self.block_size
 
@@ -104,10 +104,7 @@ class BlockLedger:
             return
         short = need - len(self._unused)
         if short > 0:
-            for block in self.choose_idle(short):
-                del self._idle[block]
-                self._forget(block)
-                self._unused.append(block)
+            self._empty(short)
         assert need <= len(self._unused), f"job {job.seq} needs {need} blocks, {self.free} are free"
         taken = self._unused[: -need - 1 : -1]
         del self._unused[-need:]
@@ -116,18 +113,52 @@ class BlockLedger:
             refs[block] = 1
         table += taken
 
+    def extend_each(self, jobs: Sequence[Job], steps: int) -> None:
+        """Make every job hold `steps` positions more than it has computed, in order."""
+        tables, unused, refs, size = self.tables, self._unused, self.refs, self.block_size
+        for job in jobs:
+            upto, table = job.computed + steps, tables[job.seq]
+            if upto <= len(table) * size:
+                continue
+            if upto <= (len(table) + 1) * size and unused:
+                block = unused.pop()
+                refs[block] = 1
+                table.append(block)
+            else:
+                self.extend(job, upto)
+
+    def _empty(self, short: int) -> None:
+        """Turn idle blocks into unused ones."""
+        idle, unused = self._idle, self._unused
+        if self.choose_idle is not None:
+            for block in self.choose_idle(short):
+                del idle[block]
+                self._forget(block)
+                unused.append(block)
+            return
+        hashes, index, twins = self._hash, self.index, self._twins
+        for _ in range(short):
+            block, _ = idle.popitem(False)
+            known = hashes[block]
+            assert known is not None
+            if known in twins:
+                self._forget(block)
+            else:
+                hashes[block] = None
+                del index[known]
+            unused.append(block)
+
     def register(self, job: Job, upto: int) -> None:
         """Remember the full blocks of positions [0, upto) under the job's hashes."""
         done = self.registered.get(job.seq, 0)
         full = min(upto // self.block_size, len(job.hashes))
         if full <= done:
             return
-        table = self.tables[job.seq]
-        for position in range(done, full):
-            block, known = table[position], job.hashes[position]
-            if self._hash[block] is None:
-                self._hash[block] = known
-                if self.index.setdefault(known, block) != block:
+        hashes, index, table = self._hash, self.index, self.tables[job.seq]
+        for block, known in zip(table[done:full], job.hashes[done:full], strict=True):
+            if hashes[block] is None:
+                hashes[block] = known
+                if index.setdefault(known, block) != block:
                     self._twins.setdefault(known, []).append(block)
         self.registered[job.seq] = full
 
@@ -142,16 +173,18 @@ class BlockLedger:
             self._unused += table
             return len(table)
         trusted = len(table) if computed is None else computed // self.block_size
-        freed = 0
+        refs, hashes, idle, freed = self.refs, self._hash, self._idle, 0
         for position in range(len(table) - 1, -1, -1):
             block = table[position]
-            self.refs[block] -= 1
-            if self.refs[block]:
+            count = refs[block] = refs[block] - 1
+            if count:
                 continue
             freed += 1
-            if position >= trusted:
+            if position < trusted and self.has_prefix_cache and hashes[block] is not None:
+                idle[block] = None
+            else:
                 self._forget(block)
-            self._put_back(block)
+                self._unused.append(block)
         return freed
 
     def disown(self, job: Job, start: int) -> set[int]:
@@ -160,13 +193,6 @@ class BlockLedger:
         for block in blocks:
             self._forget(block)
         return set(blocks)
-
-    def _put_back(self, block: int) -> None:
-        if self._hash[block] is not None and self.has_prefix_cache:
-            self._idle[block] = None
-        else:
-            self._forget(block)
-            self._unused.append(block)
 
     def _forget(self, block: int) -> None:
         known = self._hash[block]

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from penstock.core.clock import now as loop_now
 from penstock.core.errors import ContextTooLong, Draining, Overloaded
 from penstock.core.events import Cancelled, Completed, Event, Refused, Stepped
-from penstock.core.plans import Done, Plan, Sampled, Yielded
+from penstock.core.plans import Counted, Done, Plan, Sampled, Yielded
 from penstock.core.ports import Completion, Executor, Log
 from penstock.core.types import FinishReason, Job, Output, PlanId, Report, Request
 from penstock.core.views import Lane
@@ -317,52 +317,45 @@ class Replica:
         flight = self._flights.pop(done.plan)
         self._emit_completed(now, done)
         self._step_s = (done.ends[-1] - flight.launched_at) / done.steps_run
-        errors = {} if done.is_plain else self._errors(flight, done)
-        extra = done.steps_run - 1
-        if extra:
-            self._hold(flight.jobs, 1 + extra)
-        if done.is_plain:
-            self._advance(now, flight, done)
+        if isinstance(done, Counted):
+            self._apply_counts(now, flight, done)
         else:
-            self._apply_outputs(now, flight, done, errors)
+            self._apply_outputs(now, flight, done)
 
-    def _hold(self, jobs: list[Job], steps: int) -> None:
-        """Take the blocks of repeated steps before anybody ends: single steps took them while all were running."""
-        tables, size = self.ledger.tables, self.ledger.block_size
-        for job in jobs:
-            upto = job.computed + steps
-            if upto > len(tables[job.seq]) * size:
-                self.ledger.extend(job, upto)
-
-    def _advance(self, now: float, flight: Flight, done: Done) -> None:
+    def _apply_counts(self, now: float, flight: Flight, done: Counted) -> None:
         """`_apply_outputs` for bare counts, which need no looking into."""
-        outputs, steps = iter(done.outputs), done.steps_run
-        first, end, extra = done.ends[0], done.ends[-1], steps - 1
+        steps, extra, counts = done.steps_run, done.steps_run - 1, iter(done.counts)
+        first, end = done.ends[0], done.ends[-1]
+        if extra:
+            # Before anybody ends: single steps would have taken these blocks while all were running.
+            self.ledger.extend_each(flight.jobs, steps)
         for work, job in zip(flight.plan.work, flight.jobs, strict=True):
             tokens = work[2]
             job.in_flight -= tokens
             job.computed += tokens + extra
-            if not work[3]:
-                reason = self._reason_to_end(job, NOTHING, None)
-                if reason is not None:
-                    self._finish(now, job, reason)
-                continue
-            sampled = next(outputs)
-            job.num_output += steps
-            job.last_token_at = end
-            if job.first_token_at is None:
-                job.first_token_at = first
-            if sampled[3] or job.is_cancelled or job.num_output >= job.max_tokens:
-                reason = self._reason_to_end(job, sampled, None)
-                assert reason is not None
+            if work[3]:
+                is_stop = next(counts)[2]
+                job.num_output += steps
+                job.last_token_at = end
+                if job.first_token_at is None:
+                    job.first_token_at = first
+                is_over = is_stop or job.is_cancelled or job.num_output >= job.max_tokens
+                if not (is_over or job.is_streamed):
+                    continue
+                sampled = Sampled(job.seq, steps, (), is_stop)
+            else:
+                sampled = NOTHING
+            reason = self._reason_to_end(job, sampled, None)
+            if reason is not None:
                 self._finish(now, job, reason, sampled)
-            elif job.is_streamed:
+            elif sampled.tokens:
                 self._roster.tell(job, sampled)
 
-    def _apply_outputs(
-        self, now: float, flight: Flight, done: Done, errors: dict[int, str]
-    ) -> None:
+    def _apply_outputs(self, now: float, flight: Flight, done: Done) -> None:
         found, extra = {sampled.seq: sampled for sampled in done.outputs}, done.steps_run - 1
+        errors = self._errors(flight, done)
+        if extra:
+            self.ledger.extend_each(flight.jobs, done.steps_run)
         for work, job in zip(flight.plan.work, flight.jobs, strict=True):
             job.in_flight -= work.tokens
             sampled = found.get(work.seq, NOTHING)
@@ -403,16 +396,17 @@ class Replica:
         return errors
 
     def _emit_completed(self, now: float, done: Done) -> None:
-        told: list[tuple[int, int, bool, tuple[str, ...]]]
-        errors: tuple[tuple[int, str], ...]
-        if done.is_plain:
-            told = [(one[0], one[1], one[3], ()) for one in done.outputs]
-            errors = ()
+        told: tuple[tuple[int, int, bool, tuple[str, ...]], ...]
+        errors: tuple[tuple[int, str], ...] = ()
+        if isinstance(done, Counted):
+            told = done.counts
         else:
-            told = [
-                (one.seq, one.tokens, one.is_stop, tuple([known.hex() for known in one.filled]))
-                for one in done.outputs
-            ]
+            told = tuple(
+                [
+                    (one.seq, one.tokens, one.is_stop, tuple([known.hex() for known in one.filled]))
+                    for one in done.outputs
+                ]
+            )
             errors = tuple([(one.seq, one.error) for one in done.outputs if one.error is not None])
         self._emit(
             Completed(
@@ -421,7 +415,7 @@ class Replica:
                 plan=done.plan,
                 steps_run=done.steps_run,
                 ends=done.ends,
-                outputs=tuple(told),
+                outputs=told,
                 errors=errors,
                 error=done.error,
             )
@@ -480,7 +474,7 @@ class Replica:
             self._poke()
 
     def _launch(self, now: float, verdict: Verdict, place: int, lane: Lane, chunks: Chunks) -> None:
-        running, waiting = len(self._roster.running), len(self._roster.waiting)
+        running, waiting = len(self._roster.running.jobs), len(self._roster.waiting.jobs)
         plan, jobs, left = self._briefing.plan(
             place, lane, verdict.decision.batch, running, waiting
         )
@@ -521,8 +515,8 @@ class Replica:
                 chunks=chunks,
                 admitted=tuple([job.seq for job in decision.admitted]),
                 evicted=tuple([eviction.item.seq for eviction in decision.evicted]),
-                num_running=len(self._roster.running),
-                num_waiting=len(self._roster.waiting),
+                num_running=len(self._roster.running.jobs),
+                num_waiting=len(self._roster.waiting.jobs),
                 free_blocks=self.ledger.free,
                 why=verdict.why,
             )

@@ -21,6 +21,7 @@ from penstock.engine.ledger import BlockLedger
 from penstock.policy import admit, batch, evict, order
 
 PHASES = get_args(Phase)
+FOREVER = 1 << 30  # steps for which nothing is ranked as before
 Chunks = tuple[tuple[int, int], ...]  # (seq, tokens) of one lane, in order
 
 
@@ -90,7 +91,8 @@ class Council:
         self._trace = array("q")
         self._refused: list[tuple[JobView, str]] = []
         self._whys: list[str] = []
-        ledger.choose_idle = self._choose_idle
+        if is_checked or not getattr(policies.blocks, "takes_oldest", False):
+            ledger.choose_idle = self._choose_idle
         # Views are valid during the call only, so one of each is enough; what changes is set for each step.
         self._order_view = order.View(
             now=0.0,
@@ -127,7 +129,7 @@ class Council:
         """One transaction: rank the waiting, plan a batch. Nothing real is touched."""
         self._now, self._running = now, running.jobs
         self._trace, self._refused, self._whys = array("q"), [], []
-        ranking, stable = self._rank(running, waiting)
+        ranking, stable = self._rank(running, waiting) if waiting.jobs else ((), FOREVER)
         view = self._batch_view
         view.now, view.running, view.waiting = now, running.jobs, ranking
         view.caps, view.columns, view.busy_lanes = caps, running.columns, busy_lanes
@@ -144,8 +146,6 @@ class Council:
         )
 
     def _rank(self, running: JobList, waiting: JobList) -> tuple[Sequence[JobView], int]:
-        if not waiting.jobs:
-            return (), 1 << 30
         view = self._order_view
         view.now, view.waiting, view.running = self._now, waiting.jobs, running.jobs
         view.columns = waiting.columns
@@ -219,13 +219,13 @@ class Council:
         for chunks, share in decision.batch.lanes:
             told = tuple([(job.seq, tokens) for job, tokens, _, _ in chunks])
             lanes.append(told)
-            trace.append(-3)
-            trace.append(round(share * (1 << 30)))
-            if any(map(_is_odd, chunks)):
-                trace.extend(_spelled(chunks))
+            said = [-3, round(share * (1 << 30))]
+            if any([layers is not None or phase != "extend" for _, _, layers, phase in chunks]):
+                said += _spelled(chunks)
             else:
-                trace.extend(chain.from_iterable(told))
-        hashed = hashlib.blake2b(trace.tobytes(), digest_size=8)
+                said += chain.from_iterable(told)
+            trace.fromlist(said)
+        hashed = hashlib.blake2b(trace, digest_size=8)
         if decision.batch.nano is not None:
             hashed.update(decision.batch.nano.encode())
         return lanes, hashed.hexdigest()
@@ -233,10 +233,6 @@ class Council:
 
 def _no_columns() -> Columns:
     raise AssertionError("a view was used outside its call")
-
-
-def _is_odd(chunk: Chunk) -> bool:
-    return chunk[2] is not None or chunk[3] != "extend"
 
 
 def _spelled(chunks: Sequence[Chunk]) -> Iterator[int]:

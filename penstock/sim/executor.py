@@ -28,7 +28,7 @@ from operator import sub
 from typing import TYPE_CHECKING
 
 from penstock.core.clock import now
-from penstock.core.plans import Done, Plan, Sampled, Yielded
+from penstock.core.plans import Count, Counted, Plan, Yielded
 from penstock.core.ports import Completion, Grain
 from penstock.core.types import Caps, PlanId, Request
 from penstock.cost.step import StepFeatures, StepModel, features_of, layer_segments
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 NEVER = 1 << 62  # a position no job reaches
 OPERATORS_PER_LAYER = 7  # norm, qkv, attention, output, norm, gate and up, down
 
+_new_tuple: Callable[[type[StepFeatures], Iterable[object]], StepFeatures] = tuple.__new__
 SchedulerTime = Callable[[int, int], float]  # seconds by (num_running, num_waiting)
 
 
@@ -181,7 +182,7 @@ class ModelledExecutor:
         if self._meter is not None:
             self._measure(self._meter, run, steps)
         assert self._tell is not None, "nobody listens"
-        self._tell(Done(plan.id, steps, self._outputs(run, steps), ends, None, True))
+        self._tell(Counted(plan.id, steps, self._counts(run, steps), ends))
 
     def _measure(self, meter: Meter, run: _Run, steps: int) -> None:
         """Tell the meter of a completed launch. Lanes beside each other count by their shares."""
@@ -198,7 +199,7 @@ class ModelledExecutor:
         self._tell(Yielded(run.plan.id, run.yielded_at, tokens * self._activation_bytes))
 
     def _begin(self, plan: Plan, at: float, repeat: int) -> _Run:
-        """The run of a plan, up to the first step in which an answer ends. Written for columns: this and `_outputs`
+        """The run of a plan, up to the first step in which an answer ends. Written for columns: this and `_counts`
         happen once a launch and are most of what a simulated step costs.
         """
         extra = self._scheduler(plan.num_running, plan.num_waiting) if self._scheduler else 0.0
@@ -211,7 +212,9 @@ class ModelledExecutor:
             seconds = sum([seconds_of(part, share) for part in parts])
             end = at + (seconds + extra)
             return _Run(plan, at, [end], (), parts, 1)
-        features = StepFeatures(num, num, num, num, sum(starts) + num, max(starts) + 1)
+        features = _new_tuple(
+            StepFeatures, (num, num, num, num, sum(starts) + num, max(starts) + 1, 0, 0, 0, None)
+        )
         left = min(map(sub, map(self._stops.__getitem__, seqs), starts))
         repeat = max(1, min(repeat, left))
         if repeat == 1:
@@ -230,24 +233,18 @@ class ModelledExecutor:
             return layer_segments(plan.work, self._caps.num_layers)
         return (features_of([item[1:4] for item in plan.work]),)
 
-    def _outputs(self, run: _Run, steps: int) -> tuple[Sampled, ...]:
-        nothing: forever[tuple[()]] = forever(())
+    def _counts(self, run: _Run, steps: int) -> tuple[Count, ...]:
         if run.unending:
-            seqs: Sequence[int] = run.unending
-            is_stop: Iterable[bool] = forever(False)
-        else:
-            drawn = [item for item in run.plan.work if item[3]]
-            seqs = [item[0] for item in drawn]
-            # Each further step of a repeated plan is one position further.
-            further, stops = steps - 1, self._stops
-            is_stop = [item[1] + item[2] + further >= stops[item[0]] for item in drawn]
-        fields = zip(
-            seqs, forever(steps), nothing, is_stop, nothing, nothing, nothing, forever(None)
+            return tuple(zip(run.unending, forever(steps), forever(False), forever(())))
+        # Each further step of a repeated plan is one position further.
+        further, stops = steps - 1, self._stops
+        return tuple(
+            [
+                (seq, steps, start + tokens + further >= stops[seq], ())
+                for seq, start, tokens, samples, _, _, _, _ in run.plan.work
+                if samples
+            ]
         )
-        return tuple(map(_new_tuple, forever(Sampled), fields))
-
-
-_new_tuple: Callable[[type[Sampled], Iterable[object]], Sampled] = tuple.__new__
 
 
 def _stop_position(request: Request) -> int:

@@ -81,6 +81,8 @@ class VllmV1:
         taken = self._taken(view) if self.is_ahead else len(running)
         may_admit = len(view.waiting) > 0 and taken < max_jobs
         decodes = all_decodes(running, fork) if len(running) <= budget else None
+        if decodes and not (may_admit or self.is_ahead):
+            return Decision(Batch((Lane(decodes),)), stable_for=STABLE)
         if decodes is not None:
             draft = Draft(fork, budget - len(decodes), decodes)
         else:

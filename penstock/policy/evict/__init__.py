@@ -3,6 +3,9 @@
 Asked by stores that run short: by the batch policy about running jobs (`need` blocks for `asker`), and by the
 block ledger about cached blocks nobody uses (asker None). `items` may be lazy and long: take what is needed.
 
+A policy that answers every question about cached blocks with just the first `need` of them may say so by a class
+variable `takes_oldest = True`; then it need not be asked.
+
 Law: items come from the list, each once; they free at least `need`, or everything that could be freed leaves, or
 the asker itself is among them (it gives up for now).
 """

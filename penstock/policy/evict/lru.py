@@ -14,11 +14,14 @@ jobs it takes the earliest admitted, which is rarely what you want: recompute-la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from penstock.policy.evict import Decision, View, take
 
 
 @dataclass(slots=True)
 class Lru:
+    takes_oldest: ClassVar[bool] = True
+
     def decide(self, view: View) -> Decision:
         return take(view, view.items)
