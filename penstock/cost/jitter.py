@@ -1,10 +1,10 @@
 """Step times that vary as they were seen to vary.
 
 A fit charges the mean of equal steps. Real ones scatter, and the tail of what callers see is made of it. A scatter
-keeps the ratios measured / predicted of a calibration's steps, sorted and cut into groups of equal size, as the groups'
-means over the mean of all: drawing a group draws the ratio, and the mean stays exactly what was fitted. Kinds of steps
-scatter differently, for what a disturbance adds weighs more in a short step: decodes, steps with prefill chunks of at
-most SHORT tokens in all, and longer ones.
+keeps the ratios measured / fitted of a calibration's steps, sorted and cut into groups of equal size, as the groups'
+means; drawing a group draws the ratio. Kinds of steps scatter differently, for what a disturbance adds weighs more in a
+short step: decodes, steps with prefill chunks of at most SHORT tokens in all, and longer ones. The mean of a kind is
+its measured time over its fitted time, so that what the fit owes to one kind or the other is paid back here.
 
 A Jittered model draws a ratio for each step it is asked for, from a seeded stream. Asked twice it answers twice, so the
 contract of equal instants however steps are launched does not hold for it: launch steps singly.
@@ -30,13 +30,16 @@ def kind_of(features: StepFeatures) -> str:
     return "short" if features.num_tokens <= SHORT else "long"
 
 
-def scatter_of(ratios: Sequence[float], groups: int = GROUPS) -> tuple[float, ...]:
-    """Means of the groups; () where there are too few ratios to tell."""
-    if len(ratios) < groups:
+def scatter_of(
+    measured_s: Sequence[float], fitted_s: Sequence[float], groups: int = GROUPS
+) -> tuple[float, ...]:
+    """Means of the groups, of a kind's steps; () where there are too few to tell."""
+    measured, fitted = np.asarray(measured_s, dtype=float), np.asarray(fitted_s, dtype=float)
+    if len(measured) < groups:
         return ()
-    parts = np.array_split(np.sort(np.asarray(ratios, dtype=float)), groups)
+    parts = np.array_split(np.sort(measured / fitted), groups)
     means = np.array([part.mean() for part in parts])
-    found: list[float] = (means / means.mean()).tolist()
+    found: list[float] = (means * (measured.sum() / fitted.sum() / means.mean())).tolist()
     return tuple(found)
 
 

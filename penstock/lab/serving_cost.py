@@ -121,10 +121,13 @@ def _scatter(
     steps: dict[str, float], cycles: Sequence[Cycle], bare_s: Sequence[float]
 ) -> dict[str, tuple[float, ...]]:
     model = Fitted(steps, name="", digest="", num_layers=1)
-    ratios: defaultdict[str, list[float]] = defaultdict(list)
+    measured_s: defaultdict[str, list[float]] = defaultdict(list)
+    fitted_s: defaultdict[str, list[float]] = defaultdict(list)
     for one, seconds in zip(cycles, bare_s, strict=True):
-        ratios[kind_of(one.features)].append(seconds / model.seconds(one.features))
-    return {kind: scatter_of(found) for kind, found in ratios.items()}
+        kind = kind_of(one.features)
+        measured_s[kind].append(seconds)
+        fitted_s[kind].append(model.seconds(one.features))
+    return {kind: scatter_of(found, fitted_s[kind]) for kind, found in measured_s.items()}
 
 
 def _cold_s(steps: dict[str, float], cold: Sequence[Cycle], scheduler: SchedulerCost) -> float:
