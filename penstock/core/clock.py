@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from asyncio import get_running_loop
 
 
 def now() -> float:
     """Seconds of the running loop's clock. Only differences mean something."""
-    return asyncio.get_running_loop().time()
+    return get_running_loop().time()
 
 
 async def sleep_until(at: float) -> None:

@@ -127,8 +127,9 @@ class Host:
     def _touch(self) -> None:
         """Something changed: a report is due, unless one is under way."""
         if self._timer is None:
-            due = max(self._said_at + self._report_s, now())
-            self._timer = asyncio.get_running_loop().call_at(due, self._say)
+            loop = asyncio.get_running_loop()
+            due = max(self._said_at + self._report_s, loop.time())
+            self._timer = loop.call_at(due, self._say)
 
     def _say(self) -> None:
         self._timer = None

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from penstock.core.clock import now
 from penstock.core.errors import ReplicaLost
 
 LIMIT = 4096
@@ -51,6 +50,7 @@ class ModelledChannel:
     def __init__(self, link: Link, limit: int = LIMIT) -> None:
         self._link, self._limit = link, limit
         self._is_ideal = link.is_ideal
+        self._loop = asyncio.get_running_loop()
         self._peer: ModelledChannel = self
         self._inbox: deque[tuple[float, object]] = deque()  # under way to this end, or unheard
         self._free_at = -math.inf  # when this end's sending side is free again
@@ -64,7 +64,7 @@ class ModelledChannel:
         peer = self._peer
         while len(peer._inbox) >= self._limit and not (self._is_closed or peer._is_closed):
             if peer._room is None or peer._room.done():
-                peer._room = asyncio.get_running_loop().create_future()
+                peer._room = self._loop.create_future()
             await asyncio.shield(peer._room)
         if self._is_closed or peer._is_closed:
             raise ReplicaLost("the channel is closed")
@@ -104,22 +104,21 @@ class ModelledChannel:
         if self._is_ideal:
             peer._inbox.append((-math.inf, message))
         else:
-            self._free_at = max(now(), self._free_at) + num_bytes / link.bytes_per_s
+            self._free_at = max(self._loop.time(), self._free_at) + num_bytes / link.bytes_per_s
             peer._inbox.append((self._free_at + link.latency_s, message))
         peer._schedule()
 
     def _schedule(self) -> None:
         """Set the timer of the first message; the ones behind it cannot arrive earlier."""
         if self._timer is None and self._inbox and self._on_message is not None:
-            loop = asyncio.get_running_loop()
             if self._is_ideal:
-                self._timer = loop.call_soon(self._deliver)
+                self._timer = self._loop.call_soon(self._deliver)
             else:
-                self._timer = loop.call_at(self._inbox[0][0], self._deliver)
+                self._timer = self._loop.call_at(self._inbox[0][0], self._deliver)
 
     def _deliver(self) -> None:
         self._timer = None
-        inbox, at = self._inbox, now()
+        inbox, at = self._inbox, self._loop.time()
         try:
             while inbox and inbox[0][0] <= at and not self._is_closed:
                 message = inbox[0][1]
@@ -131,9 +130,10 @@ class ModelledChannel:
                 self._on_message(message)
         finally:
             self._wake()
-            is_unwatched = bool(inbox) and inbox[0][0] <= at and isinstance(inbox[0][1], _End)
-            if not self._is_closed and not is_unwatched:
-                self._schedule()
+            if inbox and not self._is_closed:
+                is_unwatched = inbox[0][0] <= at and isinstance(inbox[0][1], _End)
+                if not is_unwatched:
+                    self._schedule()
 
     def _tell_end(self) -> None:
         """Once; an end that came before anybody watched is told to the first who does."""
