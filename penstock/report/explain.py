@@ -8,19 +8,33 @@ in; where nobody did, the step counts as decode.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
-from penstock.core.errors import BadTrace
-from penstock.core.events import Arrived, Completed, Ended, Event, Finished, Opened, Routed, Stepped
-from penstock.policy import find
+from penstock.core.events import (
+    Arrived,
+    Completed,
+    Ended,
+    Event,
+    Finished,
+    Opened,
+    Refused,
+    Routed,
+    Stepped,
+)
 from penstock.report.causes import CAUSES, Explanation
-from penstock.report.lives import Flight, Life, Limits, Pace, Watched
-from penstock.report.made import MadeReplica, made_of
+from penstock.report.lives import Flight, Life, Pace, Watched, limits_of
 
 NAMED = 3  # how many of those ahead of a request are told by name
+
+
+class _Turned(NamedTuple):
+    """A request that a fleet has just ended."""
+
+    request: str
+    offered_at: float
+    tries: list[tuple[str, str]]
 
 
 class Explainer:
@@ -35,12 +49,14 @@ class Explainer:
         self._fleets: set[str] = set()
         self._offers: dict[str, float] = {}
         self._routes: dict[str, list[tuple[str, str]]] = {}  # replica and why, of each try
+        self._ended: dict[str, _Turned] = {}  # the last of each fleet, which may be routed again
         self._pace = Pace()  # of all replicas
         self._now = 0.0
         self._listeners: dict[str, Callable[[Any], None]] = {
             "opened": self._on_opened,
             "arrived": self._on_arrived,
             "routed": self._on_routed,
+            "refused": self._on_refused,
             "stepped": self._on_stepped,
             "completed": self._on_completed,
             "finished": self._on_finished,
@@ -75,19 +91,32 @@ class Explainer:
             self._fleets.add(event.who)
             for life in self._replicas.pop(event.who, Watched()).lives.values():
                 self._offers[life.event.request] = life.event.at
+        turned = self._ended.pop(event.who, None)
+        if turned is not None and turned.request == event.request:
+            self._offers[event.request] = turned.offered_at
+            self._routes[event.request] = turned.tries
         if event.replica is not None:
             tries = self._routes.setdefault(event.request, [])
             tries.append((event.replica, event.why))
 
     def _on_ended(self, event: Ended) -> None:
-        self._offers.pop(event.request, None)
-        self._routes.pop(event.request, None)
+        """Whoever its replica turned away is routed again at once, in the fleet's next event."""
+        offered_at = self._offers.pop(event.request, event.at)
+        tries = self._routes.pop(event.request, [])
+        self._ended[event.who] = _Turned(event.request, offered_at, tries)
+
+    def _on_refused(self, event: Refused) -> None:
+        """The fleet gave up: nothing more comes."""
+        if event.who in self._fleets:
+            self._offers.pop(event.request, None)
+            self._routes.pop(event.request, None)
 
     # ------------------------------------------------------------------ replicas
 
     def _on_arrived(self, event: Arrived) -> None:
         self._now = max(self._now, event.at)
         if event.who in self._fleets:
+            self._ended.pop(event.who, None)
             self._offers[event.request] = event.at
             return
         watched = self._replicas[event.who]
@@ -337,35 +366,3 @@ def prefilled(
         life.first_parts = _ordered(life.parts)
     if len(ends) > 1:
         decoded(life, flight, ends[-1], len(ends) - 1, is_mixed=False)
-
-
-def limits_of(event: Opened) -> Limits:
-    """What bounds a replica's steps, from the record of how it was made."""
-    try:
-        made = made_of(event)
-    except BadTrace:
-        return Limits()
-    if not isinstance(made, MadeReplica):
-        return Limits()
-    policies = made.spec.get("policies")
-    table = dict(policies.get("batch", {})) if isinstance(policies, dict) else {}
-    fields = _defaults(str(table.get("name", ""))) | table
-    tokens = fields.get("max_tokens", fields.get("chunk_tokens"))
-    jobs = fields.get("max_jobs")
-    block_size = made.spec.get("block_size")
-    return Limits(
-        max_jobs=min(jobs, made.caps.max_jobs) if isinstance(jobs, int) else None,
-        max_tokens=min(tokens, made.caps.max_batch_tokens) if isinstance(tokens, int) else None,
-        block_size=block_size if isinstance(block_size, int) else None,
-    )
-
-
-def _defaults(name: str) -> dict[str, object]:
-    """The parameters of a batch policy as they are when nobody states them."""
-    try:
-        found = find("batch", name)
-    except KeyError:  # a policy of another version
-        return {}
-    if not dataclasses.is_dataclass(found):
-        return {}
-    return {each.name: each.default for each in dataclasses.fields(found) if each.init}

@@ -6,11 +6,15 @@ difference, so that the parts telescope to the whole whatever the log says.
 
 from __future__ import annotations
 
+import dataclasses
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from penstock.core.events import Arrived, Stepped
+from penstock.core.errors import BadTrace
+from penstock.core.events import Arrived, Opened, Stepped
+from penstock.policy import find
+from penstock.report.made import MadeReplica, made_of
 
 BOUNDS = ("max-jobs", "tokens", "blocks", "policy")
 NO_TIMES = (0.0, 0.0, 0.0, 0.0)
@@ -184,3 +188,35 @@ class Watched:
     @staticmethod
     def _tokens(event: Stepped) -> int:
         return sum([tokens for _, tokens in event.chunks])
+
+
+def limits_of(event: Opened) -> Limits:
+    """What bounds a replica's steps, from the record of how it was made."""
+    try:
+        made = made_of(event)
+    except BadTrace:
+        return Limits()
+    if not isinstance(made, MadeReplica):
+        return Limits()
+    policies = made.spec.get("policies")
+    table = dict(policies.get("batch", {})) if isinstance(policies, dict) else {}
+    fields = _defaults(str(table.get("name", ""))) | table
+    tokens = fields.get("max_tokens", fields.get("chunk_tokens"))
+    jobs = fields.get("max_jobs")
+    block_size = made.spec.get("block_size")
+    return Limits(
+        max_jobs=min(jobs, made.caps.max_jobs) if isinstance(jobs, int) else None,
+        max_tokens=min(tokens, made.caps.max_batch_tokens) if isinstance(tokens, int) else None,
+        block_size=block_size if isinstance(block_size, int) else None,
+    )
+
+
+def _defaults(name: str) -> dict[str, object]:
+    """The parameters of a batch policy as they are when nobody states them."""
+    try:
+        found = find("batch", name)
+    except KeyError:  # a policy of another version
+        return {}
+    if not dataclasses.is_dataclass(found):
+        return {}
+    return {each.name: each.default for each in dataclasses.fields(found) if each.init}

@@ -6,7 +6,8 @@ a histogram (within 0.55%); nothing is kept a token.
 
 Who was offered what: in a log with a fleet, the fleet's arrivals count (a replica's would count twice); in a replica's
 own log, its arrivals. A refused request that a fleet sent elsewhere and that finished there is no refusal; so
-refusals are counted where the request was offered.
+refusals and their errors are counted where the request was offered. A fleet that is turned away writes Ended, and then
+routes the same request again or refuses it; nothing of the fleet's comes in between.
 """
 
 from __future__ import annotations
@@ -17,12 +18,22 @@ from collections.abc import Iterable
 from operator import itemgetter
 from typing import Literal
 
-from penstock.core.events import Arrived, Completed, Ended, Event, Finished, Refused, Stepped
+from penstock.core.events import (
+    Arrived,
+    Completed,
+    Ended,
+    Event,
+    Finished,
+    Refused,
+    Routed,
+    Stepped,
+)
 from penstock.core.types import Slo
 from penstock.report.summary import Answer, Figures, Group, class_name, figures_of
 from penstock.report.timeline import Timeline
 
 GroupName = tuple[str, str]  # tenant, class
+_Open = tuple[str, str, int]  # tenant, class, answers
 _tokens_of = itemgetter(1)
 
 
@@ -32,8 +43,30 @@ class _Offers:
     def __init__(self) -> None:
         self.offered: Counter[tuple[str, str]] = Counter()
         self.refused: Counter[tuple[str, str]] = Counter()
-        self.open: dict[str, tuple[str, str, int]] = {}  # refusable: arrived and not yet routed
+        self.errors: Counter[str] = Counter()
+        self.open: dict[str, _Open] = {}  # refusable: arrived and not yet ended
+        self.just_ended: tuple[str, _Open] | None = None  # and may yet be tried again or refused
         self.strangers = 0  # refused before they arrived
+
+    def end(self, request: str) -> None:
+        entry = self.open.pop(request, None)
+        self.just_ended = None if entry is None else (request, entry)
+
+    def again(self, request: str) -> None:
+        """Whoever has just ended and is heard of again has not ended."""
+        if self.just_ended is not None and self.just_ended[0] == request:
+            self.open[request] = self.just_ended[1]
+        self.just_ended = None
+
+    def refuse(self, request: str, code: str) -> None:
+        self.again(request)
+        self.errors[code] += 1
+        entry = self.open.pop(request, None)
+        if entry is None:
+            self.strangers += 1
+        else:
+            tenant, name, num = entry
+            self.refused[tenant, name] += num
 
 
 class _Heard:
@@ -60,7 +93,6 @@ class Metrics:
         self._fleets: set[str] = set()
         self._first_at = math.inf
         self._last_at = -math.inf
-        self._errors: Counter[str] = Counter()
         self._heard: defaultdict[str, dict[int, _Heard]] = defaultdict(dict)  # by seq
         self._seqs: dict[tuple[str, str], list[int]] = {}  # first seq, answers still open
         self._names: dict[tuple[str, int, Slo], GroupName] = {}
@@ -73,7 +105,7 @@ class Metrics:
             "completed": self._on_completed,
             "finished": self._on_finished,
             "ended": self._on_ended,
-            "routed": self._on_fleet,
+            "routed": self._on_routed,
             "reported": self._on_fleet,
         }
 
@@ -99,9 +131,14 @@ class Metrics:
     def _on_fleet(self, event: Event) -> None:
         self._fleets.add(event.who)
 
+    def _on_routed(self, event: Routed) -> None:
+        self._fleets.add(event.who)
+        self._offers[event.who].again(event.request)
+
     def _on_arrived(self, event: Arrived) -> None:
         name, who, at = self._name_of(event), event.who, event.at
         offers = self._offers[who]
+        offers.just_ended = None
         offers.offered[name] += event.n
         offers.open[event.request] = (*name, event.n)
         if at < self._first_at:
@@ -114,15 +151,8 @@ class Metrics:
                 self._heard[who][event.seq + answer] = _Heard(name)
 
     def _on_refused(self, event: Refused) -> None:
-        self._errors[event.code] += 1
-        offers = self._offers[event.who]
-        found = offers.open.pop(event.request, None)
+        self._offers[event.who].refuse(event.request, event.code)
         self._seqs.pop((event.who, event.request), None)
-        if found is None:
-            offers.strangers += 1
-        else:
-            tenant, name, num = found
-            offers.refused[tenant, name] += num
 
     def _on_stepped(self, event: Stepped) -> None:
         if event.plan is None:
@@ -202,7 +232,7 @@ class Metrics:
 
     def _on_ended(self, event: Ended) -> None:
         self._fleets.add(event.who)
-        self._offers[event.who].open.pop(event.request, None)
+        self._offers[event.who].end(event.request)
         self._seqs.pop((event.who, event.request), None)
 
     def _forget(self, event: Finished) -> None:
@@ -222,9 +252,23 @@ class Metrics:
             self._with_offers(),
             max(0.0, self._last_at - self._first_at),
             num_steps=self.num_steps,
-            errors=self._errors,
+            errors=self._errors(),
             notes=notes,
         )
+
+    def _counted(self) -> list[_Offers]:
+        """Of fleets, where there are any."""
+        return [
+            offers
+            for who, offers in self._offers.items()
+            if not self._fleets or who in self._fleets
+        ]
+
+    def _errors(self) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for offers in self._counted():
+            found.update(offers.errors)
+        return found
 
     def samples(self, name: Literal["ttft_s", "tpot_s", "e2e_s", "queue_s"]) -> list[float]:
         """Every measured value of one latency, for plots."""
@@ -235,9 +279,7 @@ class Metrics:
         groups = {name: Group() for name in self._groups}
         for name, group in self._groups.items():
             groups[name].merge(group)
-        for who, offers in self._offers.items():
-            if self._fleets and who not in self._fleets:
-                continue
+        for offers in self._counted():
             for name, count in offers.offered.items():
                 groups.setdefault(name, Group()).num_offered += count
             for name, count in offers.refused.items():

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 
-from penstock.core.events import Event, Finished, Stepped
+from penstock.core.events import Ended, Event, Finished, Stepped
 from penstock.report.causes import CAUSES, Explanation
 from penstock.report.explain import Explainer
 from penstock.report.lives import Pace
@@ -139,7 +139,8 @@ def test_routing_counts_from_the_fleet_and_refusals_on_the_way_are_told() -> Non
     asked = arrived(0.0, 0, who="fleet")
     one = arrived(0.75, 0)
     log: list[Event] = [
-        asked, routed(0.0, 0, "2 outstanding", replica="replica-9"), routed(0.5, 0, "3 outstanding"), one,
+        asked, routed(0.0, 0, "2 outstanding", replica="replica-9"),
+        Ended(at=0.5, who="fleet", request="r0", replica="replica-9"), routed(0.5, 0, "3 outstanding"), one,
         stepped(0.75, 0, [(0, 100)], admitted=(0,)), completed(0, [1.0], [0]),
         finished(1.0, one, num_output=1, first_at=1.0),
     ]  # fmt: skip

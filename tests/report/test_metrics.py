@@ -152,6 +152,38 @@ def test_a_fleet_and_its_replicas_in_one_log_count_once():
     assert found.all.num_offered == 2 and found.all.num_refused == 1
 
 
+def turned_away(who: str, name: str, at: float, replica: str) -> list:
+    """What a log says of a request that a replica turns away, in order."""
+    return [
+        Routed(at=at, who=who, request=name, replica=replica, stage="prefill", why=""),
+        Refused(at=at, who=replica, request=name, code="Overloaded", why=""),
+        Ended(at=at, who=who, request=name, replica=replica),
+    ]
+
+
+def test_a_request_that_every_replica_turned_away_is_one_refusal():
+    fleet = "fleet"
+    events = [
+        arrived("x", 0.0, 0, who=fleet),
+        *turned_away(fleet, "x", 0.0, "replica-0"),
+        *turned_away(fleet, "x", 0.0, "replica-1"),
+        Routed(at=0.0, who=fleet, request="x", replica=None, stage="prefill", why=""),
+        Refused(at=0.0, who=fleet, request="x", code="Overloaded", why=""),
+        arrived("y", 1.0, 0, who=fleet),
+        *turned_away(fleet, "y", 1.0, "replica-0"),
+        Routed(at=1.0, who=fleet, request="y", replica="replica-1", stage="prefill", why=""),
+        arrived("y", 1.0, 0, who="replica-1"),
+        finished("y", 1.5, 2.0, arrived_at=1.0, who="replica-1"),
+        Ended(at=2.0, who=fleet, request="y", replica="replica-1"),
+    ]
+    metrics = Metrics().read(events)
+    found = metrics.figures()
+    assert (found.all.num_offered, found.all.num_refused, found.all.num_finished) == (2, 1, 1)
+    assert found.all.attainment == 0.5 and found.errors == {"Overloaded": 1}
+    assert len(found.classes) == len(found.tenants) == 1
+    assert not metrics._offers[fleet].open
+
+
 def test_nothing_is_kept_of_what_ended():
     metrics = Metrics()
     for number in range(1000):
