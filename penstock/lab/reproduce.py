@@ -172,6 +172,10 @@ def _seed(settings: Settings) -> int:
 
 
 def _sha256(path: Path) -> str:
+    """Of a file, or of the names and digests of a folder's."""
+    if path.is_dir():
+        told = [f"{each.name} {_sha256(each)}" for each in sorted(path.iterdir()) if each.is_file()]
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -23,10 +23,12 @@ from typing import Protocol
 from penstock.assemble import Config, load_config
 from penstock.core.errors import BadTrace
 from penstock.core.events import Event, Finished
-from penstock.core.types import Request, Slo
+from penstock.core.prompt import TracedPrompt
+from penstock.core.types import Request, RequestId, Sampling, Slo
 from penstock.lab.simulate import simulate
 from penstock.report.summary import GroupFigures
 from penstock.traffic import Trace, TraceMeta
+from penstock.traffic.servegen import ServeGen
 
 SCHEDULERS: dict[str, dict[str, object]] = {
     "vllm-512": {"preset": "vllm-v1", "batch": {"max_tokens": 512}},
@@ -36,6 +38,7 @@ SCHEDULERS: dict[str, dict[str, object]] = {
 }
 FLEET = "fleet.0."
 STRETCHES = 5
+SERVEGEN_HOUR, SERVEGEN_REQUESTS = 10, 24_000
 
 
 def deployment(
@@ -75,8 +78,26 @@ class Promises(Protocol):
 @functools.cache
 def read_requests(trace: Path, max_tokens: int) -> tuple[tuple[float, Request], ...]:
     """A trace in memory, once a process: trials read the same one again and again."""
+    if trace.is_dir():
+        return tuple(_replayed(trace, max_tokens))
     found = Trace(path=trace, max_tokens=max_tokens)
     return tuple((at, request) for at, request in found if isinstance(request, Request))
+
+
+def _replayed(folder: Path, max_tokens: int) -> Iterator[tuple[float, Request]]:
+    """The first requests of ServeGen's clients from ten in the morning on, drawn once and for all."""
+    rows = ServeGen(folder=folder, start_hour=SERVEGEN_HOUR).open().rows(seed=0)
+    for place, row in enumerate(islice(rows, SERVEGEN_REQUESTS)):
+        request = Request(
+            id=RequestId(f"{folder.name}-{place}"),
+            model="default",
+            prompt=TracedPrompt(row.num_prompt),
+            sampling=Sampling(max_tokens=max_tokens),
+            tenant=row.tenant,
+            true_output=min(row.num_output, max_tokens),
+        )
+        assert row.at_s is not None
+        yield row.at_s, request
 
 
 @dataclass(kw_only=True)
