@@ -104,8 +104,8 @@ class BlockLedger:
             return
         short = need - len(self._unused)
         if short > 0:
+            assert need <= self.free, f"job {job.seq} needs {need} blocks, {self.free} are free"
             self._empty(short)
-        assert need <= len(self._unused), f"job {job.seq} needs {need} blocks, {self.free} are free"
         taken = self._unused[: -need - 1 : -1]
         del self._unused[-need:]
         refs = self.refs
@@ -136,17 +136,16 @@ class BlockLedger:
                 self._forget(block)
                 unused.append(block)
             return
-        hashes, index, twins = self._hash, self.index, self._twins
-        for _ in range(short):
-            block, _ = idle.popitem(False)
-            known = hashes[block]
-            assert known is not None
-            if known in twins:
+        hashes, pop = self._hash, idle.popitem
+        blocks = [pop(False)[0] for _ in range(short)]
+        if self._twins:
+            for block in blocks:
                 self._forget(block)
-            else:
+        else:
+            for block in blocks:
+                del self.index[hashes[block]]  # type: ignore[arg-type]  # idle blocks are hashed
                 hashes[block] = None
-                del index[known]
-            unused.append(block)
+        unused += blocks
 
     def register(self, job: Job, upto: int) -> None:
         """Remember the full blocks of positions [0, upto) under the job's hashes."""
@@ -154,13 +153,23 @@ class BlockLedger:
         full = min(upto // self.block_size, len(job.hashes))
         if full <= done:
             return
-        hashes, index, table = self._hash, self.index, self.tables[job.seq]
-        for block, known in zip(table[done:full], job.hashes[done:full], strict=True):
+        self.registered[job.seq] = full
+        hashes, index, before = self._hash, self.index, len(self.index)
+        blocks, fresh = self.tables[job.seq][done:full], job.hashes[done:full]
+        if index.keys().isdisjoint(fresh):
+            # Nothing of it is known, so none of these blocks has a name yet.
+            index.update(zip(fresh, blocks, strict=True))
+            if len(index) == before + len(fresh):
+                for block, known in zip(blocks, fresh, strict=True):
+                    hashes[block] = known
+                return
+            for known in set(fresh):  # a prompt that names two of its own blocks alike
+                del index[known]
+        for block, known in zip(blocks, fresh, strict=True):
             if hashes[block] is None:
                 hashes[block] = known
                 if index.setdefault(known, block) != block:
                     self._twins.setdefault(known, []).append(block)
-        self.registered[job.seq] = full
 
     def release(self, job: Job, computed: int | None = None) -> int:
         """Take all blocks from `job`; how many became free. Blocks beyond `computed` positions are forgotten."""

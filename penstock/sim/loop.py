@@ -25,6 +25,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import NoReturn, TypeVar, TypeVarTuple
 
+from penstock.core.clock import announce
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -86,6 +88,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, _Timer]] = []
         self._num_set = 0
         self._num_cancelled = 0
+
+    def run_forever(self) -> None:
+        announce(self)
+        try:
+            super().run_forever()
+        finally:
+            announce(None)
 
     def time(self) -> float:
         return self._now

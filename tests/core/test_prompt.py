@@ -85,3 +85,16 @@ def test_traced_prompts_serve_larger_blocks_too() -> None:
     assert TracedPrompt(100, (1, 2, 3, 4), 32).blocks(128) == ()  # the fourth run is not full
     with pytest.raises(ValueError, match="nor is it a multiple"):
         short.blocks(48)
+
+
+def test_hashes_of_a_trace_are_its_ids_and_places() -> None:
+    prompt = TracedPrompt(2 * 512 + 70, (7, 1 << 40, 9), 512, "salt")
+    told = [
+        [7, 1 << 40, 9][place // 32].to_bytes(8, "big") + (place % 32).to_bytes(4, "big") + b"salt"
+        for place in range(2 * 32 + 4)  # the last run has four full blocks
+    ]
+    assert list(prompt.blocks(16)) == told
+    assert prompt.blocks(16) is prompt.blocks(16)
+    assert (
+        TracedPrompt(5000, (7,), 512).blocks(16)[-1] == told[31][:12]
+    )  # no more than the trace names

@@ -169,3 +169,41 @@ def test_a_booking_taken_back_is_no_longer_found() -> None:
     assert fork.reserve(jobs[0], 12) and fork.cached(jobs[1]) == 12
     fork.release(jobs[0])
     assert fork.free == 8 and fork.cached(jobs[1]) == 0
+
+
+def test_a_prompt_may_name_two_of_its_blocks_alike() -> None:
+    ledger = BlockLedger(8, SIZE)
+    job, other = (make_job(random.Random(1), seq, 1.0) for seq in range(2))
+    for each in (job, other):
+        each.num_prompt, each.num_output = 3 * SIZE + 1, 0
+        each.hashes = [BlockHash(b"one"), BlockHash(b"two"), BlockHash(b"one")]
+    ledger.extend(job, 3 * SIZE)
+    ledger.register(job, 3 * SIZE)
+    ledger.check()
+    first, second, _ = ledger.tables[job.seq]
+    assert ledger.find(other.hashes, 0, 3) == [first, second, first]
+    ledger.release(job)
+    ledger.extend(other, 8 * SIZE)  # throws out all of it
+    ledger.check()
+    assert not ledger.index
+
+
+def test_blocks_of_a_run_are_those_of_each_job_alone() -> None:
+    """`extend_each` takes as many blocks as `extend` would for each, when idle ones must go for it too."""
+    for computed in range(1, 4 * SIZE):
+        one, all_at_once = BlockLedger(12, SIZE), BlockLedger(12, SIZE)
+        jobs = [make_job(random.Random(1), seq, 1.0) for seq in range(3)]
+        for ledger in (one, all_at_once):
+            jobs[2].computed = 2 * SIZE
+            jobs[2].hashes = [BlockHash(b"one"), BlockHash(b"two")]
+            ledger.extend(jobs[2], 2 * SIZE)
+            ledger.register(jobs[2], 2 * SIZE)
+            ledger.release(jobs[2])
+            for job in jobs[:2]:
+                job.computed = computed
+                ledger.extend(job, computed)
+        for job in jobs[:2]:
+            one.extend(job, computed + SIZE + 1)
+        all_at_once.extend_each(jobs[:2], SIZE + 1)
+        all_at_once.check()
+        assert one.tables == all_at_once.tables and one.free == all_at_once.free

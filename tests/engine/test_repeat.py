@@ -20,6 +20,8 @@ from penstock.cost.shapes import shape_of
 from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.policy import find
+from penstock.report.metrics import Metrics
+from penstock.report.summary import Figures, GroupFigures
 from penstock.sim.executor import ModelledExecutor
 from penstock.sim.loop import run
 from tests.engine.test_replica import Book
@@ -101,3 +103,30 @@ def test_repeated_steps_equal_single_ones(preset: str, num_blocks: int) -> None:
         assert num_steps[1] < num_steps[0] / 2
     if num_blocks == 140 and preset == "vllm":
         assert sum(event.num_preemptions for event in ends[0]) > 0
+
+
+def figures_of(events: list[Event]) -> tuple[Figures, list[float]]:
+    """All figures but one, exactly; mean gaps apart, whose sums are taken in another order."""
+    figures, means = Metrics().read(events).figures(), list[float]()
+
+    def without_mean(group: GroupFigures) -> GroupFigures:
+        means.append(group.itl_s.mean or 0.0)
+        return dataclasses.replace(group, itl_s=dataclasses.replace(group.itl_s, mean=None))
+
+    rest = dataclasses.replace(
+        figures,
+        all=without_mean(figures.all),
+        tenants={name: without_mean(group) for name, group in figures.tenants.items()},
+        classes={name: without_mean(group) for name, group in figures.classes.items()},
+    )
+    return rest, means
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("num_blocks", [140, 4000])
+def test_figures_are_those_of_single_steps(preset: str, num_blocks: int) -> None:
+    single, single_means = figures_of(simulate(preset, num_blocks, 1, seed=5))
+    repeated, repeated_means = figures_of(simulate(preset, num_blocks, 1 << 30, seed=5))
+    assert single.all.num_finished > 40
+    assert single == repeated
+    assert single_means == pytest.approx(repeated_means, rel=1e-12)

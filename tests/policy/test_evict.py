@@ -72,3 +72,16 @@ def test_cached_blocks_go_from_the_longest_unused_and_lazily(name: str) -> None:
     decision = find("evict", name)().decide(view)
     assert [eviction.item.place for eviction in decision.evictions] == [0, 1, 2]
     assert len(seen) <= 4, "a cache of thousands of blocks must not be walked for three of them"
+
+
+OLDEST = [name for name in TABLE["evict"] if getattr(find("evict", name), "takes_oldest", False)]
+
+
+@pytest.mark.parametrize("name", OLDEST)
+@pytest.mark.parametrize("need", [1, 3, 7, 8, 20])
+def test_who_says_so_takes_the_oldest_and_no_more(name: str, need: int) -> None:
+    """The ledger does not ask a policy that claims this, so the claim is asked here."""
+    blocks = [SimpleNamespace(id=number, num_blocks=1) for number in range(8)]
+    view = evict.View(0.0, random.Random(0), need, None, iter(blocks), lambda item: 1)  # type: ignore[arg-type]
+    decision = find("evict", name)().decide(view)
+    assert [eviction.item for eviction in decision.evictions] == blocks[:need]

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from penstock.core import clock
 from penstock.sim.loop import VirtualLoop, run
 
 
@@ -164,3 +165,26 @@ def test_task_groups_gather_and_cancellation_work() -> None:
         return [t.result() for t in tasks]
 
     assert run(main()) == [3.0, 1.0, 2.0]
+
+
+def test_the_clock_is_that_of_the_loop_that_runs_in_this_thread() -> None:
+    """Virtual loops announce themselves; a real loop in another thread, or afterwards, is not mistaken for one."""
+    seen: dict[str, bool] = {}
+
+    async def real(name: str) -> None:
+        loop = asyncio.get_running_loop()
+        seen[name] = clock.running_loop() is loop and abs(clock.now() - loop.time()) < 60
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        seen["virtual"] = clock.running_loop() is loop and clock.now() == 5.0
+        other = threading.Thread(target=lambda: asyncio.run(real("in another thread")))
+        other.start()
+        other.join()
+        seen["virtual still"] = clock.running_loop() is loop
+
+    run(main(), start_at=5.0)
+    asyncio.run(real("afterwards"))
+    with pytest.raises(RuntimeError):
+        clock.now()
+    assert seen == dict.fromkeys(seen, True) and len(seen) == 4

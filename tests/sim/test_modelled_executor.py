@@ -305,3 +305,44 @@ def test_misuse_is_an_error() -> None:
             bench.launch(Work(0, 4, 1, True))
 
     play(body)
+
+
+def test_a_meter_hears_of_every_completed_launch_once() -> None:
+    heard: list[tuple[StepFeatures, int, float]] = []
+
+    class Meter:
+        def add(self, features: StepFeatures, steps: int, seconds: float) -> None:
+            heard.append((features, steps, seconds))
+
+    async def main() -> None:
+        bench = Bench(meter=Meter())
+        bench.launch(Work(0, 0, 40, True), opened=(opening(0, 40, 10),))
+        await bench.done(1)
+        bench.launch(Work(0, 40, 1, True), repeat=50)
+        await bench.done(2)
+        plan = bench.launch(Work(0, 49, 1, True), repeat=1)
+        bench.executor.abort(plan)
+        await bench.executor.stop()
+
+    run(main())
+    (first, steps, seconds), (second, more, rest) = heard
+    assert (first.num_tokens, first.num_prefills, steps) == (40, 1, 1)
+    assert seconds == 1.0
+    assert (second.num_decodes, second.decode_context, more) == (1, 41, 9)  # up to the answer's end
+    assert rest == pytest.approx(sum(1.0 + 0.001 * (41 + step) for step in range(9)))
+
+
+def test_bare_counts_read_as_outputs() -> None:
+    async def main() -> Done:
+        bench = Bench()
+        bench.launch(
+            Work(0, 0, 40, True),
+            Work(1, 0, 8, False),
+            opened=(opening(0, 40, 1), opening(1, 20, 5)),
+        )
+        return await bench.done(1)
+
+    done = run(main())
+    assert [(one.seq, one.tokens, one.is_stop, one.error) for one in done.outputs] == [
+        (0, 1, True, None)
+    ]
