@@ -6,12 +6,11 @@ columns without the times (TIMESTAMP is "XXX") are length files: their rows come
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from datetime import datetime
 from typing import TextIO
 
-from penstock.traffic.rows import Drop, Row, Source, size_row
+from penstock.traffic.rows import Drop, Row, Source, csv_rows, size_row
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
@@ -28,7 +27,7 @@ def parse_instant(text: str, origin: datetime) -> float:
 def read(file: TextIO, source: Source) -> Iterator[Row | Drop]:
     """Rows in file order; `at_s` counts from midnight of the first row's day, exact to the traced digit."""
     origin: datetime | None = None
-    for record in csv.DictReader(file):
+    for record in csv_rows(file):
         stamp = (record["TIMESTAMP"] or "").strip()
         try:
             sizes = int(record["ContextTokens"]), int(record["GeneratedTokens"])

@@ -12,12 +12,11 @@ reader is built to their schema.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TextIO
 
-from penstock.traffic.rows import Drop, Row, Source, size_row
+from penstock.traffic.rows import Drop, Row, Source, csv_rows, size_row
 
 COLUMNS = ("Timestamp", "Model", "Request tokens", "Response tokens", "Log Type")
 SESSION, ELAPSED = "Session ID", "Elapsed time"
@@ -56,7 +55,7 @@ def tenant_of(model: str, log_type: str) -> str:
 
 def calls_of(file: TextIO) -> Iterator[Call | Drop]:
     """The rows of either version."""
-    for record in csv.DictReader(file):
+    for record in csv_rows(file):
         try:
             session = (record.get(SESSION) or "").strip()
             elapsed = (record.get(ELAPSED) or "").strip()

@@ -81,7 +81,7 @@ def parse_columns(text: str) -> Columns:
 
 def open_rows(file: TextIO) -> csv.DictReader[str]:
     """The file's records, whatever separates its columns: the likeliest of DELIMITERS in its first line."""
-    head = file.readline()
+    head = next((line for line in file if line.strip()), "")
     delimiter = max(DELIMITERS, key=head.count)
     names = next(csv.reader(io.StringIO(head), delimiter=delimiter), [])
     return csv.DictReader(file, [name.strip() for name in names], delimiter=delimiter)

@@ -6,6 +6,7 @@ Only a workload is known by its suffix, `.toml`, for it is a description and no 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from penstock.core.errors import BadTrace
 from penstock.traffic import azure, burstgpt, custom, flows, mooncake, sharegpt, workload
 from penstock.traffic.custom import Columns
-from penstock.traffic.rows import Reader, open_text
+from penstock.traffic.rows import UNREADABLE, Reader, open_text
 
 WORKLOAD = "workload"
 FORMATS: dict[str, Reader] = {
@@ -60,15 +61,24 @@ def _csv_format(line: str) -> str | None:
     return next(fitting, None)
 
 
-def sniff(path: Path) -> str:
-    """The name of the file's format. Raises BadTrace when it is empty or of none of those that its content shows."""
+def first_line(path: Path) -> str:
+    """The first that is not blank. Raises BadTrace when there is none or the file is not text."""
     try:
         with open_text(path) as file:
             line = next((line for line in file if line.strip()), "").strip()
-    except (UnicodeDecodeError, EOFError, OSError):
-        raise BadTrace(f"the trace {path} is not text", hint=HINT) from None
+    except UNREADABLE as error:
+        raise BadTrace(
+            f"the trace {path} is not text that can be read: {error}",
+            hint="a trace is text in UTF-8, packed with gzip or not",
+        ) from None
     if not line:
         raise BadTrace(f"the trace {path} is empty")
+    return line
+
+
+def sniff(path: Path) -> str:
+    """The name of the file's format. Raises BadTrace when it is empty or of none of those that its content shows."""
+    line = first_line(path)
     guess: Callable[[str], str | None] = _json_format if line.startswith("{") else _csv_format
     found = "sharegpt" if line.startswith("[") else guess(line)
     if found is None:
@@ -80,8 +90,9 @@ def sniff(path: Path) -> str:
 def reader_of(path: Path, name: str | None, columns: Columns | None = None) -> tuple[str, Reader]:
     """(name, reader) for a file, by `columns`, by `name` or by its content. Raises BadTrace when it does not fit."""
     if columns is not None:
-        with open_text(path) as file:
-            custom.check(columns, custom.open_rows(file).fieldnames or (), str(path))
+        custom.check(
+            columns, custom.open_rows(io.StringIO(first_line(path))).fieldnames or (), str(path)
+        )
         return "csv", custom.reader_with(columns)
     if name is None and path.suffix == ".toml":
         name = WORKLOAD
@@ -97,8 +108,7 @@ def reader_of(path: Path, name: str | None, columns: Columns | None = None) -> t
 
 
 def _check_columns(path: Path, name: str) -> None:
-    with open_text(path) as file:
-        columns = next(csv.reader(file), [])
+    columns = next(csv.reader([first_line(path)]), [])
     missing = [column for column in CSV_COLUMNS[name] if column not in columns]
     if missing:
         raise BadTrace(

@@ -8,8 +8,12 @@ A workload file is read in the same way: it yields rows that nobody traced.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
+import itertools
+import math
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +22,14 @@ from typing import Literal, NamedTuple, TextIO
 from penstock.core.errors import BadTrace
 from penstock.core.types import Slo
 
+MOST_TOKENS = 2**31  # of a prompt or an answer: more is a slip of the file
+UNREADABLE = (
+    UnicodeDecodeError,
+    EOFError,
+    OSError,
+    csv.Error,
+    zlib.error,
+)  # what a broken file raises
 TRACED_SIZE = 512  # tokens of the run that one of Mooncake's hash ids stands for
 FlowKind = Literal["session", "program", "call"]
 
@@ -95,8 +107,17 @@ def open_text(path: Path) -> TextIO:
         raise BadTrace(f"cannot open the trace {path}: {error.strerror or error}") from None
 
 
+def csv_rows(file: TextIO) -> csv.DictReader[str]:
+    """Records of a CSV file with commas; blank lines before its head are skipped."""
+    return csv.DictReader(itertools.dropwhile(lambda line: not line.strip(), file))
+
+
 def size_row(row: Row) -> Row | Drop:
-    """The row, or a Drop when it has nothing to prefill or nothing to say."""
+    """The row, or a Drop when it has nothing to prefill or nothing to say, or no instant or size that can be."""
+    if row.at_s is not None and not math.isfinite(row.at_s):
+        return Drop("no finite time", str(row.at_s))
+    if max(row.num_prompt, row.num_output) > MOST_TOKENS:
+        return Drop("more tokens than there can be", f"{row.num_prompt},{row.num_output}")
     if row.num_prompt < 1:
         return Drop("no prompt tokens")
     if row.num_output < 1:

@@ -31,7 +31,7 @@ from penstock.core.types import ProgramId, Request, RequestId, Sampling, Slo
 from penstock.traffic.custom import Columns
 from penstock.traffic.formats import WORKLOAD, reader_of
 from penstock.traffic.promises import Promise, promise_to
-from penstock.traffic.rows import Drop, Flow, Found, Row, Source, open_text
+from penstock.traffic.rows import UNREADABLE, Drop, Flow, Found, Row, Source, open_text
 from penstock.traffic.workflow import Call, Workflow
 
 CHARS_PER_TOKEN = 4
@@ -175,13 +175,14 @@ class Trace:
                     kept = self._fit(told, meta)
                     if kept is not None:
                         yield number, kept
-            except (UnicodeDecodeError, EOFError, OSError) as error:
+            except UNREADABLE as error:
                 raise BadTrace(
                     f"the trace {self.path} cannot be read past row {meta.rows_read}: {error}"
                 ) from None
         meta.is_whole = True
         if not meta.rows_kept:
-            raise BadTrace(f"nothing to play: {meta}", hint=f"first bad row: {meta.shown!r}")
+            hint = None if meta.shown is None else f"first bad row: {meta.shown!r}"
+            raise BadTrace(f"nothing to play: {meta}", hint=hint)
 
     def _fit(self, found: Found, meta: TraceMeta) -> Row | Flow | None:
         """Count it, and give back what of it can be asked for."""

@@ -2,6 +2,9 @@
 
 `.jsonl` keeps everything (format "flows"). `.csv` keeps instants, lengths, tenants and sessions: calls that wait for
 others are written at their nominal instants, and prefixes are lost.
+
+The file is written beside its place and put there when it is whole: what stands there stays until then, so that neither
+a stopped run nor a workload that reads the very file it is written to leaves half a trace.
 """
 
 from __future__ import annotations
@@ -29,16 +32,26 @@ def write_trace(trace: Trace, path: Path, on_progress: Callable[[int], None] | N
         raise BadConfig(
             f"cannot tell what {path} is to be", hint=f"end it in {', '.join(SUFFIXES)}"
         )
+    if path.exists() and path.samefile(trace.path):
+        raise BadConfig(
+            f"{path} would take the place of the trace it is made of", hint="write another file"
+        )
     write = _write_csv if name.endswith(".csv") else _write_lines
+    part = path.with_name(f"{path.name}.part")
     try:
-        with _opened(path) as file:
-            write(trace, file, on_progress or (lambda number: None))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _opened(part, is_packed=path.suffix == ".gz") as file:
+                write(trace, file, on_progress or (lambda number: None))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise BadConfig(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _opened(path: Path) -> TextIO:
-    if path.suffix == ".gz":
+def _opened(path: Path, *, is_packed: bool) -> TextIO:
+    if is_packed:
         return gzip.open(path, "wt", encoding="utf-8", newline="")
     return path.open("w", encoding="utf-8", newline="")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -119,3 +120,37 @@ def test_flags_that_say_too_little(text: str, said: str) -> None:
 def test_nothing_readable_is_told_with_the_first_row(tmp_path: Path) -> None:
     with pytest.raises(BadTrace, match="first bad row: 'soon,5,5'"):
         instants(tmp_path, ["soon,5,5"])
+
+
+BROKEN = {
+    "latin.csv": b"ts,in_tokens,out_tokens,caf\xe9\n1,5,5,x\n",
+    "long.csv": b"ts,in_tokens,out_tokens\n1,5,5\n2," + b"5" * 200_000 + b",5\n",
+    "packed.csv.gz": gzip.compress(b"ts,in_tokens,out_tokens\n" + b"1,5,5\n" * 5000)[:20]
+    + b"\xff" * 60,
+    "empty.csv": b"",
+    "head.csv": b"ts,in_tokens,out_tokens\n",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_are_told_and_not_thrown(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(BROKEN[name])
+    with pytest.raises(BadTrace, match=name) as caught:
+        list(open_trace(path, columns=parse_columns(NAMES)))
+    assert "None" not in str(caught.value)
+
+
+def test_rows_without_an_instant_or_of_no_possible_size_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    rows = ["", "ts,in_tokens,out_tokens", "nan,5,5", "1,5,5", "inf,5,5", "2,1e300,5", "3,5,5"]
+    path.write_text("\n".join(rows) + "\n")
+    trace = open_trace(path, columns=parse_columns(NAMES))
+    assert [at_s for at_s, _ in trace] == [0.0, 2.0]
+    assert trace.meta.drops == {"no finite time": 2, "more tokens than there can be": 1}
+
+
+def test_blank_lines_before_the_head(tmp_path: Path) -> None:
+    path = tmp_path / "azure.csv"
+    path.write_text("\n\nTIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:00,5,5\n")
+    assert len(list(open_trace(path))) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.core.errors import BadConfig
+from penstock.core.errors import BadConfig, BadTrace
 from penstock.core.types import Request
 from penstock.traffic import Trace, open_trace
 from penstock.traffic.written import write_trace
@@ -114,4 +114,29 @@ def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="cannot tell what"):
         write_trace(trace, tmp_path / "t.parquet")
     with pytest.raises(BadConfig, match="cannot write"):
-        write_trace(trace, tmp_path / "none" / "t.csv")
+        write_trace(trace, DATA / "README.md" / "t.csv")
+    write_trace(trace, tmp_path / "new" / "t.csv")
+    assert (tmp_path / "new" / "t.csv").is_file()
+
+
+def test_the_trace_itself_is_never_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens,tenant,session\n0,5,5,,\n")
+    before = path.read_text()
+    with pytest.raises(BadConfig, match="take the place"):
+        write_trace(open_trace(path), path)
+    assert path.read_text() == before
+
+
+def test_a_trace_that_cannot_be_read_to_its_end_leaves_what_stood_there(tmp_path: Path) -> None:
+    path, out = tmp_path / "mine.csv", tmp_path / "out.csv"
+    out.write_text("kept\n")
+    path.write_bytes(
+        b"arrival_s,prompt_tokens,output_tokens,tenant,session\n" + b"0,5,5,,\n" * 3000 + b"\xe9\n"
+    )
+    with pytest.raises(BadTrace, match="past row"):
+        write_trace(open_trace(path), out)
+    assert out.read_text() == "kept\n" and {each.name for each in tmp_path.iterdir()} == {
+        "mine.csv",
+        "out.csv",
+    }
