@@ -119,7 +119,7 @@ def card_view(card: Card) -> Group:
     facts.add_column()
     facts.add_column(overflow="fold")
     for name, told in _facts(card):
-        facts.add_row(name, told)
+        facts.add_row(Text(name), Text(told))  # names of tenants are no markup
     title = Text(f"{card.path} ({card.format})")
     parts: list[Text | Table] = [title, facts, _length_table(card)]
     if card.rates:

@@ -47,19 +47,24 @@ def _tiles(tiles: tuple[Tile, ...]) -> Table:
     table.add_column("")
     styles = {"good": "green", "bad": "red", "": ""}
     for tile in tiles:
-        table.add_row(tile.label, Text(tile.value, style=styles[tile.mood]), tile.note)
+        told = (Text(tile.label), Text(tile.value, style=styles[tile.mood]), Text(tile.note))
+        table.add_row(*told)
     return table
 
 
 def _grid(grid: Grid, width: int) -> Table:
     table = Table(
-        title=f"\n{grid.title}", title_justify="left", title_style="bold", box=None, pad_edge=False
+        title=Text(f"\n{grid.title}"),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
     )
     shown = range(len(grid.columns)) if grid.narrow is None or width >= WIDE else grid.narrow
     for place in shown:
         is_number = any(isinstance(row[place], int | float) for row in grid.rows)
         justify: JustifyMethod = "right" if is_number else "left"
-        table.add_column(grid.columns[place], justify=justify, no_wrap=place == shown[0])
+        table.add_column(Text(grid.columns[place]), justify=justify, no_wrap=place == shown[0])
     for row in grid.rows[:MAX_ROWS]:
         table.add_row(*(Text(number(row[place])) for place in shown))
     if len(grid.rows) > MAX_ROWS:

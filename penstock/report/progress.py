@@ -22,11 +22,11 @@ class Bar:
         self._console = console or Console(stderr=True)
         self._calls = 0
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[told]}", markup=False),
             console=self._console,
             transient=True,
             redirect_stdout=False,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
 from penstock.report.capacity import carried, verdict
 from penstock.report.summary import NO_PROMISE
@@ -168,9 +169,9 @@ def table(rows: Sequence[Row]) -> Table:
     before = None
     for each in lines:
         if kind is not None and each.variant != before:
-            found.add_row(each.variant, style="bold")
+            found.add_row(Text(each.variant), style="bold")
         before = each.variant
-        cells = [each.variant if each.load is None else f"  {each.load:g}"]
+        cells: list[str | Text] = [Text(each.variant if each.load is None else f"  {each.load:g}")]
         cells += [] if kind in SAME else [f"{each.offered_per_s:.3g}"]
         cells += [_told(each.get(figure), show) for _, figure, show in columns]
         found.add_row(*cells, style="red" if each.num_failed else None)

@@ -96,7 +96,7 @@ def _group_table(title: str, groups: dict[str, GroupFigures]) -> Table:
         table.add_column(name, justify="right")
     for name, found in groups.items():
         table.add_row(
-            name,
+            Text(name),  # a tenant's name is no markup
             f"{found.num_offered:,}",
             f"{found.num_finished:,}",
             share(found.attainment),

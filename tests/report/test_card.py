@@ -54,3 +54,9 @@ def test_pictures(tmp_path: Path) -> None:
     assert (tmp_path / "card.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(BadConfig, match="cannot write the plot"):
         plot_card(card, tmp_path / "none" / "card.png")
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens,tenant,session\n0,5,5,[/x],\n")
+    assert "1; [/x] 100.0%" in rendered(path)

@@ -16,14 +16,16 @@ from penstock.core.errors import BadConfig, BadTrace, MissingExtra
 from penstock.core.events import Event, Header
 from penstock.core.types import Slo
 from penstock.lab.report import report_of, runs_of
-from penstock.report import console
+from penstock.report import console, table
 from penstock.report.charts import LoadPoint, cdf, goodput_chart
 from penstock.report.collect import BANDS, Collector
 from penstock.report.html import render, write
 from penstock.report.log import LogWriter
+from penstock.report.metrics import Metrics
 from penstock.report.page import Chart, Grid, Page, Tile, Words, number
 from penstock.report.runs import Run
 from penstock.report.series import MAX_BINS, MAX_REPLICAS, Series
+from penstock.report.summary import Figures
 from tests.report.events import arrived, born, completed, finished, header, played, stepped
 
 pytest.importorskip("plotly", reason="the extra lab is not installed")
@@ -100,6 +102,18 @@ def test_what_a_user_chose_is_text_and_not_markup() -> None:
     text = render(page)
     reader.feed(text)
     assert "<script>alert" not in text and evil in " ".join(reader.texts)
+
+
+def test_the_terminal_takes_no_markup_either() -> None:
+    """A tenant may be called [/x]."""
+    name = "[/x] [bold]y"
+    grid = Grid(title=name, columns=(name, "n"), rows=((name, 1.5),))
+    page = Page(title=name, banner=name, tiles=(Tile(label=name, value=name, note=name),), notes=(name,),
+                blocks=(grid, Words(title=name, lines=(name,))))  # fmt: skip
+    assert console.render(page).count(name) == 11
+    group = Metrics().read([arrived(0.0, 0)]).figures().all
+    figures = Figures(duration_s=1.0, all=group, tenants={name: group, "z": group})
+    assert name in table.render(figures)
 
 
 def test_plotly_accepts_every_chart(page: Page, logs: list[Path]) -> None:

@@ -39,6 +39,10 @@ def test_seeds_are_one_line_with_their_spread() -> None:
     )
 
 
+def test_names_of_variants_are_no_markup() -> None:
+    assert "order=[/x]" in shown([row("order=[/x]", 1.0)])
+
+
 def test_worst_class_and_price_are_columns_where_there_are_any() -> None:
     rows = [
         row("a", load, num_classes=2, usd_per_million_tokens=1.5, attainment=0.99)
