@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import platform
+import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from penstock.lab.foresee import foresee
 from penstock.lab.local_server import LocalServer
 from penstock.lab.repeats import BURST, Repeats, Run, answered_rate
 from penstock.lab.slices import Slice, requests_of, slice_of
-from penstock.lab.verdict import RULE, Row, rows_of, table_of
+from penstock.lab.verdict import LEAST_ALLOWED, RULE, Row, rows_of, table_of
 from penstock.report.made import MadeReplica
 from penstock.report.summary import Figures
 from penstock.traffic import Trace, open_trace
@@ -136,6 +137,11 @@ class Validated:
         limit = self.wanted.neighbour_limit
         told = ", ".join(
             f"load {run.load:g} repeat {run.repeat + 1} ({run.neighbours:.0%})" for run in marked
+        )
+        near = sum(row.error is not None and abs(row.error) <= LEAST_ALLOWED for row in self.rows)
+        lines.append(
+            f"{near} of {len(self.rows)} are within {LEAST_ALLOWED:.0%}; the median spread between repeats is "
+            f"{statistics.median(row.spread or 0.0 for row in self.rows):.1%}"
         )
         lines.append(
             f"{len(marked)} of {len(self.runs)} runs are marked: others took over {limit:.0%} of the machine"
