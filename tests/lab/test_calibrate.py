@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from penstock.__main__ import run as penstock
 from penstock.assemble import load_config
 from penstock.core.errors import BadTrace, StepFailed
-from penstock.core.plans import Sampled
+from penstock.core.plans import Done, Sampled
+from penstock.core.ports import Completion
 from penstock.core.types import SCHEMA, Caps
 from penstock.cost.fitted import Fitted, fit_steps
 from penstock.cost.profile import Profile, load_profile
@@ -61,8 +63,13 @@ def test_a_grid_keeps_to_the_context_and_memory_it_is_given() -> None:
 
 def test_a_step_that_fails_ends_the_measurement() -> None:
     class Failing(Measured):
-        def _outputs(self, run: object, steps: int) -> tuple[Sampled, ...]:
-            return (Sampled(0, 0, error="out of tea"),)
+        def listen(self, on_completion: Callable[[Completion], None]) -> None:
+            def fail(done: Completion) -> None:
+                assert isinstance(done, Done)
+                outputs = (Sampled(0, 0, error="out of tea"),)
+                on_completion(Done(done.plan, 1, outputs, done.ends))
+
+            super().listen(fail)
 
     async def main() -> None:
         await measure_steps(Failing(MODEL, caps=Caps(num_layers=16, max_context=4096)), 500, GRID)
