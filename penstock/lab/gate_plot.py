@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.core.errors import BadConfig, missing_extra
 from penstock.lab.gate import Gated
 from penstock.lab.gate_scores import FIGURES
+from penstock.report.files import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,20 +18,13 @@ DOTS, LINE = "#0072b2", "#777777"
 
 def plot(path: Path, found: Sequence[Gated]) -> None:
     """Write a PNG (or what the suffix says). Raises MissingExtra without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise missing_extra("matplotlib", "lab") from None
-    figure = Figure(figsize=(12, 3.8 * len(found)), layout="constrained")
+    figure = new_figure(12, 3.8 * len(found))
     panels = figure.subplots(len(found), len(FIGURES), squeeze=False)
     for row, one in zip(panels, found, strict=True):
         for axes, name in zip(row, FIGURES, strict=True):
             _panel(axes, name, one)
         row[0].set_title(one.log.name, loc="left")
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise BadConfig(f"cannot write the picture {path}: {error}") from None
+    save_figure(figure, path)
 
 
 def _panel(axes: Axes, name: str, one: Gated) -> None:

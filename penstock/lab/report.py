@@ -10,7 +10,6 @@ which, and what the cards cost.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import tomllib
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -18,10 +17,10 @@ from pathlib import Path
 import penstock
 from penstock.assemble import Config
 from penstock.core.config import build
-from penstock.core.errors import BadConfig, BadTrace, PenstockError, missing_extra
+from penstock.core.errors import BadTrace, PenstockError
 from penstock.core.events import Header
 from penstock.lab.simulate import Simulated, source_of
-from penstock.lab.sweep_files import PARQUET
+from penstock.lab.sweep_files import PARQUET, read_parquet
 from penstock.report.card import short
 from penstock.report.collect import Collector, Facts
 from penstock.report.compose import compose
@@ -89,17 +88,9 @@ def is_sweep(path: Path) -> bool:
 
 
 def page_of_sweep(folder: Path, *, title: str = "") -> Page:
-    """The page of a sweep that was kept. Raises MissingExtra without pyarrow."""
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ModuleNotFoundError:
-        raise missing_extra("pyarrow", "lab") from None
-    rows: list[dict[str, object]] = parquet.read_table(folder / PARQUET).to_pylist()
-    models = sorted({str(row["cost_model"]) for row in rows if row.get("cost_model") is not None})
-    sources = [f"Step times come from the {name}." for name in models]
-    return sweep_page(
-        rows, title=title or "Sweep", subtitle=f"{folder}: {len(rows)} points", sources=sources
-    )
+    """The page of a sweep that was kept; see `sweep_files.read_parquet` for what it raises."""
+    rows = read_parquet(folder / PARQUET)
+    return sweep_page(rows, title=title or "Sweep", subtitle=f"{folder}: {len(rows)} points")
 
 
 class Recorder(Collector):
@@ -202,7 +193,7 @@ def sources_of(header: Header) -> list[str]:
         ]
     try:
         return [str(source_of(fleet)) for fleet in config.fleet]
-    except (BadConfig, PenstockError):  # a file it names is not here any more
+    except PenstockError:  # a file it names is not here any more
         return [
             f"{fleet.served_name}: a cost model that this machine cannot load again"
             for fleet in config.fleet

@@ -17,10 +17,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from penstock.core.config import Table, build
-from penstock.core.errors import BadConfig, StepFailed, missing_extra
+from penstock.core.errors import BadConfig, StepFailed
 from penstock.core.schema import check_schema
 from penstock.core.types import SCHEMA
 from penstock.lab.experiment import (
@@ -34,9 +33,7 @@ from penstock.lab.experiment import (
     unequal_sets,
 )
 from penstock.lab.points import Point, Result, run_points, versions_here
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from penstock.report.files import new_figure, save_figure, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +98,8 @@ def reproduce(
     on_progress: Callable[[int, int, Result], None] | None = None,
 ) -> Kept:
     """Run all of it. Raises BadConfig without its data, StepFailed when a run fails."""
+    if scale.num_seeds < 1:
+        raise BadConfig(f"seeds must be at least 1, got {scale.num_seeds}")
     if scale.is_full and scale.num_seeds < SEEDS:
         raise BadConfig(f"a full run takes at least {SEEDS} seeds, got {scale.num_seeds}")
     traces = {name: _sha256(scale.trace(name)) for name in experiment.traces if scale.data}
@@ -188,17 +187,10 @@ def rows_of(kept: Kept) -> list[Row]:
 def picture(experiment: Experiment, kept: Kept, path: Path) -> None:
     """Draw the experiment's plot. Raises MissingExtra without matplotlib."""
     assert experiment.draw is not None
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise missing_extra("matplotlib", "plot") from None
-    figure: Figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = new_figure(10, 4.5)
     experiment.draw(rows_of(kept), figure)
     figure.suptitle(f"{experiment.system} (SIMULATED, {kept.scale})")
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise BadConfig(f"cannot write the plot {path}: {error}") from None
+    save_figure(figure, path)
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,11 +201,8 @@ def keep(kept: Kept) -> list[Path]:
     """Put a result among those that the repository holds and write docs/systems.md from them all."""
     if not RESULTS.parent.is_dir():
         raise BadConfig("there is no docs folder to keep results in", hint="run in a checkout")
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{kept.name}.json"
-    path.write_text(kept.to_json())
-    SYSTEMS.write_text(systems_page())
-    return [path, SYSTEMS]
+    path = write_text(RESULTS / f"{kept.name}.json", kept.to_json())
+    return [path, write_text(SYSTEMS, systems_page())]
 
 
 def systems_page() -> str:

@@ -39,6 +39,22 @@ def write_parquet(rows: Sequence[Row], path: Path) -> Path:
     return path
 
 
+def read_parquet(path: Path) -> list[Row]:
+    """The rows again. Raises MissingExtra without pyarrow, BadConfig for what is no Parquet file."""
+    try:
+        import pyarrow  # type: ignore[import-untyped, import-not-found, unused-ignore]
+        import pyarrow.parquet  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ModuleNotFoundError:
+        raise missing_extra("pyarrow", "lab") from None
+    try:
+        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise BadConfig(f"{path} cannot be read as the results of a sweep: {error}") from None
+    if not rows or "variant" not in rows[0]:
+        raise BadConfig(f"{path} holds no results of a sweep")
+    return rows
+
+
 def _column(values: list[object]) -> list[object]:
     kinds = {type(value) for value in values if value is not None}
     if kinds == {int, float}:
@@ -50,7 +66,4 @@ def _column(values: list[object]) -> list[object]:
 
 def write_report(rows: Sequence[Row], path: Path, *, subtitle: str) -> Path:
     """One self-contained page."""
-    models = sorted({str(row["cost_model"]) for row in rows if row.get("cost_model") is not None})
-    sources = [f"Step times come from the {name}." for name in models]
-    page = sweep_page(rows, title="Sweep", subtitle=subtitle, sources=sources)
-    return write(page, path)
+    return write(sweep_page(rows, title="Sweep", subtitle=subtitle), path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.core.errors import BadConfig, missing_extra
 from penstock.lab.validate import Validated
 from penstock.lab.verdict import FIGURES, THROUGHPUT, Row
+from penstock.report.files import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,12 +17,8 @@ MEASURED, PREDICTED = "#0072b2", "#d55e00"  # told apart by the colour-blind too
 
 def plot(path: Path | str, found: Validated) -> None:
     """Write a PNG (or what the suffix says). Raises MissingExtra without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise missing_extra("matplotlib", "lab") from None
     names = list(FIGURES)
-    figure = Figure(figsize=(15, 6.5), layout="constrained")
+    figure = new_figure(15, 6.5)
     for axes, name in zip(figure.subplots(2, -(-len(names) // 2)).flat, names, strict=False):
         _panel(axes, name, [row for row in found.rows if row.figure == name])
     figure.axes[0].legend(frameon=False)
@@ -32,10 +28,7 @@ def plot(path: Path | str, found: Validated) -> None:
         f"{found.slice.num_requests} requests; {found.num_passed} of {len(found.rows)} figures pass; "
         f"{marked} of {len(found.runs)} runs had busy neighbours"
     )
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise BadConfig(f"cannot write the picture {path}: {error}") from None
+    save_figure(figure, path)
 
 
 def _panel(axes: Axes, name: str, rows: list[Row]) -> None:

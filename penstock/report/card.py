@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from penstock.core.errors import BadConfig, missing_extra
+from penstock.report.files import new_figure, save_figure
 from penstock.traffic.card import Card, Lengths
 
 if TYPE_CHECKING:
@@ -159,17 +159,10 @@ def _plot_lengths(axes: Axes, name: str, found: Lengths) -> None:
 
 def plot_card(card: Card, path: Path) -> None:
     """Write a PNG (or what the suffix says). Raises MissingExtra without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise missing_extra("matplotlib", "plot") from None
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = new_figure(10, 7)
     grid = figure.subplot_mosaic([["rate", "rate"], ["prompt", "output"]])
     _plot_rate(grid["rate"], card)
     _plot_lengths(grid["prompt"], "prompt", card.prompt)
     _plot_lengths(grid["output"], "output", card.output)
     figure.suptitle(f"{card.path}\n{short(card)}", fontsize=9, wrap=True)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise BadConfig(f"cannot write the plot {path}: {error}") from None
+    save_figure(figure, path)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from penstock.report import grids
 from penstock.report.charts import GOAL, Latency, LoadPoint, goodput_chart, latency_chart
-from penstock.report.collect import LATENCIES, Facts, whole_band
+from penstock.report.collect import LATENCIES, SLOWEST, Facts, whole_band
 from penstock.report.page import Block, Page, Words
 from penstock.report.run_charts import attainment_chart, bands_chart, slowest_chart, time_chart
 from penstock.report.words import Context, asked_words, in_short, run_tiles, tiles, worst_groups
@@ -80,13 +80,15 @@ def _several(runs: Sequence[Facts], context: Context) -> list[Block]:
     blocks.append(grids.run_grid(runs, context.money))
     blocks.append(_latencies(runs))
     bands = [(run.name, whole_band(run.bands)) for run in runs if run.bands]
-    blocks.append(bands_chart(bands[:MAX_COMPARED_BARS]))
+    if bands:
+        blocks.append(bands_chart(bands[:MAX_COMPARED_BARS]))
     slowest = sorted(
         ((run.name, told) for run in runs for told in run.slowest),
         key=lambda item: item[1].severity,
         reverse=True,
     )
-    blocks.append(grids.slowest_grid(slowest[:20]))
+    if slowest:
+        blocks.append(grids.slowest_grid(slowest[:SLOWEST]))
     if any(run.figures.errors for run in runs):
         blocks.append(grids.error_grid({run.name: run.figures.errors for run in runs}))
     return blocks
@@ -160,7 +162,9 @@ def _notes(runs: Sequence[Facts], context: Context) -> list[str]:
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
         notes += [prefix + note for note in (*run.figures.notes, *run.notes)]
-        if run.figures.all.num_offered and not run.figures.num_steps:
+        if not run.figures.all.num_offered:
+            notes.append(f"{prefix}Nothing was asked for in this log.")
+        elif not run.figures.num_steps:
             notes.append(
                 f"{prefix}No replica's steps are in this log, so nothing is known of the answers: "
                 "replicas of a deployment write logs of their own; report their folder."

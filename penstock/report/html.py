@@ -15,7 +15,8 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from penstock.core.errors import BadConfig, missing_extra
+from penstock.core.errors import missing_extra
+from penstock.report.files import write_text
 from penstock.report.page import Block, Cell, Chart, Grid, Page, Tile, Words, number
 
 MANY = 6  # columns that a small screen scrolls rather than squeezes
@@ -53,14 +54,7 @@ def render(page: Page) -> str:
 
 def write(page: Page, path: Path | str) -> Path:
     """Write the page to a file, whose folder is made. Raises BadConfig when that cannot be done."""
-    path = Path(path)
-    text = render(page)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BadConfig(f"cannot write the report {path}: {error.strerror or error}") from None
-    return path
+    return write_text(path, render(page), what="the report")
 
 
 def _asset(name: str) -> str:

@@ -1,7 +1,7 @@
 """What was asked of a run: how many, how fast, how bursty, how long; from its arrivals, in bounded memory.
 
-Arrivals at a fleet count where there is one, since those at its replicas are the same requests. Dispersion is the
-variance of the number of arrivals in a window over its mean: 1 for a Poisson process, more for bursts.
+Arrivals at a fleet count where there is one, since those at its replicas are the same requests. Dispersion is that of
+`traffic.statistics`, counted as arrivals pass, where there are windows enough to say anything.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Offered:
             return None
         found = [counts.get(i, 0) for i in range(num)]
         mean = sum(found) / num
-        return sum((each - mean) ** 2 for each in found) / num / mean if mean else None
+        return sum((each - mean) ** 2 for each in found) / (num - 1) / mean if mean else None
 
     def lengths(self) -> list[tuple[str, int, float | None, list[float | None], float]]:
         """Name, number, mean, percentiles and greatest of prompt and output tokens."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.core.errors import BadConfig, missing_extra
+from penstock.report.files import new_figure, save_figure
 from penstock.report.timeline import Bin
 
 if TYPE_CHECKING:
@@ -50,17 +50,10 @@ def plot(
     bounds_s: tuple[float | None, float | None] = (None, None),
 ) -> None:
     """Write a PNG (or what the suffix says). Raises MissingExtra without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise missing_extra("matplotlib", "plot") from None
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = new_figure(10, 7)
     grid = figure.subplot_mosaic([["ttft", "tpot"], ["time", "time"]])
     _cdf(grid["ttft"], ttft_s, "TTFT", bounds_s[0])
     _cdf(grid["tpot"], tpot_s, "TPOT", bounds_s[1])
     _timeline(grid["time"], bins)
     figure.suptitle(title)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise BadConfig(f"cannot write the plot {path}: {error}") from None
+    save_figure(figure, path)

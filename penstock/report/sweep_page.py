@@ -14,9 +14,10 @@ Row = Mapping[str, object]
 MAX_TILES = 6
 
 
-def sweep_page(rows: Sequence[Row], *, title: str, subtitle: str, sources: Sequence[str]) -> Page:
-    """Everything there is to see of a sweep. `sources` say whose step times these are."""
+def sweep_page(rows: Sequence[Row], *, title: str, subtitle: str) -> Page:
+    """Everything there is to see of a sweep; at least one row."""
     lines = lines_of(rows)
+    models = sorted({str(row["cost_model"]) for row in rows if row.get("cost_model") is not None})
     curves = _curves(lines)
     blocks: list[Chart | Grid | Words] = [
         Words(title="What came out", lines=tuple(words(rows)), is_list=True)
@@ -33,7 +34,7 @@ def sweep_page(rows: Sequence[Row], *, title: str, subtitle: str, sources: Seque
         banner="SIMULATED: nothing was run on the hardware named here",
         tiles=_tiles(carried(rows)) if any(len(each) > 1 for each in curves.values()) else (),
         blocks=tuple(blocks),
-        notes=tuple(sources),
+        notes=tuple(f"Step times come from the {model}." for model in models),
         figures={"rows": [dict(row) for row in rows]},
     )
 

@@ -181,7 +181,7 @@ class Trace:
                 ) from None
         meta.is_whole = True
         if not meta.rows_kept:
-            hint = None if meta.shown is None else f"first bad row: {meta.shown!r}"
+            hint = "" if meta.shown is None else f"first bad row: {meta.shown!r}"
             raise BadTrace(f"nothing to play: {meta}", hint=hint)
 
     def _fit(self, found: Found, meta: TraceMeta) -> Row | Flow | None:

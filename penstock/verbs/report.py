@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from penstock.report.page import Page
     from penstock.report.runs import Run
 
 EPILOG = (
@@ -55,20 +57,9 @@ def report(  # noqa: PLR0913 - a flag is an argument
 
     Prints tables; --out writes them with charts as one HTML file. --request tells the life of a request in words.
     """
-    from penstock.lab.report import is_sweep, page_of_sweep, report_of, runs_of
     from penstock.report.console import print_page
-    from penstock.report.progress import Bar
 
-    if is_sweep(logs[0]):
-        _refuse_for_sweeps(logs, {"--perfetto": perfetto, "--otel": otel, "--request": request})
-        page = page_of_sweep(logs[0], title=title)
-    else:
-        runs = runs_of(logs)
-        with Bar("reading events") as bar:
-            page = report_of(
-                runs, title=title, asked=request or (), on_progress=lambda num: bar.show(num, None)
-            )
-        _export(runs[0], perfetto, otel)
+    page = _page(logs, tuple(request or ()), perfetto=perfetto, otel=otel, title=title)
     if out is not None:
         from penstock.report.html import write
 
@@ -77,6 +68,32 @@ def report(  # noqa: PLR0913 - a flag is an argument
         _write_json(page.to_dict(), json_file)
     if str(json_file) != "-":
         print_page(page.lives() if request else page)
+
+
+def _page(
+    logs: list[Path],
+    asked: tuple[str, ...],
+    *,
+    perfetto: Path | None,
+    otel: str | None,
+    title: str,
+) -> Page:
+    """The page of a sweep, or of runs, whose first is exported besides."""
+    from penstock.lab.report import is_sweep, page_of_sweep, report_of, runs_of
+    from penstock.report.progress import Bar
+
+    sweep = next(filter(is_sweep, logs), None)
+    if sweep is not None:
+        flags = {"--perfetto": perfetto, "--otel": otel, "--request": asked}
+        _refuse_for_sweeps(sweep, len(logs), flags)
+        return page_of_sweep(sweep, title=title)
+    runs = runs_of(logs)
+    with Bar("reading events") as bar:
+        page = report_of(
+            runs, title=title, asked=asked, on_progress=lambda num: bar.show(num, None)
+        )
+    _export(runs[0], perfetto, otel)
+    return page
 
 
 def _export(run: Run, perfetto: Path | None, otel: str | None) -> None:
@@ -90,29 +107,26 @@ def _export(run: Run, perfetto: Path | None, otel: str | None) -> None:
         typer.echo(f"otel      {otel}: {export(run, otel):,} spans", err=True)
 
 
-def _refuse_for_sweeps(logs: list[Path], flags: dict[str, object]) -> None:
+def _refuse_for_sweeps(sweep: Path, num_logs: int, flags: Mapping[str, object]) -> None:
     from penstock.core.errors import BadConfig
 
-    if len(logs) > 1:
+    if num_logs > 1:
         raise BadConfig(
-            f"{logs[0]} holds a sweep, which is reported alone", hint="leave the other logs out"
+            f"{sweep} holds a sweep, which is reported alone", hint="leave the other logs out"
         )
     given = [name for name, value in flags.items() if value]
     if given:
         raise BadConfig(
-            f"{given[0]} needs an event log, and {logs[0]} holds the figures of a sweep",
+            f"{given[0]} needs an event log, and {sweep} holds the figures of a sweep",
             hint="run the point you mean with `penstock simulate ... --log run.jsonl`",
         )
 
 
 def _write_json(told: dict[str, object], path: Path) -> None:
-    from penstock.core.errors import BadConfig
+    from penstock.report.files import write_text
 
     text = json.dumps(told, allow_nan=False)
     if str(path) == "-":
         typer.echo(text)
-        return
-    try:
-        path.write_text(text + "\n")
-    except OSError as error:
-        raise BadConfig(f"cannot write {path}: {error.strerror or error}") from None
+    else:
+        write_text(path, text + "\n")

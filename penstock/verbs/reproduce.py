@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.core.errors import BadConfig
+from penstock.core.errors import BadConfig, missing_extra
 
 if TYPE_CHECKING:
     from penstock.lab.points import Result
@@ -49,6 +50,7 @@ def reproduce(  # noqa: PLR0913 - a flag is an argument
     from penstock.lab.experiment import Scale
     from penstock.lab.reproduce import picture
     from penstock.lab.reproduce import reproduce as run_experiment
+    from penstock.report.files import write_text
     from penstock.report.progress import Bar
 
     if is_list or name is None:
@@ -57,9 +59,12 @@ def reproduce(  # noqa: PLR0913 - a flag is an argument
     experiment = find(name)
     if is_kept and not is_full:
         raise BadConfig("only a full run may be kept", hint="add --full")
+    if plot is not None and find_spec("matplotlib") is None:  # not after the runs
+        raise missing_extra("matplotlib", "plot")
+    usual = FULL_SEEDS if is_full else QUICK_SEEDS
     scale = Scale(
         name="full" if is_full else "quick",
-        num_seeds=seeds or (FULL_SEEDS if is_full else QUICK_SEEDS),
+        num_seeds=usual if seeds is None else seeds,
         data=data,
     )
     with Bar(f"reproducing {name}") as bar:
@@ -71,8 +76,7 @@ def reproduce(  # noqa: PLR0913 - a flag is an argument
         kept = run_experiment(
             experiment, scale, store=store, processes=processes, on_progress=on_progress
         )
-    path = out / f"{name}.{scale.name}.json"
-    path.write_text(kept.to_json())
+    path = write_text(out / f"{name}.{scale.name}.json", kept.to_json())
     if plot is not None:
         picture(experiment, kept, plot)
     if is_kept:

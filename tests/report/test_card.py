@@ -52,8 +52,8 @@ def test_pictures(tmp_path: Path) -> None:
     card = card_of(open_trace(MOONCAKE))
     plot_card(card, tmp_path / "card.png")
     assert (tmp_path / "card.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(BadConfig, match="cannot write the plot"):
-        plot_card(card, tmp_path / "none" / "card.png")
+    with pytest.raises(BadConfig, match="cannot write the picture"):
+        plot_card(card, DATA / "README.md" / "card.png")
 
 
 def test_names_are_no_markup(tmp_path: Path) -> None:

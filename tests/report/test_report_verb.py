@@ -85,3 +85,22 @@ def test_the_folder_of_a_sweep_is_reported_too(
     assert "Every point" in capsys.readouterr().out
     assert "Goodput against load" in (tmp_path / "sweep.html").read_text()
     assert run(["report", str(tmp_path), "--request", "x"]) == 2
+    assert run(["report", str(tmp_path / "none.jsonl"), str(tmp_path)]) == 2
+    assert "reported alone" in capsys.readouterr().err
+    (tmp_path / "results.parquet").write_bytes(b"torn")
+    assert run(["report", str(tmp_path)]) == 2
+    assert "cannot be read as the results of a sweep" in capsys.readouterr().err
+
+
+def test_a_log_with_nothing_in_it_is_reported(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = (made / "run.jsonl").read_text().splitlines()[0]
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(head + "\n")
+    logs = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    for given in (logs[:1], logs):
+        out, told = tmp_path / "new" / "page.html", tmp_path / "told" / "page.json"
+        assert run(["report", *given, "--out", str(out), "--json", str(told)]) == 0
+        assert "Nothing was asked for in this log" in capsys.readouterr().out
+        assert out.is_file() and json.loads(told.read_text())["notes"]

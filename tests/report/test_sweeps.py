@@ -85,7 +85,8 @@ def test_what_a_reader_must_know_is_said() -> None:
 
 def test_the_page_says_the_same_and_draws_what_was_carried() -> None:
     rows = [row("a", load, attainment=share) for load, share in ((1.0, 1.0), (2.0, 0.8))]
-    page = sweep_page(rows, title="Sweep", subtitle="s", sources=["from a table"])
+    rows = [{**each, "cost_model": "table"} for each in rows]
+    page = sweep_page(rows, title="Sweep", subtitle="s")
     told = page.to_dict()
     assert [tile.value for tile in page.tiles] == ["3/s"]
     assert words(rows)[0] == "a carries 3/s (between 2 and 4)"
@@ -95,4 +96,6 @@ def test_the_page_says_the_same_and_draws_what_was_carried() -> None:
         if each.kind == "chart" and each.title == "Goodput against load"
     ]
     assert chart.kind == "chart" and chart.data[-1]["y"] == [2.0, 3.2]
-    assert "nothing was run" in page.banner and told["notes"] == ("from a table",)
+    assert "nothing was run" in page.banner and told["notes"] == (
+        "Step times come from the table.",
+    )
