@@ -99,7 +99,7 @@ SAMPLES = Path(__file__).resolve().parents[2] / "data"
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """What was compared, one value a seed. `published`: what the source reports, in words."""
+    """What was compared, one value a seed, none where the divisor was zero. `published`: what the source reports."""
 
     name: str
     values: tuple[float, ...]
@@ -108,9 +108,12 @@ class Ratio:
 
     @property
     def mean(self) -> float:
-        return sum(self.values) / len(self.values)
+        """nan of nothing."""
+        return mean(self.values)
 
     def __str__(self) -> str:
+        if not self.values:
+            return "not measured"
         told = f"{_short(self.mean)}{self.unit}"
         if len(self.values) > 1:
             told += f" [{_short(min(self.values))}..{_short(max(self.values))}]"

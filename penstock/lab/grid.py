@@ -93,14 +93,11 @@ def parse_axis(text: str, flag: str = "--sweep") -> Axis:
         raise BadConfig(f"{flag} {text!r} has no '=' between name and values", hint=HINT)
     where = f"{flag} {name}"
     path = _path(name, where)
-    values = _range(listed, where) or _list(listed, where)
-    doubled = [value for i, value in enumerate(values) if value in values[:i]]
+    axis = Axis(name, path, _range(listed, where) or _list(listed, where), flag)
+    told = [_positive(value, where) if axis.is_load else value for value in axis.values]
+    doubled = [value for i, value in enumerate(axis.values) if told[i] in told[:i]]
     if doubled:
         raise BadConfig(f"{where}: {doubled[0]!r} is given twice")
-    axis = Axis(name, path, values, flag)
-    if axis.is_load:
-        for value in values:
-            _positive(value, where)
     return axis
 
 
@@ -196,13 +193,14 @@ def _list(text: str, where: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _positive(value: str, where: str) -> None:
+def _positive(value: str, where: str) -> float:
     try:
-        is_good = 0 < float(value) < float("inf")
+        load = float(value)
     except ValueError:
-        is_good = False
-    if not is_good:
+        load = 0.0
+    if not 0 < load < float("inf"):
         raise BadConfig(f"{where}: a load is a positive number, {value!r} is not", hint=HINT)
+    return load
 
 
 def _short(name: str) -> str:

@@ -7,6 +7,7 @@ are JSON texts (`tenants`, `classes`), since their names are the trace's; the cl
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 
 from penstock.lab.grid import Spot
@@ -44,12 +45,13 @@ def row_of(spot: Spot, offered_per_s: float, result: Result) -> Row:
 
 
 def typed(text: str) -> int | float | str:
-    """A value of an axis as the number that it is, or the text."""
+    """A value of an axis as the number that it is, or the text: JSON has neither nan nor infinity."""
     for kind in (int, float):
         try:
-            return kind(text)
+            number = kind(text)
         except ValueError:
             continue
+        return number if math.isfinite(number) else text
     return text
 
 

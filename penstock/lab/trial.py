@@ -1,12 +1,12 @@
 """One trial of an experiment: a deployment under some traffic in virtual time, as one flat table of figures.
 
-    figures = trial(deployment("vllm-2048", gpu="a100-80g"), Offered(trace=..., num=2000, seed=3, rate_per_s=4.0))
+    config = deployment(SCHEDULERS["vllm-2048"], gpu="a100-80g")
+    figures = trial(config, Offered(trace=..., num=2000, seed=3, rate_per_s=4.0))
 
 `Offered` offers the requests of a trace, in their order, at instants of any arrival process: two workloads may differ
 in nothing but their arrivals. All are stretched to exactly the same mean rate. Which requests: seed k takes the k-th of
 STRETCHES stretches that begin at even distances and overlap when they must, so seeds differ in requests as well as in
-chance. Load is a share of `saturation`: what the
-deployment serves a second while more than enough waits.
+chance. Load is a share of `saturation`: what the deployment serves a second while more than enough waits.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ class Offered:
     )  # of the last time it was played
 
     def __post_init__(self) -> None:
+        assert self.num > 0, "nothing is offered"
         self.meta = TraceMeta(str(self.trace), "offered")
 
     def __iter__(self) -> Iterator[tuple[float, Request]]:
@@ -171,6 +172,11 @@ class Finishes:
         """Over the middle eight tenths, when neither start nor drain shows."""
         ends = sorted(self.instants)
         low, high = len(ends) // 10, len(ends) * 9 // 10
+        if not ends or ends[high] <= ends[low]:
+            raise BadTrace(
+                f"{len(ends)} answers ended, which is too few to tell what a deployment serves a second",
+                hint="offer more requests, of lengths that fit the deployment's memory",
+            )
         return (high - low) / (ends[high] - ends[low])
 
 

@@ -12,10 +12,11 @@ Rules
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Row = Mapping[str, object]
+_Step = tuple[float, float]  # offered a second, attainment
 GOAL = 0.9
 
 
@@ -72,30 +73,35 @@ class Carried:
 
 def carried(rows: Sequence[Row], figure: str = "attainment", goal: float = GOAL) -> list[Carried]:
     """The capacity of each variant that was run at more than one load, in the order of the rows."""
-    table: defaultdict[str, defaultdict[int, dict[float, float]]] = defaultdict(
+    table: defaultdict[str, defaultdict[int, dict[object, _Step]]] = defaultdict(
         lambda: defaultdict(dict)
     )
     for row in rows:
-        load, value, seed = row["offered_per_s"], row.get(figure), row["seed"]
-        if row["load_kind"] is not None and isinstance(value, float) and isinstance(load, float):
+        offered, value, seed = row["offered_per_s"], row.get(figure), row["seed"]
+        if row["load_kind"] is not None and isinstance(value, float) and isinstance(offered, float):
             assert isinstance(seed, int)
-            table[str(row["variant"])][seed][load] = value
+            table[str(row["variant"])][seed][row["load"]] = (offered, value)
     return [
         Carried(
             variant=variant,
-            mean=capacity_of(_mean(by_seed), goal),
-            by_seed={seed: capacity_of(attained, goal) for seed, attained in by_seed.items()},
+            mean=capacity_of(_mean(by_seed.values()), goal),
+            by_seed={
+                seed: capacity_of(dict(steps.values()), goal) for seed, steps in by_seed.items()
+            },
         )
         for variant, by_seed in table.items()
     ]
 
 
-def _mean(by_seed: Mapping[int, Mapping[float, float]]) -> dict[float, float]:
-    """Mean attainment over seeds, load by load (the n-th load of each seed, which may differ a little)."""
-    ladders = [sorted(attained.items()) for attained in by_seed.values()]
+def _mean(ladders: Iterable[Mapping[object, _Step]]) -> dict[float, float]:
+    """Mean attainment at the mean offered load, of the seeds that have a figure there: points may have failed."""
+    steps: defaultdict[object, list[_Step]] = defaultdict(list)
+    for ladder in ladders:
+        for load, step in ladder.items():
+            steps[load].append(step)
     return {
-        sum(load for load, _ in step) / len(step): sum(value for _, value in step) / len(step)
-        for step in zip(*ladders, strict=False)
+        sum(offered for offered, _ in step) / len(step): sum(value for _, value in step) / len(step)
+        for step in steps.values()
     }
 
 
@@ -110,17 +116,26 @@ def verdict(found: Sequence[Carried]) -> str:
     if first.mean.high is None and second.mean.high is None:
         open_ended = [each.variant for each in ordered if each.mean.high is None]
         return f"{_listed(open_ended)} hold the goal at every load tried: sweep higher loads."
+    if first.mean.load == second.mean.load:
+        same = all(first.by_seed[seed] == second.by_seed[seed] for seed in _common(first, second))
+        told = "" if same else " in the mean, but not with every seed: no clear winner"
+        return f"{first.variant} and {second.variant} carry the same{told}."
     told = f"{first.variant} carries the most"
     if first.mean.load and second.mean.load:
         least = "at least " if first.mean.high is None else ""
         told += f": {least}{first.mean.load / second.mean.load:.2f}x of {second.variant}"
-    seeds = first.by_seed.keys() & second.by_seed.keys()
+    seeds = _common(first, second)
     if len(seeds) < 2:
         return f"{told}. One seed: how far chance moves this is not known."
     wins = sum(_beats(first.by_seed[seed], second.by_seed[seed]) for seed in seeds)
     if wins == len(seeds):
         return f"{told}, with every one of {len(seeds)} seeds."
     return f"{told} in the mean, but with {wins} of {len(seeds)} seeds only: no clear winner."
+
+
+def _common(one: Carried, other: Carried) -> set[int]:
+    """The seeds of both."""
+    return one.by_seed.keys() & other.by_seed.keys()
 
 
 def _beats(one: Capacity, other: Capacity) -> bool:

@@ -35,7 +35,7 @@ WIDTH = 200  # of what goes to a file
 
 def refuse(flags: Mapping[str, object], why: str, hint: str) -> None:
     """Raise BadConfig when one of these flags was given."""
-    given = [name for name, value in flags.items() if value not in (None, False)]
+    given = [name for name, value in flags.items() if value is not None and value is not False]
     if given:
         raise BadConfig(f"{given[0]} {why}", hint=hint)
 
@@ -43,10 +43,7 @@ def refuse(flags: Mapping[str, object], why: str, hint: str) -> None:
 def run_asked(asked: Asked) -> None:
     """Run the grid that these flags ask for."""
     single = {"--log": asked.log, "--report": asked.report}
-    refuse(single, "belongs to a single run", "leave it out; a sweep has a report of its own")
-    refuse(
-        {"--report": asked.report}, "belongs to a single run", "a sweep writes report.html itself"
-    )
+    refuse(single, "belongs to a single run", "leave it out: a sweep writes report.html itself")
     axes = grid(asked.sweep or (), asked.compare or ())
     load = next((axis.name for axis in axes if axis.is_load), None)
     if load is not None:
@@ -86,7 +83,7 @@ def _run_and_tell(sweep: Sweep, asked: Asked) -> None:
         write_report(rows, folder / REPORT, subtitle=subtitle),
     ]
     if asked.is_json:
-        typer.echo(json.dumps(_told(sweep, rows, files)))
+        typer.echo(json.dumps(_told(sweep, rows, files), allow_nan=False))
     else:
         _print(subtitle, rows, files)
     failed = [row for row in rows if row["error"] is not None]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.core.errors import BadConfig, StepFailed
+from penstock.core.errors import BadConfig, BadTrace, StepFailed
 from penstock.experiments import TABLE, burstgpt, find, sglang_ratio, vllm_chunk
 from penstock.lab.experiment import (
     SEEDS,
@@ -231,6 +231,25 @@ def test_verdict_on_bursts(worse: float, lead: float, outcome: str) -> None:
     verdict = burstgpt.judge(burst_rows(worse, lead))
     assert verdict.outcome == outcome
     assert ("leads" in verdict.why) == (lead == -0.02)
+
+
+def test_a_ratio_over_nothing_is_told_and_not_thrown() -> None:
+    rows = [
+        Row(settings={"variant": name, "seed": 0}, figures={"evictions": 0}) for name in ("a", "b")
+    ]
+    values = paired(rows, "evictions", {"variant": "a"}, {"variant": "b"})
+    assert values == () and str(Ratio(name="evictions", values=values)) == "not measured"
+
+
+def test_saturation_needs_answers_enough() -> None:
+    few = Offered(trace=SAMPLE, num=1, seed=0, rate_per_s=None)
+    with pytest.raises(BadTrace, match="too few"):
+        saturation(deployment(SCHEDULERS["sglang"]), few)
+
+
+def test_no_seeds_are_refused() -> None:
+    with pytest.raises(BadConfig, match="at least 1"):
+        reproduce(find("vllm-chunk"), Scale(num_seeds=0))
 
 
 def test_the_page_of_systems_is_current() -> None:

@@ -90,6 +90,7 @@ def test_names_lead_where_they_say() -> None:
         (["rate=1,,2"], "a value is missing"),
         (["rate="], "a value is missing"),
         (["replicas=1,2,1"], "'1' is given twice"),
+        (["rate=1,2,1.0"], "'1.0' is given twice"),
         (["replica=1,2"], "did you mean 'replicas'"),
         (["rate=1,2", "speed=1,2"], "rate and speed are several"),
         (["replicas=1,2", "fleet.0.replicas=3"], "is an axis already"),

@@ -234,6 +234,7 @@ def test_a_csv_of_ones_own_and_a_workload_are_swept_too(tmp_path: Path) -> None:
         (["--sweep", "rate=1,2", "--rate", "3"], "--rate and --sweep rate both state the load"),
         (["--sweep", "speed=1,2", "--speed", "3"], "--speed and --sweep speed both"),
         (["--processes", "2"], "--processes belongs to a sweep"),
+        (["--processes", "0"], "--processes belongs to a sweep"),
         (["--out", "x"], "--out belongs to a sweep"),
         (["--sweep", "rate=2:1:1"], "--sweep rate: the range"),
         (["--compare", "polcy.batch=vllm"], "did you mean 'policy'"),
