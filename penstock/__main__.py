@@ -39,7 +39,7 @@ EXTRA_OF = {
     "pyarrow": "lab",
     "scipy": "lab",
     "opentelemetry": "otel",
-    "aiconfigurator": "tables",
+    "aiconfigurator_core": "tables",
 }
 EPILOG = "`penstock VERB --help` tells more and gives examples. `--debug` shows where an error came from."
 

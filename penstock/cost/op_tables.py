@@ -41,8 +41,8 @@ MICRO = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class OpTables:
-    """Seconds. `layer` and `once`: by tokens of a step; `head`: by sampling rows; `experts`: tokens x experts. `alpha`:
-    see cost.table."""
+    """Seconds. `layer` and `once`: by tokens of a step; `head`: by sampling rows; `experts`: tokens x experts. `sums`:
+    all-reduce by bytes, None = as the card catalogue says. `alpha`: see cost.table."""
 
     name: str
     digest: str
@@ -52,6 +52,7 @@ class OpTables:
     attention: Attention
     alpha: float = 0.0
     experts: Grid | None = None
+    sums: Line | None = None
 
     @property
     def is_mixture(self) -> bool:

@@ -5,7 +5,7 @@
 
 T = tokens of the step, padded up to the size of a captured graph where the engine has one. Attention: see
 cost.attention_table. Experts: cost.coverage says how many distinct ones T tokens reach, the table what that costs.
-Communication: alpha-beta of the card's links. Host: cost.engines, by engine version.
+Communication: the tables', or alpha-beta of the card's links. Host: cost.engines, by engine version.
 
 Tables know decodes of equal length only. Unequal ones keep some of the device waiting for the longest:
 
@@ -27,6 +27,7 @@ pessimistic for what memory bounds.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -65,7 +66,8 @@ class TableModel:
         engine: Engine | None = None,
         coverage: Coverage | None = None,
     ) -> None:
-        card.all_reduce_s(0.0, tp)  # refuse an unknown link size now, not in the first step
+        if tables.sums is None:
+            card.all_reduce_s(0.0, tp)  # refuse an unknown link size now, not in the first step
         self.tables, self.shape, self.card, self.tp = tables, shape, card, tp
         self.engine = engine or Engine()
         if tables.is_mixture == (shape.experts is None):
@@ -156,7 +158,8 @@ class TableModel:
         if tables.experts is not None and self.coverage is not None:
             seconds += tables.experts(tokens, self.coverage.distinct(tokens))
         reduced = tokens * shape.hidden * shape.weight_item_bytes
-        return seconds + 2 * self.card.all_reduce_s(reduced, self.tp)
+        sums = tables.sums or functools.partial(self.card.all_reduce_s, devices=self.tp)
+        return seconds + 2 * sums(reduced)
 
     def _head_s(self, samples: int) -> float:
         return sum(line(samples) for line in self.tables.head.values()) if samples else 0.0
