@@ -51,6 +51,7 @@ class Arrived:
     """A request reached `who` (input). `hashes` are hex block hashes at the replica's block size.
 
     A prompt of a trace carries what its hashes are made of instead: `hash_ids` of runs of `traced_size` tokens, `salt`.
+    `is_scored`: every prompt token is computed, so nothing of it is shared.
     """
 
     kind: Literal["arrived"] = "arrived"
@@ -72,6 +73,7 @@ class Arrived:
     hash_ids: tuple[int, ...] = ()
     traced_size: int | None = None
     salt: str = ""
+    is_scored: bool = False
 
     @classmethod
     def of(
@@ -99,6 +101,7 @@ class Arrived:
             hash_ids=() if traced is None else traced.hash_ids,
             traced_size=None if traced is None else traced.traced_size,
             salt="" if traced is None else traced.salt,
+            is_scored=request.scores_prompt,
         )
 
 

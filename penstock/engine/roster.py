@@ -97,11 +97,20 @@ class Roster:
         """From running to the head of the queue; its blocks are given back, to be computed again."""
         assert not job.in_flight, f"job {job.seq} is part of a running plan and cannot be evicted"
         self.running.remove(job)
+        self._name_blocks(job)
         self._ledger.release(job, job.computed)
         job.computed = 0
         job.status = "waiting"
         job.num_preemptions += 1
         self.waiting.push_front(job)
+
+    def _name_blocks(self, job: Job) -> None:
+        """Blocks of a prompt whose trace tells no hashes, so that the job may find its own again as a real one does."""
+        ledger = self._ledger
+        if job.hashes or job.request.scores_prompt or not ledger.has_prefix_cache:
+            return
+        job.hashes = list(private_hashes(job.id, job.computed // ledger.block_size))
+        ledger.register(job, job.computed)
 
     def finish(
         self,

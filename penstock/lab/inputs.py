@@ -55,8 +55,10 @@ def request_of(event: Arrived, block_size: int) -> Request:
     prompt = _prompt_of(event, block_size)
     hashes = prompt.blocks(block_size)
     kind: Kind = event.request_kind  # type: ignore[assignment]
-    # Answers share hashes, private ones if need be, unless their prompt is scored.
-    shares_nothing = event.n > 1 and not hashes and event.num_prompt >= block_size
+    # Logs of 0.1 do not say it; there answers share hashes, private ones if need be, unless their prompt is scored.
+    shares_nothing = event.is_scored or (
+        event.n > 1 and not hashes and event.num_prompt >= block_size
+    )
     return Request(
         id=RequestId(event.request),
         model=event.model,
