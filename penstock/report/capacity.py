@@ -117,14 +117,16 @@ def verdict(found: Sequence[Carried]) -> str:
         open_ended = [each.variant for each in ordered if each.mean.high is None]
         return f"{_listed(open_ended)} hold the goal at every load tried: sweep higher loads."
     if first.mean.load == second.mean.load:
-        same = all(first.by_seed[seed] == second.by_seed[seed] for seed in _common(first, second))
+        same = all(
+            first.by_seed[seed] == second.by_seed[seed] for seed in _shared_seeds(first, second)
+        )
         told = "" if same else " in the mean, but not with every seed: no clear winner"
         return f"{first.variant} and {second.variant} carry the same{told}."
     told = f"{first.variant} carries the most"
     if first.mean.load and second.mean.load:
         least = "at least " if first.mean.high is None else ""
         told += f": {least}{first.mean.load / second.mean.load:.2f}x of {second.variant}"
-    seeds = _common(first, second)
+    seeds = _shared_seeds(first, second)
     if len(seeds) < 2:
         return f"{told}. One seed: how far chance moves this is not known."
     wins = sum(_beats(first.by_seed[seed], second.by_seed[seed]) for seed in seeds)
@@ -133,7 +135,7 @@ def verdict(found: Sequence[Carried]) -> str:
     return f"{told} in the mean, but with {wins} of {len(seeds)} seeds only: no clear winner."
 
 
-def _common(one: Carried, other: Carried) -> set[int]:
+def _shared_seeds(one: Carried, other: Carried) -> set[int]:
     """The seeds of both."""
     return one.by_seed.keys() & other.by_seed.keys()
 
