@@ -167,7 +167,7 @@ class Driver:
         while True:
             driven = self.driven
             waiting = driven.num_waiting
-            driven.timeline.add("client", now(), len(driven.open) - waiting, waiting, 0)
+            driven.timeline.add("client", now(), len(driven.open) - waiting, waiting)
             if self._on_tick is not None:
                 self._on_tick(driven)
             await asyncio.sleep(TICK_S)

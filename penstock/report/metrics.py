@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from operator import itemgetter
 from typing import Literal
 
 from penstock.core.events import (
@@ -26,15 +25,12 @@ from penstock.core.events import (
     Finished,
     Refused,
     Routed,
-    Stepped,
 )
 from penstock.core.types import Slo
 from penstock.report.summary import Answer, Figures, Group, class_name, figures_of
-from penstock.report.timeline import Timeline
 
 GroupName = tuple[str, str]  # tenant, class
 _Open = tuple[str, str, int]  # tenant, class, answers
-_tokens_of = itemgetter(1)
 
 
 class _Offers:
@@ -97,11 +93,9 @@ class Metrics:
         self._seqs: dict[tuple[str, str], list[int]] = {}  # first seq, answers still open
         self._names: dict[tuple[str, int, Slo], GroupName] = {}
         self.num_steps = 0
-        self.timeline = Timeline()
         self._listeners = {
             "arrived": self._on_arrived,
             "refused": self._on_refused,
-            "stepped": self._on_stepped,
             "completed": self._on_completed,
             "finished": self._on_finished,
             "ended": self._on_ended,
@@ -153,12 +147,6 @@ class Metrics:
     def _on_refused(self, event: Refused) -> None:
         self._offers[event.who].refuse(event.request, event.code)
         self._seqs.pop((event.who, event.request), None)
-
-    def _on_stepped(self, event: Stepped) -> None:
-        if event.plan is None:
-            return
-        tokens = sum(map(_tokens_of, event.chunks))
-        self.timeline.add(event.who, event.at, event.num_running, event.num_waiting, tokens)
 
     def _on_completed(self, event: Completed) -> None:
         self.num_steps += event.steps_run

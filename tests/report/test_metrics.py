@@ -20,7 +20,6 @@ from penstock.core.events import (
     Refused,
     Reported,
     Routed,
-    Stepped,
 )
 from penstock.core.types import Report, Slo
 from penstock.report.histogram import REL_ERROR, Histogram
@@ -258,25 +257,15 @@ def test_gaps_added_at_once_are_the_same(gaps):
     assert many.total == pytest.approx(one.total)
 
 
-def stepped(at: float, running: int, waiting: int, who: str = "replica-0") -> Stepped:
-    return Stepped(
-        at=at, who=who, plan=0, lane=0, digest="", repeat=1, chunks=((0, 4),), admitted=(), evicted=(),
-        num_running=running, num_waiting=waiting, free_blocks=0,
-    )  # fmt: skip
-
-
-def test_a_timeline_is_bounded_and_sums_replicas():
+def test_a_timeline_is_bounded_and_sums_its_sources():
     line = Timeline(width_s=0.001)
     for step in range(50_000):
-        line.add(f"replica-{step % 2}", step * 0.01, 1 + step % 2, 5, 3)
+        line.add(f"client-{step % 2}", step * 0.01, 1 + step % 2, 5)
     bins = line.bins()
     assert len(bins) <= MAX_BINS
     assert {each.running for each in bins[1:]} == {3} and {each.waiting for each in bins[1:]} == {
         10
     }
-    assert sum(each.tokens for each in bins) == 150_000
-    metrics = Metrics().read([stepped(0.0, 1, 2), replace(stepped(0.1, 9, 9), plan=None)])
-    assert [(each.running, each.tokens) for each in metrics.timeline.bins()] == [(1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -312,13 +301,15 @@ def test_a_plot_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     from penstock.report.plot import plot
 
-    metrics = Metrics().read([*one_replica(), stepped(0.0, 1, 0), stepped(2.0, 2, 1)])
+    metrics, line = Metrics().read(one_replica()), Timeline()
+    line.add("client", 0.0, 1, 0)
+    line.add("client", 2.0, 2, 1)
     path = tmp_path / "run.png"
     plot(
         path,
         ttft_s=metrics.samples("ttft_s"),
         tpot_s=metrics.samples("tpot_s"),
-        bins=metrics.timeline.bins(),
+        bins=line.bins(),
         bounds_s=(1.0, None),
     )
     assert path.read_bytes().startswith(b"\x89PNG")
