@@ -24,6 +24,7 @@ from penstock.lab.sweep_files import PARQUET, read_parquet
 from penstock.report.card import short
 from penstock.report.collect import Collector, Facts
 from penstock.report.compose import compose
+from penstock.report.files import check_writable
 from penstock.report.html import plotly, write
 from penstock.report.money import Money, price_of
 from penstock.report.page import Page
@@ -96,11 +97,12 @@ def page_of_sweep(folder: Path, *, title: str = "") -> Page:
 class Recorder(Collector):
     """Listens to a simulation (`listeners=[recorder]`), and then writes its page to `path`.
 
-    Raises MissingExtra at once when a page could not be made in the end.
+    Raises MissingExtra and BadConfig at once when a page could not be made in the end.
     """
 
     def __init__(self, path: Path) -> None:
         plotly()
+        check_writable(path, "the report")
         super().__init__(path.stem)
         self.path = path
 

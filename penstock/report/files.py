@@ -6,6 +6,7 @@ path and the system's reason.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,18 @@ def write_text(path: Path | str, text: str, *, what: str = "") -> Path:
     except OSError as error:
         raise _unwritten(path, error, what) from None
     return path
+
+
+def check_writable(path: Path, what: str) -> None:
+    """Before a long run: raise now what would be raised at its end. What stands there is left as it is."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise _unwritten(path, error, what) from None
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -17,6 +17,7 @@ Rules
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -117,8 +118,8 @@ class Trace:
 
     def __post_init__(self) -> None:
         for name, value in (("speed", self.speed), ("rate", self.rate_per_s)):
-            if value is not None and not value > 0:
-                raise BadTrace(f"the {name} of a trace must be positive, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise BadTrace(f"the {name} of a trace must be positive and finite, got {value}")
         for name, number in (("limit", self.limit), ("max_tokens", self.max_tokens)):
             if isinstance(number, int) and number < 1:
                 raise BadTrace(f"{name} must be at least 1, got {number}")
@@ -178,6 +179,10 @@ class Trace:
             except UNREADABLE as error:
                 raise BadTrace(
                     f"the trace {self.path} cannot be read past row {meta.rows_read}: {error}"
+                ) from None
+            except RecursionError:
+                raise BadTrace(
+                    f"{self.path} is a trace of itself", hint="look at what its `trace` keys name"
                 ) from None
         meta.is_whole = True
         if not meta.rows_kept:

@@ -47,7 +47,7 @@ def simulate(  # noqa: PLR0913 - a flag is an argument
     speed: Annotated[float, typer.Option(help="Play the trace so many times as fast.")] = 1.0,
     rate: Annotated[
         float | None,
-        typer.Option(help="Poisson arrivals, requests a second, in place of the trace's times."),
+        typer.Option(help="Mean rate, requests a second: Poisson arrivals, but in workloads."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Model that requests ask for [the first fleet's].")
@@ -123,6 +123,7 @@ class Asked:
 def _single(asked: Asked) -> None:
     from penstock.assemble import load_config
     from penstock.lab.simulate import simulate as run_simulation
+    from penstock.report.files import check_writable
     from penstock.report.progress import Bar
     from penstock.traffic import open_trace, parse_columns
     from penstock.traffic.card import Watched
@@ -142,6 +143,8 @@ def _single(asked: Asked) -> None:
         model=asked.model or built.fleet[0].served_name,
         slo=slo_of(ttft_s=asked.slo_ttft, tpot_s=asked.slo_tpot),
     )
+    if asked.log is not None:
+        check_writable(asked.log, "the log")
     with Bar("simulating") as bar:
 
         def on_progress(now: Played) -> None:
@@ -162,7 +165,8 @@ def _single(asked: Asked) -> None:
     for one in recorder:
         typer.echo(f"report  {one.write(found, watched.card())}", err=True)
     if asked.is_json:
-        typer.echo(json.dumps({**found.to_dict(), "card": watched.card().to_dict()}))
+        told = {**found.to_dict(), "card": watched.card().to_dict()}
+        typer.echo(json.dumps(told, allow_nan=False))
     else:
         _print(found, watched.card())
     if not found.figures.all.num_finished:

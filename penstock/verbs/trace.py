@@ -43,9 +43,10 @@ ColumnsFlag = Annotated[
 Limit = Annotated[int | None, typer.Option(help="Read only so many requests.")]
 Speed = Annotated[float, typer.Option(help="Play the trace so many times as fast.")]
 Rate = Annotated[
-    float | None, typer.Option(help="Mean rate, requests a second (Poisson, but in workloads).")
+    float | None,
+    typer.Option(help="Mean rate, requests a second: Poisson arrivals, but in workloads."),
 ]
-Seed = Annotated[int, typer.Option(help="Of all chance in a workload.")]
+Seed = Annotated[int, typer.Option(help="Of all chance: in a workload, in Poisson arrivals.")]
 IsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -75,7 +76,7 @@ def card(  # noqa: PLR0913 - a flag is an argument
     if plot is not None:
         plot_card(found, plot)
     if is_json:
-        typer.echo(json.dumps(found.to_dict()))
+        typer.echo(json.dumps(found.to_dict(), allow_nan=False))
     else:
         print_card(found)
 
@@ -107,7 +108,7 @@ def generate(  # noqa: PLR0913 - a flag is an argument
     with _bar("read back", meta.rows_kept) as show:
         found = card_of(open_trace(out), show)
     if is_json:
-        typer.echo(json.dumps(found.to_dict()))
+        typer.echo(json.dumps(found.to_dict(), allow_nan=False))
         return
     print_card(found)
     typer.echo(f"from    {meta}")
@@ -148,7 +149,7 @@ def _print_fit(trace: Trace, found: Fidelity, paths: list[Path], is_json: bool) 
             for figure in found.table()
         ]
         told = {"trace": str(trace.path), "is_met": found.is_met, "figures": figures}
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(told, allow_nan=False))
         return
     typer.echo(f"fitted on {trace.meta}")
     typer.echo(str(found))

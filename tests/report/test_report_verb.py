@@ -64,6 +64,9 @@ def test_mistakes_are_a_line_and_a_hint(
     assert run(["report", str(tmp_path / "none.jsonl")]) == 2
     assert run(["report", str(made / "run.jsonl"), "--request", "nobody"]) == 2
     assert "no request 'nobody'" in capsys.readouterr().err
+    for flag in ("--log", "--report"):  # before the run, not after it
+        assert run([*SIMULATE, flag, str(made / "run.jsonl" / "x.html")]) == 2
+        assert "cannot write the" in capsys.readouterr().err
     sweep = ["--sweep", "speed=1", "--report", str(tmp_path / "a.html"), "--out", str(tmp_path)]
     assert run([*SIMULATE, *sweep]) == 2
     assert "--report belongs to a single run" in capsys.readouterr().err

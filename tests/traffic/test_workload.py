@@ -339,3 +339,10 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
         open_trace(tmp_path / "none.toml")
     with pytest.raises(BadTrace, match="cannot open the trace"):
         list(opened(tmp_path, 'trace = "none.csv"'))
+
+
+def test_a_workload_that_plays_itself_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "loop.toml"
+    path.write_text('num_requests = 5\ntrace = "loop.toml"\n')
+    with pytest.raises(BadTrace, match="a trace of itself"):
+        list(open_trace(path))
