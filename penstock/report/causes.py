@@ -46,6 +46,7 @@ CAUSES: dict[str, str] = {
     "between-steps": "between steps",
 }
 WORK = ("prefill", "decode")  # what the answer would have cost alone
+DUST_S = 1e-6  # parts below it are rounding, and not told in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +127,9 @@ class Explanation:
         """The parts in words, the largest first."""
         ordered = sorted(self.parts.items(), key=lambda item: -item[1])
         return [
-            f"{seconds(value)}  {CAUSES[cause]}{self._detail(cause)}" for cause, value in ordered
+            f"{seconds(value)}  {CAUSES[cause]}{self._detail(cause)}"
+            for cause, value in ordered
+            if value >= DUST_S
         ]
 
     def _detail(self, cause: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from penstock.report.causes import CAUSES, WORK, Explanation
+from penstock.report.causes import CAUSES, DUST_S, WORK, Explanation
 from penstock.report.collect import Facts
 from penstock.report.money import Money
 from penstock.report.offered import WINDOWS_S
@@ -84,7 +84,12 @@ def slowest_grid(slowest: Sequence[tuple[str, Explanation]]) -> Grid:
 def _delays(told: Explanation, most: int = 3) -> str:
     """The largest parts that were not its own work."""
     delays = sorted(
-        ((value, cause) for cause, value in told.parts.items() if cause not in WORK), reverse=True
+        (
+            (value, cause)
+            for cause, value in told.parts.items()
+            if cause not in WORK and value >= DUST_S
+        ),
+        reverse=True,
     )
     return "; ".join(f"{seconds(value)} {CAUSES[cause]}" for value, cause in delays[:most])
 
