@@ -5,10 +5,10 @@ Its claim for serving systems: they are tuned on Poisson arrivals, and under rea
 latencies degrade, and another scheduler or policy may be the best one.
 
 What stands in for the original: BurstGPT's rows are not in the repository, so other published traces are played: Azure
-2023 conversation, Mooncake conversation, and clients of two of ServeGen's classes as their published laws replay
-them. Each with its own arrivals ("real"), with BurstGPT's generator fitted to it (Gamma gaps with a new law every 60 s),
-with Gamma gaps of CV 2 and 4, and with Poisson arrivals: the same requests in the same order at the same mean rate, on
-the same modelled GPU, for the same four schedulers.
+2023 conversation, Mooncake conversation, and clients of two of ServeGen's classes as their published laws replay them.
+Each with its own arrivals ("real"), with BurstGPT's generator fitted to it (Gamma gaps with a new law every 60 s), with
+Gamma gaps of CV 2 and 4, and with Poisson arrivals: the same requests in the same order at the same mean rate, on the
+same modelled GPU, for the same four schedulers.
 """
 
 from __future__ import annotations
@@ -295,9 +295,9 @@ EXPERIMENT = Experiment(
     criterion=f"On at least two traces, at {AT} of saturation: P99 TTFT under real arrivals at least {WORSE:g} times "
     f"Poisson's for each of the four schedulers; and two of them change places in attainment (by more "
     f"than {FLIP:.1%} both ways) at some load.",
-    workload="Azure 2023 conversation (3,000 requests a run), Mooncake conversation (1,000), clients of ServeGen's m-large "
-    "(3,000) and deepseek-r1 (1,000); arrivals: real, BurstGPT's generator fitted, Gamma CV 2 and 4, Poisson, all "
-    "stretched to one mean rate.",
+    workload="Azure 2023 conversation (3,000 requests a run), Mooncake conversation (1,000), clients of ServeGen's "
+    "m-large (3,000) and deepseek-r1 (1,000); arrivals: real, BurstGPT's generator fitted, Gamma CV 2 and 4, Poisson, "
+    "all stretched to one mean rate.",
     constants=(
         ("model", "Llama-3.1-8B on one A100-80G"),
         *(
