@@ -14,6 +14,7 @@ equal.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any, TextIO, get_args
 
@@ -109,7 +110,7 @@ def _row(record: dict[str, Any]) -> Row:
 
 def _step(record: dict[str, Any], row: Row) -> Step:
     abandon_s, wait_s = record.get("abandon_s"), float(record.get("wait_s", 0.0))
-    if wait_s < 0 or (abandon_s is not None and not abandon_s > 0):
+    if not 0 <= wait_s < math.inf or (abandon_s is not None and not abandon_s > 0):
         raise ValueError("a wait is not negative, and nobody gives up before asking")
     if "flow" in record and record["kind"] not in KINDS:
         raise ValueError(f"no such kind: {record['kind']!r}")
@@ -118,6 +119,8 @@ def _step(record: dict[str, Any], row: Row) -> Step:
 
 
 def _flow(steps: list[Step], kind: FlowKind, start_s: float) -> Flow | Drop:
+    if not math.isfinite(start_s):
+        return Drop("a workflow without a finite time", str(start_s))
     try:
         check_order([step.after for step in steps])
     except ValueError as error:

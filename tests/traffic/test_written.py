@@ -91,6 +91,8 @@ def test_workflows_in_a_csv_come_at_nominal_instants(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"wait_s": -1}, "unreadable row"),
+        ({"wait_s": float("inf")}, "unreadable row"),
+        ({"start_s": float("nan")}, "a workflow without a finite time"),
         ({"kind": "dance"}, "unreadable row"),
         ({"after": [1]}, "a workflow out of order: call 0 cannot wait for call 1"),
         ({"output_length": 0}, "a workflow with an empty prompt or answer"),
