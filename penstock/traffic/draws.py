@@ -6,8 +6,9 @@ In a workload file each is a number (always that one) or a table with a `kind`:
     think_s = {kind = "lognormal", mean = 45.0, cv = 1.2}
     calls = {kind = "geometric", mean = 3.5, most = 20}
 
-`cv` is the standard deviation over the mean. All of them but `choice` take `least` and `most`: what is drawn beyond is
-moved there, which shifts the mean a little. Counts are rounded to whole numbers by whoever asks (`whole`).
+None is ever negative. `cv` is the standard deviation over the mean. exponential, lognormal and geometric take `least` and
+`most`: what is drawn beyond is moved there, which shifts the mean a little. Counts are rounded to whole numbers by
+whoever asks (`whole`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ class Bounded:
     least: float = 0.0
     most: float = math.inf
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.least <= self.most:
+            raise ValueError(
+                f"least must be from 0 up and most not below it, got {self.least} and {self.most}"
+            )
+
     def within(self, value: float) -> float:
         return min(max(value, self.least), self.most)
 
@@ -42,6 +49,10 @@ class Bounded:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fixed:
     value: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value < math.inf:
+            raise ValueError(f"it must not be negative nor infinite, got {self.value}")
 
     def draw(self, chance: random.Random) -> float:
         return self.value
@@ -53,8 +64,10 @@ class Uniform:
     high: float
 
     def __post_init__(self) -> None:
-        if self.high < self.low:
-            raise ValueError(f"high must not be below low, got {self.low} and {self.high}")
+        if not 0 <= self.low <= self.high < math.inf:
+            raise ValueError(
+                f"low must not be negative and high not below low, got {self.low} and {self.high}"
+            )
 
     def draw(self, chance: random.Random) -> float:
         return chance.uniform(self.low, self.high)
@@ -65,6 +78,7 @@ class Exponential(Bounded):
     mean: float
 
     def __post_init__(self) -> None:
+        super(Exponential, self).__post_init__()
         if not self.mean > 0:
             raise ValueError(f"the mean must be positive, got {self.mean}")
 
@@ -78,6 +92,7 @@ class Lognormal(Bounded):
     cv: float
 
     def __post_init__(self) -> None:
+        super(Lognormal, self).__post_init__()
         if not (self.mean > 0 and self.cv > 0):
             raise ValueError(f"mean and cv must be positive, got {self.mean} and {self.cv}")
 
@@ -94,6 +109,7 @@ class Geometric(Bounded):
     mean: float
 
     def __post_init__(self) -> None:
+        super(Geometric, self).__post_init__()
         if not self.mean >= 1:
             raise ValueError(f"a geometric count has a mean of at least 1, got {self.mean}")
 
@@ -114,6 +130,8 @@ class Choice:
     def __post_init__(self) -> None:
         if not self.values:
             raise ValueError("a choice needs values")
+        if not all(0 <= value < math.inf for value in self.values):
+            raise ValueError(f"values must not be negative nor infinite, got {list(self.values)}")
         if self.weights and len(self.weights) != len(self.values):
             raise ValueError(f"{len(self.values)} values need as many weights")
         if self.weights and (min(self.weights) < 0 or not sum(self.weights) > 0):
@@ -141,9 +159,7 @@ def draw_of(written: Drawn, where: str) -> Draw:
         if not isinstance(kind, str) or kind not in KINDS:
             raise BadConfig(f"{where}.kind must be one of {', '.join(KINDS)}; got {kind!r}")
         return build(KINDS[kind], table, where)
-    if not written >= 0:
-        raise BadConfig(f"{where} must not be negative, got {written}")
-    return Fixed(value=float(written))
+    return build(Fixed, {"value": float(written)}, where)
 
 
 def whole(draw: Draw, chance: random.Random, least: int = 1) -> int:
