@@ -35,6 +35,7 @@ from penstock.lab.sweep_rows import Row, row_of
 from penstock.lab.trace_digest import trace_digest
 from penstock.traffic import Trace, open_trace, parse_columns
 from penstock.traffic.formats import WORKLOAD
+from penstock.traffic.trace import NoArrivals
 
 UNTOLD = ("wall_s", "log")  # what of a simulation is not a function of its settings
 
@@ -203,10 +204,8 @@ class _Pace:
         try:
             for _ in trace:
                 pass
-        except BadTrace as error:
-            if "no arrival times" in error.message:
-                return None
-            raise
+        except NoArrivals:
+            return None
         meta = trace.meta
         if meta.rows_kept < 2 or not meta.last_at_s > 0:
             raise BadTrace(

@@ -6,8 +6,8 @@ In a workload file each is a number (always that one) or a table with a `kind`:
     think_s = {kind = "lognormal", mean = 45.0, cv = 1.2}
     calls = {kind = "geometric", mean = 3.5, most = 20}
 
-None is ever negative. `cv` is the standard deviation over the mean. exponential, lognormal and geometric take `least` and
-`most`: what is drawn beyond is moved there, which shifts the mean a little. Counts are rounded to whole numbers by
+None is ever negative. `cv` is the standard deviation over the mean. exponential, lognormal and geometric take `least`
+and `most`: what is drawn beyond is moved there, which shifts the mean a little. Counts are rounded to whole numbers by
 whoever asks (`whole`).
 """
 

@@ -40,6 +40,10 @@ MAX_TOKENS = 4096
 Item = Request | Workflow
 
 
+class NoArrivals(BadTrace):
+    """The rows have no instants, and no rate was stated."""
+
+
 def estimate_tokens(text: str) -> int:
     """A guess for when no tokenizer is at hand: four characters a token, rounded up."""
     return -(-len(text) // CHARS_PER_TOKEN)
@@ -236,7 +240,7 @@ class Trace:
                 self._drawn_at += self._arrivals.expovariate(self.rate_per_s)
             return self._drawn_at / self.speed
         if found.at_s is None:
-            raise BadTrace(
+            raise NoArrivals(
                 f"the trace {self.path} has no arrival times",
                 hint="state a mean rate for Poisson arrivals (--rate, requests a second)",
             )
