@@ -155,3 +155,13 @@ def test_a_promise_that_is_no_time_is_a_line(capsys: pytest.CaptureFixture[str])
         assert penstock([*args, flag, "-1"]) == 2
         told = capsys.readouterr().err
         assert "must be a positive number of seconds, got -1" in told and "Traceback" not in told
+
+
+def test_requests_turned_away_by_several_replicas_count_once() -> None:
+    """Overload: some are refused by all replicas, some are served by another than the first."""
+    found = simulated("fleet.0.max_waiting=1", "fleet.0.cache.num_blocks=400", speed=20.0)
+    counts = found.figures.all
+    assert counts.num_offered == counts.num_refused + counts.num_finished == 60
+    assert counts.num_refused == found.figures.errors["Overloaded"] > 0
+    assert len(found.figures.classes) == len(found.figures.tenants) == 1
+    assert counts.num_met <= counts.num_finished and counts.attainment == counts.num_met / 60
