@@ -41,6 +41,7 @@ def export(run: Run, target: str) -> int:
         parts = urlsplit(target)
         whole = target if parts.path.strip("/") else f"{target.rstrip('/')}/v1/traces"
         return _export(run, _module(HTTP).OTLPSpanExporter(endpoint=whole), target)
+    _module(ENCODER)  # before the file is emptied
     path = Path(target)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,7 @@ def write_fit(model: BurstGptModel, path: Path, *, span_s: float) -> list[Path]:
         raise BadConfig(f"cannot tell what {path} is to be", hint="end it in .json or .toml")
     kept = path if path.suffix == ".json" else path.with_suffix(".model.json")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         model.save(kept)
         if kept == path:
             return [path]
