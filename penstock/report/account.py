@@ -173,7 +173,7 @@ class _Child:
     def _lost(self) -> PenstockError:
         return PenstockError(
             "the process that kept the figures of this run has ended",
-            hint="the system may be short of memory; free some and run it again",
+            hint="the system may be short of memory or of room on the disk; free some and run it again",
         )
 
 

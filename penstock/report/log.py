@@ -19,7 +19,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -195,7 +195,7 @@ class LogWriter:
     def _give_up(self, error: OSError) -> None:
         self._is_broken = True
         _log.warning(
-            "the event log %s ends here: %s. Serving goes on without it; free some space and restart to log again.",
+            "the event log %s ends here: %s. All goes on without it; free some space and start again to log.",
             self.path,
             error.strerror or error,
         )
@@ -326,9 +326,3 @@ def log_paths(path: Path | str) -> list[Path]:
     if not found:
         raise BadTrace(f"there are no logs (*.jsonl) in {path}")
     return found
-
-
-def emit_all(events: Iterable[Event], sink: Log) -> None:
-    """Give every event to a sink."""
-    for event in events:
-        sink.emit(event)

@@ -176,7 +176,8 @@ class ModelledExecutor:
         run.timer = asyncio.get_running_loop().call_at(at, self._finish, run)
 
     def _finish(self, run: _Run) -> None:
-        run.timer = None  # they hold each other, and a plan should not wait for the collector of cycles
+        # They hold each other, and a plan should not wait for the collector of cycles.
+        run.timer = None
         plan, steps = run.plan, run.target
         del self._runs[plan.id], self._busy[plan.lane]
         ends = tuple(run.ends if steps == len(run.ends) else run.ends[:steps])
