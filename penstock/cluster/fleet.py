@@ -206,7 +206,7 @@ class Fleet:
         elif request.id in self._tickets:
             error = BadRequest(f"a request named {request.id!r} is running already", param="id")
         if error is not None:
-            self._router.refuse(at, request.id, type(error).__name__, error.message)
+            self._router.turn_away(at, request, type(error).__name__, error.message)
             raise error
 
     def _place(self, ticket: Ticket, at: float, why: PenstockError | None) -> None:

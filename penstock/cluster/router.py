@@ -108,6 +108,22 @@ class Router:
     def refuse(self, now: float, request_id: str, code: str, why: str) -> None:
         self._emit(Refused(at=now, who=self.name, request=request_id, code=code, why=why))
 
+    def turn_away(self, now: float, request: Request, code: str, why: str) -> None:
+        """Refuse a request that has not arrived."""
+        self._emit(
+            Refused(
+                at=now,
+                who=self.name,
+                request=request.id,
+                code=code,
+                why=why,
+                tenant=request.tenant,
+                priority=request.priority,
+                slo=request.slo,
+                n=request.n,
+            )
+        )
+
     def _count(self, replica: str, change: int) -> None:
         self.outstanding[replica] += change
         place = self._places.get(replica)

@@ -120,7 +120,10 @@ class Routed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A request was turned away; `code` is the error's class name."""
+    """A request was turned away; `code` is the error's class name.
+
+    Of one that had not arrived (a fleet's bound, draining) it says whose it was: `tenant` is None for the others.
+    """
 
     kind: Literal["refused"] = "refused"
     at: float
@@ -128,6 +131,10 @@ class Refused:
     request: str
     code: str
     why: str
+    tenant: str | None = None
+    priority: int = 0
+    slo: Slo = Slo()
+    n: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

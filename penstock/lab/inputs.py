@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from penstock.core.events import Arrived, Completed
+from penstock.core.events import Arrived, Completed, Refused
 from penstock.core.plans import Done, Plan, Sampled
 from penstock.core.ports import Completion, Grain
 from penstock.core.prompt import HashedPrompt, TracedPrompt
@@ -73,6 +73,20 @@ def request_of(event: Arrived, block_size: int) -> Request:
         adapter=event.adapter,
         program=None if event.program is None else ProgramId(event.program),
         kind=kind,
+    )
+
+
+def stranger_of(event: Refused) -> Request:
+    """A request that was turned away before it arrived, as far as its refusal tells."""
+    assert event.tenant is not None
+    return Request(
+        id=RequestId(event.request),
+        model="",
+        prompt=TracedPrompt(1),
+        slo=event.slo,
+        n=event.n,
+        tenant=event.tenant,
+        priority=event.priority,
     )
 
 

@@ -38,7 +38,7 @@ from penstock.core.events import (
 from penstock.core.types import Caps, Request
 from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
-from penstock.lab.inputs import ReplayedExecutor, done_of, request_of
+from penstock.lab.inputs import ReplayedExecutor, done_of, request_of, stranger_of
 from penstock.lab.judge import Difference, Diverged, Judge
 from penstock.report.log import LogReader, log_paths
 from penstock.report.made import MadeFleet, MadeReplica, made_of
@@ -200,7 +200,10 @@ def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
         elif isinstance(event, Cancelled):
             router.cancel(event.at, event.request)
         elif isinstance(event, Refused):
-            router.refuse(event.at, event.request, event.code, event.why)
+            if event.tenant is None:
+                router.refuse(event.at, event.request, event.code, event.why)
+            else:
+                router.turn_away(event.at, stranger_of(event), event.code, event.why)
             requests.pop(event.request, None)
             tried.pop(event.request, None)
     return judge

@@ -30,6 +30,7 @@ from penstock.core.types import Slo
 from penstock.report.summary import Answer, Figures, Group, class_name, figures_of
 
 GroupName = tuple[str, str]  # tenant, class
+UNKNOWN = "unknown", "unknown"  # logs of 0.1 do not say whose requests were turned away at the door
 _Open = tuple[str, str, int]  # tenant, class, answers
 
 
@@ -42,7 +43,7 @@ class _Offers:
         self.errors: Counter[str] = Counter()
         self.open: dict[str, _Open] = {}  # refusable: arrived and not yet ended
         self.just_ended: tuple[str, _Open] | None = None  # and may yet be tried again or refused
-        self.strangers = 0  # refused before they arrived
+        self.strangers: Counter[GroupName] = Counter()  # refused before they arrived
 
     def end(self, request: str) -> None:
         entry = self.open.pop(request, None)
@@ -54,12 +55,13 @@ class _Offers:
             self.open[request] = self.just_ended[1]
         self.just_ended = None
 
-    def refuse(self, request: str, code: str) -> None:
+    def refuse(self, request: str, code: str, stranger: GroupName, num: int) -> None:
+        """`stranger`: the group of a request that had not arrived."""
         self.again(request)
         self.errors[code] += 1
         entry = self.open.pop(request, None)
         if entry is None:
-            self.strangers += 1
+            self.strangers[stranger] += num
         else:
             tenant, name, num = entry
             self.refused[tenant, name] += num
@@ -145,7 +147,10 @@ class Metrics:
                 self._heard[who][event.seq + answer] = _Heard(name)
 
     def _on_refused(self, event: Refused) -> None:
-        self._offers[event.who].refuse(event.request, event.code)
+        name = UNKNOWN
+        if event.tenant is not None:
+            name = event.tenant, class_name(event.priority, self._slo or event.slo)
+        self._offers[event.who].refuse(event.request, event.code, name, event.n)
         self._seqs.pop((event.who, event.request), None)
 
     def _on_completed(self, event: Completed) -> None:
@@ -272,8 +277,8 @@ class Metrics:
                 groups.setdefault(name, Group()).num_offered += count
             for name, count in offers.refused.items():
                 groups[name].num_refused += count
-            if offers.strangers:
-                stranger = groups.setdefault(("unknown", "unknown"), Group())
-                stranger.num_offered += offers.strangers
-                stranger.num_refused += offers.strangers
+            for name, count in offers.strangers.items():
+                group = groups.setdefault(name, Group())
+                group.num_offered += count
+                group.num_refused += count
         return groups

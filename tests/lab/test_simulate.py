@@ -15,10 +15,11 @@ from penstock.assemble import Config, load_config
 from penstock.core.errors import BadConfig, BadModel
 from penstock.core.events import Finished, Header
 from penstock.core.types import SCHEMA, Slo
-from penstock.lab.replay import replay
+from penstock.lab.replay import replay, replay_log
 from penstock.lab.simulate import Simulated, simulate
 from penstock.report.log import LogReader
 from penstock.traffic import open_trace
+from penstock.traffic.custom import parse_columns
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "azure_a100.toml"
@@ -165,3 +166,25 @@ def test_requests_turned_away_by_several_replicas_count_once() -> None:
     assert counts.num_refused == found.figures.errors["Overloaded"] > 0
     assert len(found.figures.classes) == len(found.figures.tenants) == 1
     assert counts.num_met <= counts.num_finished and counts.attainment == counts.num_met / 60
+
+
+def test_requests_turned_away_at_the_door_keep_their_tenant(tmp_path: Path) -> None:
+    """A bound on the whole fleet refuses before anybody has arrived; reports and replay know whose they were."""
+    trace = tmp_path / "burst.csv"
+    rows = [f"{at / 100},{team},100,50" for at in range(20) for team in ("a", "b")]
+    trace.write_text("\n".join(["at,team,in,out", *rows]) + "\n")
+    config = load_config(
+        model="llama-3.1-8b",
+        flags={
+            "fleet.0.executor": {"kind": "modelled", "gpu": "a100-80g"},
+            "fleet.0.max_outstanding": 4,
+        },
+    )
+    columns = parse_columns("arrival=at,prompt=in,output=out,tenant=team")
+    log = tmp_path / "log.jsonl"
+    found = simulate(config, open_trace(trace, columns=columns, model="llama-3.1-8b"), log_path=log)
+    figures = found.figures
+    assert set(figures.tenants) == {"a", "b"}
+    assert figures.all.num_offered == 40 and figures.all.num_refused > 0
+    assert sum(each.num_refused for each in figures.tenants.values()) == figures.all.num_refused
+    assert all(outcome.difference is None for outcome in replay_log(log))
