@@ -67,6 +67,7 @@ def replica_specs(config: Config, index: int, text: str = "") -> list[ReplicaSpe
             seed=config.seed,
             policies=tables,
             executor=fleet.executor,
+            lengths=fleet.lengths,
             block_size=fleet.cache.block_size,
             num_blocks=fleet.cache.num_blocks,
             memory_bytes=fleet.cache.memory_bytes,

@@ -15,6 +15,7 @@
     replicas = 1
     executor = {kind = "torch", device = "cpu"}
     cache = {block_size = 16, prefix = true}
+    lengths = {window = 1000, by = ["tenant"]}      # answers that foretell the next ones'; see cost.lengths
     policy = {preset = "vllm-v1", order = "slack-edf", batch = {name = "vllm-v1", max_tokens = 512}}
 
 Every key that is not known is refused, at every level, with its place. A policy's table is its constructor: `name` and
@@ -34,6 +35,7 @@ from penstock.core.config import Table, build, load_toml, set_path
 from penstock.core.errors import BadConfig
 from penstock.core.schema import check_schema
 from penstock.core.types import SCHEMA
+from penstock.cost.lengths import History
 from penstock.gateway.config import GatewayConfig
 
 
@@ -134,6 +136,7 @@ class FleetConfig:
     replicas: int = 1
     executor: ExecutorSpec = ExecutorSpec()
     cache: CacheConfig = CacheConfig()
+    lengths: History = History()
     policy: Table = field(default_factory=Table)
     max_waiting: int | None = None
     max_outstanding: int | None = None

@@ -97,7 +97,7 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
             executed(executor, shape), caps=caps, scheduler=scheduler, meter=meter
         ),
         num_blocks=_num_blocks(spec, shape),
-        predictors=predictors_of(executor, shape),
+        predictors=predictors_of(executor, shape, spec.lengths),
         log=log,
     )
 

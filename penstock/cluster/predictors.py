@@ -18,7 +18,7 @@ from penstock.cost.energy import EnergyMeter, at_clock
 from penstock.cost.engines import Engine
 from penstock.cost.fitted import Fitted
 from penstock.cost.hardware import card_of
-from penstock.cost.lengths import RecentLengths
+from penstock.cost.lengths import History, RecentLengths
 from penstock.cost.op_tables import read_op_tables
 from penstock.cost.predict import StepPredictor
 from penstock.cost.profile import Profile, load_profile
@@ -123,9 +123,11 @@ def _prior(shape: ModelShape) -> Fitted:
     )
 
 
-def predictors_of(executor: ExecutorSpec, shape: ModelShape) -> Predictors:
+def predictors_of(
+    executor: ExecutorSpec, shape: ModelShape, history: History | None = None
+) -> Predictors:
     cost = StepPredictor(step_model(executor, shape), shape.layers)
-    return Predictors(cost=cost, lengths=RecentLengths())
+    return Predictors(cost=cost, lengths=RecentLengths(history))
 
 
 def shape_of_model(model: str) -> ModelShape:
@@ -134,5 +136,7 @@ def shape_of_model(model: str) -> ModelShape:
     return shape_of(model if folder is None else str(folder))
 
 
-def predictors_of_model(executor: ExecutorSpec, model: str) -> Predictors:
-    return predictors_of(executor, shape_of_model(model))
+def predictors_of_model(
+    executor: ExecutorSpec, model: str, history: History | None = None
+) -> Predictors:
+    return predictors_of(executor, shape_of_model(model), history)

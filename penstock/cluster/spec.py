@@ -18,6 +18,7 @@ from penstock.core.clock import now
 from penstock.core.config import Table, build
 from penstock.core.errors import BadConfig
 from penstock.core.ports import Channel, Executor, Log
+from penstock.cost.lengths import History
 from penstock.engine.host import Host
 from penstock.engine.replica import OnOutputs, Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
@@ -89,6 +90,7 @@ class ReplicaSpec:
     seed: int = 0
     policies: dict[str, Table] = field(default_factory=dict)
     executor: ExecutorSpec = ExecutorSpec()
+    lengths: History = History()
     block_size: int = 16
     num_blocks: int | None = None
     memory_bytes: int | None = None

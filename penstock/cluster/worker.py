@@ -65,7 +65,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
     return Outside(
         executor=executor,
         num_blocks=executor.num_blocks,
-        predictors=predictors_of_model(spec.executor, spec.model),
+        predictors=predictors_of_model(spec.executor, spec.model, spec.lengths),
         log=open_log(spec.log_dir, header),
         about=f"{executor.notes['device']}, {executor.notes['dtype'].partition(':')[0]}",
     )

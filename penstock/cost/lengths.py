@@ -1,9 +1,25 @@
 """How many tokens an answer will have: the distribution of recent answers, conditioned on what is known already.
 
 Keeps the lengths of the last `window` answers that ended by themselves or at their cap (cancelled ones say nothing
-about length). For a job that has produced k tokens the distribution is that of the kept lengths above k; each estimate
-is at most the job's max_tokens. Until `enough` answers were seen, or when none kept is longer than k, the estimate is
-max_tokens: cautious, and what engines without predictions assume.
+about length). What is kept of a job that has produced d tokens is H = the n kept lengths above d, in order. The next
+answer is as likely to fall into any of the n + 1 gaps of
+
+    d, H[1], ..., H[n], cap            cap = the job's max_tokens; no estimate is above it
+
+for n answers and one more, all of one kind, have no order of their own. So
+
+    sample(u)    the point u of the way along these gaps, linear within one, at least d + 1
+    quantile(q)  the first H[k] with k >= q * (n + 1), the cap when there is none: it is exceeded with a probability of
+                 at most 1 - q whatever the distribution is, also where few answers were as long as d
+
+Past-Future samples in this way; the conditional P95 is the length bound that JITServe falls back on.
+
+Until `enough` answers were seen every estimate is the cap: cautious, and what engines without predictions assume.
+`seeds` answers more are taken to have reached their cap, until real ones push them out of the window (Past-Future
+begins with window / 2 of them): those that end first are the short ones, and a window of nothing else is too brave.
+
+`by` keeps a window for each tenant, priority, promise (slo) or size of prompt (doublings) besides the one of all
+answers, which speaks for those with less than `enough` answers of their own.
 """
 
 from __future__ import annotations
@@ -11,46 +27,127 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Literal
 
 from penstock.core.events import Event, Finished
-from penstock.core.views import JobView
+from penstock.core.views import JobView, RequestView
+
+Trait = Literal["tenant", "priority", "slo", "prompt"]
+TRAITS: dict[str, Callable[[RequestView | Finished, int], Hashable]] = {
+    "tenant": lambda of, num_prompt: of.tenant,
+    "priority": lambda of, num_prompt: of.priority,
+    "slo": lambda of, num_prompt: of.slo,
+    "prompt": lambda of, num_prompt: num_prompt.bit_length(),
+}
+MAX_GROUPS = 256  # windows kept besides that of all answers; the one longest without an answer goes
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """Which answers teach, and when they are believed; the table `lengths` of a fleet."""
+
+    window: int = 1000
+    enough: int = 32
+    seeds: int = 0
+    by: tuple[Trait, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.enough <= self.window:
+            raise ValueError(
+                f"enough must be from 1 to the window's {self.window}, got {self.enough}"
+            )
+        if not 0 <= self.seeds <= self.window:
+            raise ValueError(
+                f"seeds must be from 0 to the window's {self.window}, got {self.seeds}"
+            )
+        if len(set(self.by)) < len(self.by):
+            raise ValueError(f"by names a trait twice: {', '.join(self.by)}")
+
+
+class Window:
+    """The last lengths, also in order of size."""
+
+    __slots__ = ("most", "seeds", "ordered", "_recent")
+
+    def __init__(self, most: int, seeds: int) -> None:
+        self.most, self.seeds = most, seeds
+        self.ordered: list[int] = []
+        self._recent: deque[int] = deque()
+
+    def __len__(self) -> int:
+        return len(self._recent)
+
+    def add(self, length: int) -> None:
+        self._recent.append(length)
+        insort(self.ordered, length)
+        if len(self._recent) > self.most:
+            del self.ordered[bisect_left(self.ordered, self._recent.popleft())]
+        self.seeds = min(self.seeds, self.most - len(self._recent))
 
 
 class RecentLengths:
     """Implements core.views.Lengths; learns by `observe`, which its replica calls with every event."""
 
-    def __init__(self, window: int = 1000, enough: int = 32) -> None:
-        assert 1 <= enough <= window, "a window must hold enough answers"
-        self._window, self._enough = window, enough
-        self._recent: deque[int] = deque()
-        self._sorted: list[int] = []
+    def __init__(self, history: History | None = None) -> None:
+        self._history = history = history or History()
+        self._all = Window(history.window, history.seeds)
+        self._groups: dict[Hashable, Window] = {}
+        self._traits = [TRAITS[name] for name in history.by]
 
     def observe(self, event: Event) -> None:
-        if isinstance(event, Finished) and event.reason in ("stop", "length"):
-            self.add(event.num_output)
+        if not isinstance(event, Finished) or event.reason not in ("stop", "length"):
+            return
+        self._all.add(event.num_output)
+        if self._traits:
+            self._group(tuple(trait(event, event.num_prompt) for trait in self._traits)).add(
+                event.num_output
+            )
 
-    def add(self, num_output: int) -> None:
-        """Note the length of an answer that ended."""
-        self._recent.append(num_output)
-        insort(self._sorted, num_output)
-        if len(self._recent) > self._window:
-            oldest = self._recent.popleft()
-            del self._sorted[bisect_left(self._sorted, oldest)]
+    def _group(self, key: Hashable) -> Window:
+        """The window of a group, from now on the one that heard last."""
+        found = self._groups.pop(key, None)
+        if found is None:
+            found = Window(self._history.window, self._history.seeds)
+        self._groups[key] = found
+        if len(self._groups) > MAX_GROUPS:
+            del self._groups[next(iter(self._groups))]
+        return found
+
+    def _window_of(self, job: JobView) -> Window | None:
+        """Whose answers speak for the job's; None = too few were seen."""
+        enough = self._history.enough
+        if self._traits:
+            key = tuple(trait(job.request, job.num_prompt) for trait in self._traits)
+            found = self._groups.get(key)
+            if found is not None and len(found) >= enough:
+                return found
+        return self._all if len(self._all) >= enough else None
 
     def quantile(self, job: JobView, q: float) -> int:
-        """The smallest kept length L above num_output with P(length <= L | length > num_output) >= q."""
-        return self._rank(job, lambda num: math.ceil(q * num) - 1)
+        """The total length that the answer exceeds with a probability of at most 1 - q, given what it has."""
+        window, cap = self._window_of(job), job.max_tokens
+        if window is None:
+            return cap
+        ordered = window.ordered
+        first = bisect_right(ordered, job.num_output)
+        gaps = len(ordered) - first + window.seeds + 1
+        place = first + max(1, math.ceil(q * gaps)) - 1
+        return min(cap, ordered[place]) if place < len(ordered) else cap
 
     def sample(self, job: JobView, u: float) -> int:
-        return self._rank(job, lambda num: int(u * num))
-
-    def _rank(self, job: JobView, place: Callable[[int], int]) -> int:
-        if len(self._sorted) < self._enough:
-            return job.max_tokens
-        first = bisect_right(self._sorted, job.num_output)
-        num = len(self._sorted) - first
-        if not num:
-            return job.max_tokens
-        found = self._sorted[first + min(max(place(num), 0), num - 1)]
-        return min(found, job.max_tokens)
+        """The total length at the uniform draw u of [0, 1), given what it has."""
+        window, cap, done = self._window_of(job), job.max_tokens, job.num_output
+        if window is None:
+            return cap
+        ordered = window.ordered
+        first, last = bisect_right(ordered, done), len(ordered)
+        along = u * (last - first + window.seeds + 1)
+        place = first + int(along)  # of the upper end of the gap
+        lower = done if place == first else ordered[place - 1] if place <= last else cap
+        upper = ordered[place] if place < last else cap
+        if lower >= cap:
+            return cap
+        found = int(lower + (min(upper, cap) - lower) * (along % 1.0) + 0.5)
+        return found if found > done else done + 1

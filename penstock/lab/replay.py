@@ -101,7 +101,7 @@ def parts_of(made: MadeReplica, profile: str = "") -> ReplicaParts:
         ),
         caps=made.caps,
         policies=policies,
-        predictors=predictors_of_model(spec.executor, spec.model),
+        predictors=predictors_of_model(spec.executor, spec.model, spec.lengths),
         notes=tuple(notes),
     )
 
