@@ -2,28 +2,29 @@
 
     x = embedding[ids]
     every layer:  x += out(attention(rotate(qk_norm(qkv(norm(x))))))     piece (layer, "attention")
-                  x += down(silu(gate) * up)  of norm(x)                 piece (layer, "mlp")
+                  x += mlp(norm(x)), see mlp.py                          piece (layer, "mlp")
     hidden = norm(x[rows])                                               logits = head(hidden)
 
 A part's result is added to x by the next part's norm, in one pass.
 
 `forward` yields after each piece, so that whoever drives it may stop between any two and go on later; nothing
 outside the generator holds activations. q, k, v are one product and so are gate and up. Over N ranks each has
-1/N of the heads and of the MLP: `out` and `down` then yield partial sums, which `reduce` adds up.
+1/N of the heads and of each MLP: `out` and `mlp` then yield partial sums, which `reduce` adds up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from penstock.core.errors import BadModel
-from penstock.engine.torch.families import Shape
-from penstock.engine.torch.kernels import add_rms_norm, qk_norm_rope_, rms_norm, silu_mul
+from penstock.engine.torch.families import Experts, Shape
+from penstock.engine.torch.kernels import add_rms_norm, qk_norm_rope_, rms_norm
+from penstock.engine.torch.mlp import Mixture, Mlp, PlainMlp, Shared, Touched
 from penstock.engine.torch.ports import (
     AttentionBackend,
     Linear,
@@ -79,12 +80,16 @@ class Alone:
 
 @dataclass(slots=True)
 class StepInput:
-    """One step's tokens. `rows` are those whose logits are wanted; None = all of them, in order."""
+    """One step's tokens. `rows` are those whose logits are wanted; None = all of them, in order.
+
+    `touched` is filled by the forward.
+    """
 
     ids: Tensor  # int64 [T]
     positions: Tensor  # int64 [T]
     rows: Tensor | None  # int64 [R]
     meta: StepMeta
+    touched: Touched = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -95,8 +100,7 @@ class Layer:
     qk_norm: tuple[Tensor, Tensor, float] | None  # weights of q and of k [head_dim], epsilon
     out: Linear
     mlp_norm: Tensor
-    gate_up: Linear
-    down: Linear
+    mlp: Mlp
 
 
 @dataclass(slots=True)
@@ -128,7 +132,7 @@ class Decoder:
             part = self._attend(index, layer, normed, step)
             yield Piece(index, "attention", held)
             normed, x = add_norm(part, x, layer.mlp_norm, eps)
-            part = self.rank.reduce(layer.down(silu_mul(layer.gate_up(normed))))
+            part = self.rank.reduce(layer.mlp(normed, step.touched))
             yield Piece(index, "mlp", held)
         if step.rows is not None:
             x, part = x[step.rows], None if part is None else part[step.rows]
@@ -181,6 +185,25 @@ class _Packer:
         bias = self.folder.get(f"{name}.bias", (size,)) if has_bias else None
         return self.method.pack(weight, bias if self.rank.rank == 0 else None, shard)
 
+    def mlp(
+        self,
+        prefix: str,
+        names: tuple[str, str, str],
+        size: tuple[int, int],
+        has_bias: bool = False,
+    ) -> PlainMlp:
+        """`names` of gate, up and down; `size` is (hidden, width)."""
+        gate, up, down = (f"{prefix}{name}" for name in names)
+        hidden, width = size
+        return PlainMlp(
+            self.merged([(gate, width), (up, width)], hidden, has_bias),
+            self.split_input(down, hidden, width, has_bias),
+        )
+
+    def whole(self, weight: Tensor) -> Linear:
+        """A layer that every rank has whole."""
+        return self.method.pack(weight, None, self.shard("none"))
+
 
 def load_decoder(folder: WeightFolder, shape: Shape, method: LinearMethod, rank: Rank) -> Decoder:
     """Read and pack all layers; the attention backend is set afterwards, from the memory left. Raises BadModel."""
@@ -214,7 +237,7 @@ def load_decoder(folder: WeightFolder, shape: Shape, method: LinearMethod, rank:
 def _load_layer(packer: _Packer, shape: Shape, index: int, prefix: str) -> Layer:
     get, hidden = packer.folder.get, shape.hidden
     query, key = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    attn, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+    attn = f"{prefix}self_attn."
     qk_norm = None
     if shape.has_qk_norm:
         names = (f"{attn}q_norm.weight", f"{attn}k_norm.weight")
@@ -231,21 +254,49 @@ def _load_layer(packer: _Packer, shape: Shape, index: int, prefix: str) -> Layer
         qk_norm=qk_norm,
         out=packer.split_input(f"{attn}o_proj", hidden, query, shape.has_out_bias),
         mlp_norm=get(f"{prefix}post_attention_layernorm.weight", (hidden,)),
-        gate_up=packer.merged(
-            [(f"{mlp}gate_proj", shape.intermediate), (f"{mlp}up_proj", shape.intermediate)],
-            hidden,
-            shape.has_mlp_bias,
-        ),
-        down=packer.split_input(f"{mlp}down_proj", hidden, shape.intermediate, shape.has_mlp_bias),
+        mlp=_load_mlp(packer, shape, index, prefix),
+    )
+
+
+def _load_mlp(packer: _Packer, shape: Shape, index: int, prefix: str) -> Mlp:
+    mixed = shape.experts
+    if mixed is not None and mixed.layers[index]:
+        return _load_mixture(packer, shape, mixed, index, f"{prefix}{mixed.block}.")
+    names, width = ("gate_proj", "up_proj", "down_proj"), shape.intermediate
+    return packer.mlp(f"{prefix}mlp.", names, (shape.hidden, width), shape.has_mlp_bias)
+
+
+def _load_mixture(packer: _Packer, shape: Shape, mixed: Experts, index: int, block: str) -> Mixture:
+    hidden, get = shape.hidden, packer.folder.get
+    names, size = (mixed.gate, mixed.up, mixed.down), (hidden, mixed.width)
+    shared = None
+    if mixed.shared_width is not None:
+        whole = (hidden, mixed.shared_width)
+        shared = Shared(
+            packer.mlp(f"{block}shared_expert.", names, whole),
+            packer.whole(get(f"{block}shared_expert_gate.weight", (1, hidden))),
+        )
+    return Mixture(
+        layer=index,
+        router=packer.whole(get(f"{block}gate.weight", (mixed.count, hidden))),
+        experts=[
+            packer.mlp(f"{block}experts.{expert}.", names, size) for expert in range(mixed.count)
+        ],
+        top_k=mixed.top_k,
+        is_normed=mixed.is_normed,
+        shared=shared,
     )
 
 
 def check_split(shape: Shape, world: int, where: str) -> None:
-    """Raises BadModel unless heads and MLP divide over `world` ranks."""
+    """Raises BadModel unless heads and MLPs divide over `world` ranks."""
+    mixed = shape.experts
     for what, size in (
         ("attention heads", shape.num_heads),
         ("key/value heads", shape.num_kv_heads),
-        ("MLP width", shape.intermediate),
+        ("MLP width", shape.intermediate if mixed is None or not all(mixed.layers) else 0),
+        ("width of an expert", mixed.width if mixed else 0),
+        ("width of the shared expert", (mixed.shared_width or 0) if mixed else 0),
     ):
         if size % world:
             raise BadModel(

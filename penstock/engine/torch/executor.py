@@ -26,6 +26,7 @@ from penstock.engine.folder import ModelFacts
 from penstock.engine.torch.build import Built, EngineConfig
 from penstock.engine.torch.jobs import JobState, JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
+from penstock.engine.torch.mlp import ExpertLoads
 from penstock.engine.torch.sampler import Drawn, draw, token_logprobs
 from penstock.engine.torch.step import StepArrays, lay_out, prompt_span
 
@@ -72,6 +73,7 @@ class TorchExecutor:
             ),
             yield_grain="operator" if crew is None else "step",
         )
+        self.expert_loads = _expert_loads(built, facts)
         self._live: set[PlanId] = set()
         self._on_completion: Callable[[Completion], None] | None = None
         self._lane = Lane(
@@ -168,8 +170,9 @@ class TorchExecutor:
         arrays = lay_out(table, work, jobs)
         if self._crew is not None:
             self._crew.begin(arrays)
+        step = arrays.on(self._device)
         try:
-            hidden = yield from self._decoder.forward(arrays.on(self._device))
+            hidden = yield from self._decoder.forward(step)
             samplers = [job for chunk, job in zip(work, jobs, strict=True) if chunk.samples]
             drawn = NOTHING
             if samplers:
@@ -180,6 +183,8 @@ class TorchExecutor:
             if self._crew is None:
                 raise
             raise self._crew.abandon(error) from error
+        if self.expert_loads is not None:
+            self.expert_loads.add(plan.id, step.touched)
         outputs += self._note(work, jobs, drawn)
         return tuple(outputs)
 
@@ -245,6 +250,19 @@ class TorchExecutor:
 
 NOTHING = Drawn([], [], [])
 BROKEN = "the model gave no finite numbers for the next token"
+
+
+def _expert_loads(built: Built, facts: ModelFacts) -> ExpertLoads | None:
+    """None of models without experts. A rank's share of an expert counts as one."""
+    shape = facts.shape
+    if shape.experts is None:
+        return None
+    weights = 3 * shape.hidden * shape.experts.width // built.decoder.rank.world
+    return ExpertLoads(
+        num_layers=shape.num_layers,
+        num_experts=shape.experts.count,
+        each_bytes=weights * built.dtype.itemsize,
+    )
 
 
 def _finished_scores(chunk: Work, job: JobState) -> tuple[TokenLogprob | None, ...]:

@@ -1,6 +1,6 @@
 """Model families: what a config.json means, as one flat shape. Reads no weights and imports no torch.
 
-All families here are pre-norm decoders with rotary positions, grouped-query attention and a gated SiLU MLP. They
+All families here are pre-norm decoders with rotary positions, grouped-query attention and gated SiLU MLPs. They
 differ in a few facts only, so a family is a function that reads those facts out of its own spelling of the
 configuration, and one decoder (decoder.py) runs them all:
 
@@ -9,39 +9,48 @@ configuration, and one decoder (decoder.py) runs them all:
     qwen2     q, k, v always have a bias, o never; `use_sliding_window` from layer `max_window_layers` on
     qwen3     per-head RMS norm of q and k before the rotation; attention_bias as llama; windows as qwen2
 
-Positions come in two spellings: `rope_theta` + `rope_scaling` (older) and `rope_parameters` (transformers 5). Kinds
-that rescale with the length of the text in hand (dynamic, longrope) are refused: a cached key would have to be
-rotated again whenever its text grows.
+In three more the MLP of a layer is a mixture of experts (mlp.py), which families spell and route differently:
+
+    mixtral     attention as mistral, without a window unless stated; expert weights sum to one
+    qwen2_moe   attention as qwen2; one expert more that every token takes, through a gate of its own
+    qwen3_moe   attention as qwen3, a stated window covers every layer; `norm_topk_prob` as in qwen2_moe
+
+Qwen's `mlp_only_layers` and `decoder_sparse_step` leave a plain MLP in some layers.
+
+Positions are read in positions.py.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from penstock.core.errors import BadModel
-
-Config = Mapping[str, object]
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
-ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn")
+from penstock.engine.torch.positions import Rope, read_rope, stretched
+from penstock.engine.torch.reading import Config, Reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rope:
-    """Rotary positions. Fields beyond `theta` are read by the kinds that need them."""
+class Experts:
+    """The mixtures of a model: a token takes `top_k` of `count` experts of `width`.
 
-    kind: RopeKind = "default"
-    theta: float = 10000.0
-    factor: float = 1.0
-    original_context: int = 0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    attention_factor: float = 1.0
+    is_normed      the weights of a token's experts are scaled to sum to one
+    layers         one entry a layer; False = a plain MLP
+    shared_width   of the expert that every token takes; None = there is none
+    block, gate, up, down   how the tensors are called
+    """
+
+    count: int
+    top_k: int
+    width: int
+    is_normed: bool
+    layers: tuple[bool, ...]
+    shared_width: int | None = None
+    block: str = "mlp"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +74,7 @@ class Shape:
     has_out_bias: bool = False
     has_mlp_bias: bool = False
     has_qk_norm: bool = False
+    experts: Experts | None = None
     stored_dtype: str = "fp32"
 
     def kv_bytes_per_token(self, dtype: str) -> int:
@@ -78,7 +88,7 @@ STORED = {"float32": "fp32", "bfloat16": "bf16", "float16": "bf16"}
 def read_shape(config: Config, where: str) -> Shape:
     """Read a parsed config.json. `where` names the file in errors. Raises BadModel."""
     name = _architecture(config, where)
-    reader = _Reader(config, where)
+    reader = Reader(config, where)
     if "quantization_config" in config:
         raise BadModel(
             f"{where}: the weights are quantised, which this engine cannot read",
@@ -103,38 +113,7 @@ def _architecture(config: Config, where: str) -> str:
     return family
 
 
-class _Reader:
-    """Typed access to a config, with errors that name the file and the key."""
-
-    def __init__(self, config: Config, where: str) -> None:
-        self.config, self.where = config, where
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.config.get(key)
-        if value is None:
-            value = default
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise BadModel(f"{self.where}: {key} must be a positive integer, got {value!r}")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        return number(self.config, key, default, self.where)
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        value = self.config.get(key)
-        return default if value is None else bool(value)
-
-
-def number(table: Config, key: str, default: float | None, where: str) -> float:
-    value = table.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise BadModel(f"{where}: {key} must be a number, got {value!r}")
-    return float(value)
-
-
-def _llama(read: _Reader) -> Shape:
+def _llama(read: Reader) -> Shape:
     has_bias = read.flag("attention_bias")
     return _shape(
         read,
@@ -146,7 +125,7 @@ def _llama(read: _Reader) -> Shape:
     )
 
 
-def _mistral(read: _Reader) -> Shape:
+def _mistral(read: Reader) -> Shape:
     window = read.config.get("sliding_window", 4096)
     if window is not None:
         window = read.integer("sliding_window", 4096)
@@ -154,11 +133,11 @@ def _mistral(read: _Reader) -> Shape:
     return _shape(read, "mistral", max_context=131072, windows=(window,) * layers)
 
 
-def _qwen2(read: _Reader) -> Shape:
+def _qwen2(read: Reader) -> Shape:
     return _shape(read, "qwen2", max_context=32768, windows=_late_windows(read), has_qkv_bias=True)
 
 
-def _qwen3(read: _Reader) -> Shape:
+def _qwen3(read: Reader) -> Shape:
     has_bias = read.flag("attention_bias")
     return _shape(
         read,
@@ -172,7 +151,99 @@ def _qwen3(read: _Reader) -> Shape:
     )
 
 
-def _late_windows(read: _Reader) -> tuple[int | None, ...]:
+def _mixtral(read: Reader) -> Shape:
+    read = read.over(rope_theta=1e6, rms_norm_eps=1e-5)
+    layers = read.integer("num_hidden_layers")
+    return _shape(
+        read,
+        "mixtral",
+        max_context=131072,
+        windows=_one_window(read),
+        experts=_experts(
+            read,
+            (True,) * layers,
+            count=8,
+            top_k=2,
+            width=read.integer("intermediate_size"),
+            is_normed=True,
+            block="block_sparse_moe",
+            gate="w1",
+            up="w3",
+            down="w2",
+        ),
+    )
+
+
+def _qwen2_moe(read: Reader) -> Shape:
+    return _shape(
+        read,
+        "qwen2_moe",
+        max_context=32768,
+        windows=_late_windows(read),
+        has_qkv_bias=read.flag("qkv_bias", True),
+        experts=_experts(
+            read,
+            _sparse_layers(read),
+            count=60,
+            top_k=4,
+            width=read.integer("moe_intermediate_size", 1408),
+            is_normed=read.flag("norm_topk_prob"),
+            shared_width=read.integer("shared_expert_intermediate_size", 5632),
+        ),
+    )
+
+
+def _qwen3_moe(read: Reader) -> Shape:
+    has_bias = read.flag("attention_bias")
+    return _shape(
+        read,
+        "qwen3_moe",
+        max_context=32768,
+        windows=_one_window(read) if read.flag("use_sliding_window") else None,
+        has_qkv_bias=has_bias,
+        has_out_bias=has_bias,
+        has_qk_norm=True,
+        experts=_experts(
+            read,
+            _sparse_layers(read),
+            count=128,
+            top_k=8,
+            width=read.integer("moe_intermediate_size", 768),
+            is_normed=read.flag("norm_topk_prob"),
+        ),
+    )
+
+
+def _experts(
+    read: Reader, layers: tuple[bool, ...], *, count: int, top_k: int, **more: Any
+) -> Experts | None:
+    """None where no layer has any. `count` and `top_k` are what the family takes when the file is silent."""
+    if not any(layers):
+        return None
+    key = "num_local_experts" if read.config.get("num_local_experts") else "num_experts"
+    count, top_k = read.integer(key, count), read.integer("num_experts_per_tok", top_k)
+    if top_k > count:
+        raise BadModel(f"{read.where}: a token cannot take {top_k} of {count} experts")
+    return Experts(count=count, top_k=top_k, layers=layers, **more)
+
+
+def _sparse_layers(read: Reader) -> tuple[bool, ...]:
+    """Qwen's choice of layers that have experts."""
+    plain, step = read.config.get("mlp_only_layers") or [], read.integer("decoder_sparse_step", 1)
+    if not isinstance(plain, list):
+        raise BadModel(f"{read.where}: mlp_only_layers must be a list, got {plain!r}")
+    layers = range(read.integer("num_hidden_layers"))
+    return tuple(layer not in plain and (layer + 1) % step == 0 for layer in layers)
+
+
+def _one_window(read: Reader) -> tuple[int | None, ...] | None:
+    """The same stated window in every layer."""
+    if read.config.get("sliding_window") is None:
+        return None
+    return (read.integer("sliding_window"),) * read.integer("num_hidden_layers")
+
+
+def _late_windows(read: Reader) -> tuple[int | None, ...]:
     """Qwen's windows: `layer_types` where given, else from `max_window_layers` on, and only if switched on."""
     layers = read.integer("num_hidden_layers")
     if not read.flag("use_sliding_window"):
@@ -190,12 +261,13 @@ def _late_windows(read: _Reader) -> tuple[int | None, ...]:
 
 
 def _shape(
-    read: _Reader,
+    read: Reader,
     family: str,
     *,
     max_context: int,
     head_dim: int | None = None,
     windows: tuple[int | None, ...] | None = None,
+    experts: Experts | None = None,
     **flags: bool,
 ) -> Shape:
     hidden = read.integer("hidden_size")
@@ -223,77 +295,27 @@ def _shape(
         rope=rope,
         windows=windows or (None,) * layers,
         is_tied=read.flag("tie_word_embeddings"),
+        experts=experts,
         stored_dtype=STORED.get(str(stored), "fp32"),
         **flags,
     )
 
 
-def stretched(told: int, rope: Rope) -> int:
-    """The context a scaled model reaches: linear and yarn state the unscaled one."""
-    if rope.kind == "linear":
-        return int(told * rope.factor)
-    if rope.kind == "yarn":
-        return max(told, int(rope.original_context * rope.factor))
-    return told
-
-
-def read_rope(config: Config, max_context: int, where: str) -> Rope:
-    """Both spellings of rotary positions. Raises BadModel for the kinds that are not supported."""
-    table = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(table, Mapping):
-        raise BadModel(f"{where}: rope_parameters must be a table, got {table!r}")
-    theta = number({**config, **table}, "rope_theta", 10000.0, where)
-    kind = table.get("rope_type") or table.get("type") or "default"
-    partial = number({**config, **table}, "partial_rotary_factor", 1.0, where)
-    if kind not in ROPE_KINDS or partial != 1.0:
-        told = f"rope type {kind!r}" if partial == 1.0 else f"partial_rotary_factor {partial}"
-        raise BadModel(
-            f"{where}: {told} is not supported", hint=f"supported are {', '.join(ROPE_KINDS)}"
-        )
-    if kind == "default":
-        return Rope(theta=theta)
-    original = number(table, "original_max_position_embeddings", max_context, where)
-    factor = table.get("factor")
-    if factor is None and kind == "yarn":
-        factor = max_context / original
-    scale = number({"factor": factor}, "factor", None, where)
-    return Rope(
-        kind=kind,
-        theta=theta,
-        factor=scale,
-        original_context=int(original),
-        low_freq_factor=number(table, "low_freq_factor", 1.0, where),
-        high_freq_factor=number(table, "high_freq_factor", 4.0, where),
-        beta_fast=number(table, "beta_fast", 32.0, where),
-        beta_slow=number(table, "beta_slow", 1.0, where),
-        truncate=bool(table.get("truncate", True)),
-        attention_factor=_yarn_attention(table, scale, where) if kind == "yarn" else 1.0,
-    )
-
-
-def _yarn_attention(table: Config, factor: float, where: str) -> float:
-    """YaRN's temperature: 0.1 ln(factor) + 1 unless the file says otherwise."""
-
-    def mscale(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-    if table.get("attention_factor") is not None:
-        return number(table, "attention_factor", None, where)
-    if table.get("mscale") and table.get("mscale_all_dim"):
-        over = mscale(number(table, "mscale_all_dim", None, where))
-        return mscale(number(table, "mscale", None, where)) / over
-    return mscale(1.0)
-
-
-FAMILIES: dict[str, Callable[[_Reader], Shape]] = {
+FAMILIES: dict[str, Callable[[Reader], Shape]] = {
     "llama": _llama,
     "mistral": _mistral,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "mixtral": _mixtral,
+    "qwen2_moe": _qwen2_moe,
+    "qwen3_moe": _qwen3_moe,
 }
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen2MoeForCausalLM": "qwen2_moe",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
 }

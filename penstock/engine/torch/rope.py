@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from penstock.engine.torch.families import Rope
+from penstock.engine.torch.positions import Rope
 
 
 def frequencies(rope: Rope, head_dim: int) -> Tensor:

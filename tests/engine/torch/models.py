@@ -11,11 +11,17 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 SIZE = dict(
@@ -66,6 +72,37 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
         dict(use_sliding_window=True, sliding_window=20, max_window_layers=1),
     ),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, dict(head_dim=32, tie_word_embeddings=True)),
+    "mixtral": (MixtralForCausalLM, MixtralConfig, dict(num_local_experts=6)),
+    "qwen2-moe": (
+        Qwen2MoeForCausalLM,
+        Qwen2MoeConfig,
+        dict(num_experts=6, moe_intermediate_size=48, shared_expert_intermediate_size=80),
+    ),
+    "qwen3-moe": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        dict(
+            num_experts=16,
+            num_experts_per_tok=4,
+            moe_intermediate_size=32,
+            norm_topk_prob=True,
+            head_dim=32,
+        ),
+    ),
+    "qwen3-moe-mixed": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        dict(
+            num_hidden_layers=4,
+            num_experts=8,
+            num_experts_per_tok=3,
+            moe_intermediate_size=48,
+            decoder_sparse_step=2,
+            mlp_only_layers=[3],
+            use_sliding_window=True,
+            sliding_window=24,
+        ),
+    ),
 }
 
 

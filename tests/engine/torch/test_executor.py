@@ -143,15 +143,15 @@ async def test_a_failing_step_ends_alone(
     driver = Driver(executor)
     job, other = driver.job(PROMPT, GREEDY), driver.job(PROMPT, GREEDY)
     layer = executor._decoder.layers[1]
-    whole = layer.down
+    whole = layer.mlp
 
-    def fail(x: torch.Tensor) -> torch.Tensor:
+    def fail(x: torch.Tensor, touched: object) -> torch.Tensor:
         raise MemoryError
 
-    layer.down = fail
+    layer.mlp = fail
     done = await driver.step([(job, len(PROMPT))])
     assert done.error is not None and "out of memory" in done.error
-    layer.down = whole
+    layer.mlp = whole
     await driver.finish([other], 3)
     assert len(other.outputs) == 3
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from penstock.core.errors import BadConfig
 from penstock.engine.torch.attention import KvLayout
-from penstock.engine.torch.families import Rope
 from penstock.engine.torch.linear import (
     OneDnnLinear,
     PlainLinear,
@@ -21,6 +20,7 @@ from penstock.engine.torch.linear import (
 )
 from penstock.engine.torch.memory import CONTEXTS, block_bytes, choose_num_blocks, free_bytes
 from penstock.engine.torch.ports import LinearMethod, ShardSpec
+from penstock.engine.torch.positions import Rope
 from penstock.engine.torch.rope import RopeTable
 
 CPU = torch.device("cpu")
