@@ -30,6 +30,8 @@ PRESETS = {
     "vllm": ("fcfs", "full-fit", "vllm-v1", "recompute-last"),
     "watermark": ("edf", "watermark", "vllm-v1", "recompute-priority"),
     "sglang": ("fcfs", "full-fit", "sglang", "retract"),
+    "past-future": ("fcfs", "past-future", "vllm-v1", "recompute-last"),
+    "conservative": ("fcfs", "conservative", "vllm-v1", "recompute-last"),
 }
 
 

@@ -1,0 +1,63 @@
+"""Start a job only when everybody could write all that was asked for: nobody is ever evicted, memory stands empty.
+
+Source: the conservative baseline of the Past-Future scheduler (WuSiYu/lightllm-ae, commit d93ff69, ReqQueue with
+router_token_ratio 0), and its overcommitting variant.
+
+Idea: take every answer to reach its max_tokens, and admit while the memory at the worst moment to come suffices. A
+factor above 1 promises more memory than there is, for answers that end sooner.
+
+    yes     peak(running, job; lengths = max_tokens) <= overcommit * total, and need(job, known) <= free,
+            or nothing runs and need(job, known) <= free
+    no      blocks(num_prompt + max_tokens - 1) > total
+    later   otherwise
+
+See penstock.policy.admit.peak for the peak.
+
+Parameters: overcommit (of total blocks, default 1.0: nobody is evicted).
+
+Where we differ: memory is counted in blocks, and blocks that several jobs hold are counted once. Their server takes
+max_tokens for all requests from one setting; here it is each request's own. Where callers state the true length,
+overcommit 1.0 is the best that can be done without evicting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from penstock.core.views import JobView
+from penstock.policy.admit import Decision, View, can_ever_fit
+from penstock.policy.admit.peak import Crowd, left_of
+
+
+def longest(job: JobView) -> int:
+    return job.max_tokens
+
+
+@dataclass(slots=True)
+class Conservative:
+    overcommit: float = 1.0
+    _crowd: Crowd | None = field(init=False, default=None, repr=False)
+    _at: float = field(init=False, default=0.0, repr=False)  # the instant of the crowd
+
+    def __post_init__(self) -> None:
+        if not self.overcommit > 0:
+            raise ValueError(f"overcommit must be positive, got {self.overcommit}")
+
+    def decide(self, view: View) -> Decision:
+        ledger, job = view.ledger, view.job
+        if not can_ever_fit(job, ledger):
+            return Decision("no", "can outgrow the whole memory")
+        need, free = ledger.need(job, job.known), ledger.free
+        if need > free:
+            return Decision("later", f"needs {need} blocks, {free} free")
+        crowd = self._crowd
+        if crowd is None or crowd.ledger is not ledger or self._at != view.now:
+            crowd = self._crowd = Crowd.of(ledger, view.running, longest)
+            self._at = view.now
+        lefts, capacity = (left_of(job, longest),), self.overcommit * ledger.total
+        if crowd.known:
+            peak = crowd.peak(job, lefts)
+            if peak > capacity:
+                return Decision("later", f"would peak at {peak:.0f} of {capacity:.0f} blocks")
+        crowd.add(job, lefts)
+        return Decision("yes")
