@@ -99,11 +99,15 @@ class RecentLengths:
     def observe(self, event: Event) -> None:
         if not isinstance(event, Finished) or event.reason not in ("stop", "length"):
             return
-        self._all.add(event.num_output)
+        self.add(event.num_output)
         if self._traits:
             self._group(tuple(trait(event, event.num_prompt) for trait in self._traits)).add(
                 event.num_output
             )
+
+    def add(self, num_output: int) -> None:
+        """Note the length of an answer of nobody in particular, say one of an earlier run."""
+        self._all.add(num_output)
 
     def _group(self, key: Hashable) -> Window:
         """The window of a group, from now on the one that heard last."""
@@ -144,10 +148,13 @@ class RecentLengths:
         ordered = window.ordered
         first, last = bisect_right(ordered, done), len(ordered)
         along = u * (last - first + window.seeds + 1)
-        place = first + int(along)  # of the upper end of the gap
-        lower = done if place == first else ordered[place - 1] if place <= last else cap
+        step = int(along)
+        place = first + step  # of the upper end of the gap
         upper = ordered[place] if place < last else cap
-        if lower >= cap:
-            return cap
-        found = int(lower + (min(upper, cap) - lower) * (along % 1.0) + 0.5)
+        if upper > cap:
+            upper = cap
+        lower = ordered[place - 1] if step and place <= last else cap if step else done
+        if lower >= upper:
+            return upper
+        found = int(lower + (upper - lower) * (along - step) + 0.5)
         return found if found > done else done + 1

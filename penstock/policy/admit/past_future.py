@@ -34,9 +34,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from penstock.core.views import JobView
 from penstock.policy.admit import Decision, View, can_ever_fit
-from penstock.policy.admit.peak import Crowd, left_of
+from penstock.policy.admit.peak import Crowd, Guess, left_of
 
 
 @dataclass(slots=True)
@@ -67,7 +66,7 @@ class PastFuture:
         if view.running and self._is_resting(view):
             return Decision("later", "a job was refused just now")
         crowd, capacity = self._crowd_of(view), (1 - self.reserve) * ledger.total
-        lefts = [left_of(job, lambda job: _drawn(view, job)) for _ in crowd.lefts]
+        lefts = [left_of(job, drawn_by(view)) for _ in crowd.lefts]
         if crowd.known:
             peak = crowd.peak(job, lefts)
             if peak >= capacity:
@@ -88,12 +87,11 @@ class PastFuture:
         if crowd is None or crowd.ledger is not view.ledger or self._at != view.now:
             num = len(view.running)
             num_sets = min(self.max_sets, self.min_draws // num + 1) if num else self.max_sets
-            crowd = self._crowd = Crowd.of(
-                view.ledger, view.running, lambda job: _drawn(view, job), num_sets
-            )
+            crowd = self._crowd = Crowd.of(view.ledger, view.running, drawn_by(view), num_sets)
             self._at = view.now
         return crowd
 
 
-def _drawn(view: View, job: JobView) -> int:
-    return view.lengths.sample(job, view.rng.random())
+def drawn_by(view: View) -> Guess:
+    sample, random = view.lengths.sample, view.rng.random
+    return lambda job: sample(job, random())

@@ -38,6 +38,7 @@ def peak_blocks(
     known: NDArray[np.int64], left: NDArray[np.int64], *, size: int, shared: int = 0
 ) -> float:
     """The peak of at least one job, in blocks of `size` positions."""
+    left = np.maximum(left, 0)  # whose time is up ends with the step being planned
     order = np.argsort(-left, kind="stable")
     whole, odd = np.divmod(known[order] + (size - 1), size)
     grown, more = np.divmod(left[order], size)
@@ -68,9 +69,13 @@ class Crowd:
         cls, ledger: LedgerFork, running: Sequence[JobView], guess: Guess, num_sets: int = 1
     ) -> Crowd:
         """Of the jobs that still hold memory: who was evicted in this step has none."""
-        held = [ledger.held(job) for job in running]
+        held = list(map(ledger.held, running))
         jobs = [job for job, blocks in zip(running, held, strict=True) if blocks]
-        lefts = [[left_of(job, guess) for job in jobs] for _ in range(num_sets)]
+        done = [job.num_output + 1 for job in jobs]  # with what the step being planned gives
+        lefts = [
+            [guess(job) - tokens for job, tokens in zip(jobs, done, strict=True)]
+            for _ in range(num_sets)
+        ]
         return cls(ledger, [job.known for job in jobs], lefts, held=sum(held))
 
     def peak(self, job: JobView, lefts: Sequence[int]) -> float:
@@ -94,4 +99,4 @@ class Crowd:
 
 def left_of(job: JobView, guess: Guess) -> int:
     """Steps that a job goes on for after the one being planned."""
-    return max(0, guess(job) - job.num_output - 1)
+    return guess(job) - job.num_output - 1
