@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,13 @@ Folder = Callable[[], Path]
 
 @asynccontextmanager
 async def open_modelled(folder: Folder) -> AsyncIterator[Executor]:
-    caps = Caps(num_layers=32, max_context=NUM_BLOCKS * BLOCK_SIZE, max_repeat=1 << 20)
+    caps = Caps(
+        num_layers=32,
+        max_context=NUM_BLOCKS * BLOCK_SIZE,
+        max_repeat=1 << 20,
+        has_layer_ranges=True,
+        yield_grain="operator",
+    )
     executor = ModelledExecutor(Roofline(shape_of("llama-3.1-8b"), card_of("h100")), caps=caps)
     yield executor
     await executor.stop()
@@ -72,8 +79,17 @@ class Bench:
                 await self._waiter
         return self.heard[number - 1]
 
-    def plan(self, *pieces: tuple[int, int, int], ends: bool = False, size: int = 40) -> Plan:
-        """Pieces are (seq, start, tokens) of jobs with prompts of `size`; `ends`: new jobs end with their 1st token."""
+    def plan(
+        self,
+        *pieces: tuple[int, int, int],
+        ends: bool = False,
+        size: int = 40,
+        layers: Mapping[int, tuple[int, int]] = {},  # noqa: B006
+    ) -> Plan:
+        """Pieces are (seq, start, tokens) of jobs with prompts of `size`; `ends`: new jobs end with their 1st token.
+
+        `layers` by seq, of jobs that pass only some.
+        """
         self._plans += 1
         work, opened = [], []
         for seq, start, tokens in pieces:
@@ -82,7 +98,10 @@ class Bench:
                 self._met.add(seq)
                 opened.append(Opening(seq, request(seq, size, ends), 0))
             blocks = tuple(range(8 * (seq % 8), 8 * (seq % 8) + 8)) if is_new else ()
-            work.append(Work(seq, start, tokens, start + tokens >= size, blocks, is_new))
+            through = layers.get(seq)
+            is_inner = through is not None and through[1] < self.executor.caps.num_layers
+            samples = start + tokens >= size and not is_inner
+            work.append(Work(seq, start, tokens, samples, blocks, is_new, through))
         return Plan(id=PlanId(self._plans), work=tuple(work), opened=tuple(opened))
 
     async def run(self, *pieces: tuple[int, int, int], repeat: int = 1, **more: object) -> Done:
@@ -228,6 +247,60 @@ def test_a_plan_that_yields_can_be_resumed_to_its_end(check: Checked, grain: str
         done = await bench.completion(3 if isinstance(first, Yielded) else 1)
         assert isinstance(done, Done) and done.plan == plan.id
         assert [(one.seq, one.tokens) for one in done.outputs] == [(0, 1)]
+
+    check(body)
+
+
+def test_an_interrupt_of_a_yielded_plan_says_nothing_more(check: Checked) -> None:
+    async def body(bench: Bench) -> None:
+        plan = bench.plan((0, 0, 40))
+        bench.executor.launch(plan)
+        bench.executor.interrupt(plan.id, "operator")
+        assert isinstance(await bench.completion(1), Yielded)
+        bench.executor.interrupt(plan.id, "step")
+        await asyncio.sleep(0.05)
+        assert len(bench.heard) == 1
+        bench.executor.resume(plan.id)
+        assert isinstance(await bench.completion(2), Done)
+
+    check(body)
+
+
+def test_several_plans_can_be_suspended_and_one_of_them_aborted(check: Checked) -> None:
+    """Each goes on from where it stood, in any order; the aborted one is heard of no more."""
+
+    async def body(bench: Bench) -> None:
+        plans = [bench.plan((seq, 0, 40)) for seq in range(3)]
+        for number, plan in enumerate(plans, 1):
+            bench.executor.launch(plan)
+            bench.executor.interrupt(plan.id, "layer")
+            told = await bench.completion(number)
+            assert isinstance(told, Yielded) and told.plan == plan.id
+        bench.executor.abort(plans[1].id)
+        for number, plan in ((4, plans[2]), (5, plans[0])):
+            bench.executor.resume(plan.id)
+            done = await bench.completion(number)
+            assert isinstance(done, Done) and done.plan == plan.id
+        await bench.run((1, 0, 40))
+        assert [one.plan for one in bench.heard[3:]] == [3, 1, 4]
+
+    check(body)
+
+
+def test_a_prompt_can_pass_group_by_group_with_decodes_beside(check: Checked) -> None:
+    """Only the group that ends with the last layer yields a token; whoever passes all layers gets one each time."""
+
+    async def body(bench: Bench) -> None:
+        num_layers = bench.executor.caps.num_layers
+        assert bench.executor.caps.has_layer_ranges
+        await bench.run((0, 0, 40))
+        borders = (0, 1, 2, num_layers)
+        for at, layers in enumerate(pairwise(borders)):
+            done = await bench.run((0, 40 + at, 1), (1, 0, 40), layers={1: layers})
+            told = {one.seq: one.tokens for one in done.outputs if one.tokens}
+            assert told == ({0: 1, 1: 1} if layers[1] == num_layers else {0: 1})
+        done = await bench.run((0, 43, 1), (1, 40, 1))
+        assert {one.seq: one.tokens for one in done.outputs} == {0: 1, 1: 1}
 
     check(body)
 

@@ -117,26 +117,39 @@ class Decoder:
     rope: RopeTable
     attention: AttentionBackend | None = None
 
-    def forward(
-        self, step: StepInput, layers: tuple[int, int] | None = None
-    ) -> Generator[Piece, None, Tensor]:
+    def forward(self, step: StepInput) -> Generator[Piece, None, Tensor]:
         """Yields after every piece; returns the hidden states of `step.rows`, normed, [R, hidden]."""
-        x = self.embedding[step.ids]
-        held = 2 * x.numel() * x.element_size()
-        eps = self.shape.norm_eps
-        first, last = layers or (0, len(self.layers))
+        whole = (0, len(self.layers))
+        x, part = yield from self.through(self.embedding[step.ids], step, whole)
+        return self.finish(x, part, step.rows)
+
+    def through(
+        self, x: Tensor, step: StepInput, layers: tuple[int, int], beside: int = 0
+    ) -> Generator[Piece, None, tuple[Tensor, Tensor]]:
+        """Rows x [T, hidden] through some layers: what came out is the sum of both tensors.
+
+        `beside`: bytes of activations that whoever drives this holds besides.
+        """
+        held, eps = beside + 2 * x.numel() * x.element_size(), self.shape.norm_eps
         part: Tensor | None = None
-        for index in range(first, last):
+        for index in range(*layers):
             layer = self.layers[index]
             normed, x = add_norm(part, x, layer.attention_norm, eps)
             part = self._attend(index, layer, normed, step)
+            del normed  # not held while this stands still
             yield Piece(index, "attention", held)
             normed, x = add_norm(part, x, layer.mlp_norm, eps)
             part = self.rank.reduce(layer.mlp(normed, step.touched))
+            del normed
             yield Piece(index, "mlp", held)
-        if step.rows is not None:
-            x, part = x[step.rows], None if part is None else part[step.rows]
-        return add_norm(part, x, self.final_norm, eps)[0]
+        assert part is not None, "no layers to pass"
+        return x, part
+
+    def finish(self, x: Tensor, part: Tensor | None, rows: Tensor | None) -> Tensor:
+        """The last norm, of `rows` only."""
+        if rows is not None:
+            x, part = x[rows], None if part is None else part[rows]
+        return add_norm(part, x, self.final_norm, self.shape.norm_eps)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 [R, vocab]"""

@@ -26,6 +26,7 @@ from penstock.engine.folder import ModelFacts
 from penstock.engine.torch.build import Built, EngineConfig
 from penstock.engine.torch.jobs import JobState, JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
+from penstock.engine.torch.layered import forward_in_groups, settled
 from penstock.engine.torch.mlp import ExpertLoads
 from penstock.engine.torch.sampler import Drawn, draw, token_logprobs
 from penstock.engine.torch.step import StepArrays, lay_out, prompt_span
@@ -63,7 +64,10 @@ class TorchExecutor:
         self.num_blocks, self.block_size = built.num_blocks, config.block_size
         self._decoder, self._device, self._crew = built.decoder, built.device, crew
         self._table = JobTable(
-            vocab_size=facts.vocab_size, block_size=config.block_size, eos_ids=facts.eos_ids
+            vocab_size=facts.vocab_size,
+            block_size=config.block_size,
+            num_layers=facts.num_layers,
+            eos_ids=facts.eos_ids,
         )
         self._seeds = stream(config.seed, "sampling")
         self._caps = Caps(
@@ -71,6 +75,7 @@ class TorchExecutor:
             max_context=min(
                 config.max_context or facts.max_context, built.num_blocks * config.block_size
             ),
+            has_layer_ranges=crew is None,
             yield_grain="operator" if crew is None else "step",
         )
         self.expert_loads = _expert_loads(built, facts)
@@ -166,13 +171,21 @@ class TorchExecutor:
         outputs = [Sampled(seq, 0, error=reason) for seq, reason in refused.items()]
         if not work:
             return tuple(outputs)
+        is_layered = any([chunk.layers is not None for chunk in work])
+        if is_layered:
+            work = settled(work, table.num_layers)
         jobs = [table.place(chunk) for chunk in work]
         arrays = lay_out(table, work, jobs)
         if self._crew is not None:
             self._crew.begin(arrays)
         step = arrays.on(self._device)
         try:
-            hidden = yield from self._decoder.forward(step)
+            if is_layered:
+                hidden = yield from forward_in_groups(
+                    self._decoder, arrays, step, work=work, jobs=jobs
+                )
+            else:
+                hidden = yield from self._decoder.forward(step)
             samplers = [job for chunk, job in zip(work, jobs, strict=True) if chunk.samples]
             drawn = NOTHING
             if samplers:
@@ -203,7 +216,10 @@ class TorchExecutor:
         """Log-probabilities of prompt tokens, for jobs that asked."""
         if len(arrays.rows) == arrays.num_sampling:
             return
-        spans = [(job, prompt_span(chunk, job)) for chunk, job in zip(work, jobs, strict=True)]
+        table = self._table
+        spans = [
+            (job, prompt_span(table, chunk, job)) for chunk, job in zip(work, jobs, strict=True)
+        ]
         targets = [(job, at + 1) for job, span in spans for at in span]
         told: list[TokenLogprob] = []
         for part in arrays.logit_slices()[1 if arrays.num_sampling else 0 :]:
@@ -223,7 +239,8 @@ class TorchExecutor:
             if job.seq not in table.jobs:  # closed while this step was left in the middle
                 at += chunk.samples
                 continue
-            scored = () if job.num_prompt_logprobs is None else _finished_scores(chunk, job)
+            scores_none = job.num_prompt_logprobs is None or table.is_inner(chunk)
+            scored = () if scores_none else _finished_scores(chunk, job)
             if not chunk.samples:
                 if scored or job.request.kind == "score":
                     outputs.append(Sampled(job.seq, 0, prompt_logprobs=scored))

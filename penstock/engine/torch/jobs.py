@@ -14,11 +14,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from penstock.core.plans import Opening, Work
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import BlockHash, Request, Sampling, TokenLogprob
 from penstock.engine.torch.wishes import Wishes, wishes_of
+
+
+@dataclass(slots=True)
+class Carried:
+    """Hidden states [tokens, hidden] of a chunk, about to enter the layers named in `at`; see layered.py."""
+
+    start: int
+    tokens: int
+    at: dict[int, Tensor]
+
+    def is_of(self, work: Work) -> bool:
+        return work.layers is not None and (self.start, self.tokens) == (work.start, work.tokens)
 
 
 @dataclass(slots=True)
@@ -40,6 +53,7 @@ class JobState:
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     num_prompt_logprobs: int | None = None  # alternatives a prompt token; None = not wanted
     is_scored: bool = False  # the prompt's log-probabilities were told
+    carried: Carried | None = None  # of a chunk that has not passed all layers yet
 
     @property
     def num_output(self) -> int:
@@ -53,8 +67,10 @@ class JobState:
 class JobTable:
     """See the module's text."""
 
-    def __init__(self, *, vocab_size: int, block_size: int, eos_ids: tuple[int, ...]) -> None:
-        self.vocab_size, self.block_size = vocab_size, block_size
+    def __init__(
+        self, *, vocab_size: int, block_size: int, num_layers: int, eos_ids: tuple[int, ...]
+    ) -> None:
+        self.vocab_size, self.block_size, self.num_layers = vocab_size, block_size, num_layers
         self.eos_ids = frozenset(eos_ids)
         self.jobs: dict[int, JobState] = {}
         self.tokens: NDArray[np.int32] = np.zeros((8, 256), np.int32)
@@ -101,8 +117,10 @@ class JobTable:
             self._free.append(job.row)
 
     def place(self, work: Work) -> JobState:
-        """Note the blocks a planned job got, and forget what an aborted plan drew."""
+        """Note the blocks a planned job got, and forget what an aborted plan drew or another chunk carried."""
         job = self.jobs[work.seq]
+        if job.carried is not None and (work.is_fresh or not job.carried.is_of(work)):
+            job.carried = None
         if work.is_fresh:
             job.num_blocks = 0
             self.blocks[job.row] = 0
@@ -119,6 +137,10 @@ class JobTable:
         assert end <= job.known, f"job {work.seq} has no token at position {end - 1}"
         assert end <= job.num_blocks * self.block_size, f"job {work.seq} lacks blocks"
         return job
+
+    def is_inner(self, work: Work) -> bool:
+        """Whether this chunk stops before the last layer."""
+        return work.layers is not None and work.layers[1] < self.num_layers
 
     def append(self, job: JobState, token: int) -> None:
         self._fit_tokens(job.known + 1)

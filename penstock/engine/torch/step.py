@@ -38,6 +38,27 @@ class StepArrays(NamedTuple):
         starts = range(self.num_sampling, len(self.rows), PROMPT_ROWS)
         return first + [slice(at, min(at + PROMPT_ROWS, len(self.rows))) for at in starts]
 
+    def part(self, chunks: Sequence[int]) -> StepArrays:
+        """Some chunks of this step as a step that wants no logits."""
+        chosen = np.array(chunks)
+        starts, counts = self.query_start[:-1][chosen], np.diff(self.query_start)[chosen]
+        query_start = np.zeros(len(chosen) + 1, np.int32)
+        np.cumsum(counts, out=query_start[1:])
+        rows = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], counts)
+        context = self.context[chosen]
+        return StepArrays(
+            ids=self.ids[rows],
+            positions=self.positions[rows],
+            rows=np.zeros(0, np.int64),
+            slots=self.slots[rows],
+            query_start=query_start,
+            context=context,
+            block_table=self.block_table[chosen],
+            max_query=int(counts.max()),
+            max_context=int(context.max()),
+            num_sampling=0,
+        )
+
     def on(self, device: torch.device) -> StepInput:
         def moved(array: Ints | NDArray[np.int32]) -> torch.Tensor:
             tensor = torch.from_numpy(array)
@@ -73,7 +94,7 @@ def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> 
     return StepArrays(
         ids=table.tokens[holders, positions].astype(np.int64),
         positions=positions,
-        rows=_wanted_rows(work, jobs, query_start),
+        rows=_wanted_rows(table, work, jobs, query_start),
         slots=blocks * table.block_size + inside,
         query_start=query_start,
         context=ends.astype(np.int32),
@@ -114,7 +135,7 @@ def _lay_out_decodes(table: JobTable, work: Sequence[Work], jobs: Sequence[JobSt
 
 
 def _wanted_rows(
-    work: Sequence[Work], jobs: Sequence[JobState], query_start: NDArray[np.int32]
+    table: JobTable, work: Sequence[Work], jobs: Sequence[JobState], query_start: NDArray[np.int32]
 ) -> Ints:
     """Rows that sample, in order of work; then those whose prompt logprobs are wanted, job by job."""
     last = query_start[1:].astype(np.int64) - 1
@@ -124,14 +145,14 @@ def _wanted_rows(
     prompt_rows = [
         np.arange(span.start, span.stop) + (begin - chunk.start)
         for begin, chunk, job in zip(query_start.tolist(), work, jobs, strict=False)
-        if (span := prompt_span(chunk, job))
+        if (span := prompt_span(table, chunk, job))
     ]
     return np.concatenate((sampling, *prompt_rows)) if prompt_rows else sampling
 
 
-def prompt_span(work: Work, job: JobState) -> range:
+def prompt_span(table: JobTable, work: Work, job: JobState) -> range:
     """Positions of this chunk whose logits score the prompt's next token, not scored before."""
-    if job.num_prompt_logprobs is None:
+    if job.num_prompt_logprobs is None or table.is_inner(work):
         return range(0)
     first = max(work.start, len(job.prompt_logprobs) - 1, 0)
     return range(first, min(work.start + work.tokens, job.num_prompt - 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.plans import Done, Opening, Plan, Sampled, Work
@@ -12,6 +12,7 @@ from penstock.core.prompt import TokenPrompt
 from penstock.core.types import PlanId, Request, RequestId, Sampling
 from penstock.engine.torch.executor import TorchExecutor
 
+Layers = Mapping[int, tuple[int, int]]
 GREEDY = Sampling(temperature=0.0, ignore_eos=True)
 
 
@@ -55,7 +56,8 @@ class Driver:
         )
         return Held(self.seqs, request, answer)
 
-    def plan(self, parts: Sequence[tuple[Held, int]]) -> Plan:
+    def plan(self, parts: Sequence[tuple[Held, int]], layers: Layers = {}) -> Plan:  # noqa: B006
+        """`layers` by seq, of the jobs that pass only some."""
         self.plans += 1
         size = self.executor.block_size
         work, opened = [], []
@@ -67,26 +69,32 @@ class Driver:
             if not job.is_met:
                 opened.append(Opening(job.seq, job.request, job.answer))
                 job.is_met = True
+            through = layers.get(job.seq)
             samples = end == job.known and job.request.kind == "generate"
+            samples = samples and not self._is_inner(through)
             given = tuple(job.blocks) if job.is_fresh else tuple(fresh)
-            work.append(Work(job.seq, job.computed, tokens, samples, given, job.is_fresh))
+            work.append(Work(job.seq, job.computed, tokens, samples, given, job.is_fresh, through))
             job.is_fresh = False
         return Plan(id=PlanId(self.plans), work=tuple(work), opened=tuple(opened))
 
-    def apply(self, parts: Sequence[tuple[Held, int]], done: Done) -> None:
+    def _is_inner(self, through: tuple[int, int] | None) -> bool:
+        return through is not None and through[1] < self.executor.caps.num_layers
+
+    def apply(self, parts: Sequence[tuple[Held, int]], done: Done, layers: Layers = {}) -> None:  # noqa: B006
         for job, tokens in parts:
-            job.computed += tokens
+            if not self._is_inner(layers.get(job.seq)):
+                job.computed += tokens
         by_seq = {job.seq: job for job, _ in parts}
         for out in done.outputs:
             by_seq[out.seq].outputs += out.ids
             by_seq[out.seq].sampled.append(out)
 
-    async def step(self, parts: Sequence[tuple[Held, int]]) -> Done:
-        self.executor.launch(self.plan(parts))
+    async def step(self, parts: Sequence[tuple[Held, int]], layers: Layers = {}) -> Done:  # noqa: B006
+        self.executor.launch(self.plan(parts, layers))
         done = await asyncio.wait_for(self.told.get(), 60)
         assert isinstance(done, Done)
         if done.error is None:
-            self.apply(parts, done)
+            self.apply(parts, done, layers)
         return done
 
     def preempt(self, job: Held) -> None:

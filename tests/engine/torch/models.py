@@ -105,10 +105,26 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
     ),
 }
 
+DEEP: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
+    "llama-8": (LlamaForCausalLM, LlamaConfig, dict(num_hidden_layers=8, initializer_range=0.08)),
+    "qwen3-moe-8": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig,
+        dict(
+            num_hidden_layers=8,
+            num_experts=16,
+            num_experts_per_tok=4,
+            moe_intermediate_size=32,
+            norm_topk_prob=True,
+            initializer_range=0.08,
+        ),
+    ),
+}
+
 
 def make_reference(name: str, seed: int = 0) -> PreTrainedModel:
     """A random model with non-zero biases and uneven norms, so that forgetting any of them shows."""
-    model_class, config_class, changes = FAMILIES[name]
+    model_class, config_class, changes = {**FAMILIES, **DEEP}[name]
     torch.manual_seed(seed)
     model = model_class(config_class(**{**SIZE, **changes}))
     with torch.no_grad():

@@ -32,6 +32,7 @@ async def test_a_dead_rank_is_told(model_root: Path) -> None:
     folder, _ = saved(model_root, "qwen3")
     executor = open_executor(str(folder), ENGINE)
     (pid,) = executor.pids
+    assert executor.caps.yield_grain == "step" and not executor.caps.has_layer_ranges
     driver = Driver(executor)
     job = driver.job(list(range(5, 25)), GREEDY)
     await driver.finish([job], 3)

@@ -29,8 +29,8 @@ PROMPT = [3 + (11 * at) % 500 for at in range(60)]
 Routes = dict[int, tuple[Tensor, Tensor]]  # layer -> (experts, weights), [T, top_k]
 
 
-def routes_of(model: PreTrainedModel) -> Routes:
-    """What each layer's router of the reference chooses for PROMPT."""
+def routes_of(model: PreTrainedModel, ids: list[int]) -> Routes:
+    """What each layer's router of the reference chooses for these tokens."""
     found: Routes = {}
 
     def hook(index: int):  # type: ignore[no-untyped-def]
@@ -46,7 +46,7 @@ def routes_of(model: PreTrainedModel) -> Routes:
         if gate is not None
     ]
     with torch.inference_mode():
-        model(torch.tensor([PROMPT]))
+        model(torch.tensor([ids]))
     for one in hooks:
         one.remove()
     return found
@@ -63,7 +63,7 @@ def test_routes_are_the_references(
     """The same experts in the same order, the same weights, in every layer that has experts."""
     folder, model = saved(model_root, name)
     built = build_decoder(model_facts(folder), ENGINE, Alone(), None)
-    routes, ours = routes_of(model), {}
+    routes, ours = routes_of(model, PROMPT), {}
     route = Mixture.route
 
     def noted(self: Mixture, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def test_routes_are_the_references(
 async def test_loads_are_counted_exactly(model_root: Path, name: str) -> None:
     """By layer and step, against what the reference's routers chose for the same rows."""
     folder, model = saved(model_root, name)
-    routes = routes_of(model)
+    routes = routes_of(model, PROMPT)
     executor = open_executor(str(folder), ENGINE)
     driver, loads = Driver(executor), executor.expert_loads
     assert loads is not None

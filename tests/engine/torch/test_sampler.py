@@ -19,7 +19,7 @@ VOCAB = 600
 def tables(
     *chosen: Sampling, prompt: tuple[int, ...] = (5, 6), outputs: tuple[int, ...] = ()
 ) -> tuple[JobTable, list[JobState]]:
-    table = JobTable(vocab_size=VOCAB, block_size=16, eos_ids=(2,))
+    table = JobTable(vocab_size=VOCAB, block_size=16, num_layers=2, eos_ids=(2,))
     for seq, sampling in enumerate(chosen):
         request = Request(
             id=RequestId(str(seq)), model="m", prompt=TokenPrompt(prompt), sampling=sampling
