@@ -28,6 +28,20 @@ PRESETS: dict[str, dict[str, str]] = {
         "evict": "retract",
         "blocks": "lru",
     },
+    "split-fuse": {
+        "order": "requeue",
+        "admit": "full-fit",
+        "batch": "split-fuse",
+        "evict": "recompute-last",
+        "blocks": "lru",
+    },
+    "prefill-first": {
+        "order": "fcfs",
+        "admit": "watermark",
+        "batch": "prefill-first",
+        "evict": "recompute-last",
+        "blocks": "lru",
+    },
 }
 
 

@@ -25,6 +25,12 @@ TABLE: dict[str, dict[str, str]] = {
         "priority": "penstock.policy.order.priority:Priority",
         "edf": "penstock.policy.order.edf:Edf",
         "slack-edf": "penstock.policy.order.slack_edf:SlackEdf",
+        "requeue": "penstock.policy.order.requeue:Requeue",
+        "sjf": "penstock.policy.order.sjf:Sjf",
+        "lpm": "penstock.policy.order.lpm:Lpm",
+        "dfs-weight": "penstock.policy.order.dfs_weight:DfsWeight",
+        "vtc": "penstock.policy.order.vtc:Vtc",
+        "drr": "penstock.policy.order.drr:Drr",
     },
     "admit": {
         "full-fit": "penstock.policy.admit.full_fit:FullFit",
@@ -35,11 +41,17 @@ TABLE: dict[str, dict[str, str]] = {
     "batch": {
         "vllm-v1": "penstock.policy.batch.vllm_v1:VllmV1",
         "sglang": "penstock.policy.batch.sglang:Sglang",
+        "constant-dense": "penstock.policy.batch.constant_dense:ConstantDense",
+        "split-fuse": "penstock.policy.batch.split_fuse:SplitFuse",
+        "prefill-first": "penstock.policy.batch.prefill_first:PrefillFirst",
     },
     "evict": {
         "recompute-last": "penstock.policy.evict.recompute_last:RecomputeLast",
         "recompute-priority": "penstock.policy.evict.recompute_priority:RecomputePriority",
         "retract": "penstock.policy.evict.retract:Retract",
+        "least-computed": "penstock.policy.evict.least_computed:LeastComputed",
+        "cheapest-per-block": "penstock.policy.evict.cheapest_per_block:CheapestPerBlock",
+        "cache-aware": "penstock.policy.evict.cache_aware:CacheAware",
         "lru": "penstock.policy.evict.lru:Lru",
     },
     "route": {

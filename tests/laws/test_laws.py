@@ -98,7 +98,7 @@ def test_the_glass_refuses_writing() -> None:
 def test_parameters_come_from_configuration(kind: str, name: str) -> None:
     cls = find(kind, name)
     fields = [f for f in dataclasses.fields(cls) if f.init]
-    told = {f.name: f.default for f in fields if f.default is not None}
+    told = {f.name: f.default for f in fields if f.default not in (None, dataclasses.MISSING)}
     assert build(cls, told) == build(cls, {})
     with pytest.raises(BadConfig, match="no_such_parameter"):
         build(cls, {"no_such_parameter": 1})

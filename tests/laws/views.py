@@ -163,6 +163,7 @@ def order_view(rng: random.Random) -> order.View:
         cost=LinearCost(),
         lengths=HalfLengths(),
         columns=lambda: Columns(world.waiting),
+        ledger=world.ledger,
     )
 
 
@@ -196,7 +197,7 @@ def evict_view(rng: random.Random) -> evict.View | None:
         return None
     asker, fork = rng.choice(world.running), world.ledger.fork()
     freed: Callable[[Any], int] = fork.freeable
-    return evict.View(world.now, rng, rng.randrange(1, 20), asker, world.running, freed)
+    return evict.View(world.now, rng, rng.randrange(1, 20), asker, world.running, freed, fork)
 
 
 def bind(world: World, rng: random.Random, admit_name: str, evict_name: str) -> tuple[Any, Any]:
@@ -211,7 +212,7 @@ def bind(world: World, rng: random.Random, admit_name: str, evict_name: str) -> 
 
     def victims(job: Any, need: int, among: Sequence[Any], fork: ModelLedger) -> Any:
         assert need > 0 and any(job is other for other in world.running)
-        view = evict.View(world.now, rng, need, job, among, fork.freeable)
+        view = evict.View(world.now, rng, need, job, among, fork.freeable, fork)
         decision = evicting.decide(view)
         evict.law(view, decision)
         return decision.evictions

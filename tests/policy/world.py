@@ -107,6 +107,7 @@ class Replica:
             LinearCost(),
             HalfLengths(),
             lambda: Columns(waiting),
+            self.ledger,
         )
         ranked = self.ordering.decide(ranking_view)
         order.law(ranking_view, ranked)

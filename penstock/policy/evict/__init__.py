@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from penstock.core.views import BlockView, Eviction, JobView, Rng
+from penstock.core.views import BlockView, Eviction, JobView, LedgerFork, Rng
 
 Item = JobView | BlockView
 
@@ -26,6 +26,7 @@ class View:
     """`items`: running jobs in the order of admission, or cached blocks from the longest unused to the latest.
 
     `freed(item)`: blocks that become free when the item leaves (a job's shared blocks do not count).
+    `ledger`: the fork that the asker plans on; None about cached blocks.
     """
 
     now: float
@@ -34,6 +35,7 @@ class View:
     asker: JobView | None
     items: Iterable[Item]
     freed: Callable[[Item], int]
+    ledger: LedgerFork | None = None
 
 
 @dataclass(slots=True)
@@ -64,6 +66,20 @@ def take(view: View, ranked: Iterable[Item], *, stops_at_asker: bool = False) ->
         freed += view.freed(item)
         if stops_at_asker and item is view.asker:
             return Decision(tuple(taken), "the asker gives up")
+    return Decision(tuple(taken), f"{freed} of {view.need} blocks")
+
+
+def take_or_give_up(view: View, ranked: Iterable[Item]) -> Decision:
+    """Take items in the given order until they free enough; if the asker's turn comes before, it alone leaves."""
+    taken: list[Eviction[Item]] = []
+    freed = 0
+    for item in ranked:
+        if freed >= view.need:
+            break
+        if item is view.asker:
+            return Decision((Eviction(item),), "the asker gives up")
+        taken.append(Eviction(item))
+        freed += view.freed(item)
     return Decision(tuple(taken), f"{freed} of {view.need} blocks")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Protocol
 
-from penstock.core.views import Columns, Cost, JobView, Lengths, Rng
+from penstock.core.views import Columns, Cost, JobView, Ledger, Lengths, Rng
 
 STABLE = (
     1 << 30
@@ -20,7 +20,10 @@ FEW = 64  # jobs up to which plain Python sorts faster than arrays are gathered
 
 @dataclass(slots=True)
 class View:
-    """`waiting` is in arrival order, with preempted jobs first (latest preempted at the head)."""
+    """`waiting` is in arrival order, with preempted jobs first (latest preempted at the head).
+
+    `ledger` tells what each would find in the prefix cache; None: nothing is known of it.
+    """
 
     now: float
     rng: Rng
@@ -29,6 +32,7 @@ class View:
     cost: Cost
     lengths: Lengths
     columns: Callable[[], Columns]  # over `waiting`
+    ledger: Ledger | None = None
 
 
 @dataclass(slots=True)
@@ -60,6 +64,14 @@ def deadline_at(job: JobView) -> float:
     if slo.tpot_s is None:
         return at
     return min(at, job.first_token_at + slo.tpot_s * job.num_output)
+
+
+def num_returned(waiting: Sequence[JobView]) -> int:
+    """How many of the waiting were preempted; they stand first."""
+    for place, job in enumerate(waiting):
+        if not job.num_preemptions:
+            return place
+    return len(waiting)
 
 
 class Policy(Protocol):

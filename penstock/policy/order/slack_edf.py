@@ -31,10 +31,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.core.views import Chunk, JobView
+from penstock.core.views import Chunk
 from penstock.policy.order import FEW, STABLE, Decision, View, deadline_at
-
-POINTS = 33
+from penstock.policy.order.sizes import prefill_s, prefills_s
 
 
 @dataclass(slots=True)
@@ -54,27 +53,16 @@ class SlackEdf:
             return Decision(waiting, stable_for=STABLE)
         if len(waiting) <= FEW:
             deadlines = np.array([deadline_at(job) for job in waiting])
-            prefill_s = np.array([self._prefill_s(view, job) for job in waiting])
+            seconds = np.array([prefill_s(view, job) for job in waiting])
         else:
             columns = view.columns()
             deadlines = columns["deadline_at"]
-            prefill_s = self._interpolated(view, columns["todo"])
-        slack = deadlines - view.now - prefill_s - self._answer_s(view, deadlines)
+            seconds = prefills_s(view, columns["todo"])
+        slack = deadlines - view.now - seconds - self._answer_s(view, deadlines)
         ranks, num_demoted = rank(deadlines, slack, self.margin_s)
         return Decision(
             [waiting[i] for i in ranks], f"{num_demoted} demoted" if num_demoted else ""
         )
-
-    @staticmethod
-    def _prefill_s(view: View, job: JobView) -> float:
-        return view.cost.predict((Chunk(job, job.todo),))
-
-    def _interpolated(self, view: View, todo: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Predicted seconds as a function of size, through jobs at evenly spread ranks of size."""
-        by_size = np.argsort(todo, kind="stable")
-        picks = by_size[np.linspace(0, len(todo) - 1, POINTS).astype(int)].tolist()
-        seconds = [self._prefill_s(view, view.waiting[i]) for i in picks]
-        return np.interp(todo, todo[picks], seconds)
 
     def _answer_s(
         self, view: View, deadlines: Sequence[float] | NDArray[np.float64]

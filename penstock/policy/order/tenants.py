@@ -1,0 +1,153 @@
+"""Who asked, who waits, who was served: the books of the fair orders, kept from the events of their replica.
+
+A tenant is *backlogged* while at least one of its jobs waits. Service is counted in weighted tokens: a job's prompt
+when it is admitted for the first time (what a preempted job computes again is not its tenant's doing), every token of
+its answer as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.core.events import Arrived, Completed, Event, Finished, Stepped
+from penstock.core.views import JobView
+from penstock.policy.order import View, num_returned
+
+
+@dataclass(slots=True)
+class Asked:
+    """One job that has not ended."""
+
+    tenant: str
+    num_prompt: int
+    is_waiting: bool = True
+    is_charged: bool = False
+
+
+@dataclass(slots=True)
+class Books:
+    """`returns(tenant)` is called when a tenant without waiting jobs gets one, before that counts;
+    `prompts(tenant, tokens)` and `outputs(tenant, tokens)` for service it gets, in weighted tokens.
+    """
+
+    returns: Callable[[str], None]
+    prompts: Callable[[str, float], None]
+    outputs: Callable[[str, float], None]
+    prompt_weight: float
+    output_weight: float
+    num_waiting: dict[str, int] = field(default_factory=dict)  # of backlogged tenants alone
+    last_served: str | None = None  # whose job was the last to stop waiting
+    _jobs: dict[int, Asked] = field(default_factory=dict)
+    _firsts: dict[str, tuple[int, int]] = field(default_factory=dict)  # seq, answers left
+
+    def hear(self, event: Event) -> None:
+        if isinstance(event, Completed):
+            self._hear_tokens(event)
+        elif isinstance(event, Stepped):
+            for seq in event.evicted:
+                self._enter(seq)
+            for seq in event.admitted:
+                self._admit(seq)
+        elif isinstance(event, Arrived):
+            self._firsts[event.request] = event.seq, event.n
+            for seq in range(event.seq, event.seq + event.n):
+                self._jobs[seq] = Asked(event.tenant, event.num_prompt, is_waiting=False)
+                self._enter(seq)
+        elif isinstance(event, Finished):
+            self._finish(event)
+
+    def tenants(self) -> set[str]:
+        """Those with jobs that have not ended."""
+        return {job.tenant for job in self._jobs.values()}
+
+    def _enter(self, seq: int) -> None:
+        job = self._jobs.get(seq)
+        if job is None or job.is_waiting:
+            return
+        if job.tenant not in self.num_waiting:
+            self.returns(job.tenant)
+        self.num_waiting[job.tenant] = self.num_waiting.get(job.tenant, 0) + 1
+        job.is_waiting = True
+
+    def _leave(self, job: Asked) -> None:
+        if not job.is_waiting:
+            return
+        job.is_waiting = False
+        self.last_served = job.tenant
+        left = self.num_waiting[job.tenant] - 1
+        if left:
+            self.num_waiting[job.tenant] = left
+        else:
+            del self.num_waiting[job.tenant]
+
+    def _admit(self, seq: int) -> None:
+        job = self._jobs.get(seq)
+        if job is None:
+            return
+        self._leave(job)
+        if not job.is_charged:
+            job.is_charged = True
+            self.prompts(job.tenant, self.prompt_weight * job.num_prompt)
+
+    def _hear_tokens(self, event: Completed) -> None:
+        tokens_of: dict[str, int] = {}
+        jobs = self._jobs
+        for seq, tokens, _, _ in event.outputs:
+            job = jobs.get(seq)
+            if job is not None and tokens:
+                tokens_of[job.tenant] = tokens_of.get(job.tenant, 0) + tokens
+        for tenant, tokens in tokens_of.items():
+            self.outputs(tenant, self.output_weight * tokens)
+
+    def _finish(self, event: Finished) -> None:
+        first, left = self._firsts.get(event.request, (None, 0))
+        if first is None:
+            return
+        job = self._jobs.pop(first + event.answer, None)
+        if job is not None:
+            self._leave(job)
+        if left > 1:
+            self._firsts[event.request] = first, left - 1
+        else:
+            del self._firsts[event.request]
+
+
+@dataclass(slots=True)
+class Lines:
+    """The waiting jobs as one line a tenant. `owner`: place in `tenants` of each job's; `charge`: what admitting it
+    will cost; `ahead`: what admitting those of its own tenant before it will.
+    """
+
+    tenants: list[str]
+    owner: NDArray[np.intp]
+    charge: NDArray[np.float64]
+    ahead: NDArray[np.float64]
+
+
+def lines_of(view: View, prompt_weight: float) -> Lines:
+    waiting: Sequence[JobView] = view.waiting
+    places: dict[str, int] = {}
+    owners = [places.setdefault(job.request.tenant, len(places)) for job in waiting]
+    owner = np.array(owners, dtype=np.intp)
+    charge = prompt_weight * view.columns()["num_prompt"]
+    charge[: num_returned(waiting)] = 0.0
+    by_owner = np.argsort(owner, kind="stable")
+    ordered = charge[by_owner]
+    ahead = np.cumsum(ordered) - ordered
+    starts = np.flatnonzero(np.diff(owner[by_owner], prepend=-1))
+    ahead -= np.repeat(ahead[starts], np.diff(starts, append=len(owner)))
+    found = np.empty_like(ahead)
+    found[by_owner] = ahead
+    return Lines(list(places), owner, charge, found)
+
+
+def check_weights(prompt_weight: float, output_weight: float, shares: dict[str, float]) -> None:
+    """Raise ValueError for weights that no service can be counted with."""
+    if prompt_weight < 0 or output_weight < 0 or prompt_weight + output_weight <= 0:
+        raise ValueError("prompt_weight and output_weight must not be negative, nor both 0")
+    for tenant, share in shares.items():
+        if not share > 0:
+            raise ValueError(f"shares.{tenant} must be positive, got {share}")
