@@ -3,7 +3,7 @@
 A real replica is brought to that point by an executor that answers at once; the policies are then asked about its real
 views (its job lists, columns, ledger and length history), a fresh policy each time, taught by the events so far. Two
 situations: `roomy` (memory for a few more jobs) and `short` (not every running job can write its next token). Of each
-policy the least, the median and the longest processor time of `--times` calls are told; a busy machine adds to the last.
+policy the least, the median and the longest processor time of `--times` calls are told; a busy machine adds to it.
 
     python benchmarks/decide.py [--running 256] [--waiting 2000] [--times 15] [--only past-future] [--json FILE]
 """
