@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from penstock.core.types import BlockHash, Phase, PlanId, Request, TokenLogprob
 
 
@@ -35,8 +37,7 @@ class Opening(NamedTuple):
     answer: int
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(Struct, gc=False):
     """What an executor runs: one lane of one step, self-contained (it may cross a process boundary)."""
 
     id: PlanId
@@ -103,8 +104,7 @@ class Counted(Done):
         return tuple([Sampled(seq, tokens, (), is_stop) for seq, tokens, is_stop, _ in self.counts])
 
 
-@dataclass(frozen=True, slots=True)
-class Yielded:
+class Yielded(Struct, frozen=True, gc=False):
     """A plan stopped inside its forward and can be resumed; `activation_bytes` stay held meanwhile."""
 
     plan: PlanId

@@ -12,13 +12,15 @@ steps. One step runs a `Batch` of `Lane`s of `Chunk`s. Positions of a job fall i
 protocols of core.views and never see token ids, block ids or the true output length.
 
 Times are seconds of the running loop's clock, sizes are tokens unless the name says bytes or blocks.
-This module and core.views import the standard library only and no asyncio: `policy` imports them, and must stay pure.
+This module and core.views import the standard library, msgspec and no asyncio: `policy` imports them and must be pure.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, NewType, Protocol, runtime_checkable
+
+from msgspec import Struct
 
 SCHEMA = 1  # major version of everything written or sent; see core.schema
 
@@ -257,12 +259,8 @@ class Output(NamedTuple):
     code: str | None = None  # class of core.errors that `error` is raised as; None = StepFailed
 
 
-@dataclass(slots=True, kw_only=True)
-class Report:
-    """What a replica last said about itself: possibly stale, the only thing other machines see.
-
-    Read-only; not declared frozen, which would make it four times as dear, and one is made whenever a replica changes.
-    """
+class Report(Struct, kw_only=True, gc=False):
+    """What a replica last said about itself: possibly stale, the only thing other machines see. Read-only."""
 
     replica: str
     at: float

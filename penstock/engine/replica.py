@@ -31,6 +31,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from penstock.core.clock import now as loop_now
 from penstock.core.errors import ContextTooLong, Draining, Overloaded
 from penstock.core.events import Cancelled, Completed, Event, Refused, Stepped
@@ -65,8 +67,7 @@ class ReplicaConfig:
     is_checked: bool = False
 
 
-@dataclass(slots=True)
-class Flight:
+class Flight(Struct, gc=False):
     """A launched plan, and the live jobs behind its plain numbers."""
 
     plan: Plan

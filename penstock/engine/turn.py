@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import get_args
 
+from msgspec import Struct
+
 from penstock.core.rng import stream
 from penstock.core.types import Caps, Phase
 from penstock.core.views import Answer, Chunk, Columns, Cost, Eviction, JobView, LedgerFork, Lengths
@@ -55,8 +57,7 @@ class IdleBlock:
     num_blocks: int = 1
 
 
-@dataclass(slots=True)
-class Verdict:
+class Verdict(Struct, gc=False):
     """What the policies decided for one step, and for how many more it would stay the same. `chunks`: by lane."""
 
     decision: batch.Decision

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from dataclasses import dataclass
 
@@ -81,7 +80,7 @@ class Judge:
     ) -> Difference:
         fields: tuple[str, ...] = ()
         if recorded is not None and type(recorded) is type(replayed):
-            names = (field.name for field in dataclasses.fields(recorded))
+            names = recorded.__struct_fields__
             fields = tuple(
                 name for name in names if getattr(recorded, name) != getattr(replayed, name)
             )

@@ -8,7 +8,8 @@ share, and `free_blocks` and `why`, as at the launch. Hashes of blocks filled on
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from penstock.core.events import Completed, Event, Header, Stepped
 
@@ -19,7 +20,7 @@ def _steps(launch: Stepped, end: Completed) -> Iterator[Stepped | Completed]:
     for i in range(num):
         is_last = i == num - 1
         first = {} if i == 0 else {"admitted": (), "evicted": ()}
-        yield replace(launch, at=at, repeat=1, **first)  # type: ignore[arg-type]
+        yield replace(launch, at=at, repeat=1, **first)
         at = end.ends[i]
         yield replace(
             end,

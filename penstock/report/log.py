@@ -13,7 +13,6 @@ written to a temporary name and renamed, so a log is never found without one; an
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
 import logging
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import get_args
 
 import msgspec
+import msgspec.structs
 
 from penstock.core.errors import BadTrace, SchemaMismatch
 from penstock.core.events import Event, Header, Opened
@@ -35,7 +35,7 @@ MANY = 256  # lines hashed or handed over together
 FLUSH_AFTER_S = 0.5
 LOG_NAME = re.compile(r"\.jsonl(\.\d+)?$")
 KINDS: dict[str, type[Event]] = {
-    str(cls.__dataclass_fields__["kind"].default): cls for cls in get_args(Event)
+    str(msgspec.structs.fields(cls)[0].default): cls for cls in get_args(Event)
 }
 _log = logging.getLogger("penstock.report")
 encode = msgspec.json.Encoder().encode
@@ -87,7 +87,7 @@ class Digest:
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Header):
-            event = dataclasses.replace(event, wall_at=0.0)
+            event = msgspec.structs.replace(event, wall_at=0.0)
         self._lines.append(encode(event))
         if len(self._lines) == MANY:
             self.flush()

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
+from msgspec import structs
 
 from penstock.core.events import Event, Finished, Stepped
 from penstock.core.prompt import TracedPrompt
@@ -96,7 +97,7 @@ def test_repeated_steps_equal_single_ones(preset: str, num_blocks: int) -> None:
         sorted(seen(events, Finished), key=lambda e: (e.request, e.answer))
         for events in (single, repeated)
     ]
-    at_zero = [[dataclasses.replace(event, at=0.0) for event in one] for one in ends]
+    at_zero = [[structs.replace(event, at=0.0) for event in one] for one in ends]
     assert at_zero[0] == at_zero[1]
     assert len(at_zero[0]) == 60
     num_steps = len(seen(single, Stepped)), len(seen(repeated, Stepped))

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from penstock.cluster.router import Router
 from penstock.cluster.spec import ReplicaSpec, policy_of
@@ -211,7 +212,7 @@ async def test_wall_clock_runs_replay_identically(seed: int, tmp_path: Path) -> 
 
 
 def changed(log: list[Event], place: int, **values: object) -> list[Event]:
-    return [*log[:place], dataclasses.replace(log[place], **values), *log[place + 1 :]]
+    return [*log[:place], structs.replace(log[place], **values), *log[place + 1 :]]
 
 
 def first(log: list[Event], kind: type, after: int = 0) -> int:
@@ -227,7 +228,7 @@ def test_logs_that_spell_out_the_hashes_of_a_trace_replay_too() -> None:
         if isinstance(event, Arrived) and event.hash_ids:
             prompt = TracedPrompt(event.num_prompt, event.hash_ids)
             spelt = tuple(each.hex() for each in prompt.blocks(16))
-            event = dataclasses.replace(event, hashes=spelt, hash_ids=(), traced_size=None)
+            event = structs.replace(event, hashes=spelt, hash_ids=(), traced_size=None)
         old.append(event)
     assert old != log
     judge = replay_replica(old, parts(record))
@@ -243,7 +244,7 @@ def test_a_changed_decision_is_found_where_it_is() -> None:
         replay_replica(changed(log, place, digest="0" * 32), parts(record))
     found = caught.value.difference
     assert (found.number, found.fields) == (number, ("digest",))
-    assert found.recorded == dataclasses.replace(log[place], digest="0" * 32)
+    assert found.recorded == structs.replace(log[place], digest="0" * 32)
     assert found.replayed == log[place]
     told = str(found)
     assert f"decision {number} differs" in told and "digest" in told and "num_waiting" in told

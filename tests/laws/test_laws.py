@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from penstock.core.config import build
 from penstock.core.errors import BadConfig
@@ -47,6 +49,8 @@ def plain(thing: Any) -> Any:
         return ("job", thing.seq)
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         return [plain(getattr(thing, f.name)) for f in dataclasses.fields(thing)]
+    if isinstance(thing, Struct):
+        return [plain(value) for value in astuple(thing)]
     if isinstance(thing, (list, tuple)):
         return [plain(item) for item in thing]
     return thing if isinstance(thing, (str, int, float, type(None))) else type(thing).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from msgspec import structs
 
 from penstock.core.events import Completed, Event, Stepped
 from penstock.report.expand import expand
@@ -19,9 +20,9 @@ def told(events: list[Event]) -> list[Event]:
     found: list[Event] = []
     for event in events:
         if isinstance(event, Stepped):
-            found.append(dataclasses.replace(event, plan=0, free_blocks=0, why=""))
+            found.append(structs.replace(event, plan=0, free_blocks=0, why=""))
         elif isinstance(event, Completed):
-            found.append(dataclasses.replace(event, plan=0))
+            found.append(structs.replace(event, plan=0))
         elif event.kind != "opened":
             found.append(event)
     return found

@@ -48,7 +48,7 @@ def one_of_each() -> list[Event]:
     for cls in typing.get_args(Event):
         hints = typing.get_type_hints(cls, vars(events))
         values = {}
-        for name in cls.__dataclass_fields__:
+        for name in cls.__struct_fields__:
             if name in ("kind", "schema"):
                 continue
             hint = hints[name]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import io
 import json
 import re
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from penstock.__main__ import run
 from penstock.core.events import Event, Header, Stepped
@@ -97,7 +97,7 @@ def test_replay_says_identical_or_where_not(
     assert run(["replay", str(path)]) == 0
     assert re.fullmatch(r"replica-0: \d+ decisions, all identical\n", capsys.readouterr().out)
     place = [i for i, event in enumerate(events) if isinstance(event, Stepped)][40]
-    events[place] = dataclasses.replace(events[place], digest="another", why="a whim")  # type: ignore[call-arg]
+    events[place] = structs.replace(events[place], digest="another", why="a whim")
     write(tmp_path / "b.jsonl", events)
     assert run(["replay", str(tmp_path)]) == 1
     told = capsys.readouterr().out

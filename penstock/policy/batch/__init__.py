@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
+
 from penstock.core.types import Caps
 from penstock.core.views import (
     Admit,
@@ -55,8 +57,7 @@ class View:
     busy_lanes: Sequence[int] = ()
 
 
-@dataclass(slots=True)
-class Decision:
+class Decision(Struct, gc=False):
     """`stable_for`: steps for which the same chunks would be planned if nothing arrived, ended or ran short."""
 
     batch: Batch = Batch()
