@@ -146,7 +146,8 @@ class Cancelled(Struct, kw_only=True, frozen=True, gc=False):
 class Stepped(Struct, kw_only=True, gc=False):
     """One call of the policies and what was launched (decision); `plan` None = nothing could run.
 
-    `digest` covers ranking, admissions, evictions and lanes; `chunks` lists (seq, tokens) of each lane in order.
+    `digest` covers ranking, admissions, evictions and lanes, and is "" when this event says all that was decided;
+    `chunks` lists (seq, tokens) of each lane in order.
     `repeat` identical steps were asked for; Completed says how many were run.
     """
 

@@ -4,6 +4,7 @@ Read-only once made; Plan and Done are not declared frozen because one of each i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +30,29 @@ class Work(NamedTuple):
     phase: Phase = "extend"
 
 
+class Decodes(Struct, gc=False):
+    """The work of a plain decode step, by columns: job `seqs[i]` computes position `starts[i]` and samples.
+
+    Reads like a tuple of Work. `fresh`: by seq, the ids of blocks that a job got since it was last planned.
+    """
+
+    seqs: tuple[int, ...]
+    starts: tuple[int, ...]
+    fresh: dict[int, tuple[int, ...]]
+
+    def __len__(self) -> int:
+        return len(self.seqs)
+
+    def __iter__(self) -> Iterator[Work]:
+        get = self.fresh.get
+        pairs = zip(self.seqs, self.starts, strict=True)
+        return iter([Work(seq, start, 1, True, get(seq, ())) for seq, start in pairs])
+
+    def __getitem__(self, place: int) -> Work:
+        seq = self.seqs[place]
+        return Work(seq, self.starts[place], 1, True, self.fresh.get(seq, ()))
+
+
 class Opening(NamedTuple):
     """A job the executor has not met: sent with the first plan that runs it."""
 
@@ -41,7 +65,7 @@ class Plan(Struct, gc=False):
     """What an executor runs: one lane of one step, self-contained (it may cross a process boundary)."""
 
     id: PlanId
-    work: tuple[Work, ...]
+    work: tuple[Work, ...] | Decodes
     opened: tuple[Opening, ...] = ()
     closed: tuple[int, ...] = ()  # jobs whose state the executor may drop
     lane: int = 0

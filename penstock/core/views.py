@@ -6,8 +6,10 @@ object runs in the simulator, in the engine and on a cluster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+from msgspec import Struct
 
 from penstock.core.types import (
     Kind,
@@ -109,10 +111,28 @@ class Chunk(NamedTuple):
     phase: Phase = "extend"
 
 
+class Singles(Struct, gc=False):
+    """One position of each of `jobs`, all of which yield a token: the plain decode step, which nearly every step is.
+
+    Reads like a tuple of chunks.
+    """
+
+    jobs: tuple[JobView, ...]
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter([Chunk(job, 1) for job in self.jobs])
+
+    def __getitem__(self, place: int) -> Chunk:
+        return Chunk(self.jobs[place], 1)
+
+
 class Lane(NamedTuple):
     """Chunks that share one slice of the device; 0 < share <= 1."""
 
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[Chunk, ...] | Singles
     share: float = 1.0
 
 

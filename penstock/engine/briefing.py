@@ -4,20 +4,19 @@ An executor keeps the state of the jobs it met (tokens, block table, sampler). I
 only of the blocks it does not know yet, and in the end that the job is closed. After a preemption the block table
 starts afresh, the other state stays.
 
-Nearly every chunk there is continues a job by one token inside a block it holds; `plan` writes those itself, in one
-pass that also finds out for how many steps the same plan could go on. All others go through `_work`.
+Nearly every step there is continues every job by one token inside a block it holds: `_decodes` writes those in one
+pass, by columns, and also finds out for how many steps the same plan could go on. Until a job reaches `_calm` there is
+nothing to do about its blocks. Chunks of all other steps go through `_work`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
-from penstock.core.plans import Opening, Plan, Work
+from penstock.core.plans import Decodes, Opening, Plan, Work
 from penstock.core.types import Job, PlanId
-from penstock.core.views import Batch, Chunk, Lane
+from penstock.core.views import Batch, Chunk, JobView, Lane, Singles
 from penstock.engine.ledger import BlockLedger
-
-_new_tuple: Callable[[type[Work], Iterable[object]], Work] = tuple.__new__
 
 
 class Briefing:
@@ -26,27 +25,34 @@ class Briefing:
     def __init__(self, ledger: BlockLedger) -> None:
         self._ledger = ledger
         self._told: dict[int, int] = {}  # blocks of each running job the executor knows
+        self._calm: dict[int, int] = {}  # first position that needs a look at the job's blocks
         self._met: set[int] = set()
         self._closed: list[int] = []
         self._next_plan = 0
 
     def plan(
         self, place: int, lane: Lane, batch: Batch, num_running: int, num_waiting: int
-    ) -> tuple[Plan, list[Job], int]:
+    ) -> tuple[Plan, Sequence[Job], int]:
         """Take blocks for the lane's chunks, in order, and write the plan.
 
         With it come the live jobs, and the number of steps until one of them reaches its length if all of them decode
         (1 otherwise).
         """
-        jobs: list[Job] = [chunk[0] for chunk in lane.chunks]  # type: ignore[misc]
-        if not self._met.issuperset([job.seq for job in jobs]):
-            opened = tuple([self._open(job) for job in jobs if job.seq not in self._met])
+        work: tuple[Work, ...] | Decodes
+        opened: tuple[Opening, ...] = ()
+        jobs: Sequence[Job]
+        if isinstance(lane.chunks, Singles) and self._knows(lane.chunks.jobs):
+            jobs = lane.chunks.jobs  # type: ignore[assignment]
+            work, left = self._decodes(jobs)
         else:
-            opened = ()
-        works, left = self._works(lane)
+            jobs = [chunk.job for chunk in lane.chunks]  # type: ignore[misc]
+            if not self._met.issuperset([job.seq for job in jobs]):
+                opened = tuple([self._open(job) for job in jobs if job.seq not in self._met])
+            pairs = zip(jobs, lane.chunks, strict=True)
+            work, left = tuple([self._work(job, chunk) for job, chunk in pairs]), 1
         plan = Plan(
             PlanId(self._next_plan),
-            tuple(works),
+            work,
             opened,
             tuple(self._closed),
             place,
@@ -60,39 +66,45 @@ class Briefing:
             self._closed = []
         return plan, jobs, left
 
+    def _knows(self, jobs: Sequence[JobView]) -> bool:
+        """Whether each was planned since it last started to run."""
+        return all(map(self._told.__contains__, [job.seq for job in jobs]))
+
     def _open(self, job: Job) -> Opening:
         self._met.add(job.seq)
         return Opening(job.seq, job.request, job.answer)
 
-    def _works(self, lane: Lane) -> tuple[list[Work], int]:
-        ledger, told_of, works, left = self._ledger, self._told, [], 1 << 62
-        tables, registered, size = ledger.tables, ledger.registered, ledger.block_size
-        for chunk in lane.chunks:
-            job: Job = chunk[0]  # type: ignore[assignment]
-            told = told_of.get(job.seq)
-            if told is None or chunk[1] != 1 or chunk[2] is not None:
-                work = self._work(job, chunk)
-                left = left if work[2] == 1 and work[3] else 1
-            else:
-                seq, start = job.seq, job.computed + job.in_flight
-                table = tables[seq]
-                if start >= len(table) * size:
-                    ledger.extend(job, start + 1)
-                if len(job.hashes) > registered[seq]:
-                    ledger.register(job, start + 1)
-                job.in_flight += 1
-                samples = start + 1 == job.num_prompt + job.num_output
-                if not samples or job.request.kind != "generate":
-                    samples, left = False, 1
-                fresh: tuple[int, ...] = ()
-                if told != len(table):
-                    told_of[seq], fresh = len(table), tuple(table[told:])
-                work = _new_tuple(Work, (seq, start, 1, samples, fresh, False, None, chunk[3]))
+    def _decodes(self, jobs: Sequence[Job]) -> tuple[Decodes, int]:
+        """One token of each job, all of which generate."""
+        calm, left = self._calm, 1 << 62
+        fresh: dict[int, tuple[int, ...]] = {}
+        starts = []
+        for job in jobs:
+            start = job.computed + job.in_flight
+            if start >= calm.get(job.seq, 0):
+                self._take(job, start, fresh)
+            job.in_flight += 1
+            starts.append(start)
             rest = job.max_tokens - job.num_output
             if rest < left:
                 left = rest
-            works.append(work)
-        return works, left
+        return Decodes(tuple([job.seq for job in jobs]), tuple(starts), fresh), left
+
+    def _take(self, job: Job, start: int, fresh: dict[int, tuple[int, ...]]) -> None:
+        """See to the blocks of a job that computes one position: a new one, or a name for one that it fills."""
+        ledger, seq = self._ledger, job.seq
+        table = ledger.tables[seq]
+        room = len(table) * ledger.block_size
+        if start >= room:
+            ledger.extend(job, start + 1)
+            room = len(table) * ledger.block_size
+        if len(job.hashes) > ledger.registered[seq]:
+            ledger.register(job, start + 1)
+        told = self._told[seq]
+        if told != len(table):
+            self._told[seq], fresh[seq] = len(table), tuple(table[told:])
+        # The last position of a block gives it its name, which real tokens get only on the way.
+        self._calm[seq] = room - 1
 
     def _work(self, job: Job, chunk: Chunk) -> Work:
         ledger = self._ledger
@@ -121,9 +133,11 @@ class Briefing:
 
     def preempted(self, job: Job) -> None:
         self._told.pop(job.seq, None)
+        self._calm.pop(job.seq, None)
 
     def ended(self, job: Job) -> None:
         self._told.pop(job.seq, None)
+        self._calm.pop(job.seq, None)
         if job.seq in self._met:
             self._met.remove(job.seq)
             self._closed.append(job.seq)

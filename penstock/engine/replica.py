@@ -28,7 +28,7 @@ executor says how many steps it ran, which is the same number at the same moment
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -36,7 +36,7 @@ from msgspec import Struct
 from penstock.core.clock import now as loop_now
 from penstock.core.errors import ContextTooLong, Draining, Overloaded
 from penstock.core.events import Cancelled, Completed, Event, Refused, Stepped
-from penstock.core.plans import Counted, Done, Plan, Sampled, Yielded
+from penstock.core.plans import Counted, Decodes, Done, Plan, Sampled, Yielded
 from penstock.core.ports import Completion, Executor, Log
 from penstock.core.types import FinishReason, Job, Output, PlanId, Report, Request
 from penstock.core.views import Lane
@@ -71,7 +71,7 @@ class Flight(Struct, gc=False):
     """A launched plan, and the live jobs behind its plain numbers."""
 
     plan: Plan
-    jobs: list[Job]
+    jobs: Sequence[Job]
     repeat: int
     launched_at: float
 
@@ -325,11 +325,15 @@ class Replica:
 
     def _apply_counts(self, now: float, flight: Flight, done: Counted) -> None:
         """`_apply_outputs` for bare counts, which need no looking into."""
-        steps, extra, counts = done.steps_run, done.steps_run - 1, iter(done.counts)
+        steps, extra = done.steps_run, done.steps_run - 1
         first, end = done.ends[0], done.ends[-1]
         if extra:
             # Before anybody ends: single steps would have taken these blocks while all were running.
             self.ledger.extend_each(flight.jobs, steps)
+        if isinstance(flight.plan.work, Decodes):
+            self._apply_decodes(now, flight.jobs, done)
+            return
+        counts = iter(done.counts)
         for work, job in zip(flight.plan.work, flight.jobs, strict=True):
             tokens = work[2]
             job.in_flight -= tokens
@@ -351,6 +355,24 @@ class Replica:
                 self._finish(now, job, reason, sampled)
             elif sampled.tokens:
                 self._roster.tell(job, sampled)
+
+    def _apply_decodes(self, now: float, jobs: Sequence[Job], done: Counted) -> None:
+        """Of a plain decode step, which nearly every step is: each job got a token a step."""
+        steps, end = done.steps_run, done.ends[-1]
+        for job, (seq, _, is_stop, _) in zip(jobs, done.counts, strict=True):
+            job.in_flight -= 1
+            job.computed += steps
+            job.num_output = written = job.num_output + steps
+            job.last_token_at = end
+            if job.first_token_at is None:
+                job.first_token_at = done.ends[0]
+            if is_stop or written >= job.max_tokens or job.is_cancelled:
+                sampled = Sampled(seq, steps, (), is_stop)
+                reason = self._reason_to_end(job, sampled, None)
+                assert reason is not None, "cancelled, stopped or at its length"
+                self._finish(now, job, reason, sampled)
+            elif job.is_streamed:
+                self._roster.tell(job, Sampled(seq, steps))
 
     def _apply_outputs(self, now: float, flight: Flight, done: Done) -> None:
         found, extra = {sampled.seq: sampled for sampled in done.outputs}, done.steps_run - 1
@@ -485,7 +507,7 @@ class Replica:
         self._emit_stepped(now, verdict, plan, repeat, chunks)
         self._executor.launch(plan, repeat)
 
-    def _repeat(self, jobs: list[Job], most: int) -> int:
+    def _repeat(self, jobs: Sequence[Job], most: int) -> int:
         """How many of `most` decode steps can run as one: as many as fit in memory."""
         size, free = self.ledger.block_size, self.ledger.free
         if (most // size + 1) * len(jobs) <= free:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import get_args
@@ -17,7 +17,19 @@ from msgspec import Struct
 
 from penstock.core.rng import stream
 from penstock.core.types import Caps, Phase
-from penstock.core.views import Answer, Chunk, Columns, Cost, Eviction, JobView, LedgerFork, Lengths
+from penstock.core.views import (
+    Answer,
+    Batch,
+    Chunk,
+    Columns,
+    Cost,
+    Eviction,
+    JobView,
+    Lane,
+    LedgerFork,
+    Lengths,
+    Singles,
+)
 from penstock.engine.joblist import JobList
 from penstock.engine.ledger import BlockLedger
 from penstock.policy import admit, batch, evict, order
@@ -92,6 +104,7 @@ class Council:
         self._trace = array("q")
         self._refused: list[tuple[JobView, str]] = []
         self._whys: list[str] = []
+        self._outlasts = False  # the last decision goes on without those who end
         if is_checked or not getattr(policies.blocks, "takes_oldest", False):
             ledger.choose_idle = self._choose_idle
         # Views are valid during the call only, so one of each is enough; what changes is set for each step.
@@ -128,6 +141,9 @@ class Council:
         busy_lanes: Sequence[int] = (),
     ) -> Verdict:
         """One transaction: rank the waiting, plan a batch. Nothing real is touched."""
+        goes_on = self._outlasts and self._can_go_on(running, waiting)
+        if goes_on and not self._is_checked:
+            return _decode_on(running.jobs)
         self._now, self._running = now, running.jobs
         self._trace, self._refused, self._whys = array("q"), [], []
         ranking, stable = self._rank(running, waiting) if waiting.jobs else ((), FOREVER)
@@ -141,10 +157,19 @@ class Council:
         if decision.why:
             whys.append(decision.why)
         chunks, digest = self._digest(decision)
+        if goes_on:
+            assert decision == _decode_on(running.jobs).decision, (
+                "the last decision did not outlast"
+            )
+        self._outlasts = decision.outlasts
         why = whys[0] if len(whys) == 1 else "; ".join(whys)
         return Verdict(
             decision, chunks, self._refused, digest, min(stable, decision.stable_for), why
         )
+
+    def _can_go_on(self, running: JobList, waiting: JobList) -> bool:
+        """Whether a decision that outlasts those who end is still the one: nobody waits, and blocks suffice."""
+        return not waiting.jobs and 0 < len(running.jobs) <= self._ledger.free
 
     def _rank(self, running: JobList, waiting: JobList) -> tuple[Sequence[JobView], int]:
         view = self._order_view
@@ -208,18 +233,24 @@ class Council:
     def _digest(self, decision: batch.Decision) -> tuple[list[Chunks], str]:
         """The chunks of each lane, and a hash over all that was said: ranking, admissions, victims, lanes.
 
-        Not over the idle blocks that lose their contents: which ones do, shows in what later steps find cached; and
-        their numbers are not the same when steps run as one.
+        "" when the event that holds it says it all: no inner answer was given, and a plain decode step has the whole
+        device. Not over the idle blocks that lose their contents: which ones do, shows in what later steps find cached;
+        and their numbers are not the same when steps run as one.
         """
-        trace = self._trace
+        trace, lanes = self._trace, decision.batch.lanes
+        if not trace and len(lanes) == 1:
+            chunks = lanes[0].chunks
+            if isinstance(chunks, Singles) and lanes[0].share == 1.0:
+                if not (decision.admitted or decision.evicted or decision.batch.nano):
+                    return [_told(chunks)], ""
         if decision.admitted or decision.evicted:
             trace.append(-5)
             trace.extend([job.seq for job in decision.admitted])
             trace.extend([-6 - job.seq for job, _ in decision.evicted])
-        lanes: list[Chunks] = []
-        for chunks, share in decision.batch.lanes:
+        found: list[Chunks] = []
+        for chunks, share in lanes:
             told = tuple([(job.seq, tokens) for job, tokens, _, _ in chunks])
-            lanes.append(told)
+            found.append(told)
             said = [-3, round(share * (1 << 30))]
             if any([layers is not None or phase != "extend" for _, _, layers, phase in chunks]):
                 said += _spelled(chunks)
@@ -229,14 +260,25 @@ class Council:
         hashed = hashlib.blake2b(trace, digest_size=8)
         if decision.batch.nano is not None:
             hashed.update(decision.batch.nano.encode())
-        return lanes, hashed.hexdigest()
+        return found, hashed.hexdigest()
+
+
+def _told(singles: Singles) -> Chunks:
+    return tuple([(job.seq, 1) for job in singles.jobs])
+
+
+def _decode_on(running: Sequence[JobView]) -> Verdict:
+    """The verdict of a decision that outlasts those who have ended."""
+    singles = Singles(tuple(running))
+    decision = batch.Decision(Batch((Lane(singles),)), stable_for=batch.STABLE, outlasts=True)
+    return Verdict(decision, [_told(singles)], [], "", batch.STABLE, "")
 
 
 def _no_columns() -> Columns:
     raise AssertionError("a view was used outside its call")
 
 
-def _spelled(chunks: Sequence[Chunk]) -> Iterator[int]:
+def _spelled(chunks: Iterable[Chunk]) -> Iterator[int]:
     """Chunks as numbers, with the layers and phases of those that have any."""
     for job, tokens, layers, phase in chunks:
         yield from (job.seq, tokens)

@@ -5,10 +5,12 @@ A job's length comes with its request (`true_output`, known from a trace): the t
 position and not by a counter makes recomputation after a preemption, migration and aborted plans count right by
 themselves. Without a true length an answer never ends here; its replica ends it at max_tokens.
 
-A repeated launch of decodes is one timer. Durations come from the model all at once and the instants are summed in
-the order in which single launches would sum them, so both ways give the same floats:
+A repeated launch of decodes is one timer for each leg of it. Durations of a leg come from the model all at once and the
+instants are summed in the order in which single launches would sum them, so all ways give the same floats:
 
     ends[i] = ends[i-1] + (scheduler time + seconds of step i)
+
+The first leg is short, since most runs are interrupted early, and each further one doubles what is known.
 
 Scheduler time is charged for each step, from a stored profile, by the plan's num_running and num_waiting. Lanes
 run side by side, each at the speed that its share gives it in the cost model. A plan may yield at the boundary of a
@@ -21,14 +23,15 @@ import asyncio
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from itertools import repeat as forever
 from operator import sub
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from penstock.core.clock import now
-from penstock.core.plans import Count, Counted, Plan, Yielded
+from penstock.core.plans import Count, Counted, Decodes, Plan, Work, Yielded
 from penstock.core.ports import Completion, Grain
 from penstock.core.types import Caps, PlanId, Request
 from penstock.cost.step import StepFeatures, StepModel, features_of, layer_segments
@@ -37,18 +40,18 @@ if TYPE_CHECKING:
     from penstock.cost.energy import Meter
 
 NEVER = 1 << 62  # a position no job reaches
+FIRST_LEG = 24  # steps
 OPERATORS_PER_LAYER = 7  # norm, qkv, attention, output, norm, gate and up, down
 
 _new_tuple: Callable[[type[StepFeatures], Iterable[object]], StepFeatures] = tuple.__new__
 SchedulerTime = Callable[[int, int], float]  # seconds by (num_running, num_waiting)
 
 
-@dataclass(slots=True, eq=False)
-class _Run:
-    """A launched plan. `ends` are the instants its steps would end; it stops after `target` of them.
+class _Run(Struct, eq=False):
+    """A launched plan. `ends` are the instants its steps end, as far as they are known; it stops after `target` steps.
 
     `unending`: the seqs of a plan of decodes none of which ends an answer; empty for all other plans. `parts`:
-    what the first step does, an entry for each segment of layers.
+    what the first step does, an entry for each segment of layers. `extra_s`: scheduler time of each step.
     """
 
     plan: Plan
@@ -57,6 +60,7 @@ class _Run:
     unending: tuple[int, ...]
     parts: Sequence[StepFeatures]
     target: int
+    extra_s: float = 0.0
     timer: asyncio.TimerHandle | None = None
     yielded_at: float | None = None
     paused_s: float = 0.0  # inside the step that runs now
@@ -110,7 +114,7 @@ class ModelledExecutor:
         run = self._begin(plan, self._loop.time(), repeat)
         self._busy[plan.lane] = plan.id
         self._runs[plan.id] = run
-        run.timer = self._loop.call_at(run.ends[-1], self._finish, run)
+        run.timer = self._loop.call_at(run.ends[-1], self._arrive, run)
         return plan.id
 
     def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
@@ -118,7 +122,8 @@ class ModelledExecutor:
         if grain == "step" and run.target == 1:
             return
         at = now()
-        step = bisect_left(run.ends, at, hi=run.target - 1)  # the step that runs now
+        known = min(run.target, len(run.ends))
+        step = bisect_left(run.ends, at, hi=known - 1)  # the step that runs now
         if grain == "step":
             if step + 1 < run.target:
                 self._schedule(run, step + 1)
@@ -175,6 +180,26 @@ class ModelledExecutor:
         at = run.ends[target - 1]
         run.timer = asyncio.get_running_loop().call_at(at, self._finish, run)
 
+    def _arrive(self, run: _Run) -> None:
+        """The last known step has ended: go on, or finish."""
+        if len(run.ends) >= run.target:
+            self._finish(run)
+            return
+        known = len(run.ends)
+        ahead = run.parts[0].grown(known)
+        run.ends += self._leg(run, ahead, min(run.target - known, known))
+        assert self._loop is not None, "nothing was launched"
+        run.timer = self._loop.call_at(run.ends[-1], self._arrive, run)
+
+    def _leg(self, run: _Run, features: StepFeatures, count: int) -> list[float]:
+        """The instants at which the next `count` decode steps end."""
+        seconds, extra_s = self._model.run_seconds(features, count, run.plan.share), run.extra_s
+        if extra_s:
+            seconds = [one + extra_s for one in seconds]
+        ends = list(accumulate(seconds, initial=run.ends[-1] if run.ends else run.started_at))
+        del ends[0]
+        return ends
+
     def _finish(self, run: _Run) -> None:
         # They hold each other, and a plan should not wait for the collector of cycles.
         run.timer = None
@@ -201,52 +226,67 @@ class ModelledExecutor:
         self._tell(Yielded(run.plan.id, run.yielded_at, tokens * self._activation_bytes))
 
     def _begin(self, plan: Plan, at: float, repeat: int) -> _Run:
-        """The run of a plan, up to the first step in which an answer ends. Written for columns: this and `_counts`
-        happen once a launch and are most of what a simulated step costs.
+        """The run of a plan, up to the first step in which an answer ends.
+
+        Written for columns: this and `_counts` happen once a launch and are most of what a simulated step costs.
         """
-        extra = self._scheduler(plan.num_running, plan.num_waiting) if self._scheduler else 0.0
-        num = len(plan.work)
-        seqs, starts, tokens, samples, _, _, layers, _ = zip(*plan.work, strict=True)
-        if sum(tokens) != num or not all(samples) or any(layers):
-            assert repeat == 1, "only sampling decodes are repeated"
-            parts = self._parts(plan, any(layers))
-            seconds_of, share = self._model.seconds, plan.share
-            seconds = sum([seconds_of(part, share) for part in parts])
-            end = at + (seconds + extra)
-            return _Run(plan, at, [end], (), parts, 1)
+        extra_s = self._scheduler(plan.num_running, plan.num_waiting) if self._scheduler else 0.0
+        work = plan.work
+        if not isinstance(work, Decodes):
+            if repeat == 1:
+                return self._begin_mixed(plan, at, extra_s)
+            work = _decodes_of(work)
+        seqs, starts = work.seqs, work.starts
+        num = len(seqs)
         features = _new_tuple(
             StepFeatures, (num, num, num, num, sum(starts) + num, max(starts) + 1, 0, 0, 0, None)
         )
         left = min(map(sub, map(self._stops.__getitem__, seqs), starts))
-        repeat = max(1, min(repeat, left))
-        if repeat == 1:
-            ends = [at + (self._model.seconds(features, plan.share) + extra)]
+        target = left if left < repeat else repeat
+        if target < 1:
+            target = 1
+        run = _Run(plan, at, [], seqs if target < left else (), (features,), target, extra_s)
+        if target == 1:
+            run.ends.append(at + (self._model.seconds(features, plan.share) + extra_s))
         else:
-            steps = self._model.run_seconds(features, repeat, plan.share)
-            if extra:
-                steps = [one + extra for one in steps]
-            ends = list(accumulate(steps, initial=at))
-            del ends[0]
-        unending = seqs if repeat < left else ()
-        return _Run(plan, at, ends, unending, (features,), len(ends))
+            run.ends = self._leg(run, features, min(target, FIRST_LEG))
+        return run
+
+    def _begin_mixed(self, plan: Plan, at: float, extra_s: float) -> _Run:
+        is_layered = any([work.layers is not None for work in plan.work])
+        parts = self._parts(plan, is_layered)
+        seconds_of, share = self._model.seconds, plan.share
+        seconds = math.fsum([seconds_of(part, share) for part in parts])
+        return _Run(plan, at, [at + (seconds + extra_s)], (), parts, 1)
 
     def _parts(self, plan: Plan, is_layered: bool) -> Sequence[StepFeatures]:
         if is_layered:
-            return layer_segments(plan.work, self._caps.num_layers)
-        return (features_of([item[1:4] for item in plan.work]),)
+            return layer_segments(tuple(plan.work), self._caps.num_layers)
+        return (features_of([work[1:4] for work in plan.work]),)
 
     def _counts(self, run: _Run, steps: int) -> tuple[Count, ...]:
         if run.unending:
             return tuple(zip(run.unending, forever(steps), forever(False), forever(())))
         # Each further step of a repeated plan is one position further.
         further, stops = steps - 1, self._stops
+        work = run.plan.work
+        if isinstance(work, Decodes):
+            pairs = zip(work.seqs, work.starts, strict=True)
+            return tuple([(seq, steps, start + steps >= stops[seq], ()) for seq, start in pairs])
         return tuple(
             [
                 (seq, steps, start + tokens + further >= stops[seq], ())
-                for seq, start, tokens, samples, _, _, _, _ in run.plan.work
+                for seq, start, tokens, samples, _, _, _, _ in work
                 if samples
             ]
         )
+
+
+def _decodes_of(work: Sequence[Work]) -> Decodes:
+    seqs, starts, tokens, samples, _, _, layers, _ = zip(*work, strict=True)
+    is_plain = sum(tokens) == len(work) and all(samples) and not any(layers)
+    assert is_plain, "only sampling decodes are repeated"
+    return Decodes(seqs, starts, {})
 
 
 def _stop_position(request: Request) -> int:

@@ -28,9 +28,11 @@ from penstock.core.views import (
     Cost,
     Eviction,
     JobView,
+    Lane,
     Ledger,
     Lengths,
     Rng,
+    Singles,
     Victims,
 )
 
@@ -58,17 +60,25 @@ class View:
 
 
 class Decision(Struct, gc=False):
-    """`stable_for`: steps for which the same chunks would be planned if nothing arrived, ended or ran short."""
+    """`stable_for`: steps for which the same chunks would be planned if nothing arrived, ended or ran short.
+
+    `outlasts`: one token of every running job, and that is also the answer when some of them have ended, as long as
+    nobody waits and blocks suffice; the policy need not be asked again before that.
+    """
 
     batch: Batch = Batch()
     admitted: tuple[JobView, ...] = ()
     evicted: tuple[Eviction[JobView], ...] = ()
     why: str = ""
     stable_for: int = 1
+    outlasts: bool = False
 
 
 def law(view: View, decision: Decision) -> None:
     assert decision.stable_for >= 1, "stable_for counts this step, so it is at least 1"
+    if decision.outlasts:
+        told = decision.batch == Batch((Lane(Singles(tuple(view.running))),))
+        assert told and not decision.why, "only a plain decode step of all that run outlasts them"
     running = {job.seq for job in view.running}
     waiting = {job.seq for job in view.waiting}
     admitted = [job.seq for job in decision.admitted]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from itertools import repeat
+from collections.abc import Sequence
 
-from penstock.core.views import Chunk, JobView, LedgerFork
-
-as_chunk: Callable[[Iterable[object]], Chunk] = partial(tuple.__new__, Chunk)
+from penstock.core.views import JobView, LedgerFork, Singles
 
 
-def all_decodes(running: Sequence[JobView], fork: LedgerFork) -> tuple[Chunk, ...] | None:
+def all_decodes(running: Sequence[JobView], fork: LedgerFork) -> Singles | None:
     """One token of every running job, booked on `fork`, if that is all there is to do and it fits.
 
     The fork hears only of positions that begin a block, which take one, and that fill a block, which others may then
-    share. The chunks are built by one pass in C, since this runs for nearly every step there is.
+    share.
     """
     size = fork.block_size
     last = size - 1
@@ -23,9 +19,9 @@ def all_decodes(running: Sequence[JobView], fork: LedgerFork) -> tuple[Chunk, ..
         start = job.computed + job.in_flight
         if job.num_prompt + job.num_output - start != 1:
             return None
+        if not job.num_output and job.request.kind != "generate":
+            return None
         place = start % size
         if (place == 0 or place == last) and not fork.reserve(job, start + 1):
             return None
-    return tuple(
-        map(as_chunk, zip(running, repeat(1), repeat(None), repeat("extend"), strict=False))
-    )
+    return Singles(tuple(running))

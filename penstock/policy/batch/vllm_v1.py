@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from penstock.core.views import Batch, Chunk, Eviction, JobView, Lane, LedgerFork
+from penstock.core.views import Batch, Chunk, Eviction, JobView, Lane, LedgerFork, Singles
 from penstock.policy.batch import STABLE, Decision, View
 from penstock.policy.batch.decodes import all_decodes
 
@@ -45,7 +45,7 @@ class Draft:
 
     fork: LedgerFork
     budget: int
-    decodes: tuple[Chunk, ...] = ()
+    decodes: tuple[Chunk, ...] | Singles = ()
     planned: dict[int, Chunk] = field(default_factory=dict)
     admitted: list[JobView] = field(default_factory=list)
     evicted: list[Eviction[JobView]] = field(default_factory=list)
@@ -82,7 +82,7 @@ class VllmV1:
         may_admit = len(view.waiting) > 0 and taken < max_jobs
         decodes = all_decodes(running, fork) if len(running) <= budget else None
         if decodes and not (may_admit or self.is_ahead):
-            return Decision(Batch((Lane(decodes),)), stable_for=STABLE)
+            return Decision(Batch((Lane(decodes),)), stable_for=STABLE, outlasts=not view.waiting)
         if decodes is not None:
             draft = Draft(fork, budget - len(decodes), decodes)
         else:
@@ -90,7 +90,9 @@ class VllmV1:
             self._walk_running(view, draft)
         if may_admit and not draft.gone:
             self._walk_waiting(view, draft, max_jobs - taken)
-        chunks = (*draft.decodes, *draft.planned.values())
+        chunks = draft.decodes
+        if draft.planned:
+            chunks = (*draft.decodes, *draft.planned.values())
         is_stable = decodes and not draft.admitted and (draft.is_blocked or not may_admit)
         if self.is_ahead and not self._is_settled(view, draft, taken, max_jobs):
             is_stable = False
