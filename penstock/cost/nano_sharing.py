@@ -1,0 +1,94 @@
+"""What kernels of two kinds get when they share a device: the product keeps 1 - s of its speed, the other gets P(s).
+
+Shares are counted in the product's own speed, since a device has no knob for its bandwidth or its links: a kernel "has
+the share s" when the product beside it runs at 1 - s of what it does alone; it then runs at P(s) of what it does alone.
+Kernels of the three kinds together are taken to share as in pairs: products at 1 - s - s', each other at its own P.
+
+    time-slicing     P(s) = s            side by side is as good as one after the other
+    paper            P(s) > s            NanoFlow's measured pairs on an A100 (its Table 3)
+    none             P(0) = 1            no interference: the bound of what overlap could give
+
+A kernel is launched with its share (its number of thread blocks), so it keeps P(s) also while nothing runs beside it.
+
+The values of `paper` are those of the paper as we know them at shares of 0.1, 0.2, 0.8 and 0.9; between 0.2 and 0.8 the
+straight line is ours. They were taken from memory of the publication, not from its text or its measurements, and belong
+to its kernels on its card. `pessimistic` gives half of their gain over time-slicing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from penstock.core.errors import BadConfig
+from penstock.cost.hardware import curve
+from penstock.cost.nano_layer import Resource
+
+Points = tuple[tuple[float, float], ...]
+TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """(share, speed) of memory- and of network-bound kernels beside products. `levels`: shares that may be given."""
+
+    name: str
+    memory: Points
+    network: Points
+    levels: tuple[float, ...] = TENTHS
+
+    def __post_init__(self) -> None:
+        for points in (self.memory, self.network):
+            rises = all(
+                a[0] < b[0] and a[1] <= b[1] for a, b in zip(points, points[1:], strict=False)
+            )
+            if not points or not rises or points[-1][1] > 1:
+                raise BadConfig(f"sharing {self.name!r}: speeds rise with shares, up to 1")
+        for resource in ("memory", "network"):
+            if not self.levels or min(self.speed(resource, each) for each in self.levels) <= 0:
+                raise BadConfig(f"sharing {self.name!r}: every level needs a speed above 0")
+
+    def speed(self, resource: Resource, share: float) -> float:
+        """Of a kernel with this share, relative to itself alone; of products, the share itself."""
+        if resource == "compute":
+            return share
+        return curve(self.memory if resource == "memory" else self.network, share)
+
+
+def halfway(points: Points) -> Points:
+    """Half of the gain over time-slicing."""
+    return tuple((share, (share + speed) / 2) for share, speed in points)
+
+
+_MEMORY: Points = ((0, 0), (0.1, 0.2), (0.2, 0.3), (0.8, 0.85), (0.9, 0.95), (1, 1))
+_NETWORK: Points = ((0, 0), (0.1, 0.3), (0.2, 0.5), (0.8, 0.9), (0.9, 1), (1, 1))
+_EQUAL: Points = ((0, 0), (1, 1))
+_FREE: Points = ((0, 1), (1, 1))
+
+SHARINGS: dict[str, Sharing] = {
+    each.name: each
+    for each in (
+        Sharing(name="none", memory=_FREE, network=_FREE, levels=(0.0,)),
+        Sharing(name="paper", memory=_MEMORY, network=_NETWORK),
+        Sharing(
+            name="pessimistic",
+            memory=halfway(_MEMORY),
+            network=halfway(_NETWORK),
+        ),
+        Sharing(name="time-slicing", memory=_EQUAL, network=_EQUAL),
+    )
+}
+
+
+def sharing_of(name: str) -> Sharing:
+    """Raises BadConfig that names the known ones."""
+    if name not in SHARINGS:
+        raise BadConfig(f"no sharing is named {name!r}; known: {', '.join(SHARINGS)}")
+    return SHARINGS[name]
+
+
+def best_share(
+    sharing: Sharing, resource: Resource, allowed: Sequence[float] | None = None
+) -> float:
+    """The share that costs products least for a given amount of the other's work."""
+    return min(allowed or sharing.levels, key=lambda s: s / sharing.speed(resource, s))
