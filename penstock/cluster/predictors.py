@@ -7,6 +7,7 @@ with none of these a rough prior
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from penstock.cost.configurator import read_configurator
 from penstock.cost.energy import EnergyMeter, at_clock
 from penstock.cost.engines import Engine
 from penstock.cost.fitted import Fitted
-from penstock.cost.hardware import card_of
+from penstock.cost.hardware import Card, card_of
 from penstock.cost.lengths import History, RecentLengths
 from penstock.cost.op_tables import read_op_tables
 from penstock.cost.predict import StepPredictor
@@ -60,13 +61,19 @@ def step_model(executor: ExecutorSpec, shape: ModelShape) -> StepModel:
         return _table_model(executor, shape)
     if executor.gpu is not None:
         card = at_clock(card_of(executor.gpu), executor.clock)
-        return Roofline(shape, card, tp=executor.tensor_parallel)
+        return _roofline(shape, card, executor.tensor_parallel)
     if executor.kind == "modelled":
         raise BadConfig(
             "a modelled executor needs `gpu` or `profile`",
             hint='for example --set fleet.0.executor.gpu="a100-80g"',
         )
     return _prior(shape)
+
+
+@functools.lru_cache(maxsize=32)
+def _roofline(shape: ModelShape, card: Card, tp: int) -> Roofline:
+    """Replicas that are alike share one, and what it has worked out for steps of each size."""
+    return Roofline(shape, card, tp=tp)
 
 
 def executed(executor: ExecutorSpec, shape: ModelShape) -> StepModel:

@@ -12,6 +12,7 @@ Real routing is uneven. With expert e taken by a share p_e of tokens (sum p_e = 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,7 +46,7 @@ class EmpiricalCoverage:
             raise ValueError("each expert needs the share of tokens that take it, between 0 and 1")
 
     def distinct(self, tokens: int) -> float:
-        return sum(1.0 - (1.0 - share) ** tokens for share in self.shares)
+        return math.fsum(1.0 - (1.0 - share) ** tokens for share in self.shares)
 
 
 def coverage_of(shape: ModelShape) -> UniformCoverage | None:

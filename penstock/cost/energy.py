@@ -14,8 +14,9 @@ decodes, 1.6 to 2.5 for prefills), not fits.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from penstock.cost.coverage import Coverage
 from penstock.cost.hardware import Card
@@ -38,7 +39,11 @@ class Meter(Protocol):
 
 
 class EnergyMeter:
-    """The meter of one replica on `tp` cards. Joules are of all its cards, bytes and flops too."""
+    """The meter of one replica on `tp` cards. Joules are of all its cards, bytes and flops too.
+
+    A step's bytes and flops (`work_of`) are linear in all but its tokens: what those decide is worked out once for each
+    number of them, and a launch costs a few multiplications.
+    """
 
     def __init__(
         self, shape: ModelShape, card: Card, *, tp: int = 1, coverage: Coverage | None = None
@@ -47,38 +52,64 @@ class EnergyMeter:
         self._shape, self._coverage = shape, coverage
         self.joules = self.busy_s = self.num_bytes = self.flops = 0.0
         self.num_steps = 0
-        self._known: dict[tuple[int, int, int | None], tuple[float, float, float, float]] = {}
+        self._still: dict[tuple[int, int | None], tuple[float, float]] = {}  # by tokens, layers
+        self._each: dict[int | None, _Each] = {}  # by layers
+        idle, per_bandwidth, per_flops = card.power_law
+        self._byte_j, self._flop_j = per_bandwidth / card.bandwidth, per_flops / card.flops
+        self._least_watts, self._most_watts = tp * idle, tp * card.tdp_w
 
     @property
     def idle_watts(self) -> float:
         return self.tp * self.card.watts(0.0, 0.0)
 
     def add(self, features: StepFeatures, steps: int, seconds: float) -> None:
-        if features.num_prefills:
-            num_bytes, flops = work_of(self._shape, features, self._coverage)
-        else:
-            num_bytes, flops = self._decode_work(features, steps)
+        num_tokens, _, samples, decodes, context, _, _, pairs, prefill_context, layers = features
+        still = self._still.get((num_tokens, layers))
+        if still is None:
+            features = StepFeatures(num_tokens, 0, 0, layers=layers)
+            still = work_of(self._shape, features, self._coverage)
+            self._still[num_tokens, layers] = still
+        each = self._each.get(layers) or self._learn(layers)
+        decoded = context + decodes * (steps - 1) / 2  # positions, on average
+        num_bytes = steps * (still[0] + each.position_bytes * (decoded + prefill_context))
+        flops = still[1] + each.sample_flops * samples + each.pair_flops * (decoded + pairs)
+        flops *= steps
+        if samples:
+            num_bytes += steps * each.head_bytes
         self.num_bytes += num_bytes
         self.flops += flops
         self.num_steps += steps
         self.busy_s += seconds
-        if seconds > 0:
-            card, each = self.card, self.tp * seconds
-            watts = card.watts(num_bytes / each / card.bandwidth, flops / each / card.flops)
-            self.joules += watts * each
+        joules = self._least_watts * seconds + self._byte_j * num_bytes + self._flop_j * flops
+        most = self._most_watts * seconds
+        self.joules += joules if joules < most else most
 
-    def _decode_work(self, features: StepFeatures, steps: int) -> tuple[float, float]:
-        """Bytes and flops of a run of decodes: what does not grow is remembered, the rest is linear in contexts."""
-        key = (features.num_tokens, features.num_samples, features.layers)
-        known = self._known.get(key)
-        if known is None:
-            still = features._replace(decode_context=0)
-            zero = work_of(self._shape, still, self._coverage)
-            one = work_of(self._shape, still._replace(decode_context=1), self._coverage)
-            known = self._known[key] = (*zero, one[0] - zero[0], one[1] - zero[1])
-        num_bytes, flops, more_bytes, more_flops = known
-        context = features.decode_context + features.num_decodes * (steps - 1) / 2  # on average
-        return steps * (num_bytes + more_bytes * context), steps * (flops + more_flops * context)
+    def _learn(self, layers: int | None) -> _Each:
+        still = StepFeatures(1, 0, 0, layers=layers)
+
+        def work(**more: int) -> tuple[float, float]:
+            return work_of(self._shape, still._replace(**more), self._coverage)
+
+        num_bytes, flops = work()
+        head_bytes, sample_flops = work(num_samples=1)
+        position_bytes, _ = work(prefill_context=1)
+        _, pair_flops = work(prefill_pairs=1)
+        each = self._each[layers] = _Each(
+            head_bytes - num_bytes,
+            sample_flops - flops,
+            position_bytes - num_bytes,
+            pair_flops - flops,
+        )
+        return each
+
+
+class _Each(NamedTuple):
+    """What a step's samples and contexts add to its work. The head is read once, however many it samples for."""
+
+    head_bytes: float
+    sample_flops: float
+    position_bytes: float
+    pair_flops: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +147,8 @@ def energy_of(
     )
     if not meters:
         return found
-    idle_j = sum(one.idle_watts * max(0.0, duration_s - one.busy_s) for one in meters)
-    joules = idle_j + sum(one.joules for one in meters)
+    idle_j = math.fsum(one.idle_watts * max(0.0, duration_s - one.busy_s) for one in meters)
+    joules = idle_j + math.fsum(one.joules for one in meters)
     card = meters[0].card
     return dataclasses.replace(
         found,

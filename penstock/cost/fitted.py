@@ -26,6 +26,7 @@ not known here, so all but the constant slow by 1/x. That is pessimistic for dec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -103,7 +104,7 @@ class Fitted:
     def _line(self, features: StepFeatures, share: float) -> tuple[float, float]:
         part = 1.0 if features.layers is None else features.layers / self._num_layers
         scale = part / share
-        rest = sum(value * term(features) for term, value in self._rest)
+        rest = math.fsum(value * term(features) for term, value in self._rest)
         return self._step * part + scale * rest, scale * self._growth
 
 

@@ -7,6 +7,7 @@ sizes; interpolating logarithms bends that (leaving points out of published atte
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
@@ -82,7 +83,7 @@ class Grid:
                 for index, part in corners
                 for pair in ((index + first, part * (1 - weight)), (index + second, part * weight))
             ]
-        return sum([values[index] * part for index, part in corners])
+        return math.fsum([values[index] * part for index, part in corners])
 
     def holds(self, *at: float) -> bool:
         """Whether the point lies within the measured ranges."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from penstock.core.views import Chunk
@@ -24,7 +25,7 @@ class StepPredictor:
             samples = is_last and start + tokens == job.known
             depth = None if layers is None else layers[1] - layers[0]
             by_layers.setdefault(depth, []).append((start, tokens, samples))
-        return sum(
+        return math.fsum(
             self.model.seconds(features_of(pieces, depth), share)
             for depth, pieces in by_layers.items()
         )

@@ -32,6 +32,10 @@ from penstock.cost.shapes import ModelShape
 from penstock.cost.step import StepCost, StepFeatures, line_of_steps
 from penstock.cost.work import work_of
 
+PARTS = (
+    "layers", "head", "decode attention", "prefill attention", "elementwise", "all-reduce", "host",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
@@ -57,8 +61,11 @@ class Roofline:
         card.all_reduce_s(0.0, tp)  # refuse an unknown link size now, not in the first step
         self.shape, self.card, self.tp, self.host = shape, card, tp, host or Host()
         self.coverage = coverage or coverage_of(shape)
+        # Of decode steps, of numbers of rows and of samples: as many entries as batches have sizes.
         self._fixed: dict[tuple[int, int, int | None, float], float] = {}
-        self._per_context: dict[tuple[int, float], float] = {}
+        self._rows: dict[tuple[int, int, float], tuple[float, float, float]] = {}
+        self._head: dict[tuple[int, float], float] = {}
+        self._per_context: dict[tuple[int | None, float], float] = {}
 
     @property
     def name(self) -> str:
@@ -79,8 +86,8 @@ class Roofline:
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost:
         time_s = self.seconds(features, share)
-        breakdown = self._parts(features, share)
-        slope = self._slope(features, share)
+        breakdown = dict(zip(PARTS, self._parts(features, share), strict=True))
+        slope = self._slope(features.layers, share)
         breakdown["decode attention"] += slope * features.decode_context
         whole = work_of(self.shape, features, self.coverage)
         num_bytes, flops = whole[0] / self.tp, whole[1] / self.tp
@@ -92,25 +99,31 @@ class Roofline:
 
     def _line(self, features: StepFeatures, share: float) -> tuple[float, float]:
         """(fixed, slope): a step takes fixed + slope * decode_context. Decode steps hit the memory of `fixed`."""
-        slope = self._slope(features, share)
-        context, longest = features.decode_context, features.max_decode_context
-        # The part that depends on contexts only through their spread does not change within a run.
-        spread = longest * features.num_decodes - context if self.card.skew else 0
+        slope = self._slope(features.layers, share)
         if features.num_prefills:
-            return sum(
-                self._parts(features, share).values()
-            ) + slope * self.card.skew * spread, slope
-        key = (features.num_tokens, features.num_samples, features.layers, share)
-        fixed = self._fixed.get(key)
-        if fixed is None:
-            fixed = self._fixed[key] = sum(self._parts(features, share).values())
-        return fixed + slope * self.card.skew * spread, slope
+            fixed = self._fixed_s(features, share)
+        else:
+            key = (features.num_tokens, features.num_samples, features.layers, share)
+            known = self._fixed.get(key)
+            if known is None:
+                known = self._fixed[key] = self._fixed_s(features, share)
+            fixed = known
+        if self.card.skew:
+            # What depends on contexts only through their spread does not change within a run.
+            spread = features.max_decode_context * features.num_decodes - features.decode_context
+            fixed += slope * self.card.skew * spread
+        return fixed, slope
 
-    def _slope(self, features: StepFeatures, share: float) -> float:
-        key = (features.layers or self.shape.layers, share)
+    def _fixed_s(self, features: StepFeatures, share: float) -> float:
+        """The sum of the parts. Not sum(): from Python 3.12 on it rounds otherwise, and digests would differ."""
+        layers, head, decode, prefill, elementwise, reduce, host = self._parts(features, share)
+        return layers + head + decode + prefill + elementwise + reduce + host
+
+    def _slope(self, layers: int | None, share: float) -> float:
+        key = (layers, share)
         slope = self._per_context.get(key)
         if slope is None:
-            kv_bytes = self.shape.kv_bytes * key[0] / self.shape.layers
+            kv_bytes = self.shape.kv_bytes * (layers or self.shape.layers) / self.shape.layers
             speed = self.tp * self._bandwidth(share) * self.card.decode_attention_mbu
             slope = self._per_context[key] = kv_bytes / speed
         return slope
@@ -118,24 +131,40 @@ class Roofline:
     def _bandwidth(self, share: float) -> float:
         return self.card.bandwidth * min(1.0, share / FULL_BANDWIDTH_SHARE)
 
-    def _parts(self, features: StepFeatures, share: float) -> dict[str, float]:
-        """Seconds by part, without what grows with the decodes' contexts."""
-        shape, card, rows = self.shape, self.card, features.num_tokens
-        layers = features.layers or shape.layers
-        floor_s = layers * card.attention_floor_s
-        ffn = shape.ffn if shape.top_k is None else shape.top_k * (shape.expert_ffn or 0)
-        wide = layers * (8 * shape.hidden + 3 * ffn / self.tp) * shape.weight_item_bytes
-        row_bytes = rows * shape.hidden * shape.weight_item_bytes
-        return {
-            "layers": layers * self._layer_s(rows, share),
-            "head": self._gemm(features.num_samples, shape.head_params, share),
-            "decode attention": floor_s if features.num_decodes else 0.0,
-            "prefill attention": self._prefill_s(features, layers, share),
-            "elementwise": rows * wide / self._bandwidth(share),
-            "all-reduce": 2 * layers * card.all_reduce_s(row_bytes, self.tp),
-            "host": layers * self.host.launches_per_layer * self.host.launch_s
+    def _parts(self, features: StepFeatures, share: float) -> tuple[float, ...]:
+        """Seconds by part, named by PARTS, without what grows with the decodes' contexts."""
+        layers, samples = features.layers or self.shape.layers, features.num_samples
+        products, elementwise, reduce = self._of_rows(features.num_tokens, layers, share)
+        head = self._head.get((samples, share))
+        if head is None:
+            head = self._gemm(samples, self.shape.head_params, share)
+            self._head[samples, share] = head
+        return (
+            products,
+            head,
+            layers * self.card.attention_floor_s if features.num_decodes else 0.0,
+            self._prefill_s(features, layers, share),
+            elementwise,
+            reduce,
+            layers * self.host.launches_per_layer * self.host.launch_s
             + features.num_jobs * self.host.per_job_s,
-        }
+        )
+
+    def _of_rows(self, rows: int, layers: int, share: float) -> tuple[float, float, float]:
+        """Matrix products, elementwise work and all-reduces, which the number of rows decides; remembered."""
+        key = (rows, layers, share)
+        found = self._rows.get(key)
+        if found is None:
+            shape = self.shape
+            ffn = shape.ffn if shape.top_k is None else shape.top_k * (shape.expert_ffn or 0)
+            wide = layers * (8 * shape.hidden + 3 * ffn / self.tp) * shape.weight_item_bytes
+            row_bytes = rows * shape.hidden * shape.weight_item_bytes
+            found = self._rows[key] = (
+                layers * self._layer_s(rows, share),
+                rows * wide / self._bandwidth(share),
+                2 * layers * self.card.all_reduce_s(row_bytes, self.tp),
+            )
+        return found
 
     def _layer_s(self, rows: int, share: float) -> float:
         """The matrix products of one layer."""

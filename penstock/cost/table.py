@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -153,8 +154,10 @@ class TableModel:
     def _layer_s(self, tokens: int) -> float:
         """One layer without attention, with its share of what a step does once."""
         tables, shape = self.tables, self.shape
-        seconds = sum(EACH_LAYER.get(name, 1) * line(tokens) for name, line in tables.layer.items())
-        seconds += sum(line(tokens) for line in tables.once.values()) / shape.layers
+        seconds = math.fsum(
+            EACH_LAYER.get(name, 1) * line(tokens) for name, line in tables.layer.items()
+        )
+        seconds += math.fsum(line(tokens) for line in tables.once.values()) / shape.layers
         if tables.experts is not None and self.coverage is not None:
             seconds += tables.experts(tokens, self.coverage.distinct(tokens))
         reduced = tokens * shape.hidden * shape.weight_item_bytes
@@ -162,7 +165,7 @@ class TableModel:
         return seconds + 2 * sums(reduced)
 
     def _head_s(self, samples: int) -> float:
-        return sum(line(samples) for line in self.tables.head.values()) if samples else 0.0
+        return math.fsum(line(samples) for line in self.tables.head.values()) if samples else 0.0
 
     # ------------------------------------------------------------------ the rest
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock.cost.energy import EnergyMeter, at_clock, energy_of
 from penstock.cost.hardware import card_of
 from penstock.cost.roofline import Roofline
-from penstock.cost.shapes import shape_of
+from penstock.cost.shapes import ModelShape, shape_of
 from penstock.cost.step import features_of
 from penstock.cost.work import work_of
 
@@ -96,3 +98,30 @@ def test_the_h100_fit_spans_what_was_measured() -> None:
         cost = model.step(features_of([(899, 1, True)] * num))
         assert cost.energy_j is not None
         assert low < cost.energy_j / cost.time_s / H100.tdp_w <= high, num
+
+
+steps_of = st.lists(
+    st.tuples(st.integers(0, 5000), st.integers(1, 300), st.booleans()), min_size=1, max_size=12
+)
+
+
+@given(
+    pieces=steps_of,
+    layers=st.sampled_from([None, 7]),
+    shape=st.sampled_from([LLAMA, shape_of("mixtral-8x7b")]),
+    seconds=st.floats(1e-3, 1.0),
+)
+def test_a_meter_remembers_nothing_wrong(
+    pieces: list[tuple[int, int, bool]], layers: int | None, shape: ModelShape, seconds: float
+) -> None:
+    """Whatever it met before, a launch adds its work by the formulas and its energy by the card's law."""
+    meter, features = EnergyMeter(shape, H100, tp=2), features_of(pieces, layers)
+    meter.add(features_of([(0, features.num_tokens, True)], layers), 1, 0.01)  # as many tokens
+    before = meter.num_bytes, meter.flops, meter.joules
+    meter.add(features, 1, seconds)
+    num_bytes, flops = work_of(shape, features)
+    assert meter.num_bytes - before[0] == pytest.approx(num_bytes, rel=1e-9)
+    assert meter.flops - before[1] == pytest.approx(flops, rel=1e-9)
+    each = 2 * seconds
+    watts = H100.watts(num_bytes / each / H100.bandwidth, flops / each / H100.flops)
+    assert meter.joules - before[2] == pytest.approx(watts * each, rel=1e-9)

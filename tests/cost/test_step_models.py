@@ -127,6 +127,20 @@ def test_a_run_costs_what_its_steps_cost_bit_for_bit(
     assert later == features.grown(count)
 
 
+USED = Roofline(shape_of("mixtral-8x7b"), A100)
+
+
+@given(pieces, st.sampled_from([1.0, 0.3]), st.sampled_from([None, 5]))
+def test_a_roofline_remembers_nothing_wrong(
+    found: list[tuple[int, int, bool]], share: float, layers: int | None
+) -> None:
+    """One that has priced many steps prices this one as a new one does, and as its parts add up."""
+    step = features_of(found, layers)
+    seconds = USED.seconds(step, share)
+    assert seconds == Roofline(USED.shape, A100).seconds(step, share)
+    assert seconds == pytest.approx(sum(part for _, part in USED.step(step, share).breakdown))
+
+
 @given(pieces)
 def test_more_work_never_takes_less_time(found: list[tuple[int, int, bool]]) -> None:
     for model in (Roofline(LLAMA, A100), FITTED):
