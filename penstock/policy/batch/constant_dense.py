@@ -25,11 +25,10 @@ Its pipeline runs every batch; here the plain forward takes over where a templat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.events import Event, Finished
-from penstock.core.views import Batch, Chunk, Eviction, JobView, Lane, LedgerFork
+from penstock.core.views import Batch, Chunk, Eviction, JobView, Lane, LedgerFork, Singles
 from penstock.policy.batch import STABLE, Decision, View
 from penstock.policy.batch.decodes import all_decodes
 
@@ -58,7 +57,8 @@ class ConstantDense:
     nano: str | None = None
     nano_from: int = 1024
     is_late: bool = True
-    _late: int = field(init=False, default=0, repr=False)
+    _late: int = field(init=False, default=0, repr=False)  # answers that ended at _ended_at
+    _ended_at: float | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_jobs", "nano_from"):
@@ -66,44 +66,46 @@ class ConstantDense:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def observe(self, event: Event) -> None:
+        """Count the answers that ended with the latest step; earlier ones have cost their token already."""
         if isinstance(event, Finished) and event.reason == "stop" and self.is_late:
-            self._late += 1
+            self._late = self._late + 1 if event.at == self._ended_at else 1
+            self._ended_at = event.at
 
     def decide(self, view: View) -> Decision:
         if view.busy_lanes:
             return Decision(why="the lane is busy")
-        late, self._late = self._late, 0
+        late = self._late if self._ended_at == view.now else 0
         running, caps, fork = view.running, view.caps, view.ledger.fork()
         # An answer that ended late leaves at least one token for the others: a step must go on.
         budget = max(1, min(self.max_tokens, caps.max_batch_tokens) - late)
         slots = min(self.max_jobs - late, caps.max_jobs) - len(running)
         decodes = all_decodes(running, fork) if len(running) <= budget else None
         if decodes and not view.waiting:
-            return Decision(self._batch(decodes), why=_told(late), stable_for=STABLE)
+            batch = self._batch(decodes, len(decodes))
+            return Decision(batch, stable_for=STABLE, outlasts=self.nano is None)
         if decodes is not None:
             forming = Forming(fork, budget - len(decodes))
         else:
-            decodes, forming = (), Forming(view.ledger.fork(), budget)
+            forming = Forming(view.ledger.fork(), budget)
             self._continue(view, forming)
         if view.waiting and not forming.gone:
             self._start(view, forming, slots)
-        chunks = (*decodes, *forming.chunks.values())
+        chunks: tuple[Chunk, ...] | Singles = decodes or ()
+        if forming.chunks:
+            chunks = (*chunks, *forming.chunks.values())
         is_stable = bool(decodes) and not forming.admitted and forming.is_blocked and not late
         return Decision(
-            self._batch(chunks),
+            self._batch(chunks, budget - forming.budget),
             tuple(forming.admitted),
             tuple(forming.evicted),
             _told(late) or ("waits for memory" if forming.is_blocked else ""),
             STABLE if is_stable else 1,
         )
 
-    def _batch(self, chunks: Sequence[Chunk]) -> Batch:
+    def _batch(self, chunks: tuple[Chunk, ...] | Singles, tokens: int) -> Batch:
         if not chunks:
             return Batch()
-        nano = self.nano
-        if nano is not None and sum([chunk.tokens for chunk in chunks]) < self.nano_from:
-            nano = None
-        return Batch((Lane(tuple(chunks)),), nano)
+        return Batch((Lane(chunks),), self.nano if tokens >= self.nano_from else None)
 
     def _continue(self, view: View, forming: Forming) -> None:
         """Decodes first, then prompts that were begun, each in the order of admission."""
