@@ -24,7 +24,7 @@ from pathlib import Path
 
 from penstock.core.errors import PenstockError
 from penstock.core.events import Event, Header
-from penstock.report.log import MANY, Digest, LineDecoder, LogWriter, encode, joined
+from penstock.report.log import MANY, Digest, LineDecoder, LogWriter, encode_lines
 from penstock.report.metrics import Metrics
 from penstock.report.summary import Figures
 
@@ -90,7 +90,7 @@ class Account:
 
     def _hand_over(self) -> None:
         events = self._events
-        told, num = joined(list(map(encode, events))), len(events)
+        told, num = encode_lines(events), len(events)
         events.clear()
         if self._child is not None:
             self._child.send(told)
