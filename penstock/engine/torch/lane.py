@@ -4,6 +4,10 @@ A step is a generator that yields after every piece of its forward and returns i
 touch belongs to this thread; the loop's thread sends commands through a queue and hears back through
 `call_soon_threadsafe`. Interrupts and aborts are marks that the thread reads between pieces. An exception ends the
 step it arose in, and no other.
+
+An interrupt is obeyed after the piece that runs: the attention block or the MLP of one layer. A step that was left
+holds its activations (`Piece.held_bytes`) and nothing else but its job's blocks; they are gone with its abort. On a GPU
+pieces are queued, not awaited: there an interrupt stops the queueing, and what is queued runs to its end.
 """
 
 from __future__ import annotations
@@ -120,6 +124,7 @@ class Lane:
 
     def _advance(self, plan: PlanId, step: Step) -> None:
         """Run a step to its end, or to the boundary at which it shall stop."""
+        told: Done | Yielded | None = None
         try:
             while True:
                 piece = next(step)
@@ -129,13 +134,17 @@ class Lane:
                     break
                 if mark == "operator" or (mark == "layer" and piece.ends_layer):
                     self._left[plan] = step
-                    self._report(Yielded(plan, 0.0, piece.held_bytes))
+                    told = Yielded(plan, 0.0, piece.held_bytes)
                     break
         except StopIteration as end:
-            self._report(Done(plan, 1, end.value, ()))
+            told = Done(plan, 1, end.value, ())
         except Exception as error:  # noqa: BLE001 - the outermost loop here: a step may fail, the lane not
-            self._report(Done(plan, 1, (), (), error=describe(error)))
-        self._marks.pop(plan, None)
+            told = Done(plan, 1, (), (), error=describe(error))
+        self._marks.pop(
+            plan, None
+        )  # first: whoever hears of a stop may ask for the next one at once
+        if told is not None:
+            self._report(told)
 
     def _report(self, told: Done | Yielded) -> None:
         self._call(self._tell, told)
