@@ -14,6 +14,8 @@ and slots fill fast. The price is paid by those who decode: they stand still for
 Parameters
     max_tokens   tokens of a prompt step, default None: the longest context, at least 2048 (vLLM 0.2's rule)
     max_jobs     jobs running at once, default 256
+    decodes_between  decode steps between two prompt steps while somebody runs, at least, default 0; LightLLM has 2
+                 (max_wait_tokens), so that no answer stands still for longer than one prompt step
 
 Where we differ: victims and admission are answers of other policies (recompute-last and watermark give vLLM 0.2's;
 no swapping). Prompts of a step are not padded to each other's length, so no bound on padding. A prompt longer than the
@@ -53,12 +55,16 @@ class Prompts:
 class PrefillFirst:
     max_tokens: int | None = None
     max_jobs: int = 256
+    decodes_between: int = 0
+    _decoded: int = field(init=False, default=0, repr=False)  # up to decodes_between
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_jobs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.decodes_between < 0:
+            raise ValueError(f"decodes_between must be 0 or more, got {self.decodes_between}")
 
     def decide(self, view: View) -> Decision:
         if view.busy_lanes:
@@ -66,7 +72,8 @@ class PrefillFirst:
         most = self.max_tokens or max(view.caps.max_context, LEAST_TOKENS)
         prompts = Prompts(view.ledger.fork(), min(most, view.caps.max_batch_tokens))
         slots = min(self.max_jobs, view.caps.max_jobs) - len(view.running)
-        may_start = len(view.waiting) > 0 and slots > 0
+        is_due = self._decoded >= self.decodes_between or not view.running
+        may_start = len(view.waiting) > 0 and slots > 0 and is_due
         is_unfinished = False
         for job in view.running:
             if job.todo > 1 and prompts.tokens_left > 0:
@@ -77,8 +84,10 @@ class PrefillFirst:
             self._start(view, prompts, slots)
         if prompts.chunks:
             lane = Lane(tuple(prompts.chunks))
+            self._decoded = 0
             return Decision(Batch((lane,)), tuple(prompts.admitted), why="prefill")
-        return self._decode(view, not may_start or prompts.is_blocked)
+        self._decoded = min(self._decoded + 1, self.decodes_between)
+        return self._decode(view, is_due and (not may_start or prompts.is_blocked))
 
     @staticmethod
     def _start(view: View, prompts: Prompts, slots: int) -> None:
@@ -109,9 +118,9 @@ class PrefillFirst:
         if len(view.running) <= most:
             chunks = all_decodes(view.running, view.ledger.fork())
             if chunks:
-                lane = Lane(chunks)
-                stable_for = STABLE if is_closed else 1
-                return Decision(Batch((lane,)), why="decode", stable_for=stable_for)
+                batch = Batch((Lane(chunks),))
+                outlasts = is_closed and not view.waiting
+                return Decision(batch, stable_for=STABLE if is_closed else 1, outlasts=outlasts)
         squeeze = Squeeze(view.ledger.fork())
         for job in (
             sorted(view.running, key=last_served) if len(view.running) > most else view.running
@@ -121,7 +130,7 @@ class PrefillFirst:
             if job.seq not in squeeze.gone:
                 squeeze.plan(view, job)
         lane = Lane(tuple(squeeze.planned.values()))
-        why = "preempted" if squeeze.evicted else "decode"
+        why = "preempted" if squeeze.evicted else ""
         return Decision(Batch((lane,) if lane.chunks else ()), (), tuple(squeeze.evicted), why)
 
 

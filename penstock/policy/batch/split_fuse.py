@@ -89,23 +89,24 @@ class SplitFuse:
         decodes = None
         if len(running) <= min(tokens, self.max_sequences):
             decodes = all_decodes(running, forward.fork)
+        if decodes and not may_start:
+            return Decision(Batch((Lane(decodes),)), stable_for=STABLE, outlasts=not view.waiting)
         if decodes is None:
             forward.fork = view.ledger.fork()
             self._generate(running, forward)
         else:
-            forward.chunks += decodes
             forward.tokens_left -= len(decodes)
             forward.places_left -= len(decodes)
-        if self.splits_evenly and (may_start or decodes is None):
+        if self.splits_evenly:
             self._even_out(view, forward)
         if (decodes or self._go_on(running, forward)) and may_start:
             self._start(view, forward, slots)
-        if running and not forward.chunks:
+        if running and not (decodes or forward.chunks):
             return self._unstick(view)
-        is_closed = not may_start or forward.is_full or forward.is_blocked
-        is_stable = decodes and not forward.admitted and is_closed
+        chunks = (*(decodes or ()), *forward.chunks) if forward.chunks else decodes
+        is_stable = decodes and not forward.chunks and (forward.is_full or forward.is_blocked)
         return Decision(
-            Batch((Lane(tuple(forward.chunks)),) if forward.chunks else ()),
+            Batch((Lane(chunks),) if chunks else ()),
             tuple(forward.admitted),
             (),
             "waits for memory" if forward.is_blocked else "",

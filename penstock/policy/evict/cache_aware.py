@@ -13,7 +13,8 @@ Parameters: kept (of the blocks nobody needs at once, the share still there when
 under the pressure that preempts, growing jobs soon take them).
 
 Where we differ: nothing to differ from. It is cheapest-per-block where the view has no ledger and where nothing is
-shared and kept is 0. Asked about cached blocks (no asker) it takes them as offered, the longest unused first.
+shared and kept is 0. Asked about cached blocks (no asker) it takes them as offered, the longest unused first. Every
+running job is looked at, once for each preemption and only then: some microseconds each.
 """
 
 from __future__ import annotations
@@ -44,4 +45,4 @@ class CacheAware:
             stays = ledger.held(job) - freed + self.kept * max(0, freed - view.need)
             return max(0.0, job.computed - ledger.block_size * stays)
 
-        return take_or_give_up(view, by_price(view, cost))
+        return take_or_give_up(view, by_price(view, cost=cost, least=lambda job: 0.0))

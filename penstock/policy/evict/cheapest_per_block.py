@@ -15,7 +15,8 @@ Parameters: none.
 
 Where we differ: nothing to differ from. Positions found in the prefix cache later are priced as if they were lost;
 cache-aware knows better. Asked about cached blocks (no asker) it takes them as offered, the longest unused first.
-Every running job is looked at, at most once a preemption and need.
+Running jobs are looked at from
+the one with fewest positions on, until none that follows can be cheaper.
 """
 
 from __future__ import annotations
@@ -48,19 +49,34 @@ class CheapestPerBlock:
     def decide(self, view: View) -> Decision:
         if view.asker is None:
             return take(view, view.items)
-        return take_or_give_up(view, by_price(view, lambda job, freed: job.computed))
+        ranked = by_price(
+            view, cost=lambda job, freed: job.computed, least=lambda job: job.computed
+        )
+        return take_or_give_up(view, ranked)
 
 
-def by_price(view: View, cost: Callable[[JobView, int], float]) -> Iterable[JobView]:
-    """Jobs from the cheapest on, priced again as the need shrinks. `cost(job, blocks it frees)` in tokens."""
-    jobs = cast(Iterable[JobView], view.items)
-    offers = []
-    for job in jobs:
-        freed = view.freed(job)
-        offers.append(Offer(job, cost(job, freed), freed))
+def by_price(
+    view: View, *, cost: Callable[[JobView, int], float], least: Callable[[JobView], float]
+) -> Iterable[JobView]:
+    """Jobs from the cheapest on, priced again as the need shrinks.
+
+    `cost(job, blocks it frees)` in tokens is never below `least(job)`: counting what a job frees takes time, so those
+    that cannot be the cheapest are not looked at.
+    """
+    unseen = sorted(cast(Iterable[JobView], view.items), key=least, reverse=True)
+    offers: list[Offer] = []
     need = view.need
-    while offers:
-        best = min(offers, key=lambda offer: offer.price(max(1, need)))
+    while unseen or offers:
+        wanted = max(1, need)
+        best = min(offers, key=lambda offer: offer.price(wanted), default=None)
+        while unseen and (best is None or least(unseen[-1]) / wanted <= best.price(wanted)[0]):
+            job = unseen.pop()
+            freed = view.freed(job)
+            offer = Offer(job, cost(job, freed), freed)
+            offers.append(offer)
+            if best is None or offer.price(wanted) < best.price(wanted):
+                best = offer
+        assert best is not None
         offers.remove(best)
         need -= best.freed
         yield best.job

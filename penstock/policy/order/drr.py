@@ -36,7 +36,7 @@ import numpy as np
 
 from penstock.core.events import Event, Finished
 from penstock.policy.order import STABLE, Decision, View
-from penstock.policy.order.tenants import Books, check_weights, lines_of
+from penstock.policy.order.tenants import Books, check_weights
 
 FORGOTTEN_AT = 256
 
@@ -75,7 +75,7 @@ class Drr:
 
     def decide(self, view: View) -> Decision:
         waiting = view.waiting
-        lines = lines_of(view, self.prompt_weight)
+        lines = self._books.lines(view)
         if len(lines.tenants) < 2:
             return Decision(waiting, stable_for=STABLE)
         turns = [self._turns.get(tenant, Turn()) for tenant in lines.tenants]

@@ -19,8 +19,8 @@ Parameters
 
 Where we differ: Brinch Hansen's jobs tell their size; ours is predicted, alone on the machine, from what recent answers
 have told (view.lengths). SGLang's ratio counts uncached prompt tokens only. A preempted job counts with what is left
-and what must be computed again. Prefills are interpolated between 9 sizes, one decode step stands for all, and
-estimates of lengths are kept: each call makes those of newcomers and preempted jobs and renews 128 others in turn.
+and what must be computed again. Prefills are interpolated between 9 sizes, one decode step stands for all. Lengths
+are asked for of at most 32 newcomers a call (others of them count as middling meanwhile), and of 32 jobs in turn again.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.core.views import Chunk
-from penstock.policy.order import STABLE, Decision, View, num_returned
+from penstock.core.views import Chunk, Columns
+from penstock.policy.order import STABLE, Decision, View
 from penstock.policy.order.sizes import prefills_s
 
 POINTS = 9
-RENEWED = 128
+ASKED = 32
 LEAST_S = 1e-9  # of a size, so that nothing is divided by zero
 
 
@@ -43,7 +43,8 @@ LEAST_S = 1e-9  # of a size, so that nothing is divided by zero
 class Sjf:
     patience_s: float | None = 10.0
     quantile: float = 0.5
-    _left: dict[int, int] = field(init=False, default_factory=dict, repr=False)  # tokens, by seq
+    _seqs: NDArray[np.float64] = field(init=False, repr=False, compare=False)
+    _left: NDArray[np.float64] = field(init=False, repr=False, compare=False)  # tokens, of _seqs
     _next: int = field(init=False, default=0, repr=False)  # place of the next to renew
 
     def __post_init__(self) -> None:
@@ -51,13 +52,14 @@ class Sjf:
             raise ValueError(f"quantile must be in (0, 1), got {self.quantile}")
         if self.patience_s is not None and self.patience_s < 0:
             raise ValueError(f"patience_s must not be negative, got {self.patience_s}")
+        self._seqs = self._left = np.empty(0)
 
     def decide(self, view: View) -> Decision:
         waiting = view.waiting
         if len(waiting) < 2:
             return Decision(waiting, stable_for=STABLE)
         columns = view.columns()
-        left = self._expected(view, columns["seq"])
+        left = self._expected(view, columns)
         decode_s = view.cost.predict((Chunk(waiting[len(waiting) // 2], 1),))
         size = np.maximum(prefills_s(view, columns["todo"], POINTS) + left * decode_s, LEAST_S)
         if self.patience_s is None:
@@ -67,18 +69,29 @@ class Sjf:
             ranks = np.argsort(-(self.patience_s + waited) / size, kind="stable")
         return Decision([waiting[i] for i in ranks.tolist()])
 
-    def _expected(self, view: View, seqs: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _expected(self, view: View, columns: Columns) -> NDArray[np.float64]:
         """Tokens each waiting job is expected to write still."""
-        waiting, known = view.waiting, self._left
-        names = seqs.astype(int).tolist()
-        if len(known) > 2 * len(names) + RENEWED:
-            known = self._left = {seq: known[seq] for seq in names if seq in known}
-        fresh = {place % len(names) for place in range(self._next, self._next + RENEWED)}
-        self._next = (self._next + RENEWED) % len(names)
-        fresh.update([place for place, seq in enumerate(names) if seq not in known])
-        fresh.update(range(num_returned(waiting)))
-        for place in fresh:
-            job = waiting[place]
+        seqs = columns["seq"]
+        left = self._remembered(seqs)
+        newcomers = np.flatnonzero(np.isnan(left))[:ASKED]
+        renewed = (self._next + np.arange(min(ASKED, len(left)))) % len(left)
+        self._next = int(renewed[-1]) + 1
+        for place in (*newcomers.tolist(), *renewed.tolist()):
+            job = view.waiting[place]
             length = min(view.lengths.quantile(job, self.quantile), job.max_tokens)
-            known[job.seq] = max(1, length - job.num_output)
-        return np.array([known[seq] for seq in names], dtype=float)
+            left[place] = max(1, length - job.num_output)
+        self._seqs, self._left = seqs.copy(), left
+        is_unknown = np.isnan(left)
+        if is_unknown.any():
+            usual = np.median(left[~is_unknown])
+            left = np.where(is_unknown, np.minimum(usual, columns["max_tokens"]), left)
+        return left
+
+    def _remembered(self, seqs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What was expected in the call before, of those who were waiting then; nan of the others."""
+        if not len(self._seqs):
+            return np.full(len(seqs), np.nan)
+        by_seq = np.argsort(self._seqs)
+        known = self._seqs[by_seq]
+        places = np.minimum(np.searchsorted(known, seqs), len(known) - 1)
+        return np.where(known[places] == seqs, self._left[by_seq][places], np.nan)

@@ -18,6 +18,20 @@ from penstock.policy.order import View, num_returned
 
 
 @dataclass(slots=True)
+class Lines:
+    """The waiting jobs as one line a tenant. `owner`: place in `tenants` of each job's; `charge`: what admitting it
+    will cost; `ahead`: what admitting those of its own tenant before it will.
+    """
+
+    seqs: NDArray[np.float64]
+    returned: int
+    tenants: list[str]
+    owner: NDArray[np.intp]
+    charge: NDArray[np.float64]
+    ahead: NDArray[np.float64]
+
+
+@dataclass(slots=True)
 class Asked:
     """One job that has not ended."""
 
@@ -42,6 +56,7 @@ class Books:
     last_served: str | None = None  # whose job was the last to stop waiting
     _jobs: dict[int, Asked] = field(default_factory=dict)
     _firsts: dict[str, tuple[int, int]] = field(default_factory=dict)  # seq, answers left
+    _lines: Lines | None = None  # of the call before
 
     def hear(self, event: Event) -> None:
         if isinstance(event, Completed):
@@ -58,6 +73,14 @@ class Books:
                 self._enter(seq)
         elif isinstance(event, Finished):
             self._finish(event)
+
+    def lines(self, view: View) -> Lines:
+        """The lines of this view; those of the call before where nobody came or went since."""
+        lines, returned = self._lines, num_returned(view.waiting)
+        seqs = view.columns()["seq"]
+        if lines is None or returned != lines.returned or not np.array_equal(seqs, lines.seqs):
+            lines = self._lines = lines_of(view, returned, self.prompt_weight)
+        return lines
 
     def tenants(self) -> set[str]:
         """Those with jobs that have not ended."""
@@ -115,25 +138,14 @@ class Books:
             del self._firsts[event.request]
 
 
-@dataclass(slots=True)
-class Lines:
-    """The waiting jobs as one line a tenant. `owner`: place in `tenants` of each job's; `charge`: what admitting it
-    will cost; `ahead`: what admitting those of its own tenant before it will.
-    """
-
-    tenants: list[str]
-    owner: NDArray[np.intp]
-    charge: NDArray[np.float64]
-    ahead: NDArray[np.float64]
-
-
-def lines_of(view: View, prompt_weight: float) -> Lines:
+def lines_of(view: View, returned: int, prompt_weight: float) -> Lines:
+    """`returned`: how many were preempted; these have been charged already."""
     waiting: Sequence[JobView] = view.waiting
     places: dict[str, int] = {}
     owners = [places.setdefault(job.request.tenant, len(places)) for job in waiting]
     owner = np.array(owners, dtype=np.intp)
     charge = prompt_weight * view.columns()["num_prompt"]
-    charge[: num_returned(waiting)] = 0.0
+    charge[:returned] = 0.0
     by_owner = np.argsort(owner, kind="stable")
     ordered = charge[by_owner]
     ahead = np.cumsum(ordered) - ordered
@@ -141,7 +153,7 @@ def lines_of(view: View, prompt_weight: float) -> Lines:
     ahead -= np.repeat(ahead[starts], np.diff(starts, append=len(owner)))
     found = np.empty_like(ahead)
     found[by_owner] = ahead
-    return Lines(list(places), owner, charge, found)
+    return Lines(view.columns()["seq"].copy(), returned, list(places), owner, charge, found)
 
 
 def check_weights(prompt_weight: float, output_weight: float, shares: dict[str, float]) -> None:

@@ -32,7 +32,7 @@ import numpy as np
 
 from penstock.core.events import Event, Finished
 from penstock.policy.order import STABLE, Decision, View
-from penstock.policy.order.tenants import Books, check_weights, lines_of
+from penstock.policy.order.tenants import Books, check_weights
 
 FORGOTTEN_AT = 256  # counters kept before idle ones are looked at, and twice what was kept then
 
@@ -58,7 +58,7 @@ class Vtc:
 
     def decide(self, view: View) -> Decision:
         waiting = view.waiting
-        lines = lines_of(view, self.prompt_weight)
+        lines = self._books.lines(view)
         if len(lines.tenants) < 2:
             return Decision(waiting, stable_for=STABLE)
         shares = np.array([self.shares.get(tenant, 1.0) for tenant in lines.tenants])
