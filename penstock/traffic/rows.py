@@ -107,19 +107,25 @@ def open_text(path: Path) -> TextIO:
         raise BadTrace(f"cannot open the trace {path}: {error.strerror or error}") from None
 
 
+def csv_lines(file: TextIO) -> Iterator[str]:
+    """The lines of a CSV file from its head on."""
+    return itertools.dropwhile(lambda line: not line.strip(), file)
+
+
 def csv_rows(file: TextIO) -> csv.DictReader[str]:
-    """Records of a CSV file with commas; blank lines before its head are skipped."""
-    return csv.DictReader(itertools.dropwhile(lambda line: not line.strip(), file))
+    """Records of a CSV file with commas, by the names of its columns."""
+    return csv.DictReader(csv_lines(file))
 
 
 def size_row(row: Row) -> Row | Drop:
     """The row, or a Drop when it has nothing to prefill or nothing to say, or no instant or size that can be."""
-    if row.at_s is not None and not math.isfinite(row.at_s):
-        return Drop("no finite time", str(row.at_s))
-    if max(row.num_prompt, row.num_output) > MOST_TOKENS:
-        return Drop("more tokens than there can be", f"{row.num_prompt},{row.num_output}")
-    if row.num_prompt < 1:
+    at_s, num_prompt, num_output = row[:3]
+    if at_s is not None and not math.isfinite(at_s):
+        return Drop("no finite time", str(at_s))
+    if num_prompt > MOST_TOKENS or num_output > MOST_TOKENS:
+        return Drop("more tokens than there can be", f"{num_prompt},{num_output}")
+    if num_prompt < 1:
         return Drop("no prompt tokens")
-    if row.num_output < 1:
+    if num_output < 1:
         return Drop("no output tokens")
     return row

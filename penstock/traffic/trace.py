@@ -291,11 +291,8 @@ def sampling_of(max_tokens: int) -> Sampling:
     return Sampling(max_tokens=max_tokens)
 
 
-def rows_of(found: Row | Flow) -> Iterator[Row]:
-    if isinstance(found, Row):
-        yield found
-    else:
-        yield from (step.row for step in found.steps)
+def rows_of(found: Row | Flow) -> Sequence[Row]:
+    return (found,) if isinstance(found, Row) else [step.row for step in found.steps]
 
 
 def open_trace(path: Path | str, **options: Unpack[TraceOptions]) -> Trace:
