@@ -11,7 +11,8 @@ factor above 1 promises more memory than there is, for answers that end sooner.
     no      blocks(num_prompt + max_tokens - 1) > total
     later   otherwise
 
-See penstock.policy.admit.peak for the peak.
+See penstock.policy.admit.peak for the peak. While all who run decode, a step adds one to what each holds and takes one
+from what it has left, so the peak stays as it is: whoever was refused is refused until somebody leaves.
 
 Parameters: overcommit (of total blocks, default 1.0: nobody is evicted).
 
@@ -22,6 +23,7 @@ overcommit 1.0 is the best that can be done without evicting.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.views import JobView
@@ -38,6 +40,8 @@ class Conservative:
     overcommit: float = 1.0
     _crowd: Crowd | None = field(init=False, default=None, repr=False)
     _at: float = field(init=False, default=0.0, repr=False)  # the instant of the crowd
+    _refused: tuple[int, ...] = field(init=False, default=(), repr=False)  # whom, beside whom
+    _why: str = field(init=False, default="", repr=False)
 
     def __post_init__(self) -> None:
         if not self.overcommit > 0:
@@ -50,6 +54,9 @@ class Conservative:
         need, free = ledger.need(job, job.known), ledger.free
         if need > free:
             return Decision("later", f"needs {need} blocks, {free} free")
+        beside = _beside(job, view.running)
+        if beside == self._refused:
+            return Decision("later", self._why)
         crowd = self._crowd
         if crowd is None or crowd.ledger is not ledger or self._at != view.now:
             crowd = self._crowd = Crowd.of(ledger, view.running, longest)
@@ -58,6 +65,14 @@ class Conservative:
         if crowd.known:
             peak = crowd.peak(job, lefts)
             if peak > capacity:
-                return Decision("later", f"would peak at {peak:.0f} of {capacity:.0f} blocks")
+                self._why = f"would peak at {peak:.0f} of {capacity:.0f} blocks"
+                is_lasting = all(each.todo == 1 for each in view.running)
+                self._refused = beside if is_lasting else ()
+                return Decision("later", self._why)
         crowd.add(job, lefts)
         return Decision("yes")
+
+
+def _beside(job: JobView, running: Sequence[JobView]) -> tuple[int, ...]:
+    """A job and those who run: another one comes last, and one less is left when somebody leaves."""
+    return (job.seq, job.known, len(running), running[-1].seq) if running else (job.seq, job.known)
