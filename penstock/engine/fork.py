@@ -4,19 +4,35 @@ Order matters as it does for real: blocks booked for one job count as registered
 Cached blocks found by a job are promised to it from then on: the replica pins the cached blocks of all admitted jobs
 before it takes blocks for anybody, so that what a fork found is still there when the decision is applied.
 
+The ledger's runs are not cut here: of each run the fork remembers how many of its holders left, and how much of its
+beginning each booking takes.
+
 Policies see this through penstock.core.views.LedgerFork, whose arguments are read-only job views; they are the
 ledger's own jobs, which is why the mechanism may read `hashes` here.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from itertools import compress, count
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from penstock.core.types import BlockHash, Job
+from penstock.engine.run import Run, num_alike
 
 if TYPE_CHECKING:
     from penstock.core.views import JobView
     from penstock.engine.ledger import BlockLedger
+
+
+class Found(NamedTuple):
+    """`real`: blocks here now, by run; `pending`: so many that earlier bookings of this fork will have registered."""
+
+    real: dict[Run, int]
+    num_real: int
+    pending: int
+
+
+NOTHING = Found({}, 0, 0)
 
 
 class Fork:
@@ -24,100 +40,109 @@ class Fork:
 
     __slots__ = (
         "_ledger",
+        "_tables",
         "block_size",
         "total",
         "free",
         "_held",
-        "_refs",
+        "_left",
+        "_shared",
+        "_gone",
         "_booked",
-        "_noted",
-        "_pending",
         "_found",
     )
 
     def __init__(self, ledger: BlockLedger) -> None:
         self._ledger = ledger
+        self._tables = ledger.tables
         self.block_size = ledger.block_size
         self.total = ledger.total
         self.free = ledger.free
         self._held: dict[int, int] = {}
-        self._refs: dict[int, int] = {}
         self._booked: list[tuple[Job, int]] = []
-        self._noted = 0  # so many of the bookings have their hashes in _pending
-        self._pending: set[BlockHash] = set()
-        self._found: dict[int, tuple[list[int], int]] = {}
+        self._found: dict[int, Found] = {}
+        self._shared: dict[Run, list[int]] = {}  # how much of it each booking takes
+        self._left: dict[Run, int] = {}  # how many of its real holders are gone
+        self._gone: set[int] = set()
 
     def held(self, job: JobView) -> int:
         held = self._held.get(job.seq)
-        return len(self._ledger.tables.get(job.seq, ())) if held is None else held
+        return len(self._tables.get(job.seq, ())) if held is None else held
 
     def cached(self, job: JobView) -> int:
         if self.held(job):
             return 0
-        real, pending = self._find(cast(Job, job))
-        return (len(real) + pending) * self.block_size
+        found = self._find(cast(Job, job))
+        return (found.num_real + found.pending) * self.block_size
 
-    def _find(self, job: Job) -> tuple[list[int], int]:
-        """(blocks here now, blocks that earlier bookings of this fork will have registered)."""
+    def _find(self, job: Job) -> Found:
         hashes = job.hashes
         if not hashes:
-            return [], 0
+            return NOTHING
         limit = min((job.known - 1) // self.block_size, len(hashes))
         known = self._found.get(job.seq)
         if known is None:
             real = self._ledger.find(hashes, 0, limit)
-            known = self._found[job.seq] = real, 0
-        position = len(known[0]) + known[1]
-        if position < limit and self._booked:
-            self._find_more(job, position, limit)
-            return self._found[job.seq]
+            known = self._found[job.seq] = Found(real, sum(real.values()), 0)
+        if self._booked and known.num_real + known.pending < limit:
+            known = self._found[job.seq] = self._find_more(known, hashes, limit)
         return known
 
-    def _find_more(self, job: Job, position: int, limit: int) -> None:
+    def _find_more(self, known: Found, hashes: list[BlockHash], limit: int) -> Found:
         """Go on behind what was found when this job was asked about before."""
-        if self._noted < len(self._booked):
-            self._note_pending()
-        index, hashes = self._ledger.index, job.hashes
-        real, pending = self._found[job.seq]
-        while position < limit:
-            block = index.get(hashes[position])
-            if block is not None:
-                real.append(block)
-            elif hashes[position] in self._pending:
-                pending += 1
+        real, num_real, pending = known
+        while (at := num_real + pending) < limit:
+            if hashes[at] in self._ledger.index:
+                more = self._ledger.find(hashes, at, limit)
+                real = {**real, **more}
+                num_real += sum(more.values())
+            elif size := self._num_booked(hashes, at, limit):
+                pending += size
             else:
                 break
-            position += 1
-        self._found[job.seq] = real, pending
+        return Found(real, num_real, pending)
 
-    def _note_pending(self) -> None:
-        size = self.block_size
-        for job, upto in self._booked[self._noted :]:
-            self._pending.update(job.hashes[job.computed // size : upto // size])
-        self._noted = len(self._booked)
+    def _num_booked(self, hashes: list[BlockHash], start: int, limit: int) -> int:
+        """How many blocks from hashes[start] on one booking will have registered, up to the first that is here."""
+        size, wanted, index = self.block_size, hashes[start], self._ledger.index
+        for job, upto in self._booked:
+            theirs = job.hashes
+            end = min(upto // size, len(theirs), limit)
+            if job.computed // size <= start < end and theirs[start] == wanted:
+                alike = num_alike(theirs[start:end], hashes[start:end])
+                known = map(index.__contains__, theirs[start : start + alike])
+                return next(compress(count(), known), alike)
+        return 0
 
     def need(self, job: JobView, upto: int) -> int:
         held = self.held(job)
         blocks = -(-upto // self.block_size)
         if held:
             return max(0, blocks - held)
-        real, pending = self._find(cast(Job, job))
-        if not real:
-            return max(0, blocks - pending)
-        if self._refs:
-            revived = sum([self._count(block) == 0 for block in real])
-        else:
-            revived = list(map(self._ledger.refs.__getitem__, real)).count(0)
-        return revived + max(0, blocks - len(real) - pending)
+        found = self._find(cast(Job, job))
+        fresh = max(0, blocks - found.num_real - found.pending)
+        return fresh + sum([self._num_idle(run, size) for run, size in found.real.items()])
 
-    def _count(self, block: int) -> int:
-        return self._ledger.refs[block] + self._refs.get(block, 0)
+    def _num_idle(self, run: Run, size: int) -> int:
+        """Of the first `size` blocks of `run`, those that nobody holds here."""
+        if run.refs > self._left.get(run, 0):
+            return 0
+        shared = self._shared.get(run)
+        return max(0, size - max(shared)) if shared else size
+
+    def _num_alone(self, run: Run) -> int:
+        """Blocks of `run` that one job alone holds here."""
+        holders = run.refs - self._left.get(run, 0)
+        most = [*sorted(self._shared.get(run, ()), reverse=True), 0, 0]
+        if holders > 1:
+            return 0
+        return len(run.blocks) - most[0] if holders else most[0] - most[1]
 
     def reserve(self, job: JobView, upto: int) -> bool:
         seq = job.seq
         held = self._held.get(seq)
         if held is None:
-            held = len(self._ledger.tables.get(seq, ()))
+            held = len(self._tables.get(seq, ()))
         if not held:
             return self._start(cast(Job, job), upto)
         need = -(-upto // self.block_size) - held
@@ -135,51 +160,45 @@ class Fork:
         if need > self.free:
             return False
         self.free -= need
-        real, _ = self._find(job)
-        refs = self._refs
-        if refs:
-            for block in real:
-                refs[block] = refs.get(block, 0) + 1
-        else:
-            refs.update(dict.fromkeys(real, 1))
-        self._held[job.seq] = max(-(-upto // self.block_size), len(real))
+        found = self._find(job)
+        for run, size in found.real.items():
+            self._shared.setdefault(run, []).append(size)
+        self._held[job.seq] = max(-(-upto // self.block_size), found.num_real)
         self._booked.append((job, upto))
         return True
 
     def release(self, job: JobView) -> int:
-        table = self._ledger.tables.get(job.seq, [])
-        held = self.held(job)
-        found = self._found.get(job.seq)
-        before = self.free
-        if table:
-            self._give(table)
-            self.free += max(0, held - len(table))  # booked here on top of the real ones
-        elif held and found is not None:
-            self._give(found[0])
-            self.free += max(0, held - len(found[0]) - found[1])
-        elif held:
-            self.free += held
-        self._held[job.seq] = 0
+        seq, held, before = job.seq, self.held(job), self.free
+        if not held:
+            return 0
+        table = self._tables.get(seq)
+        if table and seq not in self._gone:
+            self._gone.add(seq)
+            self.free += held - self._ledger.registered.get(seq, 0)
+            for run in self._ledger.runs(seq):
+                self._left[run] = self._left.get(run, 0) + 1
+                self.free += self._num_idle(run, len(run.blocks))
+        else:
+            found = self._found.get(seq, NOTHING)
+            self.free += max(0, held - found.num_real - found.pending)
+            for run, size in found.real.items():
+                self._shared[run].remove(size)
+                self.free += self._num_idle(run, size)
+        self._held[seq] = 0
         if any(booked is job for booked, _ in self._booked):
-            self._unbook(job.seq)
+            self._unbook(seq)
         return self.free - before
 
     def _unbook(self, seq: int) -> None:
         """What the job would have filled will not be there: forget it, and what others found on the way."""
         self._booked = [(job, upto) for job, upto in self._booked if job.seq != seq]
-        self._pending.clear()
-        self._noted = 0
         self._found = {
             other: found for other, found in self._found.items() if self._held.get(other)
         }
 
-    def _give(self, blocks: list[int]) -> None:
-        for block in blocks:
-            self._refs[block] = self._refs.get(block, 0) - 1
-            if self._count(block) == 0:
-                self.free += 1
-
     def freeable(self, job: JobView) -> int:
-        table = self._ledger.tables.get(job.seq, [])
-        mine = sum(1 for block in table if self._count(block) == 1)
-        return mine + max(0, self.held(job) - len(table))
+        held = self.held(job)
+        if not held or job.seq in self._gone or not self._tables.get(job.seq):
+            return held
+        mine = held - self._ledger.registered.get(job.seq, 0)
+        return mine + sum([self._num_alone(run) for run in self._ledger.runs(job.seq)])

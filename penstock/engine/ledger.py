@@ -16,16 +16,30 @@ the same prompt at once); both are remembered, the first serves.
 Without prefix caching a block is forgotten as soon as nobody holds it; sharing between living jobs (the answers of
 one request) works all the same.
 
+All of this is true block by block, and kept run by run (engine.run), so that it costs the same for long prompts and for
+short ones:
+
+    a job's named blocks are the blocks of whole runs, one behind the other; `starts` finds a run by its first block
+    what behind them the job holds is its own and has no name
+    `index` finds a run by its first hash. That is enough because a hash names a block and all before it
+        (core.prompt): who has a block inside a run in common with it has what is before it in common too
+    a run grows at its end while one job alone holds it, and nobody else knows its contents
+    copies of the same contents (twins) have their borders at the same places; one is in the index
+
+Where hashes do not name prefixes, which no prompt does, less may be found than is there.
+
 Source: vLLM v1 block pool and KV cache manager semantics (v1/core/block_pool, kv_cache_manager), own code.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, compress, count, groupby
 
 from penstock.core.types import BlockHash, Job
 from penstock.engine.fork import Fork
+from penstock.engine.run import IdleRuns, Run, num_alike
 
 ChooseIdle = Callable[[int], Sequence[int]]
 
@@ -43,20 +57,19 @@ class BlockLedger:
         self.total = num_blocks
         self.block_size = block_size
         self.has_prefix_cache = has_prefix_cache
-        self.refs = [0] * num_blocks
         self.tables: dict[int, list[int]] = {}
-        self.index: dict[BlockHash, int] = {}
-        self._twins: dict[BlockHash, list[int]] = {}
-        self._hash: list[BlockHash | None] = [None] * num_blocks
+        self.registered: dict[int, int] = {}  # so many blocks of each table are in runs
+        self.index: dict[BlockHash, Run] = {}
+        self._starts: dict[int, Run] = {}
+        self._last: dict[int, Run] = {}  # the run that ends a job's registered blocks
+        self._twins: dict[BlockHash, list[Run]] = {}  # those that do not serve, oldest first
         self._unused = list(range(num_blocks - 1, -1, -1))
-        # From the longest unused to the latest. No plain dict: one that loses its oldest entries is slow to begin.
-        self._idle: OrderedDict[int, None] = OrderedDict()
-        self.registered: dict[int, int] = {}
+        self._idle = IdleRuns()
         self.choose_idle: ChooseIdle | None = None  # None = the longest unused
 
     @property
     def free(self) -> int:
-        return len(self._unused) + len(self._idle)
+        return len(self._unused) + self._idle.num_blocks
 
     def fork(self) -> Fork:
         """A what-if copy for policies: see penstock.core.views.LedgerFork."""
@@ -65,17 +78,39 @@ class BlockLedger:
     def held(self, job: Job) -> int:
         return len(self.tables.get(job.seq, ()))
 
+    def runs(self, seq: int) -> list[Run]:
+        """The runs of a job's registered blocks, in order."""
+        return self._runs(self.tables.get(seq, []), self.registered.get(seq, 0))
+
+    def _runs(self, table: list[int], named: int) -> list[Run]:
+        runs, at = [], 0
+        while at < named:
+            run = self._starts[table[at]]
+            runs.append(run)
+            at += len(run.blocks)
+        return runs
+
     def idle_blocks(self) -> Iterator[int]:
         """Idle blocks, from the longest unused to the latest."""
-        return iter(self._idle)
+        return self._idle.blocks()
 
-    def find(self, hashes: Sequence[BlockHash], start: int, limit: int) -> list[int]:
-        """Blocks whose contents are the hashes[start:limit], up to the first that is not here."""
-        found: list[int] = []
-        for block in map(self.index.get, hashes[start:limit]):
-            if block is None:
+    # ------------------------------------------------------------------ sharing
+
+    def find(self, hashes: Sequence[BlockHash], start: int, limit: int) -> dict[Run, int]:
+        """Where the contents named hashes[start:limit] are, up to the first that is not here.
+
+        A run, in order, and how many of its blocks.
+        """
+        found: dict[Run, int] = {}
+        limit = min(limit, len(hashes))
+        while start < limit:
+            run = self.index.get(hashes[start])
+            if run is None or run in found:
                 break
-            found.append(block)
+            wanted = hashes[start : start + min(len(run.hashes), limit - start)]
+            size = len(wanted) if wanted == run.hashes else num_alike(wanted, run.hashes)
+            found[run] = size
+            start += size
         return found
 
     def adopt(self, job: Job) -> int:
@@ -83,18 +118,49 @@ class BlockLedger:
 
         At least one position is left to compute, so that there is something to sample from.
         """
-        table = self.tables.setdefault(job.seq, [])
+        seq = job.seq
+        table, named = self.tables.setdefault(seq, []), self.registered.setdefault(seq, 0)
         if job.hashes:
-            limit, refs, idle = (job.known - 1) // self.block_size, self.refs, self._idle
-            found = self.find(job.hashes, len(table), limit)
-            for block in found:
-                count = refs[block]
-                refs[block] = count + 1
-                if not count:
-                    del idle[block]
-            table += found
-        self.registered[job.seq] = max(self.registered.get(job.seq, 0), len(table))
+            assert len(table) == named, (
+                f"job {seq} has blocks of its own, and looks for cached ones"
+            )
+            limit = (job.known - 1) // self.block_size
+            for run, size in self.find(job.hashes, named, limit).items():
+                shared = run if size == len(run.blocks) else self._split(run, size)
+                if not shared.refs:
+                    self._idle.remove(shared)
+                shared.refs += 1
+                table += shared.blocks
+                self._last[seq] = shared
+            self.registered[seq] = len(table)
         return len(table) * self.block_size
+
+    def _split(self, run: Run, size: int) -> Run:
+        """Cut the first `size` blocks off `run` and off its copies; `run` is what follows them then."""
+        first = run.hashes[0] if run.hashes else None
+        serving = None if first is None else self.index.get(first)
+        twins = [] if first is None else self._twins.get(first, [])
+        if first is None or serving is None or not (run is serving or run in twins):
+            return self._cut(run, size)
+        begins = {copy: self._cut(copy, size) for copy in (serving, *twins)}
+        self.index[first] = begins[serving]
+        if twins:
+            self._twins[first] = [begins[twin] for twin in twins]
+        following = run.hashes[0]
+        if following not in self.index:  # as ever where hashes name prefixes
+            self.index[following] = serving
+            if twins:
+                self._twins[following] = twins
+        return begins[run]
+
+    def _cut(self, run: Run, size: int) -> Run:
+        begin = run.cut(size)
+        self._starts[begin.blocks[0]], self._starts[run.blocks[0]] = begin, run
+        if not run.refs:
+            self._idle.put_behind(begin, run)
+        return begin
+
+    # ------------------------------------------------------------------ taking blocks
 
     def extend(self, job: Job, upto: int) -> None:
         """Make `job` hold positions [0, upto). The caller knows that it fits."""
@@ -106,142 +172,226 @@ class BlockLedger:
         if short > 0:
             assert need <= self.free, f"job {job.seq} needs {need} blocks, {self.free} are free"
             self._empty(short)
-        taken = self._unused[: -need - 1 : -1]
+        table += self._unused[: -need - 1 : -1]
         del self._unused[-need:]
-        refs = self.refs
-        for block in taken:
-            refs[block] = 1
-        table += taken
 
     def extend_each(self, jobs: Sequence[Job], steps: int) -> None:
         """Make every job hold `steps` positions more than it has computed, in order."""
-        tables, unused, refs, size = self.tables, self._unused, self.refs, self.block_size
+        tables, unused, size = self.tables, self._unused, self.block_size
         for job in jobs:
             upto, table = job.computed + steps, tables[job.seq]
             if upto <= len(table) * size:
                 continue
             if upto <= (len(table) + 1) * size and unused:
-                block = unused.pop()
-                refs[block] = 1
-                table.append(block)
+                table.append(unused.pop())
             else:
                 self.extend(job, upto)
 
     def _empty(self, short: int) -> None:
         """Turn idle blocks into unused ones."""
-        idle, unused = self._idle, self._unused
         if self.choose_idle is not None:
-            for block in self.choose_idle(short):
-                del idle[block]
-                self._forget(block)
-                unused.append(block)
+            self._empty_chosen(self.choose_idle(short))
             return
-        hashes, pop = self._hash, idle.popitem
-        blocks = [pop(False)[0] for _ in range(short)]
-        if self._twins:
-            for block in blocks:
-                self._forget(block)
-        else:
-            for block in blocks:
-                del self.index[hashes[block]]  # type: ignore[arg-type]  # idle blocks are hashed
-                hashes[block] = None
-        unused += blocks
+        idle = self._idle
+        while short > 0:
+            run = idle.first
+            if len(run.blocks) > short and run.hashes[0] in self._twins:
+                self._split(run, len(run.blocks) - short)
+            if len(run.blocks) > short:
+                self._unused += idle.trim(short)
+                return
+            short -= len(run.blocks)
+            idle.remove(run)
+            self._drop(run)
+
+    def _empty_chosen(self, chosen: Sequence[int]) -> None:
+        """The same for the blocks that the policy chose, wherever in their runs they are."""
+        left = set(chosen)
+        for run in self._idle:
+            if not left:
+                break
+            if left.isdisjoint(run.blocks):
+                continue
+            for part in self._parts(run, left):
+                if part.blocks[0] in left:
+                    left.difference_update(part.blocks)
+                    self._idle.remove(part)
+                    self._end(part)
+        assert not left, f"the policy chose blocks {sorted(left)}, which are not idle"
+        self._unused += chosen
+
+    def _parts(self, run: Run, chosen: set[int]) -> list[Run]:
+        """Cut `run` into runs that are chosen, or not, as a whole."""
+        sizes = [len(list(part)) for _, part in groupby(map(chosen.__contains__, run.blocks))]
+        return [*(self._split(run, size) for size in sizes[:-1]), run]
+
+    # ------------------------------------------------------------------ names
 
     def register(self, job: Job, upto: int) -> None:
         """Remember the full blocks of positions [0, upto) under the job's hashes."""
-        done = self.registered.get(job.seq, 0)
+        seq = job.seq
+        done = self.registered.get(seq, 0)
         full = min(upto // self.block_size, len(job.hashes))
-        if full <= done:
+        last = self._last.get(seq)
+        if full <= done or (last is not None and not last.hashes):  # behind what nobody wrote
             return
-        self.registered[job.seq] = full
-        hashes, index, before = self._hash, self.index, len(self.index)
-        blocks, fresh = self.tables[job.seq][done:full], job.hashes[done:full]
-        if index.keys().isdisjoint(fresh):
-            # Nothing of it is known, so none of these blocks has a name yet.
-            index.update(zip(fresh, blocks, strict=True))
-            if len(index) == before + len(fresh):
-                for block, known in zip(blocks, fresh, strict=True):
-                    hashes[block] = known
-                return
-            for known in set(fresh):  # a prompt that names two of its own blocks alike
-                del index[known]
-        for block, known in zip(blocks, fresh, strict=True):
-            if hashes[block] is None:
-                hashes[block] = known
-                if index.setdefault(known, block) != block:
-                    self._twins.setdefault(known, []).append(block)
+        self.registered[seq] = full
+        blocks, fresh = self.tables[seq][done:full], job.hashes[done:full]
+        if not self.index.keys().isdisjoint(fresh):
+            self._last[seq] = self._register_known(blocks, fresh)
+        elif last is not None and last.refs == 1 and self._is_alone(last):
+            last.blocks += blocks
+            last.hashes += fresh
+        else:
+            self._last[seq] = self._begin(blocks, fresh)
+
+    def _is_alone(self, run: Run) -> bool:
+        """Whether no other run has the same contents."""
+        first = run.hashes[0]
+        return self.index.get(first) is run and first not in self._twins
+
+    def _begin(self, blocks: list[int], hashes: list[BlockHash]) -> Run:
+        run = self.index[hashes[0]] = self._starts[blocks[0]] = Run(blocks, hashes, 1)
+        return run
+
+    def _register_known(self, blocks: list[int], fresh: list[BlockHash]) -> Run:
+        """Some of these contents are here already: the last of the runs that these blocks become."""
+        at, run = 0, None
+        while at < len(fresh):
+            serving = self.index.get(fresh[at])
+            if serving is None:
+                rest = fresh[at:]
+                size = next(compress(count(), map(self.index.__contains__, rest)), len(rest))
+                run = self._begin(blocks[at : at + size], rest[:size])
+            else:
+                size = num_alike(serving.hashes, fresh[at : at + len(serving.hashes)])
+                if size < len(serving.hashes):
+                    self._split(serving, size)
+                run = Run(blocks[at : at + size], fresh[at : at + size], 1)
+                self._starts[blocks[at]] = run
+                self._twins.setdefault(fresh[at], []).append(run)
+            at += size
+        assert run is not None
+        return run
+
+    def _forget(self, run: Run) -> None:
+        """Nobody finds the contents of `run` any more; a copy of it may serve from now on."""
+        if not run.hashes:
+            return
+        first = run.hashes[0]
+        run.hashes = []
+        twins = self._twins.get(first)
+        if self.index.get(first) is run:
+            if twins:
+                self.index[first] = twins.pop(0)
+            else:
+                del self.index[first]
+        elif twins and run in twins:
+            twins.remove(run)
+        if twins is not None and not twins:
+            del self._twins[first]
+
+    # ------------------------------------------------------------------ giving blocks back
 
     def release(self, job: Job, computed: int | None = None) -> int:
         """Take all blocks from `job`; how many became free. Blocks beyond `computed` positions are forgotten."""
-        table = self.tables.pop(job.seq, [])
-        if not self.registered.pop(job.seq, 0):  # nothing shared, nothing known by hash
-            refs = self.refs
-            for block in table:
-                refs[block] = 0
+        table, before = self.tables.pop(job.seq, []), self.free
+        named = self.registered.pop(job.seq, 0)
+        if not named:
             table.reverse()
             self._unused += table
             return len(table)
+        self._last.pop(job.seq)
         trusted = len(table) if computed is None else computed // self.block_size
-        refs, hashes, idle, freed = self.refs, self._hash, self._idle, 0
-        for position in range(len(table) - 1, -1, -1):
-            block = table[position]
-            count = refs[block] = refs[block] - 1
-            if count:
-                continue
-            freed += 1
-            if position < trusted and self.has_prefix_cache and hashes[block] is not None:
-                idle[block] = None
+        self._unused += table[: named - 1 : -1]
+        for run in reversed(self._runs(table, named)):
+            named -= len(run.blocks)
+            if run.refs > 1:
+                run.refs -= 1
             else:
-                self._forget(block)
-                self._unused.append(block)
-        return freed
+                self._give_back(run, max(0, trusted - named))
+        return self.free - before
+
+    def _give_back(self, run: Run, trusted: int) -> None:
+        """Its last holder leaves. Contents beyond its first `trusted` blocks were never computed."""
+        if not (run.hashes and trusted and self.has_prefix_cache):
+            self._drop(run)
+            return
+        kept = self._split(run, trusted) if trusted < len(run.blocks) else run
+        if kept is not run:
+            self._drop(run)
+        kept.refs = 0
+        self._idle.append(kept)
+
+    def _drop(self, run: Run) -> None:
+        self._end(run)
+        self._unused += reversed(run.blocks)
+
+    def _end(self, run: Run) -> None:
+        self._forget(run)
+        del self._starts[run.blocks[0]]
 
     def disown(self, job: Job, start: int) -> set[int]:
         """Forget the hashes of what `job` holds from position `start` on: nobody wrote it. The blocks stay held."""
-        blocks = self.tables[job.seq][start // self.block_size :]
-        for block in blocks:
-            self._forget(block)
-        return set(blocks)
-
-    def _forget(self, block: int) -> None:
-        known = self._hash[block]
-        if known is None:
-            return
-        self._hash[block] = None
-        twins = self._twins.get(known)
-        if self.index[known] != block:
-            assert twins is not None
-            twins.remove(block)
-        elif twins:
-            self.index[known] = twins.pop(0)
-        else:
-            del self.index[known]
-        if twins is not None and not twins:
-            del self._twins[known]
+        start //= self.block_size
+        table, at = self.tables[job.seq], 0
+        for run in self.runs(job.seq):
+            size = len(run.blocks)
+            if at < start < at + size:
+                self._split(run, start - at)
+            if start < at + size:
+                self._forget(run)
+            at += size
+        return set(table[start:])
 
     def reset_cache(self) -> int:
         """Forget every idle block; how many there were."""
-        count = len(self._idle)
-        for block in list(self._idle):
-            self._forget(block)
-            self._unused.append(block)
-        self._idle.clear()
-        return count
+        blocks = self._idle.num_blocks
+        for run in self._idle:
+            self._idle.remove(run)
+            self._drop(run)
+        return blocks
+
+    # ------------------------------------------------------------------ invariants
+
+    def contents(self) -> dict[int, BlockHash]:
+        """The name of each block that has one."""
+        named: dict[int, BlockHash] = {}
+        for run in self._starts.values():
+            named.update(zip(run.blocks, run.hashes, strict=False))
+        return named
 
     def check(self) -> None:
-        """Recompute the invariants: every block in one state, refs = table entries, index = hashes."""
-        refs = [0] * self.total
-        for table in self.tables.values():
+        """Recompute the invariants: every block in one state, runs as long as their names say, copies cut alike."""
+        held, own, refs = set(), [], Counter[Run]()
+        for seq, table in self.tables.items():
             assert len(set(table)) == len(table), "a job holds a block twice"
-            for block in table:
-                refs[block] += 1
-        assert refs == self.refs, "reference counts differ from the block tables"
-        free = [*self._unused, *self._idle]
-        assert len(set(free)) == len(free), "a block is free twice"
-        assert all(self.refs[block] == 0 for block in free), "a held block is free"
-        held = sum(1 for count in self.refs if count)
-        assert held + len(free) == self.total, f"{self.total - held - len(free)} blocks are lost"
-        assert all(self._hash[block] is None for block in self._unused), "an unused block is hashed"
-        hashed = {block for block, known in enumerate(self._hash) if known is not None}
-        indexed = set(self.index.values()) | {b for twins in self._twins.values() for b in twins}
-        assert hashed == indexed, "hashes and index differ"
+            runs, named = self.runs(seq), self.registered.get(seq, 0)
+            assert table[:named] == list(chain.from_iterable(run.blocks for run in runs))
+            assert self._last.get(seq) is (runs[-1] if runs else None), "a job's last run"
+            refs.update(runs)
+            held.update(table)
+            own += table[named:]
+        assert len(set(own)) == len(own), "two jobs hold a block that has no name"
+        free = [*self._unused, *self.idle_blocks()]
+        assert len(set(free)) == len(free) == self.free, "a block is free twice"
+        assert held.isdisjoint(free), "a held block is free"
+        assert len(held) + len(free) == self.total, "a block is lost"
+        self._check_runs(refs)
+
+    def _check_runs(self, refs: Counter[Run]) -> None:
+        runs = {*refs, *self._idle}
+        assert self._starts == {run.blocks[0]: run for run in runs}, "a run is lost"
+        blocks = list(chain.from_iterable(run.blocks for run in runs))
+        assert len(set(blocks)) == len(blocks), "two runs share a block"
+        for run in runs:
+            assert run.refs == refs[run], "reference counts differ from the block tables"
+            assert len(run.hashes) in (0, len(run.blocks)), "a run is named in part"
+        for run in self._idle:
+            assert run.hashes, "an idle block has no name"
+        for first, run in self.index.items():
+            assert run in runs and run.hashes[0] == first, "the index names a stranger"
+        for first, twins in self._twins.items():
+            assert twins, "an empty list of copies"
+            for twin in twins:
+                assert twin in runs and twin.hashes == self.index[first].hashes, "copies differ"
