@@ -31,26 +31,25 @@ class Work(NamedTuple):
 
 
 class Decodes(Struct, gc=False):
-    """The work of a plain decode step, by columns: job `seqs[i]` computes position `starts[i]` and samples.
+    """Work of which the first part is written by columns: job `seqs[i]` computes position `starts[i]` and samples.
 
-    Reads like a tuple of Work. `fresh`: by seq, the ids of blocks that a job got since it was last planned.
+    Without `others`, which come behind, it is a plain decode step. Reads like a tuple of Work. `fresh`: by seq, the ids
+    of blocks that a job of the first part got since it was last planned.
     """
 
     seqs: tuple[int, ...]
     starts: tuple[int, ...]
     fresh: dict[int, tuple[int, ...]]
+    others: tuple[Work, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.seqs)
+        return len(self.seqs) + len(self.others)
 
     def __iter__(self) -> Iterator[Work]:
         get = self.fresh.get
-        pairs = zip(self.seqs, self.starts, strict=True)
-        return iter([Work(seq, start, 1, True, get(seq, ())) for seq, start in pairs])
-
-    def __getitem__(self, place: int) -> Work:
-        seq = self.seqs[place]
-        return Work(seq, self.starts[place], 1, True, self.fresh.get(seq, ()))
+        for seq, start in zip(self.seqs, self.starts, strict=True):
+            yield Work(seq, start, 1, True, get(seq, ()))
+        yield from self.others
 
 
 class Opening(NamedTuple):

@@ -112,21 +112,20 @@ class Chunk(NamedTuple):
 
 
 class Singles(Struct, gc=False):
-    """One position of each of `jobs`, all of which yield a token: the plain decode step, which nearly every step is.
+    """One position of each of `jobs`, all of which yield a token, then `others`. Reads like a tuple of chunks.
 
-    Reads like a tuple of chunks.
+    Without others it is the plain decode step, which nearly every step is.
     """
 
     jobs: tuple[JobView, ...]
+    others: tuple[Chunk, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.jobs)
+        return len(self.jobs) + len(self.others)
 
     def __iter__(self) -> Iterator[Chunk]:
-        return iter([Chunk(job, 1) for job in self.jobs])
-
-    def __getitem__(self, place: int) -> Chunk:
-        return Chunk(self.jobs[place], 1)
+        yield from [Chunk(job, 1) for job in self.jobs]
+        yield from self.others
 
 
 class Lane(NamedTuple):

@@ -38,21 +38,27 @@ class Briefing:
         With it come the live jobs, and the number of steps until one of them reaches its length if all of them decode
         (1 otherwise).
         """
-        work: tuple[Work, ...] | Decodes
+        chunks = lane.chunks
+        jobs: tuple[Job, ...] = ()
+        decodes: Decodes | None = None
+        left = 1
+        if isinstance(chunks, Singles) and self._knows(chunks.jobs):
+            jobs = chunks.jobs  # type: ignore[assignment]
+            decodes, left = self._decodes(jobs)
+            chunks = chunks.others
+        work: tuple[Work, ...] = ()
         opened: tuple[Opening, ...] = ()
-        jobs: Sequence[Job]
-        if isinstance(lane.chunks, Singles) and self._knows(lane.chunks.jobs):
-            jobs = lane.chunks.jobs  # type: ignore[assignment]
-            work, left = self._decodes(jobs)
-        else:
-            jobs = [chunk.job for chunk in lane.chunks]  # type: ignore[misc]
-            if not self._met.issuperset([job.seq for job in jobs]):
-                opened = tuple([self._open(job) for job in jobs if job.seq not in self._met])
-            pairs = zip(jobs, lane.chunks, strict=True)
-            work, left = tuple([self._work(job, chunk) for job, chunk in pairs]), 1
+        if chunks:
+            others: list[Job] = [chunk.job for chunk in chunks]  # type: ignore[misc]
+            opened = tuple([self._open(job) for job in others if job.seq not in self._met])
+            pairs = zip(others, chunks, strict=True)
+            work = tuple([self._work(job, chunk) for job, chunk in pairs])
+            jobs, left = (*jobs, *others), 1
+        if decodes is not None:
+            decodes.others = work
         plan = Plan(
             PlanId(self._next_plan),
-            work,
+            work if decodes is None else decodes,
             opened,
             tuple(self._closed),
             place,

@@ -106,6 +106,7 @@ class Replica:
         )  # fmt: skip
         learners = (*policies.all(), predictors.cost, predictors.lengths)
         self._observers = [one.observe for one in learners if hasattr(one, "observe")]
+        self._emit = self._emit_to_all if self._observers else log.emit
         self._roster = Roster(config.name, self.ledger, self._emit, max_context=self.max_context)
         self._briefing = Briefing(self.ledger)
         self._inbox: list[Arrival | str | Completion] = []
@@ -273,7 +274,7 @@ class Replica:
                 self._on_outputs(tuple(outputs))
         if self.config.is_checked:
             self.check()
-        if not self.is_idle:
+        if self._inbox or self._flights or not self._roster.is_empty:
             return
         closed = self._briefing.take_closed()
         if closed:
@@ -286,7 +287,7 @@ class Replica:
                 drained.set_result(None)
         self._drained.clear()
 
-    def _emit(self, event: Event) -> None:
+    def _emit_to_all(self, event: Event) -> None:
         self._log.emit(event)
         for observe in self._observers:
             observe(event)
@@ -330,11 +331,12 @@ class Replica:
         if extra:
             # Before anybody ends: single steps would have taken these blocks while all were running.
             self.ledger.extend_each(flight.jobs, steps)
-        if isinstance(flight.plan.work, Decodes):
-            self._apply_decodes(now, flight.jobs, done)
-            return
-        counts = iter(done.counts)
-        for work, job in zip(flight.plan.work, flight.jobs, strict=True):
+        others, jobs, counts = flight.plan.work, flight.jobs, iter(done.counts)
+        if isinstance(others, Decodes):
+            num = len(others.seqs)
+            self._apply_decodes(now, jobs[:num], done)
+            others, jobs, counts = others.others, jobs[num:], iter(done.counts[num:])
+        for work, job in zip(others, jobs, strict=True):
             tokens = work[2]
             job.in_flight -= tokens
             job.computed += tokens + extra
@@ -357,9 +359,9 @@ class Replica:
                 self._roster.tell(job, sampled)
 
     def _apply_decodes(self, now: float, jobs: Sequence[Job], done: Counted) -> None:
-        """Of a plain decode step, which nearly every step is: each job got a token a step."""
+        """Of the part that is written by columns, most of nearly every step: each job got a token a step."""
         steps, end = done.steps_run, done.ends[-1]
-        for job, (seq, _, is_stop, _) in zip(jobs, done.counts, strict=True):
+        for job, (seq, _, is_stop, _) in zip(jobs, done.counts, strict=False):
             job.in_flight -= 1
             job.computed += steps
             job.num_output = written = job.num_output + steps

@@ -240,7 +240,7 @@ class Council:
         trace, lanes = self._trace, decision.batch.lanes
         if not trace and len(lanes) == 1:
             chunks = lanes[0].chunks
-            if isinstance(chunks, Singles) and lanes[0].share == 1.0:
+            if isinstance(chunks, Singles) and not chunks.others and lanes[0].share == 1.0:
                 if not (decision.admitted or decision.evicted or decision.batch.nano):
                     return [_told(chunks)], ""
         if decision.admitted or decision.evicted:
@@ -249,10 +249,11 @@ class Council:
             trace.extend([-6 - job.seq for job, _ in decision.evicted])
         found: list[Chunks] = []
         for chunks, share in lanes:
-            told = tuple([(job.seq, tokens) for job, tokens, _, _ in chunks])
+            told = _told(chunks)
             found.append(told)
             said = [-3, round(share * (1 << 30))]
-            if any([layers is not None or phase != "extend" for _, _, layers, phase in chunks]):
+            some = chunks.others if isinstance(chunks, Singles) else chunks
+            if any([layers is not None or phase != "extend" for _, _, layers, phase in some]):
                 said += _spelled(chunks)
             else:
                 said += chain.from_iterable(told)
@@ -263,8 +264,12 @@ class Council:
         return found, hashed.hexdigest()
 
 
-def _told(singles: Singles) -> Chunks:
-    return tuple([(job.seq, 1) for job in singles.jobs])
+def _told(chunks: tuple[Chunk, ...] | Singles) -> Chunks:
+    if not isinstance(chunks, Singles):
+        return tuple([(job.seq, tokens) for job, tokens, _, _ in chunks])
+    told = [(job.seq, 1) for job in chunks.jobs]
+    told += [(job.seq, tokens) for job, tokens, _, _ in chunks.others]
+    return tuple(told)
 
 
 def _decode_on(running: Sequence[JobView]) -> Verdict:

@@ -232,7 +232,7 @@ class ModelledExecutor:
         """
         extra_s = self._scheduler(plan.num_running, plan.num_waiting) if self._scheduler else 0.0
         work = plan.work
-        if not isinstance(work, Decodes):
+        if not isinstance(work, Decodes) or work.others:
             if repeat == 1:
                 return self._begin_mixed(plan, at, extra_s)
             work = _decodes_of(work)
@@ -253,38 +253,43 @@ class ModelledExecutor:
         return run
 
     def _begin_mixed(self, plan: Plan, at: float, extra_s: float) -> _Run:
-        is_layered = any([work.layers is not None for work in plan.work])
-        parts = self._parts(plan, is_layered)
+        parts = self._parts(plan)
         seconds_of, share = self._model.seconds, plan.share
         seconds = math.fsum([seconds_of(part, share) for part in parts])
         return _Run(plan, at, [at + (seconds + extra_s)], (), parts, 1)
 
-    def _parts(self, plan: Plan, is_layered: bool) -> Sequence[StepFeatures]:
-        if is_layered:
-            return layer_segments(tuple(plan.work), self._caps.num_layers)
-        return (features_of([work[1:4] for work in plan.work]),)
+    def _parts(self, plan: Plan) -> Sequence[StepFeatures]:
+        work = plan.work
+        others = work.others if isinstance(work, Decodes) else work
+        if any([one.layers is not None for one in others]):
+            return layer_segments(tuple(work), self._caps.num_layers)
+        pieces = [one[1:4] for one in others]
+        if isinstance(work, Decodes):
+            pieces += [(start, 1, True) for start in work.starts]
+        return (features_of(pieces),)
 
     def _counts(self, run: _Run, steps: int) -> tuple[Count, ...]:
         if run.unending:
             return tuple(zip(run.unending, forever(steps), forever(False), forever(())))
         # Each further step of a repeated plan is one position further.
         further, stops = steps - 1, self._stops
-        work = run.plan.work
-        if isinstance(work, Decodes):
-            pairs = zip(work.seqs, work.starts, strict=True)
-            return tuple([(seq, steps, start + steps >= stops[seq], ()) for seq, start in pairs])
-        return tuple(
-            [
-                (seq, steps, start + tokens + further >= stops[seq], ())
-                for seq, start, tokens, samples, _, _, _, _ in work
-                if samples
-            ]
-        )
+        counts: list[Count] = []
+        others = run.plan.work
+        if isinstance(others, Decodes):
+            pairs = zip(others.seqs, others.starts, strict=True)
+            counts += [(seq, steps, start + steps >= stops[seq], ()) for seq, start in pairs]
+            others = others.others
+        counts += [
+            (seq, steps, start + tokens + further >= stops[seq], ())
+            for seq, start, tokens, samples, _, _, _, _ in others
+            if samples
+        ]
+        return tuple(counts)
 
 
-def _decodes_of(work: Sequence[Work]) -> Decodes:
+def _decodes_of(work: Iterable[Work]) -> Decodes:
     seqs, starts, tokens, samples, _, _, layers, _ = zip(*work, strict=True)
-    is_plain = sum(tokens) == len(work) and all(samples) and not any(layers)
+    is_plain = sum(tokens) == len(seqs) and all(samples) and not any(layers)
     assert is_plain, "only sampling decodes are repeated"
     return Decodes(seqs, starts, {})
 

@@ -45,7 +45,7 @@ class Draft:
 
     fork: LedgerFork
     budget: int
-    decodes: tuple[Chunk, ...] | Singles = ()
+    decodes: Singles | None = None
     planned: dict[int, Chunk] = field(default_factory=dict)
     admitted: list[JobView] = field(default_factory=list)
     evicted: list[Eviction[JobView]] = field(default_factory=list)
@@ -75,11 +75,12 @@ class VllmV1:
     def decide(self, view: View) -> Decision:
         if view.busy_lanes:
             return Decision(why="the lane is busy")
-        running, caps, fork = view.running, view.caps, view.ledger.fork()
+        running, caps = view.running, view.caps
         budget = min(self.max_tokens, caps.max_batch_tokens)
         max_jobs = min(self.max_jobs, caps.max_jobs)
         taken = self._taken(view) if self.is_ahead else len(running)
         may_admit = len(view.waiting) > 0 and taken < max_jobs
+        fork = view.ledger.fork()
         decodes = all_decodes(running, fork) if len(running) <= budget else None
         if decodes and not (may_admit or self.is_ahead):
             return Decision(Batch((Lane(decodes),)), stable_for=STABLE, outlasts=not view.waiting)
@@ -90,9 +91,9 @@ class VllmV1:
             self._walk_running(view, draft)
         if may_admit and not draft.gone:
             self._walk_waiting(view, draft, max_jobs - taken)
-        chunks = draft.decodes
-        if draft.planned:
-            chunks = (*draft.decodes, *draft.planned.values())
+        chunks: tuple[Chunk, ...] | Singles = tuple(draft.planned.values())
+        if draft.decodes:
+            chunks = Singles(draft.decodes.jobs, tuple(draft.planned.values()))
         is_stable = decodes and not draft.admitted and (draft.is_blocked or not may_admit)
         if self.is_ahead and not self._is_settled(view, draft, taken, max_jobs):
             is_stable = False
