@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from penstock.assemble.config import Config
 from penstock.assemble.print_config import print_config
@@ -22,7 +23,6 @@ from penstock.cluster.predictors import (
     scheduler_of,
     shape_of_model,
 )
-from penstock.cluster.process import Processes
 from penstock.cluster.spec import Outside, ReplicaSpec
 from penstock.core.ports import Channel, Log
 from penstock.core.types import Caps
@@ -31,6 +31,9 @@ from penstock.cost.hardware import card_of, num_blocks
 from penstock.cost.shapes import ModelShape
 from penstock.sim.channel import Link, pair
 from penstock.sim.executor import ModelledExecutor
+
+if TYPE_CHECKING:
+    from penstock.cluster.process import Processes
 
 MAX_REPEAT = 1 << 20
 
@@ -46,6 +49,8 @@ class Leaves:
 
 def process_leaves(config: Config) -> tuple[Leaves, Processes]:
     """Real ones. The processes are given too, so that a second signal can end them at once."""
+    from penstock.cluster.process import Processes  # brings ZeroMQ, which a simulation does without
+
     processes = Processes(
         max_restarts=config.serve.max_restarts, start_timeout_s=config.serve.start_timeout_s
     )

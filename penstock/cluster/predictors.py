@@ -2,7 +2,8 @@
 
 In this order: the profile of this machine, operator tables measured on the named card, its roofline, and for an engine
 with none of these a rough prior
-(PRIOR_BYTES_S, PRIOR_FLOPS) that ranks work by size and is not to be believed in seconds.
+(PRIOR_BYTES_S, PRIOR_FLOPS) that ranks work by size and is not to be believed in seconds. Each is imported where it is
+asked for: starting up takes a second already.
 """
 
 from __future__ import annotations
@@ -10,46 +11,55 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from penstock.cluster.spec import ExecutorSpec
 from penstock.core.errors import BadConfig
-from penstock.cost import engines, schedulers
-from penstock.cost.configurator import read_configurator
+from penstock.cost import engines
 from penstock.cost.energy import EnergyMeter, at_clock
 from penstock.cost.engines import Engine
-from penstock.cost.fitted import Fitted
 from penstock.cost.hardware import Card, card_of
 from penstock.cost.lengths import History, RecentLengths
-from penstock.cost.op_tables import read_op_tables
 from penstock.cost.predict import StepPredictor
-from penstock.cost.profile import Profile, load_profile
 from penstock.cost.roofline import Roofline
-from penstock.cost.schedulers import Charged
 from penstock.cost.shapes import ModelShape, shape_of
 from penstock.cost.step import StepModel
-from penstock.cost.table import TableModel
 from penstock.cost.warmup import ColdStart
 from penstock.engine.folder import local_folder
 from penstock.engine.turn import Predictors
+
+if TYPE_CHECKING:
+    from penstock.cost.fitted import Fitted
+    from penstock.cost.profile import Profile
+    from penstock.cost.schedulers import Charged
+    from penstock.cost.table import TableModel
 
 PRIOR_BYTES_S = 20e9  # of a small CPU server
 PRIOR_FLOPS = 100e9
 
 
 def profile_of(executor: ExecutorSpec) -> Profile | None:
-    return None if executor.profile is None else load_profile(Path(executor.profile))
+    if executor.profile is None:
+        return None
+    from penstock.cost.profile import load_profile
+
+    return load_profile(Path(executor.profile))
 
 
 def scheduler_of(
     executor: ExecutorSpec, policies: Mapping[str, Mapping[str, object]]
 ) -> Charged | None:
     """What a modelled replica is charged for deciding a step; None = nothing is known, so nothing is charged."""
+    if executor.scheduler is None and executor.profile is None:
+        return None
+    from penstock.cost import schedulers
+
     if executor.scheduler is not None:
         return schedulers.scheduler_of(executor.scheduler, schedulers.policies_name(policies))
     profile = profile_of(executor)
     if profile is None or profile.scheduler is None:
         return None
-    return Charged(cost=profile.scheduler, source="the profile")
+    return schedulers.Charged(cost=profile.scheduler, source="the profile")
 
 
 def step_model(executor: ExecutorSpec, shape: ModelShape) -> StepModel:
@@ -100,6 +110,10 @@ def _table_model(executor: ExecutorSpec, shape: ModelShape) -> TableModel:
         )
     if executor.clock != 1.0:
         raise BadConfig("operator tables were measured at the full clock; leave `clock` out")
+    from penstock.cost.configurator import read_configurator
+    from penstock.cost.op_tables import read_op_tables
+    from penstock.cost.table import TableModel
+
     card, tp = card_of(executor.gpu), executor.tensor_parallel
     if executor.op_tables is not None:
         tables = read_op_tables(Path(executor.op_tables).expanduser())
@@ -117,6 +131,8 @@ def meter_of(executor: ExecutorSpec, shape: ModelShape) -> EnergyMeter | None:
 
 
 def _prior(shape: ModelShape) -> Fitted:
+    from penstock.cost.fitted import Fitted
+
     return Fitted(
         {
             "step": shape.weight_bytes / PRIOR_BYTES_S,

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from penstock.core.clock import now
 from penstock.core.types import Request
 from penstock.report.summary import Spread, spread_of
-from penstock.report.table import seconds
 from penstock.traffic import Workflow
 
 Ask = Callable[
@@ -39,6 +38,8 @@ class WorkflowFigures:
     makespan_s: float
 
     def __str__(self) -> str:
+        from penstock.report.table import seconds  # tables bring rich, which few runs need
+
         told = f"{self.num_whole:,} of {self.num:,} ended whole, {self.num_calls:,} calls"
         if self.num_abandoned:
             told += f", {self.num_abandoned:,} given up"

@@ -8,15 +8,24 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from penstock.core.errors import BadTrace
-from penstock.traffic import azure, burstgpt, custom, flows, mooncake, sharegpt, workload
+from penstock.traffic import azure, burstgpt, custom, flows, mooncake, sharegpt
 from penstock.traffic.custom import Columns
-from penstock.traffic.rows import UNREADABLE, Reader, open_text
+from penstock.traffic.rows import UNREADABLE, Found, Reader, Source, open_text
 
 WORKLOAD = "workload"
+
+
+def _read_workload(file: TextIO, source: Source) -> Iterator[Found]:
+    from penstock.traffic import workload  # its laws take long to import, and few traces are one
+
+    return workload.read(file, source)
+
+
 FORMATS: dict[str, Reader] = {
     "azure": azure.read,
     "mooncake": mooncake.read,
@@ -25,7 +34,7 @@ FORMATS: dict[str, Reader] = {
     **burstgpt.VARIANTS,
     "sharegpt": sharegpt.read,
     "csv": custom.read,
-    WORKLOAD: workload.read,
+    WORKLOAD: _read_workload,
 }
 CSV_COLUMNS = {
     "azure": azure.COLUMNS,
@@ -103,6 +112,8 @@ def reader_of(path: Path, name: str | None, columns: Columns | None = None) -> t
     elif name in CSV_COLUMNS:
         _check_columns(path, name)
     elif name == WORKLOAD:
+        from penstock.traffic import workload
+
         workload.check(path)
     return name, FORMATS[name]
 

@@ -17,6 +17,15 @@ from typing import NoReturn
 
 import typer
 
+from penstock.core.errors import BadConfig
+
+
+def refuse(flags: Mapping[str, object], why: str, hint: str) -> None:
+    """Raise BadConfig when one of these flags was given."""
+    given = [name for name, value in flags.items() if value is not None and value is not False]
+    if given:
+        raise BadConfig(f"{given[0]} {why}", hint=hint)
+
 
 def fail_loudly(verb: str, errors: Mapping[str, int], messages: Mapping[str, str]) -> NoReturn:
     """Say that nothing was served and why, a line each kind of error, and end with 1."""

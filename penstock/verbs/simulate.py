@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.verbs import fail_loudly
+from penstock.verbs import fail_loudly, refuse
 
 if TYPE_CHECKING:
     from penstock.lab.play import Played
@@ -128,7 +128,6 @@ def _single(asked: Asked) -> None:
     from penstock.traffic import open_trace, parse_columns
     from penstock.traffic.card import Watched
     from penstock.traffic.promises import slo_of
-    from penstock.verbs.sweeping import refuse
 
     sweep_flags = {"--processes": asked.processes, "--ray": asked.ray, "--out": asked.out}
     refuse(sweep_flags, "belongs to a sweep", "add --sweep, --compare or --seeds")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from penstock.core.errors import BadConfig
 from penstock.core.types import SCHEMA
 from penstock.lab.grid import grid
 from penstock.lab.points import Result
@@ -26,18 +25,12 @@ from penstock.lab.sweep_rows import Row
 from penstock.report.progress import Bar
 from penstock.report.sweeps import table, words
 from penstock.traffic.promises import slo_of
+from penstock.verbs import refuse
 
 if TYPE_CHECKING:
     from penstock.verbs.simulate import Asked
 
 WIDTH = 200  # of what goes to a file
-
-
-def refuse(flags: Mapping[str, object], why: str, hint: str) -> None:
-    """Raise BadConfig when one of these flags was given."""
-    given = [name for name, value in flags.items() if value is not None and value is not False]
-    if given:
-        raise BadConfig(f"{given[0]} {why}", hint=hint)
 
 
 def run_asked(asked: Asked) -> None:

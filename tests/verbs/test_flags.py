@@ -110,7 +110,18 @@ def test_policies_load_nothing_that_waits_computes_or_serves() -> None:
         "    policy.kind_module(kind)\n"
         "    for name in names: policy.find(kind, name)"
     )
-    assert not found & {"asyncio", "torch", "starlette", "aiohttp", "uvicorn", "zmq", "msgspec"}
+    assert not found & {"asyncio", "torch", "starlette", "aiohttp", "uvicorn", "zmq"}
+
+
+def test_a_plain_simulation_loads_only_what_it_needs() -> None:
+    """Starting up is a good part of a short run."""
+    args = ["simulate", "examples/azure_a100.toml", "--trace", "data/azure_2023_conv_200.csv"]
+    found = loaded(
+        f"from penstock.__main__ import run\nassert run({[*args, '--limit', '3', '--json']}) == 0"
+    )
+    assert "penstock" in found
+    assert not found & {"rich", "zmq", "aiohttp", "uvicorn", "starlette", "tokenizers", "torch"}
+    assert not found & {"scipy", "plotly", "pyarrow", "matplotlib", "jinja2", "yaml"}
 
 
 @pytest.mark.parametrize(
