@@ -61,8 +61,8 @@ EFFORTS = {
     "full": Effort(
         name="full",
         shapes=((1,), (1, 1), (1, 2), (2, 2), (1, 1, 1), (2, 1, 1)),
-        limit_s=20.0,
-        polished=4,
+        limit_s=10.0,
+        polished=3,
         rounds=6,
     ),
 }
