@@ -127,7 +127,7 @@ class PrefillFirst:
         ):
             if len(squeeze.planned) >= most:
                 break
-            if job.seq not in squeeze.gone:
+            if job.todo > 0 and job.seq not in squeeze.gone:
                 squeeze.plan(view, job)
         lane = Lane(tuple(squeeze.planned.values()))
         why = "preempted" if squeeze.evicted else ""

@@ -20,7 +20,7 @@ Parameters
 Where we differ: Brinch Hansen's jobs tell their size; ours is predicted, alone on the machine, from what recent answers
 have told (view.lengths). SGLang's ratio counts uncached prompt tokens only. A preempted job counts with what is left
 and what must be computed again. Prefills are interpolated between 9 sizes, one decode step stands for all. Lengths
-are asked for of at most 32 newcomers a call (others of them count as middling meanwhile), and of 32 jobs in turn again.
+are asked for of at most 32 newcomers a call (others of them count as middling meanwhile) and again every 64 calls.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from penstock.policy.order.sizes import prefills_s
 
 POINTS = 9
 ASKED = 32
+CALLS = 64  # after which a job's length is asked for again
 LEAST_S = 1e-9  # of a size, so that nothing is divided by zero
 
 
@@ -74,7 +75,7 @@ class Sjf:
         seqs = columns["seq"]
         left = self._remembered(seqs)
         newcomers = np.flatnonzero(np.isnan(left))[:ASKED]
-        renewed = (self._next + np.arange(min(ASKED, len(left)))) % len(left)
+        renewed = (self._next + np.arange(min(ASKED, 1 + len(left) // CALLS))) % len(left)
         self._next = int(renewed[-1]) + 1
         for place in (*newcomers.tolist(), *renewed.tolist()):
             job = view.waiting[place]
