@@ -58,7 +58,7 @@ class Unbroken(Decoder):
             normed, x = add_norm(part, x, layer.attention_norm, eps)
             part = self._attend(index, layer, normed, step)
             normed, x = add_norm(part, x, layer.mlp_norm, eps)
-            part = self.rank.reduce(layer.mlp(normed, step.touched))
+            part = self.rank.reduce(layer.mlp(normed, step.taken))
         return self.finish(x, part, step.rows)
         yield  # makes it a generator
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from penstock.core.errors import BadModel
 from penstock.engine.torch.families import Experts, Shape
 from penstock.engine.torch.kernels import add_rms_norm, qk_norm_rope_, rms_norm
-from penstock.engine.torch.mlp import Mixture, Mlp, PlainMlp, Shared, Touched
+from penstock.engine.torch.mlp import Mixture, Mlp, PlainMlp, Shared, Taken
 from penstock.engine.torch.ports import (
     AttentionBackend,
     Linear,
@@ -82,14 +82,14 @@ class Alone:
 class StepInput:
     """One step's tokens. `rows` are those whose logits are wanted; None = all of them, in order.
 
-    `touched` is filled by the forward.
+    `taken` is filled by the forward.
     """
 
     ids: Tensor  # int64 [T]
     positions: Tensor  # int64 [T]
     rows: Tensor | None  # int64 [R]
     meta: StepMeta
-    touched: Touched = field(default_factory=dict)
+    taken: Taken = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -139,7 +139,7 @@ class Decoder:
             del normed  # not held while this stands still
             yield Piece(index, "attention", held)
             normed, x = add_norm(part, x, layer.mlp_norm, eps)
-            part = self.rank.reduce(layer.mlp(normed, step.touched))
+            part = self.rank.reduce(layer.mlp(normed, step.taken))
             del normed
             yield Piece(index, "mlp", held)
         assert part is not None, "no layers to pass"

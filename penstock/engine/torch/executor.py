@@ -197,7 +197,7 @@ class TorchExecutor:
                 raise
             raise self._crew.abandon(error) from error
         if self.expert_loads is not None:
-            self.expert_loads.add(plan.id, step.touched)
+            self.expert_loads.add(plan.id, step.taken)
         outputs += self._note(work, jobs, drawn)
         return tuple(outputs)
 

@@ -80,7 +80,7 @@ def forward_in_groups(
     for stretch in stretches_of(ranges):
         rows, part = _rows(spans, stretch.chunks, streams), arrays.part(stretch.chunks)
         inner = part.on(streams.device)
-        inner.touched = step.touched
+        inner.taken = step.taken
         x, change = yield from decoder.through(streams[rows], inner, stretch.layers, beside)
         streams[rows] = x.add_(change)
         del x, change

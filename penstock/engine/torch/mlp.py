@@ -4,10 +4,11 @@
     mixture    p = softmax(router x) in fp32; the top_k experts of largest p, weighted by p (scaled to sum to one where
                the family says so); + sigmoid(g x) * shared(x) where every token takes a shared expert besides
 
-In a mixture the rows of a step are sorted by expert, and an expert multiplies the rows that chose it and no others; one
-that nobody chose is not read at all. What a step reads is therefore known exactly: each mixture notes how many distinct
-experts were touched (`Touched`), which is what moves over the memory bus and what layer groups save. A row's sum runs
-over its experts in their order, whatever else is in the step. Over N ranks every expert is split like a plain MLP.
+In a mixture the rows of a step are sorted by expert, and an expert multiplies the rows that chose it and no others;
+one that nobody chose is not read at all. What a step reads is therefore known exactly: each mixture notes how many rows
+each expert took (`Taken`). The number of experts that took any, the loads, is what moves over the memory bus and what
+layer groups save. A row's sum runs over its experts in their order, whatever else is in the step. Over N ranks every
+expert is split like a plain MLP.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.core.types import PlanId
 from penstock.engine.torch.kernels import silu_mul
 from penstock.engine.torch.ports import Linear
 
-Touched = dict[int, int]  # layer -> distinct experts that one step touched there
+Taken = dict[int, list[int]]  # layer -> rows that each expert took in one step
 KEPT_STEPS = 4096
 
 
 class Mlp(Protocol):
-    def __call__(self, x: Tensor, touched: Touched) -> Tensor:
-        """x [M, hidden] -> [M, hidden], this rank's part of it. Mixtures note in `touched` what they read."""
+    def __call__(self, x: Tensor, taken: Taken) -> Tensor:
+        """x [M, hidden] -> [M, hidden], this rank's part of it. Mixtures note in `taken` what they did."""
         ...
 
 
@@ -38,7 +41,7 @@ class PlainMlp:
     gate_up: Linear
     down: Linear
 
-    def __call__(self, x: Tensor, touched: Touched) -> Tensor:
+    def __call__(self, x: Tensor, taken: Taken) -> Tensor:
         return self.down(silu_mul(self.gate_up(x)))
 
 
@@ -61,20 +64,20 @@ class Mixture:
     is_normed: bool
     shared: Shared | None
 
-    def __call__(self, x: Tensor, touched: Touched) -> Tensor:
+    def __call__(self, x: Tensor, taken: Taken) -> Tensor:
         chosen, weights = self.route(x)
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
         rows, scales = order // self.top_k, weights.flatten()[order, None]
-        out = self._begin(x, touched)
+        out = self._begin(x, taken)
         counts, at = torch.bincount(flat, minlength=len(self.experts)).tolist(), 0
         for expert, count in zip(self.experts, counts, strict=True):
             if count:
                 some = rows[at : at + count]
-                part = expert(x[some], touched).mul_(scales[at : at + count])
+                part = expert(x[some], taken).mul_(scales[at : at + count])
                 out.index_add_(0, some, part)
                 at += count
-        touched[self.layer] = len(counts) - counts.count(0)
+        taken[self.layer] = counts
         return out
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,32 +88,36 @@ class Mixture:
             weights = weights / weights.sum(-1, keepdim=True)
         return chosen, weights.to(x.dtype)
 
-    def _begin(self, x: Tensor, touched: Touched) -> Tensor:
+    def _begin(self, x: Tensor, taken: Taken) -> Tensor:
         """What is there before the chosen experts add theirs."""
         if self.shared is None:
             return torch.zeros_like(x)
-        return self.shared.mlp(x, touched).mul_(self.shared.gate(x).sigmoid())
+        return self.shared.mlp(x, taken).mul_(self.shared.gate(x).sigmoid())
 
 
 class ExpertLoads:
     """How many experts' weights the steps of an executor have read. Written by the lane: read it between steps.
 
     total      by layer, over all steps; 0 in layers without experts
-    recent     (plan, by layer what it touched) of the last KEPT_STEPS steps, oldest first
+    recent     (plan, by layer the experts it read) of the last KEPT_STEPS steps, oldest first
+    taken      rows that each expert took since the start, [layers, experts]; for cost.coverage
     each_bytes weights of one expert
     """
 
     def __init__(self, *, num_layers: int, num_experts: int, each_bytes: int) -> None:
-        self.num_experts, self.each_bytes = num_experts, each_bytes
+        self.each_bytes = each_bytes
         self.total = [0] * num_layers
+        self.taken: NDArray[np.int64] = np.zeros((num_layers, num_experts), np.int64)
         self.num_steps = 0
-        self.recent: deque[tuple[PlanId, Touched]] = deque(maxlen=KEPT_STEPS)
+        self.recent: deque[tuple[PlanId, dict[int, int]]] = deque(maxlen=KEPT_STEPS)
 
-    def add(self, plan: PlanId, touched: Touched) -> None:
+    def add(self, plan: PlanId, taken: Taken) -> None:
         self.num_steps += 1
-        for layer, count in touched.items():
-            self.total[layer] += count
-        self.recent.append((plan, touched))
+        loads = {layer: len(counts) - counts.count(0) for layer, counts in taken.items()}
+        for layer, load in loads.items():
+            self.total[layer] += load
+            self.taken[layer] += taken[layer]
+        self.recent.append((plan, loads))
 
     @property
     def num_bytes(self) -> int:

@@ -145,7 +145,7 @@ async def test_a_failing_step_ends_alone(
     layer = executor._decoder.layers[1]
     whole = layer.mlp
 
-    def fail(x: torch.Tensor, touched: object) -> torch.Tensor:
+    def fail(x: torch.Tensor, taken: object) -> torch.Tensor:
         raise MemoryError
 
     layer.mlp = fail

@@ -15,7 +15,7 @@ from penstock.engine.folder import model_facts, read_json
 from penstock.engine.torch.build import EngineConfig, build_decoder
 from penstock.engine.torch.decoder import Alone, check_split
 from penstock.engine.torch.families import read_shape
-from penstock.engine.torch.mlp import Mixture
+from penstock.engine.torch.mlp import Mixture, Taken
 from penstock.engine.torch.open import open_executor
 from tests.engine.torch.driver import GREEDY, Driver
 from tests.engine.torch.models import saved
@@ -99,6 +99,9 @@ async def test_loads_are_counted_exactly(model_root: Path, name: str) -> None:
         sum(step.get(layer, 0) for _, step in loads.recent) for layer in range(len(loads.total))
     ]
     assert loads.total == summed
+    for layer, (chosen, _) in routes.items():
+        counts = chosen.flatten().bincount(minlength=loads.taken.shape[1])
+        assert loads.taken[layer].tolist() == counts.tolist()
     config = read_json(folder / "config.json")
     width = config.get("moe_intermediate_size", config["intermediate_size"])
     assert loads.each_bytes == 3 * 64 * int(str(width)) * 4
@@ -120,10 +123,10 @@ def test_only_routed_rows_are_multiplied(model_root: Path) -> None:
     seen: dict[int, Tensor] = {}
 
     def watched(index: int, expert):  # type: ignore[no-untyped-def]
-        def call(x: Tensor, touched: dict[int, int]) -> Tensor:
+        def call(x: Tensor, taken: Taken) -> Tensor:
             assert index not in seen
             seen[index] = x
-            return expert(x, touched)
+            return expert(x, taken)
 
         return call
 
@@ -131,8 +134,9 @@ def test_only_routed_rows_are_multiplied(model_root: Path) -> None:
     x = torch.randn(5, 64)
     with torch.inference_mode():
         chosen, _ = mixture.route(x)
-        mixture(x, touched := {})
-    assert set(seen) == set(chosen.flatten().tolist()) and touched == {1: len(seen)}
+        mixture(x, taken := {})
+    assert set(seen) == set(chosen.flatten().tolist())
+    assert taken == {1: [len(seen.get(expert, ())) for expert in range(16)]}
     for index, rows in seen.items():
         assert torch.equal(rows, x[(chosen == index).any(1)])
 
