@@ -186,7 +186,8 @@ def test_positions_that_others_hold_cost_nothing() -> None:
     # One block is needed. Of job 3's four blocks three would stay, and one position be lost; of job 2's seven, three.
     other = make_job(3, 13, computed=13)
     assert ledger.reserve(other, 13)
-    view.items, view.ledger = [jobs[2], other], ledger.fork()
+    fork = ledger.fork()
+    view.items, view.ledger, view.freed = [jobs[2], other], fork, fork.freeable  # type: ignore[assignment]
     assert first("cache-aware") == 2 and first("cache-aware", kept=1.0) == 3
     with pytest.raises(ValueError, match="kept"):
         find("evict", "cache-aware")(kept=1.5)
