@@ -52,9 +52,9 @@ class Router:
 
     def arrive(self, now: float, request: Request) -> None:
         """Raises BadRequest, and writes nothing, when the prompt has no hashes for blocks of this fleet's size."""
-        size = next((report.block_size for report in self.reports.values()), 16)
+        first = next(iter(self.reports.values()), None)
         try:
-            hashes = request.prompt.blocks(size)
+            hashes = request.prompt.blocks(16 if first is None else first.block_size)
         except ValueError as error:
             raise BadRequest(str(error), param="prompt") from None
         self._emit(Arrived.of(request, at=now, who=self.name, seq=0, hashes=hashes))

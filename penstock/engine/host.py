@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 
-from penstock.core.clock import now
+from penstock.core.clock import now, running_loop
 from penstock.core.errors import BadRequest, PenstockError
 from penstock.core.messages import (
     Cancel,
@@ -127,7 +127,7 @@ class Host:
     def _touch(self) -> None:
         """Something changed: a report is due, unless one is under way."""
         if self._timer is None:
-            loop = asyncio.get_running_loop()
+            loop = running_loop()
             due = max(self._said_at + self._report_s, loop.time())
             self._timer = loop.call_at(due, self._say)
 

@@ -71,9 +71,10 @@ class ModelledChannel:
         self._put(message, num_bytes)
 
     def offer(self, message: object, num_bytes: int = 0) -> bool:
-        if self._is_closed or self._peer._is_closed:
+        peer = self._peer
+        if self._is_closed or peer._is_closed:
             raise ReplicaLost("the channel is closed")
-        if len(self._peer._inbox) >= self._limit:
+        if len(peer._inbox) >= self._limit:
             return False
         self._put(message, num_bytes)
         return True
@@ -106,7 +107,8 @@ class ModelledChannel:
         else:
             self._free_at = max(self._loop.time(), self._free_at) + num_bytes / link.bytes_per_s
             peer._inbox.append((self._free_at + link.latency_s, message))
-        peer._schedule()
+        if peer._timer is None:
+            peer._schedule()
 
     def _schedule(self) -> None:
         """Set the timer of the first message; the ones behind it cannot arrive earlier."""
@@ -118,16 +120,18 @@ class ModelledChannel:
 
     def _deliver(self) -> None:
         self._timer = None
-        inbox, at = self._inbox, self._loop.time()
+        inbox, at, hear = self._inbox, self._loop.time(), self._on_message
+        assert hear is not None
         try:
-            while inbox and inbox[0][0] <= at and not self._is_closed:
-                message = inbox[0][1]
+            while inbox and not self._is_closed:
+                arrives_at, message = inbox[0]
+                if arrives_at > at:
+                    break
                 if isinstance(message, _End):
                     self._tell_end()
                     return
-                assert self._on_message is not None
                 inbox.popleft()
-                self._on_message(message)
+                hear(message)
         finally:
             self._wake()
             if inbox and not self._is_closed:

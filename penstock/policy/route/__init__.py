@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from penstock.core.types import Report, Stage
 from penstock.core.views import RequestView, Rng
@@ -45,8 +47,7 @@ def load_of(outstanding: int, report: Report) -> int:
     return outstanding * ONE_OUTSTANDING + report.num_running + report.num_waiting
 
 
-@dataclass(slots=True)
-class View:
+class View(Struct, gc=False):
     """`reports` may be stale; `outstanding` is the fleet's own count of requests sent and not yet ended.
 
     `kept`: columns that the fleet keeps up to date, so that a request costs no look at every report.
@@ -58,7 +59,7 @@ class View:
     stage: Stage
     reports: Sequence[Report]
     outstanding: Mapping[str, int]
-    kept: Columns | None = field(default=None, repr=False)
+    kept: Columns | None = None
 
     def candidates(self) -> list[Report]:
         """Replicas the law allows, in the order of the reports."""
@@ -69,8 +70,7 @@ class View:
         return self.kept or Columns.of(self.candidates(), self.outstanding)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True, gc=False):
     replica: str | None
     why: str = ""
 
