@@ -158,7 +158,7 @@ def nano_ops(split: Split, tp: int) -> list[NanoOp]:
 def waits_of(ops: Sequence[NanoOp]) -> list[Wait]:
     """Who waits for whom, within a layer and from one to the next."""
     present = {op.operator for op in ops}
-    last = "down sum" if "down sum" in present else "down"
+    last = [name for name in USES if name in present][-1]
     found = []
     for later, op in enumerate(ops):
         sources = {name: 0 for name in _present_before(op.operator, present)}

@@ -211,7 +211,7 @@ def optimum_per_s(system: str, card: str) -> float:
 
 
 def overlap(
-    rows: Sequence[Row], figure: str = "overlapped_per_s", **where: object
+    rows: Sequence[Row], where: Mapping[str, str], figure: str = "overlapped_per_s"
 ) -> tuple[float, ...]:
     """Over the same engine without overlap, on the same steps."""
     under = by_seed(rows, "sequential_per_s", **where)
@@ -251,19 +251,21 @@ def judge(rows: Sequence[Row]) -> Verdict:
     return Verdict(outcome=outcome, why=why, ratios=tuple(ratios))
 
 
-def of_workload(rows: Sequence[Row], name: str, here: Settings) -> tuple[Ratio, Ratio, Ratio]:
+def of_workload(
+    rows: Sequence[Row], name: str, here: Mapping[str, str]
+) -> tuple[Ratio, Ratio, Ratio]:
     """Gain, gain with the published loss, share of the optimum in percent."""
     optimum = by_seed(rows, "optimum_per_s", **here)
     found = by_seed(rows, "overlapped_per_s", **here)
     return (
         Ratio(
             name=f"{name}: overlapped / sequential",
-            values=overlap(rows, **here),
+            values=overlap(rows, here),
             published="1.07 to 1.17 (ablation)",
         ),
         Ratio(
             name=f"{name}: the same, cutting loses 13.2 %",
-            values=overlap(rows, "slowed_per_s", **here),
+            values=overlap(rows, here, "slowed_per_s"),
         ),
         Ratio(
             name=f"{name}: share of the products' optimum",
@@ -305,7 +307,7 @@ def others(rows: Sequence[Row]) -> list[Ratio]:
         told = (
             f"{where['workload']}, {where['system']} on {where['card']}, sharing {where['variant']}"
         )
-        found.append(Ratio(name=f"{told}: overlapped / sequential", values=overlap(rows, **where)))
+        found.append(Ratio(name=f"{told}: overlapped / sequential", values=overlap(rows, where)))
     return found
 
 

@@ -169,8 +169,8 @@ def best_structure(
     places = solved.x[columns.first_u : columns.first_u + len(ops)]
     return Structure(
         choice=choice,
-        period_s=-unit / solved.value,
-        bound_s=unit / min(fastest, -solved.bound),
+        period_s=float(-unit / solved.value),
+        bound_s=float(unit / min(fastest, -solved.bound)),
         places=tuple(places.tolist()),
     )
 
