@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.core.plans import Done, Opening, Plan, Work, Yielded
+from penstock.core.plans import Decodes, Done, Opening, Plan, Work, Yielded
 from penstock.core.ports import Completion, Executor
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Caps, PlanId, Request, RequestId, Sampling
@@ -301,6 +301,26 @@ def test_a_prompt_can_pass_group_by_group_with_decodes_beside(check: Checked) ->
             assert told == ({0: 1, 1: 1} if layers[1] == num_layers else {0: 1})
         done = await bench.run((0, 43, 1), (1, 40, 1))
         assert {one.seq: one.tokens for one in done.outputs} == {0: 1, 1: 1}
+
+    check(body)
+
+
+def test_decodes_by_columns_are_the_same_work(check: Checked) -> None:
+    """Alone, and with a prompt behind them."""
+
+    async def body(bench: Bench) -> None:
+        await bench.run((0, 0, 40), (1, 0, 40))
+        for at in range(2):
+            plan = bench.plan(*[(2, 0, 40)] * at)
+            others = tuple(plan.work)
+            starts = (40 + at, 40 + at)
+            plan.work = Decodes((0, 1), starts, {}, others)
+            bench.executor.launch(plan)
+            done = await bench.completion(len(bench.heard) + 1)
+            assert isinstance(done, Done) and done.error is None
+            told = [(one.seq, one.tokens) for one in done.outputs]
+            assert told == [(0, 1), (1, 1), *[(2, 1)] * at]
+        await bench.run((0, 42, 1), (1, 42, 1), (2, 40, 1))
 
     check(body)
 

@@ -97,6 +97,12 @@ class TorchExecutor:
         return self._decoder.attention.num_bytes
 
     @property
+    def carried_bytes(self) -> int:
+        """Held by jobs between their layer groups."""
+        jobs = list(self._table.jobs.values())  # a copy, as the lane's thread may open one
+        return sum([job.carried.num_bytes for job in jobs if job.carried is not None])
+
+    @property
     def pids(self) -> list[int]:
         """Processes besides this one."""
         return [] if self._crew is None else self._crew.pids

@@ -33,6 +33,10 @@ class Carried:
     def is_of(self, work: Work) -> bool:
         return work.layers is not None and (self.start, self.tokens) == (work.start, work.tokens)
 
+    @property
+    def num_bytes(self) -> int:
+        return sum([states.nbytes for states in self.at.values()])
+
 
 @dataclass(slots=True)
 class JobState:

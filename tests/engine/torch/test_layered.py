@@ -164,8 +164,9 @@ async def test_carried_states_are_let_go(dense: TorchExecutor) -> None:
     driver = Driver(dense)
     job, closed = driver.job(PROMPT, GREEDY), driver.job(PROMPT, GREEDY)
     held = []
-    for layers in groups_of(4)[:3]:
+    for at, layers in enumerate(groups_of(4)[:3]):
         await driver.step([(job, ROUND), (closed, 9)], {job.seq: layers, closed.seq: layers})
+        assert dense.carried_bytes == min(at + 1, 2) * (ROUND + 9) * 64 * 4
         for one in (job, closed):
             carried = dense._table.jobs[one.seq].carried
             assert carried is not None and len(carried.at) <= 2
@@ -174,7 +175,7 @@ async def test_carried_states_are_let_go(dense: TorchExecutor) -> None:
     driver.close(closed)
     await driver.step([(job, ROUND)], {job.seq: (6, 8)})
     await driver.step([(job, 5)])
-    assert dense._table.jobs[job.seq].carried is None
+    assert dense._table.jobs[job.seq].carried is None and dense.carried_bytes == 0
     assert len(held) == 10 and all(one() is None for one in held)
 
 
