@@ -222,6 +222,38 @@ class Lengths(Protocol):
         ...
 
 
+class Outlook(NamedTuple):
+    """What is expected of the agent run that a job is one call of. Tokens and calls are means over runs alike.
+
+    calls_left: calls still to come after those that have arrived. work_left: output tokens of these, as long as they
+    must be written one after the other. waits_s: of tools between them. value: output tokens of the whole run.
+    deadline_at: when the run is due; due_at: when this call is, so that the rest may follow. inf: nothing is promised.
+    """
+
+    calls_left: float
+    work_left: float
+    waits_s: float
+    value: float
+    deadline_at: float
+    due_at: float
+
+
+class Programs(Protocol):
+    """Estimates about the agent runs that several requests belong to."""
+
+    def outlook(self, job: JobView) -> Outlook | None:
+        """None for a job of no run, or of one that nobody is promised anything about."""
+        ...
+
+
+class NoPrograms:
+    """Knows of none."""
+
+    def outlook(self, job: JobView) -> Outlook | None:
+        return None
+
+
+NO_PROGRAMS = NoPrograms()
 Answer = Literal["yes", "no", "later"]
 Admit = Callable[[JobView, int, LedgerFork], Answer]
 Victims = Callable[[JobView, int, Sequence[JobView], LedgerFork], Sequence[Eviction[JobView]]]

@@ -104,7 +104,7 @@ class Replica:
             policies, self.ledger, predictors, seed=config.seed, name=config.name,
             is_checked=config.is_checked,
         )  # fmt: skip
-        learners = (*policies.all(), predictors.cost, predictors.lengths)
+        learners = (*policies.all(), predictors.cost, predictors.lengths, predictors.programs)
         self._observers = [one.observe for one in learners if hasattr(one, "observe")]
         self._emit = self._emit_to_all if self._observers else log.emit
         self._roster = Roster(config.name, self.ledger, self._emit, max_context=self.max_context)

@@ -18,6 +18,7 @@ from msgspec import Struct
 from penstock.core.rng import stream
 from penstock.core.types import Caps, Phase
 from penstock.core.views import (
+    NO_PROGRAMS,
     Answer,
     Batch,
     Chunk,
@@ -28,6 +29,7 @@ from penstock.core.views import (
     Lane,
     LedgerFork,
     Lengths,
+    Programs,
     Singles,
 )
 from penstock.engine.joblist import JobList
@@ -55,10 +57,11 @@ class ReplicaPolicies:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictors:
-    """What policies may consult about the outside: step times and answer lengths."""
+    """What policies may consult about the outside: step times, answer lengths, agent runs."""
 
     cost: Cost
     lengths: Lengths
+    programs: Programs = NO_PROGRAMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ class Council:
             cost=self._cost,
             lengths=self._lengths,
             columns=_no_columns,
+            programs=predictors.programs,
         )
         self._batch_view = batch.View(
             now=0.0,
@@ -129,6 +133,7 @@ class Council:
             admit=self._admit,
             victims=self._victims,
             columns=_no_columns,
+            programs=predictors.programs,
         )
 
     def decide(

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from penstock.core.types import Caps
 from penstock.core.views import (
+    NO_PROGRAMS,
     Admit,
     Batch,
     Columns,
@@ -31,6 +32,7 @@ from penstock.core.views import (
     Lane,
     Ledger,
     Lengths,
+    Programs,
     Rng,
     Singles,
     Victims,
@@ -57,6 +59,7 @@ class View:
     victims: Victims
     columns: Callable[[], Columns]  # over `running`
     busy_lanes: Sequence[int] = ()
+    programs: Programs = NO_PROGRAMS
 
 
 class Decision(Struct, gc=False):

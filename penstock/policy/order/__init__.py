@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from math import inf
 from typing import Protocol
 
-from penstock.core.views import Columns, Cost, JobView, Ledger, Lengths, Rng
+from penstock.core.views import (
+    NO_PROGRAMS,
+    Columns,
+    Cost,
+    JobView,
+    Ledger,
+    Lengths,
+    Programs,
+    Rng,
+)
 
 STABLE = (
     1 << 30
@@ -33,6 +42,7 @@ class View:
     lengths: Lengths
     columns: Callable[[], Columns]  # over `waiting`
     ledger: Ledger | None = None
+    programs: Programs = NO_PROGRAMS
 
 
 @dataclass(slots=True)
