@@ -17,6 +17,7 @@ Past-Future samples in this way; the conditional P95 is the length bound that JI
 Until `enough` answers were seen every estimate is the cap: cautious, and what engines without predictions assume.
 `seeds` answers more are taken to have reached their cap, until real ones push them out of the window (Past-Future
 begins with window / 2 of them): those that end first are the short ones, and a window of nothing else is too brave.
+`begin` are lengths known from an earlier run: with them nothing has to be learned first.
 
 `by` keeps a window for each tenant, priority, promise (slo) or size of prompt (doublings) besides the one of all
 answers, which speaks for those with less than `enough` answers of their own.
@@ -52,6 +53,7 @@ class History:
     enough: int = 32
     seeds: int = 0
     by: tuple[Trait, ...] = ()
+    begin: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.enough <= self.window:
@@ -64,6 +66,8 @@ class History:
             )
         if len(set(self.by)) < len(self.by):
             raise ValueError(f"by names a trait twice: {', '.join(self.by)}")
+        if any(length < 1 for length in self.begin):
+            raise ValueError(f"begin must hold lengths of 1 or more, got {min(self.begin)}")
 
 
 class Window:
@@ -95,6 +99,8 @@ class RecentLengths:
         self._all = Window(history.window, history.seeds)
         self._groups: dict[Hashable, Window] = {}
         self._traits = [TRAITS[name] for name in history.by]
+        for length in history.begin:
+            self.add(length)
 
     def observe(self, event: Event) -> None:
         if not isinstance(event, Finished) or event.reason not in ("stop", "length"):

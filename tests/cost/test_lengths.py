@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from penstock.core.events import Finished
 from penstock.core.prompt import TracedPrompt
@@ -81,6 +81,12 @@ def test_seeds_count_as_answers_at_the_cap_until_they_are_pushed_out() -> None:
     assert lengths.quantile(job(max_tokens=100), 0.8) == 60
 
 
+def test_a_window_may_begin_with_what_an_earlier_run_learned() -> None:
+    lengths = RecentLengths(History(window=40, enough=3, begin=(10, 20, 30)))
+    assert lengths.quantile(job(), 0.5) == 20
+    assert lengths.quantile(job(), 0.76) == 1000
+
+
 def test_the_window_forgets() -> None:
     assert learned(1, 1, 1, 50, 60, window=2).quantile(job(), 0.3) == 50
 
@@ -126,7 +132,8 @@ def test_the_number_of_groups_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"enough": 0}, {"window": 5}, {"seeds": 1001}, {"by": ("slo", "slo")}]
+    "wrong",
+    [{"begin": (3, 0)}, {"enough": 0}, {"window": 5}, {"seeds": 1001}, {"by": ("slo", "slo")}],
 )
 def test_histories_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must|twice"):
