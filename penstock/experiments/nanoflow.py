@@ -68,7 +68,10 @@ TRACES = {  # file, and the piece of it in the repository
 }
 MOST_TOKENS = 4096  # of a prompt or an answer: Llama 2's context
 MAIN = "a100-80g"
-FILLED = 0.95  # of KV memory, in the mean
+FILLED, MOST_FILLED = (
+    0.85,
+    0.97,
+)  # of KV memory: by the dense batch in the mean, and by jobs that run at once
 GENERATIONS = 1.5  # requests that are played, in those that run side by side
 CUT_LOSS = 0.132  # throughput lost by cutting alone, published
 GAIN, FREE, LONGEST_S = 1.1, 1.05, 600.0
@@ -126,10 +129,10 @@ def load_of(system: str, workload: str, scale: Scale) -> tuple[Load, int, int]:
     model, tp, tokens = SYSTEMS[system]
     blocks = num_blocks(card_of(MAIN), PRESETS[model], tp=tp)
     typical = drawn(workload, scale, 20_000, 0)
-    most_jobs = int(FILLED * blocks * 16 / (mean_context(typical) + 16))
-    full = most_jobs * sum(p + o for p, o in typical) / sum(o for _, o in typical)
+    jobs = blocks * 16 / (mean_context(typical) + 16)
+    full = FILLED * jobs * sum(p + o for p, o in typical) / sum(o for _, o in typical)
     tokens = min(tokens, int(full) // GRAIN * GRAIN)
-    return mean_load(typical, tokens), most_jobs, blocks
+    return mean_load(typical, tokens), int(MOST_FILLED * jobs), blocks
 
 
 @functools.lru_cache(maxsize=4)
