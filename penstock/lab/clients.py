@@ -22,7 +22,7 @@ from functools import partial
 
 from penstock.assemble import Config, assemble, modelled_leaves
 from penstock.core.clock import now
-from penstock.core.events import Arrived, Completed, Event, Finished, Stepped
+from penstock.core.events import Arrived, Completed, Event, Finished, Opened, Stepped
 from penstock.core.ports import Call, StartService
 from penstock.core.types import Request, RequestId
 from penstock.sim.loop import run
@@ -71,6 +71,7 @@ class Clients:
         self._num_clients, self._promise, self._is_strict = num_clients, promise, is_strict
         self._by_name: dict[str, Attempt] = {}
         self._by_seq: dict[int, Attempt] = {}
+        self._fleets: set[str] = set()
         self._num_busy = 0
 
     async def run(self, service: StartService) -> None:
@@ -134,10 +135,12 @@ class Clients:
         elif isinstance(event, Stepped):
             for seq in event.evicted:
                 self._hear_eviction(self._by_seq[seq])
-        elif isinstance(
-            event, Arrived
-        ):  # first of a fleet, whose seq says nothing, then of its replica
-            self._by_seq[event.seq] = self._by_name[event.request]
+        elif isinstance(event, Arrived):
+            if event.who not in self._fleets:  # what arrives there has no number yet
+                self._by_seq[event.seq] = self._by_name[event.request]
+        elif isinstance(event, Opened):
+            if event.what == "fleet":
+                self._fleets.add(event.who)
         elif isinstance(event, Finished):
             attempt = self._by_name[event.request]
             attempt.num_output, attempt.ended_at = event.num_output, event.at

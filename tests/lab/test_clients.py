@@ -88,6 +88,8 @@ def test_so_many_are_asked_for_at_once_and_no_more(
     )
     assert figures["num_finished"] == figures["num_attempts"] == 12
     assert [one.num_output for one in attempts] == [each.true_output for each in lot.requests()]
+    for one in attempts:
+        assert one.at < one.first_at <= one.last_at == one.ended_at
     for one in attempts[num_clients:]:
         busy = sum(other.at <= one.at < other.ended_at for other in attempts)
         assert busy == num_clients
