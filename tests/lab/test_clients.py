@@ -38,7 +38,9 @@ class Lot:
                     model="default",
                     prompt=TracedPrompt(rng.randrange(20, 300)),
                     sampling=Sampling(max_tokens=200),
-                    true_output=rng.randrange(5, 200),
+                    true_output=rng.randrange(5, 200)
+                    if place
+                    else 199,  # the first is among the last
                 ),
             )
 
