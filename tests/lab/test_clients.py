@@ -114,12 +114,12 @@ def test_whoever_does_not_wait_asks_again_and_then_no_more(monkeypatch: pytest.M
 
 def test_a_gap_that_is_too_long_ends_the_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """The evicted wait longest: strict callers cancel just those, when the bound is reached and not later."""
-    lot, bound = Lot(), 0.3
+    lot = Lot()
+    _, waited = attempts_of(monkeypatch, config_of(200), lot, num_clients=lot.num, promise=PATIENT)
+    bound = 0.7 * max(one.longest_gap_s for one in waited)
     promise = Promise(ttft_s=1e6, gap_s=bound)
-    patient, waited = attempts_of(
-        monkeypatch, config_of(200), lot, num_clients=lot.num, promise=promise
-    )
     late = [one for one in waited if one.longest_gap_s > bound]
+    patient = figures_of(waited, promise)
     assert late and all(one.num_evictions for one in late)
     assert patient["gaps_in_time"] == pytest.approx(1 - len(late) / lot.num)
     strict, tried = attempts_of(
