@@ -131,12 +131,10 @@ class Fork:
         return max(0, size - max(shared)) if shared else size
 
     def _num_alone(self, run: Run) -> int:
-        """Blocks of `run` that one job alone holds here."""
-        holders = run.refs - self._left.get(run, 0)
-        most = [*sorted(self._shared.get(run, ()), reverse=True), 0, 0]
-        if holders > 1:
+        """Blocks of `run` that only the one job holds which asks."""
+        if run.refs - self._left.get(run, 0) > 1:
             return 0
-        return len(run.blocks) - most[0] if holders else most[0] - most[1]
+        return len(run.blocks) - max(self._shared.get(run, ()), default=0)
 
     def reserve(self, job: JobView, upto: int) -> bool:
         seq = job.seq

@@ -23,6 +23,8 @@ short ones:
     what behind them the job holds is its own and has no name
     `index` finds a run by its first hash. That is enough because a hash names a block and all before it
         (core.prompt): who has a block inside a run in common with it has what is before it in common too
+    who leaves last leaves from the end, and what is emptied first is an end. So while the oldest are emptied, whatever
+        follows a block that is not known is not known either; `_is_whole` says that this is so
     a run grows at its end while one job alone holds it, and nobody else knows its contents
     copies of the same contents (twins) have their borders at the same places; one is in the index
 
@@ -63,6 +65,7 @@ class BlockLedger:
         self._starts: dict[int, Run] = {}
         self._last: dict[int, Run] = {}  # the run that ends a job's registered blocks
         self._twins: dict[BlockHash, list[Run]] = {}  # those that do not serve, oldest first
+        self._is_whole = True
         self._unused = list(range(num_blocks - 1, -1, -1))
         self._idle = IdleRuns()
         self.choose_idle: ChooseIdle | None = None  # None = the longest unused
@@ -96,7 +99,7 @@ class BlockLedger:
 
     # ------------------------------------------------------------------ sharing
 
-    def find(self, hashes: Sequence[BlockHash], start: int, limit: int) -> dict[Run, int]:
+    def find(self, hashes: list[BlockHash], start: int, limit: int) -> dict[Run, int]:
         """Where the contents named hashes[start:limit] are, up to the first that is not here.
 
         A run, in order, and how many of its blocks.
@@ -107,10 +110,9 @@ class BlockLedger:
             run = self.index.get(hashes[start])
             if run is None or run in found:
                 break
-            wanted = hashes[start : start + min(len(run.hashes), limit - start)]
-            size = len(wanted) if wanted == run.hashes else num_alike(wanted, run.hashes)
-            found[run] = size
-            start += size
+            most = min(len(run.blocks), limit - start)
+            found[run] = num_alike(run.hashes(most), hashes[start : start + most])
+            start += found[run]
         return found
 
     def adopt(self, job: Job) -> int:
@@ -137,7 +139,7 @@ class BlockLedger:
 
     def _split(self, run: Run, size: int) -> Run:
         """Cut the first `size` blocks off `run` and off its copies; `run` is what follows them then."""
-        first = run.hashes[0] if run.hashes else None
+        first = run.first
         serving = None if first is None else self.index.get(first)
         twins = [] if first is None else self._twins.get(first, [])
         if first is None or serving is None or not (run is serving or run in twins):
@@ -146,7 +148,8 @@ class BlockLedger:
         self.index[first] = begins[serving]
         if twins:
             self._twins[first] = [begins[twin] for twin in twins]
-        following = run.hashes[0]
+        following = run.first
+        assert following is not None
         if following not in self.index:  # as ever where hashes name prefixes
             self.index[following] = serving
             if twins:
@@ -194,19 +197,20 @@ class BlockLedger:
             return
         idle = self._idle
         while short > 0:
-            run = idle.first
-            if len(run.blocks) > short and run.hashes[0] in self._twins:
-                self._split(run, len(run.blocks) - short)
-            if len(run.blocks) > short:
-                self._unused += idle.trim(short)
+            run = idle.oldest
+            over = len(run.blocks) - short
+            if over > 0 and not (self._twins and run.first in self._twins):
+                self._unused += idle.trim(run, short)
                 return
+            if over > 0:
+                self._split(run, over)
             short -= len(run.blocks)
             idle.remove(run)
             self._drop(run)
 
     def _empty_chosen(self, chosen: Sequence[int]) -> None:
         """The same for the blocks that the policy chose, wherever in their runs they are."""
-        left = set(chosen)
+        left, self._is_whole = set(chosen), False
         for run in self._idle:
             if not left:
                 break
@@ -233,25 +237,30 @@ class BlockLedger:
         done = self.registered.get(seq, 0)
         full = min(upto // self.block_size, len(job.hashes))
         last = self._last.get(seq)
-        if full <= done or (last is not None and not last.hashes):  # behind what nobody wrote
+        if full <= done or (last is not None and last.names is None):  # behind what nobody wrote
             return
         self.registered[seq] = full
-        blocks, fresh = self.tables[seq][done:full], job.hashes[done:full]
-        if not self.index.keys().isdisjoint(fresh):
-            self._last[seq] = self._register_known(blocks, fresh)
+        hashes, blocks = job.hashes, self.tables[seq][done:full]
+        if not self._is_new(hashes, done, full):
+            self._last[seq] = self._register_known(blocks, hashes[done:full])
         elif last is not None and last.refs == 1 and self._is_alone(last):
+            last.names, last.at = hashes, done - len(last.blocks)
             last.blocks += blocks
-            last.hashes += fresh
         else:
-            self._last[seq] = self._begin(blocks, fresh)
+            self._last[seq] = self._begin(blocks, hashes, done)
+
+    def _is_new(self, hashes: list[BlockHash], start: int, end: int) -> bool:
+        if self._is_whole:
+            return hashes[start] not in self.index
+        return self.index.keys().isdisjoint(hashes[start:end])
 
     def _is_alone(self, run: Run) -> bool:
         """Whether no other run has the same contents."""
-        first = run.hashes[0]
-        return self.index.get(first) is run and first not in self._twins
+        first = run.first
+        return first is not None and self.index.get(first) is run and first not in self._twins
 
-    def _begin(self, blocks: list[int], hashes: list[BlockHash]) -> Run:
-        run = self.index[hashes[0]] = self._starts[blocks[0]] = Run(blocks, hashes, 1)
+    def _begin(self, blocks: list[int], names: list[BlockHash], at: int) -> Run:
+        run = self.index[names[at]] = self._starts[blocks[0]] = Run(blocks, names, at, 1)
         return run
 
     def _register_known(self, blocks: list[int], fresh: list[BlockHash]) -> Run:
@@ -262,12 +271,13 @@ class BlockLedger:
             if serving is None:
                 rest = fresh[at:]
                 size = next(compress(count(), map(self.index.__contains__, rest)), len(rest))
-                run = self._begin(blocks[at : at + size], rest[:size])
+                run = self._begin(blocks[at : at + size], fresh, at)
             else:
-                size = num_alike(serving.hashes, fresh[at : at + len(serving.hashes)])
-                if size < len(serving.hashes):
+                names = serving.hashes()
+                size = num_alike(names, fresh[at : at + len(names)])
+                if size < len(names):
                     self._split(serving, size)
-                run = Run(blocks[at : at + size], fresh[at : at + size], 1)
+                run = Run(blocks[at : at + size], fresh, at, 1)
                 self._starts[blocks[at]] = run
                 self._twins.setdefault(fresh[at], []).append(run)
             at += size
@@ -276,10 +286,10 @@ class BlockLedger:
 
     def _forget(self, run: Run) -> None:
         """Nobody finds the contents of `run` any more; a copy of it may serve from now on."""
-        if not run.hashes:
+        first = run.first
+        if first is None:
             return
-        first = run.hashes[0]
-        run.hashes = []
+        run.names = None
         twins = self._twins.get(first)
         if self.index.get(first) is run:
             if twins:
@@ -314,13 +324,17 @@ class BlockLedger:
 
     def _give_back(self, run: Run, trusted: int) -> None:
         """Its last holder leaves. Contents beyond its first `trusted` blocks were never computed."""
-        if not (run.hashes and trusted and self.has_prefix_cache):
+        kept = run
+        if trusted < len(run.blocks):
+            self._is_whole = False  # who shared them for a time may have gone on
+        if not (run.names and trusted and self.has_prefix_cache):
             self._drop(run)
             return
-        kept = self._split(run, trusted) if trusted < len(run.blocks) else run
-        if kept is not run:
+        if trusted < len(run.blocks):
+            kept = self._split(run, trusted)
             self._drop(run)
         kept.refs = 0
+        kept.keep_own_names()
         self._idle.append(kept)
 
     def _drop(self, run: Run) -> None:
@@ -333,7 +347,7 @@ class BlockLedger:
 
     def disown(self, job: Job, start: int) -> set[int]:
         """Forget the hashes of what `job` holds from position `start` on: nobody wrote it. The blocks stay held."""
-        start //= self.block_size
+        start, self._is_whole = start // self.block_size, False
         table, at = self.tables[job.seq], 0
         for run in self.runs(job.seq):
             size = len(run.blocks)
@@ -358,7 +372,7 @@ class BlockLedger:
         """The name of each block that has one."""
         named: dict[int, BlockHash] = {}
         for run in self._starts.values():
-            named.update(zip(run.blocks, run.hashes, strict=False))
+            named.update(zip(run.blocks, run.hashes(), strict=False))
         return named
 
     def check(self) -> None:
@@ -386,12 +400,12 @@ class BlockLedger:
         assert len(set(blocks)) == len(blocks), "two runs share a block"
         for run in runs:
             assert run.refs == refs[run], "reference counts differ from the block tables"
-            assert len(run.hashes) in (0, len(run.blocks)), "a run is named in part"
+            assert len(run.hashes()) in (0, len(run.blocks)), "a run is named in part"
         for run in self._idle:
-            assert run.hashes, "an idle block has no name"
+            assert run.names, "an idle block has no name"
         for first, run in self.index.items():
-            assert run in runs and run.hashes[0] == first, "the index names a stranger"
+            assert run in runs and run.first == first, "the index names a stranger"
         for first, twins in self._twins.items():
             assert twins, "an empty list of copies"
             for twin in twins:
-                assert twin in runs and twin.hashes == self.index[first].hashes, "copies differ"
+                assert twin in runs and twin.hashes() == self.index[first].hashes(), "copies differ"

@@ -3,52 +3,68 @@
 A prompt of twelve thousand tokens has 750 blocks of 16, and nearly all that ever happens to them happens to all of them
 at once. So the ledger keeps lists of them and works on slices. A run is cut when somebody shares only its beginning.
 
+A run does not copy its names: it points into the list of the job that gave them, which only grows. Hashes are objects
+all over the memory, and to touch each of them is what would cost.
+
 Nobody's runs stand in a ring from the longest unused to the latest. The blocks inside a run count as given back one by
 one from its end, so its last block is older in this order than its first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import compress, count
 from operator import ne
 
 from penstock.core.types import BlockHash
 
 
-def num_alike(one: Sequence[BlockHash], other: Sequence[BlockHash]) -> int:
+def num_alike(one: list[BlockHash], other: list[BlockHash]) -> int:
     """How many of the first hashes are the same in both."""
-    return next(compress(count(), map(ne, one, other)), min(len(one), len(other)))
+    size = min(len(one), len(other))
+    return size if one == other else next(compress(count(), map(ne, one, other)), size)
 
 
 class Run:
-    """`hashes` names each of `blocks`, or is empty: nobody knows what they hold. `refs`: how many jobs hold them."""
+    """Blocks named by names[at], names[at + 1]... (None: nobody knows what they hold), and how many jobs hold them."""
 
-    __slots__ = ("blocks", "hashes", "refs", "before", "after")
+    __slots__ = ("blocks", "names", "at", "refs", "before", "after")
     before: Run  # neighbours in the ring, for runs that stand in it
     after: Run
 
-    def __init__(self, blocks: list[int], hashes: list[BlockHash], refs: int) -> None:
-        self.blocks, self.hashes, self.refs = blocks, hashes, refs
+    def __init__(
+        self, blocks: list[int], names: list[BlockHash] | None, at: int, refs: int
+    ) -> None:
+        self.blocks, self.names, self.at, self.refs = blocks, names, at, refs
+
+    @property
+    def first(self) -> BlockHash | None:
+        """The name of the first block."""
+        return None if self.names is None else self.names[self.at]
+
+    def hashes(self, size: int | None = None) -> list[BlockHash]:
+        """The names of the first `size` blocks, or of all of them."""
+        end = self.at + (len(self.blocks) if size is None else size)
+        return [] if self.names is None else self.names[self.at : end]
 
     def cut(self, size: int) -> Run:
         """Take the first `size` blocks off; they become a run of their own, which is answered."""
-        begin = Run(self.blocks[:size], self.hashes[:size], self.refs)
-        del self.blocks[:size], self.hashes[:size]
+        begin = Run(self.blocks[:size], self.names, self.at, self.refs)
+        del self.blocks[:size]
+        self.at += size
         return begin
 
-    def trim(self, size: int) -> list[int]:
-        """Take the last `size` blocks off and forget their names; the blocks, last first."""
-        trimmed = self.blocks[: -size - 1 : -1]
-        del self.blocks[-size:], self.hashes[-size:]
-        return trimmed
+    def keep_own_names(self) -> None:
+        """Let go of a list of names that is far longer than this run."""
+        if self.names is not None and len(self.names) > 2 * len(self.blocks):
+            self.names, self.at = self.hashes(), 0
 
 
 class IdleRuns:
     """The runs that nobody holds, from the longest unused to the latest; `num_blocks` in all of them."""
 
     def __init__(self) -> None:
-        self._ends = Run([], [], 0)
+        self._ends = Run([], None, 0, 0)
         self._ends.before = self._ends.after = self._ends
         self.num_blocks = 0
 
@@ -61,7 +77,7 @@ class IdleRuns:
             run = after
 
     @property
-    def first(self) -> Run:
+    def oldest(self) -> Run:
         assert self.num_blocks, "no run is idle"
         return self._ends.after
 
@@ -87,7 +103,9 @@ class IdleRuns:
         del run.before, run.after
         self.num_blocks -= len(run.blocks)
 
-    def trim(self, size: int) -> list[int]:
-        """Take the last `size` blocks off the first run, which has more than these."""
+    def trim(self, run: Run, size: int) -> list[int]:
+        """Take the last `size` blocks off `run`, which has more than these; the blocks, last first."""
+        trimmed = run.blocks[: -size - 1 : -1]
+        del run.blocks[-size:]
         self.num_blocks -= size
-        return self.first.trim(size)
+        return trimmed

@@ -172,6 +172,42 @@ def test_a_booking_taken_back_is_no_longer_found() -> None:
     assert fork.free == 8 and fork.cached(jobs[1]) == 0
 
 
+def test_blocks_that_a_booking_shares_are_not_freeable() -> None:
+    ledger = BlockLedger(20, SIZE)
+    jobs = [make_job(random.Random(1), seq, 1.0) for seq in range(2)]
+    for job, num_prompt in zip(jobs, (5 * SIZE, 2 * SIZE + 1), strict=True):
+        job.num_prompt, job.num_output = num_prompt, 0
+        job.hashes = [BlockHash(b"a"), BlockHash(b"ab"), BlockHash(b"abc")]
+    ledger.extend(jobs[0], 4 * SIZE)
+    ledger.register(jobs[0], 4 * SIZE)
+    fork = ledger.fork()
+    assert fork.freeable(jobs[0]) == 4
+    assert fork.reserve(jobs[1], 2 * SIZE + 1)
+    assert fork.freeable(jobs[0]) == 2
+    assert fork.release(jobs[0]) == 2 and fork.free == 17
+
+
+def test_a_fork_counts_on_a_known_block_behind_one_that_will_be_filled() -> None:
+    """A `blocks` policy emptied the middle of a prompt; who fills it again makes a copy of the end, which is known."""
+    ledger = BlockLedger(20, SIZE)
+    jobs = [make_job(random.Random(1), seq, 1.0) for seq in range(3)]
+    for job in jobs:
+        job.num_prompt, job.num_output = 3 * SIZE + 1, 0
+        job.hashes = [BlockHash(b"a"), BlockHash(b"ab"), BlockHash(b"abc")]
+    ledger.extend(jobs[0], 3 * SIZE)
+    ledger.register(jobs[0], 3 * SIZE)
+    _, middle, _ = ledger.tables[0]
+    ledger.release(jobs[0])
+    ledger.choose_idle = lambda need: [middle]
+    ledger.extend(jobs[0], 18 * SIZE)
+    ledger.release(jobs[0])
+    fork = ledger.fork()
+    assert fork.cached(jobs[1]) == SIZE and fork.reserve(jobs[1], 3 * SIZE + 1)
+    assert fork.free == 20 - 4
+    assert fork.cached(jobs[2]) == 3 * SIZE
+    assert fork.need(jobs[2], 3 * SIZE + 1) == 2  # the end, which is idle, and a last one
+
+
 def test_a_prompt_may_name_two_of_its_blocks_alike() -> None:
     ledger = BlockLedger(8, SIZE)
     job, other = (make_job(random.Random(1), seq, 1.0) for seq in range(2))

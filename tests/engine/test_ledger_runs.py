@@ -157,6 +157,8 @@ class Both:
         self.waiting.append(job)
 
     def leave(self, job: Job) -> None:
+        if self.rng.random() < 0.1:  # the rest was never computed, whoever shared it
+            job.computed = self.rng.randrange(job.computed + 1)
         assert self.runs.release(job, job.computed) == self.plain.release(job, job.computed)
         self.running.remove(job)
         if self.rng.random() < 0.3:
@@ -209,3 +211,40 @@ def test_hashes_that_name_no_prefixes_do_no_harm(seed: int) -> None:
                 break
             job.computed = upto
         inside.append(job)
+
+
+def test_a_short_run_keeps_no_long_list_of_names() -> None:
+    """A beginning that many prompts share must not keep the names of all that followed it once."""
+    ledger = BlockLedger(200, SIZE)
+    job, other = (new_job(seq, 100 * SIZE + 1, path([0] * 100)) for seq in range(2))
+    other.hashes[5:] = path([0] * 5 + [1] * 95)[5:]
+    for each in (job, other):
+        each.computed = ledger.adopt(each)
+        ledger.extend(each, 100 * SIZE)
+        ledger.register(each, 100 * SIZE)
+        each.computed = 100 * SIZE
+    ledger.release(job)
+    begin = ledger.runs(other.seq)[0]
+    assert len(begin.blocks) == 5
+    ledger.release(other)
+    assert begin.names == path([0] * 5)
+
+
+def test_a_block_behind_a_forgotten_one_is_still_known() -> None:
+    """Its beginning was never computed by the one who named it; the one who went on did compute what it named."""
+    ledger = BlockLedger(20, SIZE)
+    short, long, again = (new_job(seq, 3 * SIZE + 1, path([0, 0, 0])) for seq in range(3))
+    del short.hashes[2:]
+    for job, upto in ((short, 2 * SIZE), (long, 3 * SIZE), (again, 3 * SIZE)):
+        assert ledger.adopt(job) == (2 * SIZE if job is long else 0)
+        ledger.extend(job, upto)
+        ledger.register(job, upto)
+        if job is long:
+            end = ledger.tables[job.seq][2]
+            ledger.release(long, 3 * SIZE)
+            ledger.release(short, 0)
+            assert list(ledger.idle_blocks()) == [end]
+    ledger.check()
+    ledger.release(again, 3 * SIZE)
+    assert ledger.adopt(new_job(3, 4 * SIZE, path([0, 0, 0]))) == 3 * SIZE
+    assert ledger.tables[3][2] == end
