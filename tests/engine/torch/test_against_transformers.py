@@ -28,8 +28,10 @@ TOLERANCE = 1e-4
 NUM_TOKENS = 64
 ENGINE = EngineConfig(device="cpu", dtype="fp32", threads=1)
 CHECKED = {"sequences": 0, "ties": 0}
-QUICK = [name for name in FAMILIES if name not in ("qwen2-moe", "qwen3-moe-mixed")]
+DENSE = [name for name in FAMILIES if "moe" not in name and name != "mixtral"]
+QUICK = [*DENSE, "qwen3-moe"]
 REST = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in QUICK]
+BACKENDS = [*[(name, "auto") for name in FAMILIES], *[(name, "gather") for name in DENSE]]
 
 
 @cache
@@ -105,8 +107,7 @@ async def check(
     return served
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("attention", ["auto", "gather"])
+@pytest.mark.parametrize(("name", "attention"), BACKENDS, ids="-".join)
 def test_logits(model_root: Path, name: str, attention: str) -> None:
     """Every position's logits, for prompts cut into chunks of several sizes that read each other's blocks."""
     folder, model = saved(model_root, name)

@@ -15,15 +15,16 @@ from penstock.core.plans import Done, Yielded
 from penstock.engine.torch.executor import TorchExecutor
 from penstock.engine.torch.open import EngineConfig, open_executor
 from tests.engine.torch.driver import GREEDY, Driver
-from tests.engine.torch.models import DEEP, saved
+from tests.engine.torch.models import saved
 from tests.engine.torch.test_layered import recorded
 
 ENGINE = EngineConfig(device="cpu", dtype="fp32", threads=1, num_blocks=64)
 LONG = [3 + (11 * at) % 500 for at in range(250)]
 SHORT = [9, 8, 7, 6, 5]
+DENSE = pytest.mark.parametrize("executor", ["llama-8"], indirect=True)
 
 
-@pytest.fixture(params=DEEP)
+@pytest.fixture
 async def executor(
     model_root: Path, request: pytest.FixtureRequest
 ) -> AsyncIterator[TorchExecutor]:
@@ -47,7 +48,11 @@ def live_bytes() -> int:
     return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
 
 
-@pytest.mark.parametrize("grain", ["operator", "layer"])
+@pytest.mark.parametrize(
+    ("executor", "grain"),
+    [("llama-8", "operator"), ("llama-8", "layer"), ("qwen3-moe-8", "operator")],
+    indirect=["executor"],
+)
 async def test_logits_are_the_same_to_the_bit(executor: TorchExecutor, grain: str) -> None:
     """A prompt with decodes beside it is left at every boundary; whole steps of others run meanwhile."""
     found = recorded(executor)
@@ -80,6 +85,7 @@ async def test_logits_are_the_same_to_the_bit(executor: TorchExecutor, grain: st
     assert all(torch.equal(*pair) for pair in zip(*logits, strict=True))
 
 
+@DENSE
 async def test_what_is_held_is_what_is_said_and_aborts_free_it(executor: TorchExecutor) -> None:
     driver = Driver(executor)
     first, second = driver.job(LONG, GREEDY), driver.job(LONG, GREEDY)
@@ -109,6 +115,7 @@ async def test_what_is_held_is_what_is_said_and_aborts_free_it(executor: TorchEx
     assert executor._lane._left == {} and executor._lane._marks == {}
 
 
+@DENSE
 async def test_a_closed_job_of_a_left_plan_harms_nobody(executor: TorchExecutor) -> None:
     driver = Driver(executor)
     alone = driver.job(SHORT, GREEDY)
