@@ -93,7 +93,14 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
     charged = scheduler_of(executor, spec.policies)
     scheduler = None if charged is None else charged.cost.seconds
     context = min(shape.max_context, executor.max_context or shape.max_context)
-    caps = Caps(num_layers=shape.layers, max_context=context, max_repeat=MAX_REPEAT)
+    caps = Caps(
+        num_layers=shape.layers,
+        max_context=context,
+        max_repeat=MAX_REPEAT,
+        max_lanes=executor.lanes,
+        has_layer_ranges=True,
+        yield_grain="operator",
+    )
     meter = None if meters is None else meter_of(executor, shape)
     if meters is not None and meter is not None:
         meters.setdefault(spec.name, []).append(meter)

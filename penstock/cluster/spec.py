@@ -44,6 +44,7 @@ class ExecutorSpec:
     card is locked to (roofline only).
     `scheduler` says what deciding a step costs a modelled replica: "stored" or a file (cost.schedulers); None: as the
     profile says.
+    `lanes`: plans that a modelled executor runs side by side, each on its share of the device.
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
     """
 
@@ -61,6 +62,7 @@ class ExecutorSpec:
     clock: float = 1.0
     scheduler: str | None = None
     max_context: int | None = None
+    lanes: int = 1
     compiler: str | None = None
     kernel_cache: Path | None = None
 
@@ -75,6 +77,8 @@ class ExecutorSpec:
             raise ValueError("engine_costs change an engine's numbers: name it with engine")
         if self.engine is not None and self.op_tables is None and self.tables is None:
             raise ValueError("engine adds to kernel times: give op_tables or tables too")
+        if self.lanes < 1:
+            raise ValueError(f"lanes must be at least 1, got {self.lanes}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
         if self.max_context is not None and self.max_context < 1:

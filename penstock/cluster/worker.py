@@ -21,7 +21,7 @@ from collections.abc import Callable
 from penstock.cluster.logs import close_log, header_of, open_log
 from penstock.cluster.predictors import predictors_of_model, profile_of
 from penstock.cluster.spec import Outside, ReplicaSpec, open_host
-from penstock.core.errors import PenstockError, missing_extra
+from penstock.core.errors import BadConfig, PenstockError, missing_extra
 from penstock.core.messages import Failed, Message
 from penstock.core.ports import Channel
 from penstock.core.rng import stream
@@ -42,6 +42,11 @@ def open_torch(spec: ReplicaSpec) -> Outside:
     )
 
     wanted = spec.executor
+    if wanted.lanes > 1:
+        raise BadConfig(
+            "the torch executor runs one plan at a time",
+            hint='leave `lanes` out, or model it: kind = "modelled"',
+        )
     config = EngineConfig(
         device=wanted.device,
         dtype=wanted.dtype,

@@ -148,7 +148,8 @@ class Stepped(Struct, kw_only=True, gc=False):
 
     `digest` covers ranking, admissions, evictions and lanes, and is "" when this event says all that was decided;
     `chunks` lists (seq, tokens) of each lane in order.
-    `repeat` identical steps were asked for; Completed says how many were run.
+    `repeat` identical steps were asked for; Completed says how many were run. `partial`: the seqs whose chunk does not
+    reach the last layer. `interrupted` and `resumed`: plans that were asked to stop inside their forward, or to go on.
     """
 
     kind: Literal["stepped"] = "stepped"
@@ -165,6 +166,19 @@ class Stepped(Struct, kw_only=True, gc=False):
     num_waiting: int
     free_blocks: int
     why: str = ""
+    partial: tuple[int, ...] = ()
+    interrupted: tuple[int, ...] = ()
+    resumed: tuple[int, ...] = ()
+
+
+class Suspended(Struct, kw_only=True, gc=False):
+    """A plan stopped inside its forward (input): it goes on when a decision resumes it."""
+
+    kind: Literal["suspended"] = "suspended"
+    at: float
+    who: str
+    plan: int
+    activation_bytes: int = 0
 
 
 class Completed(Struct, kw_only=True, gc=False):
@@ -243,6 +257,7 @@ Event = (
     | Refused
     | Cancelled
     | Stepped
+    | Suspended
     | Completed
     | Finished
     | Reported

@@ -161,7 +161,11 @@ class WorkOption(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One answer in progress. Only its replica writes to it."""
+    """One answer in progress. Only its replica writes to it.
+
+    `carried`: (tokens, layers) of a chunk that has passed so many layers and not yet the rest; its positions count as
+    computed when it has passed the last. None = no chunk is under way.
+    """
 
     seq: int  # arrival number inside its replica; also its name in plans and logs
     request: Request
@@ -174,6 +178,7 @@ class Job:
     computed: int = 0
     in_flight: int = 0
     cached: int = 0  # positions adopted from the prefix cache when first admitted
+    carried: tuple[int, int] | None = None
     status: Status = "waiting"
     priority: int = 0
     num_preemptions: int = 0

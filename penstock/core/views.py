@@ -79,6 +79,8 @@ class JobView(Protocol):
     @property
     def in_flight(self) -> int: ...
     @property
+    def carried(self) -> tuple[int, int] | None: ...
+    @property
     def todo(self) -> int: ...
     @property
     def is_prefilling(self) -> bool: ...
@@ -133,6 +135,21 @@ class Lane(NamedTuple):
 
     chunks: tuple[Chunk, ...] | Singles
     share: float = 1.0
+
+
+class Flying(NamedTuple):
+    """A plan that was launched and has not ended. `ran_s`: seconds it has run, without those it was suspended.
+
+    `activation_bytes`: what a suspended one holds outside the blocks of its jobs; 0 while it runs. `is_stopping`: it
+    was asked to stop and has not reached a boundary yet.
+    """
+
+    plan: int
+    lane: int
+    chunks: tuple[Chunk, ...] | Singles
+    ran_s: float
+    activation_bytes: int = 0
+    is_stopping: bool = False
 
 
 class Batch(NamedTuple):

@@ -22,8 +22,8 @@ from penstock.engine.ledger import BlockLedger
 class Briefing:
     """One per executor."""
 
-    def __init__(self, ledger: BlockLedger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: BlockLedger, num_layers: int) -> None:
+        self._ledger, self._num_layers = ledger, num_layers
         self._told: dict[int, int] = {}  # blocks of each running job the executor knows
         self._calm: dict[int, int] = {}  # first position that needs a look at the job's blocks
         self._met: set[int] = set()
@@ -123,11 +123,12 @@ class Briefing:
         start = job.computed + job.in_flight
         upto = start + chunk.tokens
         ledger.extend(job, upto)
-        if chunk.layers is None:
+        is_whole = chunk.layers is None or chunk.layers[1] == self._num_layers
+        if is_whole:
             ledger.register(job, upto)
         job.in_flight += chunk.tokens
         table = ledger.tables[job.seq]
-        samples = upto == job.known and job.request.kind == "generate"
+        samples = is_whole and upto == job.known and job.request.kind == "generate"
         num_blocks = len(table)
         if told == num_blocks and chunk.layers is None:
             return Work(job.seq, start, chunk.tokens, samples, phase=chunk.phase)

@@ -22,6 +22,13 @@ instants, in order, and lets a turn run before going past a Stepped, makes the p
 blocks left; an input interrupts it at the next step boundary. Blocks of the repeated positions are taken when the
 executor says how many steps it ran, which is the same number at the same moment as if it had stepped.
 
+**Plans that stop inside their forward.** A batch policy may interrupt a running plan at its executor's finest boundary.
+Once the executor says Yielded, the plan is suspended: its lane is idle, its jobs keep their blocks and stay in flight,
+and it goes on when the policy resumes it. When the last of its jobs is cancelled it is aborted.
+
+**Chunks through some layers.** Until a chunk has passed the last layer its positions are not computed, its blocks have
+no name and nothing is sampled; `Job.carried` says how far it came.
+
 **Cancelling** a job that is part of a running plan frees its blocks when that plan ends, otherwise at once.
 """
 
@@ -35,11 +42,11 @@ from msgspec import Struct
 
 from penstock.core.clock import now as loop_now
 from penstock.core.errors import ContextTooLong, Draining, Overloaded
-from penstock.core.events import Cancelled, Completed, Event, Refused, Stepped
-from penstock.core.plans import Counted, Decodes, Done, Plan, Sampled, Yielded
+from penstock.core.events import Cancelled, Completed, Event, Refused, Stepped, Suspended
+from penstock.core.plans import Counted, Decodes, Done, Plan, Sampled, Work, Yielded
 from penstock.core.ports import Completion, Executor, Log
 from penstock.core.types import FinishReason, Job, Output, PlanId, Report, Request
-from penstock.core.views import Lane
+from penstock.core.views import Chunk, Flying, Lane, Singles
 from penstock.engine.briefing import Briefing
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.roster import NOTHING, Roster
@@ -74,6 +81,20 @@ class Flight(Struct, gc=False):
     jobs: Sequence[Job]
     repeat: int
     launched_at: float
+    chunks: tuple[Chunk, ...] | Singles
+    paused_s: float = 0.0
+    paused_at: float | None = None
+    activation_bytes: int = 0
+    is_stopping: bool = False
+
+    def seen(self, now: float) -> Flying:
+        """As policies see it."""
+        until = now if self.paused_at is None else self.paused_at
+        ran_s = until - self.launched_at - self.paused_s
+        plan = self.plan
+        return Flying(
+            plan.id, plan.lane, self.chunks, ran_s, self.activation_bytes, self.is_stopping
+        )
 
 
 class Replica:
@@ -108,10 +129,12 @@ class Replica:
         self._observers = [one.observe for one in learners if hasattr(one, "observe")]
         self._emit = self._emit_to_all if self._observers else log.emit
         self._roster = Roster(config.name, self.ledger, self._emit, max_context=self.max_context)
-        self._briefing = Briefing(self.ledger)
+        self._briefing = Briefing(self.ledger, executor.caps.num_layers)
         self._inbox: list[Arrival | str | Completion] = []
         self._num_arriving = 0
         self._flights: dict[PlanId, Flight] = {}
+        self._suspended: dict[PlanId, Flight] = {}
+        self._interrupts: bool = getattr(policies.batch, "interrupts", False)
         self._step_s = 0.0
         self._is_poked = False
         self._is_draining = False
@@ -182,7 +205,7 @@ class Replica:
     async def stop(self) -> None:
         """Abort what runs, let the executor go, end run()."""
         self._is_stopped = True
-        for plan in list(self._flights):
+        for plan in (*self._flights, *self._suspended):
             self._executor.abort(plan)
         await self._executor.stop()
         if self._end is not None and not self._end.done():
@@ -194,7 +217,7 @@ class Replica:
         self.ledger.check()
         self._roster.check()
         flying: dict[int, int] = {}
-        for flight in self._flights.values():
+        for flight in (*self._flights.values(), *self._suspended.values()):
             for work in flight.plan.work:
                 flying[work.seq] = flying.get(work.seq, 0) + work.tokens
         for job in self._roster.running:
@@ -258,11 +281,12 @@ class Replica:
                 self._apply_cancel(now, item)
             else:
                 assert isinstance(item, Yielded)
-                self._executor.resume(item.plan)
+                self._apply_yielded(now, item)
         for plan, flight in self._flights.items():
             if flight.repeat > 1:
                 self._executor.interrupt(plan, "step")
-        if len(self._flights) < self._executor.caps.max_lanes and not self._roster.is_empty:
+        has_idle_lane = len(self._flights) < self._executor.caps.max_lanes
+        if (has_idle_lane or self._interrupts) and not self._roster.is_empty:
             self._step(now)
         self._settle()
 
@@ -303,6 +327,17 @@ class Replica:
             job.is_cancelled = True
             if not job.in_flight:
                 self._finish(now, job, "cancelled")
+        for plan, flight in list(self._suspended.items()):
+            if all(job.is_cancelled for job in flight.jobs):
+                del self._suspended[plan]
+                self._abort(now, flight)
+
+    def _abort(self, now: float, flight: Flight) -> None:
+        """Give up a plan of which nobody wants anything any more."""
+        self._executor.abort(flight.plan.id)
+        for work, job in zip(flight.plan.work, flight.jobs, strict=True):
+            job.in_flight -= work.tokens
+            self._finish(now, job, "cancelled")
 
     def _finish(
         self,
@@ -314,6 +349,36 @@ class Replica:
     ) -> None:
         self._briefing.ended(job)
         self._roster.finish(now, job, reason, sampled, error)
+
+    def _apply_yielded(self, now: float, yielded: Yielded) -> None:
+        flight = self._flights.pop(yielded.plan)
+        flight.paused_at, flight.activation_bytes = now, yielded.activation_bytes
+        suspended = Suspended(
+            at=now,
+            who=self.config.name,
+            plan=yielded.plan,
+            activation_bytes=yielded.activation_bytes,
+        )
+        self._emit(suspended)
+        self._suspended[yielded.plan] = flight
+        if not self._interrupts:
+            self._resume(now, yielded.plan)  # somebody else interrupted it
+        elif all(job.is_cancelled for job in flight.jobs):
+            self._abort(now, self._suspended.pop(yielded.plan))
+
+    def _interrupt(self, plan: PlanId) -> None:
+        flight = self._flights[plan]
+        if not flight.is_stopping:
+            flight.is_stopping = True
+            self._executor.interrupt(plan, self._executor.caps.yield_grain)
+
+    def _resume(self, now: float, plan: PlanId) -> None:
+        flight = self._suspended.pop(plan)
+        assert flight.paused_at is not None, "it is suspended"
+        flight.paused_s += now - flight.paused_at
+        flight.paused_at, flight.activation_bytes, flight.is_stopping = None, 0, False
+        self._flights[plan] = flight
+        self._executor.resume(plan)
 
     def _apply_done(self, now: float, done: Done) -> None:
         flight = self._flights.pop(done.plan)
@@ -339,7 +404,7 @@ class Replica:
         for work, job in zip(others, jobs, strict=True):
             tokens = work[2]
             job.in_flight -= tokens
-            job.computed += tokens + extra
+            self._advance(job, work, extra)
             if work[3]:
                 is_stop = next(counts)[2]
                 job.num_output += steps
@@ -357,6 +422,14 @@ class Replica:
                 self._finish(now, job, reason, sampled)
             elif sampled.tokens:
                 self._roster.tell(job, sampled)
+
+    def _advance(self, job: Job, work: Work, extra: int) -> None:
+        """Positions are computed once they have passed the last layer."""
+        if work.layers is not None and work.layers[1] < self._executor.caps.num_layers:
+            job.carried = (work.tokens, work.layers[1])
+        else:
+            job.computed += work.tokens + extra
+            job.carried = None
 
     def _apply_decodes(self, now: float, jobs: Sequence[Job], done: Counted) -> None:
         """Of the part that is written by columns, most of nearly every step: each job got a token a step."""
@@ -386,7 +459,7 @@ class Replica:
             sampled = found.get(work.seq, NOTHING)
             error = errors.get(work.seq)
             if error is None:
-                job.computed += work.tokens + extra
+                self._advance(job, work, extra)
             if sampled.filled and self.config.has_prefix_cache and not job.request.scores_prompt:
                 job.hashes.extend(sampled.filled)
                 self.ledger.register(job, job.computed)
@@ -464,11 +537,26 @@ class Replica:
 
     def _step(self, now: float) -> None:
         roster, caps = self._roster, self._executor.caps
-        busy = [flight.plan.lane for flight in self._flights.values()] if self._flights else ()
+        flying: Sequence[Flying] = ()
+        suspended: Sequence[Flying] = ()
+        if self._flights:
+            flying = [flight.seen(now) for flight in self._flights.values()]
+        if self._suspended:
+            suspended = [flight.seen(now) for flight in self._suspended.values()]
         verdict = self._council.decide(
-            now, running=roster.running, waiting=roster.waiting, caps=caps, busy_lanes=busy
+            now,
+            running=roster.running,
+            waiting=roster.waiting,
+            caps=caps,
+            flying=flying,
+            suspended=suspended,
         )
         decision = verdict.decision
+        for name in decision.interrupt:
+            self._interrupt(PlanId(name))
+        for name in decision.resume:
+            self._resume(now, PlanId(name))
+        busy = {flight.plan.lane for flight in self._flights.values()}
         for eviction in decision.evicted:
             assert eviction.to == "drop", "this replica has no slower memory to evict to"
             evicted: Job = eviction.item  # type: ignore[assignment]
@@ -492,11 +580,19 @@ class Replica:
             told = why or "the admission policy refuses this request"
             roster.finish(now, job, "error", NOTHING, told, "BadRequest")
         if not self._flights and not roster.is_empty:
-            moved = decision.evicted or verdict.refused
+            moved = decision.evicted or verdict.refused or decision.resume
             assert moved, (
                 f"nothing runs and nothing was planned: {verdict.why or 'no reason given'}"
             )
             self._poke()
+
+    def _partial(self, plan: Plan) -> tuple[int, ...]:
+        """Jobs whose chunk does not reach the last layer."""
+        caps, work = self._executor.caps, plan.work
+        if not caps.has_layer_ranges:
+            return ()
+        others = work.others if isinstance(work, Decodes) else work
+        return tuple([one.seq for one in others if one.layers and one.layers[1] < caps.num_layers])
 
     def _launch(self, now: float, verdict: Verdict, place: int, lane: Lane, chunks: Chunks) -> None:
         running, waiting = len(self._roster.running.jobs), len(self._roster.waiting.jobs)
@@ -505,7 +601,7 @@ class Replica:
         )
         most = min(left, verdict.stable_for, self._executor.caps.max_repeat)
         repeat = self._repeat(jobs, most) if most > 1 and len(jobs) == running else 1
-        self._flights[plan.id] = Flight(plan, jobs, repeat, now)
+        self._flights[plan.id] = Flight(plan, jobs, repeat, now, lane.chunks)
         self._emit_stepped(now, verdict, plan, repeat, chunks)
         self._executor.launch(plan, repeat)
 
@@ -544,5 +640,8 @@ class Replica:
                 num_waiting=len(self._roster.waiting.jobs),
                 free_blocks=self.ledger.free,
                 why=verdict.why,
+                partial=() if plan is None else self._partial(plan),
+                interrupted=decision.interrupt,
+                resumed=decision.resume,
             )
         )

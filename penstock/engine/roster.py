@@ -99,7 +99,7 @@ class Roster:
         self.running.remove(job)
         self._name_blocks(job)
         self._ledger.release(job, job.computed)
-        job.computed = 0
+        job.computed, job.carried = 0, None
         job.status = "waiting"
         job.num_preemptions += 1
         self.waiting.push_front(job)

@@ -25,6 +25,7 @@ from penstock.core.views import (
     Columns,
     Cost,
     Eviction,
+    Flying,
     JobView,
     Lane,
     LedgerFork,
@@ -143,7 +144,8 @@ class Council:
         running: JobList,
         waiting: JobList,
         caps: Caps,
-        busy_lanes: Sequence[int] = (),
+        flying: Sequence[Flying] = (),
+        suspended: Sequence[Flying] = (),
     ) -> Verdict:
         """One transaction: rank the waiting, plan a batch. Nothing real is touched."""
         goes_on = self._outlasts and self._can_go_on(running, waiting)
@@ -154,7 +156,9 @@ class Council:
         ranking, stable = self._rank(running, waiting) if waiting.jobs else ((), FOREVER)
         view = self._batch_view
         view.now, view.running, view.waiting = now, running.jobs, ranking
-        view.caps, view.columns, view.busy_lanes = caps, running.columns, busy_lanes
+        view.caps, view.columns = caps, running.columns
+        view.flying, view.suspended = flying, suspended
+        view.busy_lanes = [each.lane for each in flying] if flying else ()
         decision = self.policies.batch.decide(view)
         if self._is_checked:
             batch.law(view, decision)
@@ -263,6 +267,8 @@ class Council:
             else:
                 said += chain.from_iterable(told)
             trace.fromlist(said)
+        if decision.interrupt or decision.resume:
+            trace.extend((-7, *decision.interrupt, -8, *decision.resume))
         hashed = hashlib.blake2b(trace, digest_size=8)
         if decision.batch.nano is not None:
             hashed.update(decision.batch.nano.encode())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from penstock.core.events import Arrived, Completed, Event, Stepped
+from penstock.core.events import Arrived, Completed, Event, Stepped, Suspended
 from penstock.cost.step import StepFeatures, features_of
 from penstock.lab.measure import MeasuredStep
 
@@ -33,7 +33,10 @@ class Cycle(NamedTuple):
 
 @dataclass(slots=True)
 class _Step:
-    """A launched plan; `starts` are filled as they become known."""
+    """A launched plan; `starts` are filled as they become known.
+
+    `is_whole`: every chunk passed all layers at once and nothing was suspended, so that its seconds are a step's.
+    """
 
     began_at: float
     chunks: tuple[tuple[int, int], ...]
@@ -43,6 +46,7 @@ class _Step:
     turned_at: float = 0.0  # when the replica took note of its end
     samples: frozenset[int] = frozenset()
     starts: dict[int, int] = field(default_factory=dict)
+    is_whole: bool = True
 
 
 class LogSteps:
@@ -51,6 +55,7 @@ class LogSteps:
     def __init__(self) -> None:
         self._open: dict[int, _Step] = {}
         self._done: list[_Step] = []
+        self._passing: set[int] = set()  # jobs with a chunk that has not passed all layers
         self._known: dict[int, int] = {}  # positions known of each job: prompt and yielded tokens
         self._unplaced: defaultdict[int, list[tuple[_Step, int]]] = defaultdict(list)
 
@@ -60,6 +65,8 @@ class LogSteps:
                 self._known[event.seq + answer] = event.num_prompt
         elif isinstance(event, Stepped):
             self._stepped(event)
+        elif isinstance(event, Suspended):
+            self._open[event.plan].is_whole = False
         elif isinstance(event, Completed):
             self._completed(event)
 
@@ -71,8 +78,12 @@ class LogSteps:
         step = self._open[event.plan] = _Step(
             event.at, event.chunks, event.num_running, event.num_waiting
         )
+        passing = self._passing | set(event.partial)
+        step.is_whole = passing.isdisjoint([seq for seq, _ in event.chunks])
+        self._passing = (self._passing - {seq for seq, _ in event.chunks}) | set(event.partial)
         for seq, tokens in event.chunks:
-            self._unplaced[seq].append((step, tokens))
+            if seq not in event.partial:
+                self._unplaced[seq].append((step, tokens))
 
     def _completed(self, event: Completed) -> None:
         step = self._open.pop(event.plan)
@@ -116,7 +127,7 @@ class LogSteps:
 
     def _placed(self) -> Iterator[tuple[_Step, StepFeatures]]:
         for step in self._done:
-            if all(seq in step.starts for seq, _ in step.chunks):
+            if step.is_whole and all(seq in step.starts for seq, _ in step.chunks):
                 pieces = [
                     (step.starts[seq], tokens, seq in step.samples) for seq, tokens in step.chunks
                 ]

@@ -34,8 +34,10 @@ from penstock.core.events import (
     Reported,
     Routed,
     Stepped,
+    Suspended,
 )
-from penstock.core.types import Caps, Request
+from penstock.core.plans import Yielded
+from penstock.core.types import Caps, PlanId, Request
 from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.lab.inputs import ReplayedExecutor, done_of, request_of, stranger_of
@@ -122,6 +124,8 @@ async def _feed(events: Iterable[Event], parts: ReplicaParts, judge: Judge) -> N
             replica.cancel(event.request)
         elif isinstance(event, Completed):
             executor.complete(done_of(event))
+        elif isinstance(event, Suspended):
+            executor.complete(Yielded(PlanId(event.plan), event.at, event.activation_bytes))
         elif isinstance(event, Stepped):
             # What the same turn, or the next of this instant, said further needs no input either.
             while isinstance(following, SAID) and following.at == event.at:

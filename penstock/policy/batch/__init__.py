@@ -4,12 +4,19 @@ The policy books what it plans on `view.ledger.fork()`, may ask `view.admit(job,
 may start and `view.victims(job, blocks, among, fork)` who makes room. The replica then applies the decision in this
 order: evictions, admissions, launch.
 
+A policy with `interrupts = True` is also asked when all lanes are busy and something arrived or ended: it may ask a
+running plan to stop inside its forward (`Decision.interrupt`), at the finest boundary the executor has. The plan is
+then among `view.suspended`, its jobs keep their blocks, and its lane is idle until the policy resumes it
+(`Decision.resume`) or its last job is cancelled, which aborts it. Who suspends plans has to resume them: nobody else
+does.
+
 Law: every job appears in at most one chunk, and in none while a plan with it still runs (unless
 caps.async_depth > 1); 1 <= tokens <= todo (for a waiting job: known - cached); the sum stays
 within caps.max_batch_tokens; chunks are of running or admitted jobs that are not evicted; admitted jobs were
 waiting and are at most caps.max_jobs with the running; shares are in (0, 1] and sum to at most
-caps.max_total_share; layer ranges are contiguous and only asked of executors that have them; and everything fits
-in memory after the evictions.
+caps.max_total_share; layer ranges are only asked of executors that have them, and a chunk that has passed some layers
+goes on with the same tokens where it stopped; everything fits in memory after the evictions; only plans that run are
+interrupted, only suspended ones resumed, each on its own lane, which nothing else is planned for.
 """
 
 from __future__ import annotations
@@ -25,9 +32,11 @@ from penstock.core.views import (
     NO_PROGRAMS,
     Admit,
     Batch,
+    Chunk,
     Columns,
     Cost,
     Eviction,
+    Flying,
     JobView,
     Lane,
     Ledger,
@@ -60,6 +69,8 @@ class View:
     columns: Callable[[], Columns]  # over `running`
     busy_lanes: Sequence[int] = ()
     programs: Programs = NO_PROGRAMS
+    flying: Sequence[Flying] = ()
+    suspended: Sequence[Flying] = ()
 
 
 class Decision(Struct, gc=False):
@@ -75,6 +86,8 @@ class Decision(Struct, gc=False):
     why: str = ""
     stable_for: int = 1
     outlasts: bool = False
+    interrupt: tuple[int, ...] = ()  # plans
+    resume: tuple[int, ...] = ()
 
 
 def law(view: View, decision: Decision) -> None:
@@ -95,6 +108,7 @@ def law(view: View, decision: Decision) -> None:
     alive = (running - set(evicted)) | set(admitted)
     assert len(alive) <= max(view.caps.max_jobs, len(running)), "more jobs than the executor takes"
     _law_of_chunks(view, decision, alive)
+    _law_of_plans(view, decision)
     _law_of_memory(view, decision)
 
 
@@ -120,10 +134,31 @@ def _law_of_chunks(view: View, decision: Decision, alive: set[int]) -> None:
         is_free = not job.in_flight or view.caps.async_depth > 1
         assert is_free, f"job {job.seq} is part of a plan that still runs"
         assert 1 <= chunk.tokens <= todo, f"job {job.seq}: {chunk.tokens} tokens of {todo}"
-        if chunk.layers is not None:
-            first, end = chunk.layers
-            assert view.caps.has_layer_ranges, "this executor runs whole models only"
-            assert 0 <= first < end <= view.caps.num_layers, f"no such layers {chunk.layers}"
+        _law_of_layers(view.caps, chunk)
+
+
+def _law_of_layers(caps: Caps, chunk: Chunk) -> None:
+    tokens, passed = chunk.job.carried or (chunk.tokens, 0)
+    first, end = chunk.layers or (0, caps.num_layers)
+    assert chunk.layers is None or caps.has_layer_ranges, "this executor runs whole models only"
+    assert 0 <= first < end <= caps.num_layers, f"no such layers {chunk.layers}"
+    assert first == passed and chunk.tokens == tokens, (
+        f"job {chunk.job.seq}: {tokens} tokens have passed {passed} layers and go on from there"
+    )
+
+
+def _law_of_plans(view: View, decision: Decision) -> None:
+    flying = {each.plan for each in view.flying}
+    suspended = {each.plan: each.lane for each in view.suspended}
+    assert set(decision.interrupt) <= flying, "a plan that does not run cannot be interrupted"
+    assert set(decision.resume) <= set(suspended), "a plan that is not suspended cannot be resumed"
+    lanes = [suspended[plan] for plan in decision.resume]
+    assert len(set(lanes)) == len(lanes), "two plans on one lane"
+    assert not set(lanes) & set(view.busy_lanes), "the lane is busy"
+    num_free = view.caps.max_lanes - len(view.busy_lanes) - len(lanes)
+    assert len(decision.batch.lanes) <= num_free or not (lanes or decision.interrupt), (
+        "no idle lane for that"
+    )
 
 
 def _law_of_memory(view: View, decision: Decision) -> None:
