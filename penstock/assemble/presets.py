@@ -35,6 +35,20 @@ PRESETS: dict[str, dict[str, str]] = {
         "evict": "recompute-last",
         "blocks": "lru",
     },
+    "layered": {
+        "order": "fcfs",
+        "admit": "full-fit",
+        "batch": "layered",
+        "evict": "recompute-last",
+        "blocks": "lru",
+    },
+    "flow-prefill": {
+        "order": "slack-edf",
+        "admit": "full-fit",
+        "batch": "flow-prefill",
+        "evict": "recompute-last",
+        "blocks": "lru",
+    },
     "prefill-first": {
         "order": "fcfs",
         "admit": "watermark",

@@ -44,6 +44,8 @@ TABLE: dict[str, dict[str, str]] = {
         "constant-dense": "penstock.policy.batch.constant_dense:ConstantDense",
         "split-fuse": "penstock.policy.batch.split_fuse:SplitFuse",
         "prefill-first": "penstock.policy.batch.prefill_first:PrefillFirst",
+        "layered": "penstock.policy.batch.layered:Layered",
+        "flow-prefill": "penstock.policy.batch.flow_prefill:FlowPrefill",
     },
     "evict": {
         "recompute-last": "penstock.policy.evict.recompute_last:RecomputeLast",

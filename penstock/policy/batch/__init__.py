@@ -105,6 +105,9 @@ def law(view: View, decision: Decision) -> None:
     assert set(evicted) <= running and len(set(evicted)) == len(evicted), (
         "evicted a stranger, or twice"
     )
+    assert not any(eviction.item.in_flight for eviction in decision.evicted), (
+        "evicted a job of a plan that has not ended"
+    )
     alive = (running - set(evicted)) | set(admitted)
     assert len(alive) <= max(view.caps.max_jobs, len(running)), "more jobs than the executor takes"
     _law_of_chunks(view, decision, alive)

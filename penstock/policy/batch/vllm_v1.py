@@ -175,7 +175,9 @@ def make_room(view: View, draft: Draft, job: JobView, upto: int) -> bool:
     """Preempt until `job` holds [0, upto). False when it gave up itself or nobody could leave."""
     fork = draft.fork
     while not fork.reserve(job, upto):
-        among = [other for other in view.running if other.seq not in draft.gone]
+        among = [
+            other for other in view.running if other.seq not in draft.gone and not other.in_flight
+        ]
         victims = view.victims(job, fork.need(job, upto) - fork.free, among, fork)
         if not victims:
             return False
