@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from penstock.core.events import Finished
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Job, Request, RequestId, Slo
 from penstock.cost.lengths import MAX_GROUPS, History, RecentLengths
+from penstock.traffic import open_trace
 
 ENDED = Finished(
     at=1.0, who="w", request="r", answer=0, reason="stop", arrived_at=0.0, admitted_at=None,
@@ -194,3 +196,21 @@ def test_draws_have_the_distribution_that_was_learned() -> None:
     teach(lengths, *(1 + int(rng.expovariate(1 / 200)) for _ in range(4000)))
     drawn = [lengths.sample(job(150, 100_000), rng.random()) for _ in range(1500)]
     assert stats.kstest([each - 150 for each in drawn], stats.expon(scale=200).cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("name", ["azure_2023_conv.csv", "sharegpt_lengths.csv"])
+@pytest.mark.parametrize("by", [(), ("prompt",)], ids=["all", "by prompt"])
+def test_the_bound_is_kept_on_published_traces(penstock_data: Path, name: str, by: Any) -> None:
+    """Of 0.95, asked at arrival: the bar for JITServe's bound is 7 %."""
+    path = next(
+        each for each in (penstock_data / "traces" / name, penstock_data / name) if each.exists()
+    )
+    lengths, bounds = RecentLengths(History(by=by)), []
+    for place, (_, item) in enumerate(open_trace(path, limit=5000, rate_per_s=1.0)):
+        assert isinstance(item, Request) and item.true_output is not None
+        num_prompt, output = item.prompt.num_tokens, item.true_output
+        if place >= 32:
+            bounds.append((lengths.quantile(job(0, 1 << 20, num_prompt), 0.95), output))
+        teach(lengths, output, num_prompt=num_prompt)
+    exceeded = sum(output > bound for bound, output in bounds) / len(bounds)
+    assert 0.03 < exceeded <= 0.07
