@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class Simulated:
         """Of all fleets; None when that of any is not known."""
         found = [one.joules for one in self.energy]
         known = [joules for joules in found if joules is not None]
-        return sum(known) if known and len(known) == len(found) else None
+        return math.fsum(known) if known and len(known) == len(found) else None
 
     def to_dict(self) -> dict[str, object]:
         """For JSON."""

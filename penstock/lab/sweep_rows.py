@@ -132,7 +132,7 @@ def _energy(fleets: object, group: Mapping[str, object]) -> Row:
 
 def _sum(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    return math.fsum(known) if len(known) == len(values) else None
 
 
 def _flat(name: str, found: object) -> Row:

@@ -13,6 +13,7 @@ Definitions
 from __future__ import annotations
 
 import dataclasses
+import math
 from array import array
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -43,13 +44,16 @@ class Spread:
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """Exact percentiles: the smallest value that the given share of values does not exceed."""
+    """Exact percentiles: the smallest value that the given share of values does not exceed.
+
+    The mean is of the exact sum, which every version of Python agrees on; of sum() they do not.
+    """
     if not values:
         return Spread()
     ordered = sorted(values)
     num = len(ordered)
     picked = {f"p{percent}": ordered[-(-num * percent // 100) - 1] for percent in PERCENTS}
-    return Spread(num=num, mean=sum(ordered) / num, max=ordered[-1], **picked)
+    return Spread(num=num, mean=math.fsum(ordered) / num, max=ordered[-1], **picked)
 
 
 def spread_of_histogram(found: Histogram) -> Spread:

@@ -64,7 +64,8 @@ class Conversations:
 
     @property
     def mean_turns(self) -> float:
-        return sum((i + 2) * weight for i, weight in enumerate(self.turns)) / sum(self.turns)
+        turns = math.fsum((i + 2) * weight for i, weight in enumerate(self.turns))
+        return turns / math.fsum(self.turns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,7 +97,7 @@ class Windows(Drawn):
     @property
     def mean_rate_per_s(self) -> float:
         parts = [(each.duration_s, mean_rate_of(each.arrivals)) for each in self.windows]
-        return sum(span * rate for span, rate in parts) / sum(span for span, _ in parts)
+        return math.fsum(span * rate for span, rate in parts) / math.fsum(span for span, _ in parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

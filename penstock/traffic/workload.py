@@ -100,12 +100,12 @@ class Workload(Origin):
             origin.trace is not None and origin.arrivals is None for _, origin in self.origins()
         ):
             return math.nan
-        modelled = sum(
+        modelled = math.fsum(
             model_of(origin.model, f"{where}model").open().mean_rate_per_s * origin.speed
             for where, origin in self.origins()
             if origin.model is not None
         )
-        return modelled + sum(
+        return modelled + math.fsum(
             mean_rate_of(arrivals_of(table, f"{where}arrivals"))
             for table, where in tables
             if table is not None
