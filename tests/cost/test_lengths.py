@@ -189,13 +189,16 @@ def test_the_bound_is_kept_whatever_the_distribution_is(num: int) -> None:
 
 
 def test_draws_have_the_distribution_that_was_learned() -> None:
-    """Kolmogorov and Smirnov, on what is left to a job that has 150 tokens."""
-    stats = pytest.importorskip("scipy.stats")
-    rng = random.Random(3)
+    """Kolmogorov and Smirnov, on what is left to a job that has 150 tokens of an exponential length."""
+    special = pytest.importorskip("scipy.special")
+    rng, num = random.Random(3), 1500
     lengths = RecentLengths(History(window=4000))
     teach(lengths, *(1 + int(rng.expovariate(1 / 200)) for _ in range(4000)))
-    drawn = [lengths.sample(job(150, 100_000), rng.random()) for _ in range(1500)]
-    assert stats.kstest([each - 150 for each in drawn], stats.expon(scale=200).cdf).pvalue > 0.01
+    drawn = np.sort([lengths.sample(job(150, 100_000), rng.random()) - 150 for _ in range(num)])
+    expected = 1 - np.exp(-drawn / 200)
+    ranks = np.arange(num)
+    distance = max((expected - ranks / num).max(), ((ranks + 1) / num - expected).max())
+    assert special.kolmogorov(math.sqrt(num) * distance) > 0.01
 
 
 @pytest.mark.parametrize("name", ["azure_2023_conv.csv", "sharegpt_lengths.csv"])
