@@ -24,6 +24,7 @@ from penstock.lab.experiment import Experiment
 TABLE: dict[str, str] = {
     "burstgpt": "penstock.experiments.burstgpt",
     "past-future": "penstock.experiments.past_future",
+    "layered": "penstock.experiments.layered",
     "nanoflow": "penstock.experiments.nanoflow",
     "sglang-ratio": "penstock.experiments.sglang_ratio",
     "split-fuse": "penstock.experiments.split_fuse",

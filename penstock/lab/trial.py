@@ -25,7 +25,7 @@ from penstock.core.errors import BadTrace
 from penstock.core.events import Event, Finished
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Request, RequestId, Sampling, Slo
-from penstock.lab.simulate import simulate
+from penstock.lab.simulate import Traffic, simulate
 from penstock.report.summary import GroupFigures
 from penstock.traffic import Trace, TraceMeta
 from penstock.traffic.servegen import ServeGen
@@ -182,13 +182,16 @@ class Finishes:
 
 def saturation(config: Config, offered: Offered) -> float:
     """Answers a second while more than enough waits: everything is offered at once."""
+    return served_per_s(config, dataclasses.replace(offered, rate_per_s=None, process=None))
+
+
+def served_per_s(config: Config, at_once: Traffic) -> float:
     finishes = Finishes()
-    at_once = dataclasses.replace(offered, rate_per_s=None, process=None)
     simulate(config, at_once, has_gaps=False, listeners=(finishes,))
     return finishes.rate_per_s()
 
 
-def trial(config: Config, offered: Offered) -> dict[str, object]:
+def trial(config: Config, offered: Traffic) -> dict[str, object]:
     """Run it; figures by name, times in seconds."""
     finishes = Finishes()
     found = simulate(config, offered, listeners=(finishes,))
