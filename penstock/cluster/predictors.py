@@ -21,6 +21,7 @@ from penstock.cost.engines import Engine
 from penstock.cost.hardware import Card, card_of
 from penstock.cost.lengths import History, RecentLengths
 from penstock.cost.predict import StepPredictor
+from penstock.cost.programs import SeenPrograms
 from penstock.cost.roofline import Roofline
 from penstock.cost.shapes import ModelShape, shape_of
 from penstock.cost.step import StepModel
@@ -150,7 +151,7 @@ def predictors_of(
     executor: ExecutorSpec, shape: ModelShape, history: History | None = None
 ) -> Predictors:
     cost = StepPredictor(step_model(executor, shape), shape.layers)
-    return Predictors(cost=cost, lengths=RecentLengths(history))
+    return Predictors(cost=cost, lengths=RecentLengths(history), programs=SeenPrograms())
 
 
 def shape_of_model(model: str) -> ModelShape:

@@ -240,17 +240,17 @@ class Lengths(Protocol):
 
 
 class Outlook(NamedTuple):
-    """What is expected of the agent run that a job is one call of. Tokens and calls are means over runs alike.
+    """What is expected of the agent run that a job is one call of, by runs that began alike.
 
-    calls_left: calls still to come after those that have arrived. work_left: output tokens of these, as long as they
-    must be written one after the other. waits_s: of tools between them. value: output tokens of the whole run.
-    deadline_at: when the run is due; due_at: when this call is, so that the rest may follow. inf: nothing is promised.
+    stages_left: rounds of calls after this one. tokens_left: output tokens of these that are written one after the
+    other. waits_s: of tools between them. others: output tokens of all other calls, ended and to come. deadline_at:
+    when the run is due, due_at: when this call is, so that the rest may follow.
     """
 
-    calls_left: float
-    work_left: float
+    stages_left: float
+    tokens_left: float
     waits_s: float
-    value: float
+    others: float
     deadline_at: float
     due_at: float
 

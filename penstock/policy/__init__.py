@@ -31,6 +31,7 @@ TABLE: dict[str, dict[str, str]] = {
         "dfs-weight": "penstock.policy.order.dfs_weight:DfsWeight",
         "vtc": "penstock.policy.order.vtc:Vtc",
         "drr": "penstock.policy.order.drr:Drr",
+        "jit-density": "penstock.policy.order.jit_density:JitDensity",
     },
     "admit": {
         "full-fit": "penstock.policy.admit.full_fit:FullFit",
@@ -46,6 +47,7 @@ TABLE: dict[str, dict[str, str]] = {
         "prefill-first": "penstock.policy.batch.prefill_first:PrefillFirst",
         "layered": "penstock.policy.batch.layered:Layered",
         "flow-prefill": "penstock.policy.batch.flow_prefill:FlowPrefill",
+        "jit": "penstock.policy.batch.jit:Jit",
     },
     "evict": {
         "recompute-last": "penstock.policy.evict.recompute_last:RecomputeLast",

@@ -1,0 +1,233 @@
+"""Each job just the service that it needs to be in time: JITServe's batches.
+
+Source: JITServe (UIUC-MLSys/JITServe, a fork of vLLM); the rule by reserved bandwidth is a reconstruction that works
+where the released density degrades to "shorter first".
+
+Idea: a stream that is promised a token every 100 ms needs every fourth step of 25 ms, an answer due in 20 s that takes
+10 s needs every second one. So more jobs are in memory than a step serves, and each step chooses whom it serves. Who
+is not chosen pauses and keeps its memory.
+
+    1  needs and worth of all running jobs and of the first `spread * max_sequences` that wait, in the order policy's
+       order; see penstock.policy.bandwidth
+    2  bandwidth is reserved, dearest first, until it sums to max_sequences. Dear is worth / usual work left, or with
+       rank_by = "bandwidth" worth / bandwidth. Nothing is reserved for what cannot be in time
+    3  those with a reservation go first, least time to spare first; then the others, dearest first
+    4  the first max_sequences are served: one token each, and prompts share what is left of max_tokens
+    5  a running job that finds no memory takes it from those behind it; one that waits only from jobs without a
+       reservation whose score is below its own over `margin`, at most `max_swaps` a step: what they had computed is
+       lost, so a little more worth does not pay
+
+Parameters
+    max_tokens      tokens of one step, default 512; never above the executor's own limit
+    max_sequences   jobs served in one step, default 256
+    max_jobs        jobs in memory, default 1024; never above the executor's own limit
+    spread          waiting jobs looked at for each place, default 1
+    rank_by         "work" (default) or "bandwidth"
+    margin          default 2
+    max_swaps       default 4; 0 = nobody is evicted for one that waits
+    quantile        of the length that bandwidth is reserved for, in (0, 1), default 0.95
+    usual           of the length that worth and chances are judged by, default 0.5
+    renew_tokens    tokens of an answer after which its length is asked for again, default 50
+
+Where we differ: the source forms batches anew every 50 steps and swaps jobs that are left out to host memory; here
+every step chooses, since pausing costs nothing while memory lasts, and a job that must leave is computed again. Its
+grouping by length is order jit-density's. Who leaves for a running job is the evict policy's answer; candidates are
+offered in the order of service, so that recompute-last takes the one worth least."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from penstock.core.events import Event
+from penstock.core.views import Batch, Chunk, Eviction, JobView, Lane, LedgerFork, Singles
+from penstock.policy.bandwidth import Docket, Floats, Progress, reserve
+from penstock.policy.batch import STABLE, Decision, View
+from penstock.policy.batch.decodes import all_decodes
+
+
+@dataclass(slots=True)
+class Step:
+    """One step in the making, with places and tokens left of it. `ranked`: in the order of service."""
+
+    fork: LedgerFork
+    ranked: list[JobView]
+    scores: list[float]
+    is_reserved: list[bool]
+    places_left: int
+    tokens_left: int
+    slots_left: int  # in memory
+    swaps_left: int
+    singles: list[JobView] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    admitted: list[JobView] = field(default_factory=list)
+    evicted: list[Eviction[JobView]] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)
+    is_blocked: bool = False
+
+    def drop(self, eviction: Eviction[JobView]) -> None:
+        self.fork.release(eviction.item)
+        self.gone.add(eviction.item.seq)
+        self.evicted.append(eviction)
+        self.slots_left += 1
+
+    def behind(self, place: int) -> list[JobView]:
+        """Running jobs that are ranked behind a place and have not left, dearest first."""
+        found = self.ranked[place + 1 :]
+        return [job for job in found if job.status == "running" and job.seq not in self.gone]
+
+
+@dataclass(slots=True)
+class Jit:
+    max_tokens: int = 512
+    max_sequences: int = 256
+    max_jobs: int = 1024
+    spread: float = 1.0
+    rank_by: Literal["work", "bandwidth"] = "work"
+    margin: float = 2.0
+    max_swaps: int = 4
+    quantile: float = 0.95
+    usual: float = 0.5
+    renew_tokens: int = 50
+    _docket: Docket = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "max_sequences", "max_jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.spread < 0 or self.margin < 1 or self.max_swaps < 0:
+            raise ValueError("spread and max_swaps must not be negative, margin at least 1")
+        self._docket = Docket(self.quantile, self.usual, self.renew_tokens, self.max_tokens)
+
+    def observe(self, event: Event) -> None:
+        self._docket.observe(event)
+
+    def decide(self, view: View) -> Decision:
+        if view.busy_lanes:
+            return Decision(why="the lane is busy")
+        running, caps = view.running, view.caps
+        tokens = min(self.max_tokens, caps.max_batch_tokens)
+        places = min(self.max_sequences, tokens)
+        slots = min(self.max_jobs, caps.max_jobs) - len(running)
+        if len(running) <= places and not (view.waiting and slots > 0):
+            decodes = all_decodes(running, view.ledger.fork())
+            if decodes:
+                batch = Batch((Lane(decodes),))
+                return Decision(batch, stable_for=STABLE, outlasts=not view.waiting)
+        num = int(self.spread * self.max_sequences) if slots > 0 else 0
+        jobs = [*running, *view.waiting[: max(1, num) if slots > 0 else 0]]
+        if not jobs:
+            return Decision()
+        step = self._ranked(view, jobs)
+        step.places_left, step.tokens_left, step.slots_left = places, tokens, slots
+        self._walk(view, step)
+        return self._told(step)
+
+    def _ranked(self, view: View, jobs: list[JobView]) -> Step:
+        needs = self._docket.needs(view, jobs, Progress.of(jobs))
+        is_reserved, score = reserve(needs, self.max_sequences, self.rank_by == "bandwidth")
+        key: Floats = np.where(is_reserved, needs.latest_at, -score)
+        ranks = np.lexsort((key, ~is_reserved))
+        return Step(
+            view.ledger.fork(),
+            [jobs[i] for i in ranks.tolist()],
+            score[ranks].tolist(),
+            is_reserved[ranks].tolist(),
+            0,
+            0,
+            0,
+            self.max_swaps,
+        )
+
+    def _walk(self, view: View, step: Step) -> None:
+        """Serve from the front until places or tokens run out."""
+        room = step.tokens_left - step.places_left  # for prompts beside the decodes
+        for place, job in enumerate(step.ranked):
+            if step.places_left < 1 or step.tokens_left < 1:
+                return
+            if job.seq in step.gone:
+                continue
+            is_running = job.status == "running"
+            todo = job.todo if is_running else job.known - step.fork.cached(job)
+            tokens = 1 if todo == 1 else min(todo, room + 1, step.tokens_left)
+            if todo > 1 and room < 0:
+                continue
+            if is_running:
+                is_served = self._go_on(view, step, place, tokens)
+            else:
+                is_served = self._start(view, step, place, tokens)
+            if is_served:
+                room -= tokens - 1
+                step.places_left -= 1
+                step.tokens_left -= tokens
+
+    def _go_on(self, view: View, step: Step, place: int, tokens: int) -> bool:
+        job, fork = step.ranked[place], step.fork
+        upto = job.computed + job.in_flight + tokens
+        while not fork.reserve(job, upto):
+            among = step.behind(place)
+            victims = among and view.victims(job, fork.need(job, upto) - fork.free, among, fork)
+            if not victims:
+                step.is_blocked = True
+                return False
+            for eviction in victims:
+                step.drop(eviction)
+        if job.todo == 1 and (job.num_output or job.request.kind == "generate"):
+            step.singles.append(job)
+        else:
+            step.chunks.append(Chunk(job, tokens))
+        return True
+
+    def _start(self, view: View, step: Step, place: int, tokens: int) -> bool:
+        """Admit a job that waits. When it must wait on, so must all behind it that wait."""
+        job, fork = step.ranked[place], step.fork
+        if step.is_blocked or step.slots_left < 1:
+            return False
+        need = fork.need(job, job.known) - fork.free
+        if need > 0 and step.swaps_left:
+            self._oust(step, place, need)
+        answer = view.admit(job, tokens, fork)
+        if answer == "no":
+            return False
+        if answer == "later" or not fork.reserve(job, fork.cached(job) + tokens):
+            step.is_blocked = True
+            return False
+        step.admitted.append(job)
+        step.chunks.append(Chunk(job, tokens))
+        step.slots_left -= 1
+        return True
+
+    def _oust(self, step: Step, place: int, need: int) -> None:
+        """Make room for a job that waits, if few jobs without a reservation that are worth much less suffice."""
+        if not step.is_reserved[place]:
+            return
+        bar, fork = step.scores[place] / self.margin, step.fork
+        leaving: list[JobView] = []
+        for at in range(len(step.ranked) - 1, place, -1):
+            if step.is_reserved[at] or len(leaving) >= step.swaps_left:
+                return
+            job = step.ranked[at]
+            if step.scores[at] < bar and job.status == "running" and job.seq not in step.gone:
+                leaving.append(job)
+                need -= fork.freeable(job)
+                if need <= 0:
+                    break
+        if need > 0:
+            return
+        for job in leaving:
+            step.drop(Eviction(job))
+            step.swaps_left -= 1
+
+    @staticmethod
+    def _told(step: Step) -> Decision:
+        chunks: tuple[Chunk, ...] | Singles = tuple(step.chunks)
+        if step.singles:
+            chunks = Singles(tuple(step.singles), tuple(step.chunks))
+        return Decision(
+            Batch((Lane(chunks),) if chunks else ()),
+            tuple(step.admitted),
+            tuple(step.evicted),
+            "waits for memory" if step.is_blocked else "",
+        )
