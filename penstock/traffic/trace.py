@@ -7,7 +7,8 @@ Rules
 - `true_output` is the traced output length. No policy sees it; `sampling.max_tokens` they do see, and it is the
   stated cap (4,096 unless told), clipped to what `max_context` leaves. With max_tokens="trace" it is the traced length.
 - Ids are the file's stem and the number of the row in it, so any run names a request alike.
-- Reading is lazy: memory does not grow with the file. `meta` counts as rows pass and is whole when the trace ends.
+- Reading is lazy, AT_ONCE rows at a time: memory does not grow with the file. `meta` counts as rows are read and is
+  whole when the trace ends.
 - A workload file (`.toml`, see `traffic.workload`) is a trace whose rows are generated as they are read, from the same
   `seed`. Callers that wait for answers come as a `Workflow` at its first instant; `speed` moves that instant, thinking
   takes as long as ever. `limit` counts requests, and the workflow that reaches it is yielded whole.
@@ -22,6 +23,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
@@ -37,6 +39,7 @@ from penstock.traffic.workflow import Call, Workflow
 
 CHARS_PER_TOKEN = 4
 MAX_TOKENS = 4096
+AT_ONCE = 64  # rows read together: what reads them stays in the processor's caches
 Item = Request | Workflow
 
 
@@ -132,11 +135,14 @@ class Trace:
         self.meta = self._fresh_meta()
 
     def __iter__(self) -> Iterator[tuple[float, Item]]:
-        for number, at_s, found in self.timed():
-            if isinstance(found, Row):
-                yield at_s, self._request(RequestId(f"{self._stem}-{number}"), found)
-            else:
-                yield at_s, self._workflow(number, found)
+        timed = self.timed()
+        while some := list(islice(timed, AT_ONCE)):
+            yield from [(at_s, self._item(number, found)) for number, at_s, found in some]
+
+    def _item(self, number: int, found: Row | Flow) -> Item:
+        if isinstance(found, Row):
+            return self._request(RequestId(f"{self._stem}-{number}"), found)
+        return self._workflow(number, found)
 
     def timed(self) -> Iterator[tuple[int, float, Row | Flow]]:
         """(number in the file, instant, what is kept): what iterating makes requests of. Begins a new `meta`."""
