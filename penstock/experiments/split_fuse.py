@@ -136,21 +136,21 @@ class Effective:
     """Counts the answers that were served in time, and keeps all gaps."""
 
     def __init__(self) -> None:
-        self.paces: dict[int, Pace] = {}
+        self.paces: dict[tuple[str, int], Pace] = {}  # by replica and seq; a fleet's own never come
         self.gaps_s: array[float] = array("d")
         self._ended_at = 0.0
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Completed):
             for seq, tokens, _, _ in event.outputs:
-                pace = self.paces.get(seq)
+                pace = self.paces.get((event.who, seq))
                 for at in event.ends if pace and tokens else ():
                     assert pace is not None and tokens == len(event.ends)
                     if pace.last_at is not None:
                         self.gaps_s.append(at - pace.last_at)
                     pace.hear(at)
-        elif isinstance(event, Arrived) and event.who != "fleet":
-            self.paces[event.seq] = Pace(event.at, event.num_prompt)
+        elif isinstance(event, Arrived):
+            self.paces[event.who, event.seq] = Pace(event.at, event.num_prompt)
         elif isinstance(event, Finished):
             self._ended_at = event.at
 

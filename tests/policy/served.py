@@ -38,11 +38,18 @@ class Book:
 
 
 def serve(
-    ordering: Any, asks: Sequence[Ask], *, max_jobs: int = 4, num_blocks: int = 1 << 14
+    ordering: Any,
+    asks: Sequence[Ask],
+    *,
+    max_jobs: int = 4,
+    num_blocks: int = 1 << 14,
+    batching: str = "vllm-v1",
+    evicting: str = "recompute-last",
 ) -> list[Event]:
     """A step takes 10 ms and 0.1 ms a token."""
     model = Fitted({"step": 0.01, "token": 1e-4}, name="", digest="", num_layers=1)
     book = Book()
+    tokens = {} if batching == "sglang" else {"max_tokens": 256}
 
     async def main() -> None:
         replica = Replica(
@@ -51,8 +58,8 @@ def serve(
             ReplicaPolicies(
                 order=ordering,
                 admit=find("admit", "full-fit")(),
-                batch=find("batch", "vllm-v1")(max_tokens=256, max_jobs=max_jobs),
-                evict=find("evict", "recompute-last")(),
+                batch=find("batch", batching)(**tokens, max_jobs=max_jobs),
+                evict=find("evict", evicting)(),
                 blocks=find("evict", "lru")(),
             ),
             Predictors(cost=StepPredictor(model, 1), lengths=RecentLengths()),
