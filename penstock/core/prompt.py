@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from penstock.core.types import BlockHash, Part
@@ -115,11 +116,12 @@ class TracedPrompt:
                 raise ValueError(
                     f"block size {size} does not divide the trace's {self.traced_size}, nor is it a multiple of it"
                 )
-            tails = _tails(self.traced_size // size, self.salt)
-            firsts = [one.to_bytes(8, "big") for one in self.hash_ids]
-            built = [first + tail for first in firsts for tail in tails]
-            known = cast(tuple[BlockHash, ...], tuple(built[: self.num_tokens // size]))
-            self._hashes[size] = known
+            tails, split = _tails(self.traced_size // size, self.salt)
+            built: list[bytes] = []
+            for one in self.hash_ids:
+                built += split(one.to_bytes(8, "big").join(tails))
+            del built[self.num_tokens // size :]
+            known = self._hashes[size] = cast(tuple[BlockHash, ...], tuple(built))
         return known
 
     def _large_blocks(self, size: int) -> tuple[BlockHash, ...]:
@@ -131,9 +133,13 @@ class TracedPrompt:
 
 
 @functools.lru_cache(maxsize=64)
-def _tails(count: int, salt: str) -> tuple[bytes, ...]:
-    """What tells apart the `count` blocks of one run."""
-    return tuple([place.to_bytes(4, "big") + salt.encode() for place in range(count)])
+def _tails(count: int, salt: str) -> tuple[tuple[bytes, ...], Callable[[bytes], tuple[bytes, ...]]]:
+    """What tells apart the `count` blocks of one run, and how to split them where the run's name has joined them.
+
+    Nothing stands in front, so that the name is put before each of them.
+    """
+    ends = [place.to_bytes(4, "big") + salt.encode() for place in range(count)]
+    return (b"", *ends), struct.Struct(f"{8 + len(ends[0])}s" * count).unpack
 
 
 class HashedPrompt:
