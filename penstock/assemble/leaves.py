@@ -23,14 +23,17 @@ from penstock.cluster.predictors import (
     scheduler_of,
     shape_of_model,
 )
-from penstock.cluster.spec import Outside, ReplicaSpec
+from penstock.cluster.spec import ExecutorSpec, Outside, ReplicaSpec
+from penstock.core.errors import BadConfig
 from penstock.core.ports import Channel, Log
 from penstock.core.types import Caps
 from penstock.cost.energy import EnergyMeter
 from penstock.cost.hardware import card_of, num_blocks
 from penstock.cost.shapes import ModelShape
+from penstock.cost.sharing import sharing_of
 from penstock.sim.channel import Link, pair
-from penstock.sim.executor import ModelledExecutor
+from penstock.sim.executor import ModelledExecutor, SchedulerTime
+from penstock.sim.lanes import LanedExecutor
 
 if TYPE_CHECKING:
     from penstock.cluster.process import Processes
@@ -98,6 +101,7 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
         max_context=context,
         max_repeat=MAX_REPEAT,
         max_lanes=executor.lanes,
+        max_total_share=float(executor.lanes),
         has_layer_ranges=True,
         yield_grain="operator",
     )
@@ -105,12 +109,36 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
     if meters is not None and meter is not None:
         meters.setdefault(spec.name, []).append(meter)
     return Outside(
-        executor=ModelledExecutor(
-            executed(executor, shape), caps=caps, scheduler=scheduler, meter=meter
-        ),
+        executor=_modelled(executor, shape, caps, scheduler, meter),
         num_blocks=_num_blocks(spec, shape),
         predictors=predictors_of(executor, shape, spec.lengths),
         log=log,
+    )
+
+
+def _modelled(
+    executor: ExecutorSpec,
+    shape: ModelShape,
+    caps: Caps,
+    scheduler: SchedulerTime | None,
+    meter: EnergyMeter | None,
+) -> ModelledExecutor:
+    model, sharing = executed(executor, shape), sharing_of(executor.sharing)
+    if caps.max_lanes == 1:
+        return ModelledExecutor(model, caps=caps, scheduler=scheduler, meter=meter)
+    if executor.gpu is None:
+        raise BadConfig(
+            "lanes that share a device need `gpu`, the card whose memory they share",
+            hint='for example --set fleet.0.executor.gpu="a100-80g"',
+        )
+    card = card_of(executor.gpu)
+    return LanedExecutor(
+        model,
+        caps=caps,
+        sharing=sharing,
+        bytes_per_s=executor.tensor_parallel * card.bandwidth * card.gemm_mbu,
+        scheduler=scheduler,
+        meter=meter,
     )
 
 

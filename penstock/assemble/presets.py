@@ -56,6 +56,13 @@ PRESETS: dict[str, dict[str, str]] = {
         "evict": "recompute-last",
         "blocks": "lru",
     },
+    "semi-pd": {
+        "order": "fcfs",
+        "admit": "full-fit",
+        "batch": "semi-pd",
+        "evict": "retract",
+        "blocks": "lru",
+    },
 }
 
 
@@ -72,7 +79,8 @@ def policy_tables(
             near = difflib.get_close_matches(slot, SLOTS, n=1)
             known = f"did you mean {near[0]!r}?" if near else f"known: preset, {', '.join(SLOTS)}"
             raise BadConfig(f"unknown key '{where}.{slot}'; {known}")
-    names = {**PRESETS[preset], "route": "prefix" if has_prefix_cache else "p2c"}
+    route = "prefix" if has_prefix_cache else "p2c"
+    names = {"limit": "fixed", **PRESETS[preset], "route": route}
     return {
         slot: _table(slots.get(slot, names[slot]), names[slot], f"{where}.{slot}") for slot in SLOTS
     }

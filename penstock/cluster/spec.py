@@ -20,6 +20,7 @@ from penstock.core.errors import BadConfig
 from penstock.core.ports import Channel, Executor, Log
 from penstock.cost.lengths import History
 from penstock.engine.host import Host
+from penstock.engine.limits import BoundLimits
 from penstock.engine.replica import OnOutputs, Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.report.made import MadeReplica, opened
@@ -31,6 +32,7 @@ SLOTS: dict[str, str] = {  # slot -> kind of policy
     "evict": "evict",
     "blocks": "evict",
     "route": "route",
+    "limit": "limit",
 }
 
 
@@ -44,7 +46,8 @@ class ExecutorSpec:
     card is locked to (roofline only).
     `scheduler` says what deciding a step costs a modelled replica: "stored" or a file (cost.schedulers); None: as the
     profile says.
-    `lanes`: plans that a modelled executor runs side by side, each on its share of the device.
+    `lanes`: plans that run side by side, which policies like semi-pd use; `sharing` says how modelled ones slow each
+    other down (cost.sharing).
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
     """
 
@@ -63,6 +66,7 @@ class ExecutorSpec:
     scheduler: str | None = None
     max_context: int | None = None
     lanes: int = 1
+    sharing: str = "fair"
     compiler: str | None = None
     kernel_cache: Path | None = None
 
@@ -132,8 +136,13 @@ def policies_of(
     tables: Mapping[str, Mapping[str, object]], where: str = "policy"
 ) -> ReplicaPolicies:
     """The five policies of a replica."""
-    slots = (name for name in SLOTS if name != "route")
+    slots = (name for name in SLOTS if name not in ("route", "limit"))
     made = {slot: policy_of(slot, tables[slot], f"{where}.{slot}") for slot in slots}
+    bind = getattr(made["batch"], "bind_limits", None)
+    limit = tables.get("limit", {"name": "fixed"})
+    if bind is not None and limit["name"] != "fixed":
+        found = policy_of("limit", limit, f"{where}.limit")
+        bind(BoundLimits(found))  # type: ignore[arg-type]
     return ReplicaPolicies(**made)  # type: ignore[arg-type]
 
 

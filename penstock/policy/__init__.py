@@ -48,6 +48,7 @@ TABLE: dict[str, dict[str, str]] = {
         "layered": "penstock.policy.batch.layered:Layered",
         "flow-prefill": "penstock.policy.batch.flow_prefill:FlowPrefill",
         "jit": "penstock.policy.batch.jit:Jit",
+        "semi-pd": "penstock.policy.batch.semi_pd:SemiPd",
     },
     "evict": {
         "recompute-last": "penstock.policy.evict.recompute_last:RecomputeLast",
@@ -63,6 +64,10 @@ TABLE: dict[str, dict[str, str]] = {
         "least": "penstock.policy.route.least:Least",
         "p2c": "penstock.policy.route.p2c:PowerOfTwo",
         "prefix": "penstock.policy.route.prefix:Prefix",
+    },
+    "limit": {
+        "fixed": "penstock.policy.limit.fixed:Fixed",
+        "semi-pd": "penstock.policy.limit.semi_pd:SemiPd",
     },
 }
 

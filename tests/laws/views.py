@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from penstock.core.limits import Holder, Use
 from penstock.core.prompt import HashedPrompt
 from penstock.core.types import BlockHash, Caps, Job, Report, Request, RequestId, Sampling, Slo
 from penstock.core.views import Chunk
-from penstock.policy import TABLE, admit, batch, evict, find, order, route
+from penstock.policy import TABLE, admit, batch, evict, find, limit, order, route
 from tests.laws.model_ledger import ModelLedger
 
 SIZE = 4  # positions in a block: small, so that borders are crossed often
@@ -273,10 +274,27 @@ def route_view(rng: random.Random) -> route.View:
     )
 
 
+def limit_view(rng: random.Random) -> limit.View:
+    """Two lanes of one device, which may overlap or not, with what they did."""
+    uses = {
+        "prefill": [
+            Use(rng.choice((0.2, 0.5, 0.8, 1.0)), rng.randrange(1, 5000), rng.uniform(0.01, 1))
+            for _ in range(rng.randrange(4))
+        ],
+        "decode": [
+            Use(rng.choice((0.2, 0.5, 1.0)), rng.randrange(1, 50), rng.uniform(0.001, 0.1), 3)
+            for _ in range(rng.randrange(4))
+        ],
+    }
+    holders = [Holder(name, 0.1, rng.randrange(2, 11) / 10, uses[name]) for name in uses]
+    return limit.View(rng.uniform(0, 1000), rng, holders, rng.choice((1.0, 2.0)))
+
+
 VIEWS: dict[str, Callable[[random.Random], Any]] = {
     "order": order_view,
     "admit": admit_view,
     "batch": batch_view,
     "evict": evict_view,
     "route": route_view,
+    "limit": limit_view,
 }

@@ -1,0 +1,249 @@
+"""The split between a prefill and a decode lane that promises like best: semi-PD's controller.
+
+Source: semi-PD (Hong et al., 2025; infinigence/Semi-PD). That it watches TTFT and TPOT against their promises and moves
+the split is published; the released code has the static part only, so the rule below is a reconstruction.
+
+Idea: at the end of each window, fit how long either lane takes by its share, foresee first tokens and gaps for every
+split of a grid, and go one step towards the best one.
+
+    T_p(x) = a + b / x        seconds for 1,000 prompt tokens, of the prefill steps seen with shares x
+    T_d(y) = a' + b' / y      seconds of a decode step, likewise; flat above FLAT where one share only was seen
+    S      = tokens / 1000 * T_p(x)   for each prompt that arrived; r = arrivals a second
+    W(x)   = r E[S^2] / (2 (1 - r E[S]))           the wait of an M/G/1 queue, infinite when r E[S] >= 1
+    slack  = min( (ttft - W(x) - E[S]) / ttft, (tpot - T_d(y)) / tpot )      larger is better
+
+over x + y = 1 and, where the supply allows, (1, 1), at which both lanes fight for all cores: each is taken to have what
+its part of the sum is. A step is taken when the slack grows by more than `least_gain` and `windows_to_agree` windows in
+a row want the same direction; (1, 1) is next to the even split.
+
+Parameters
+    window_s, window_finished   a window ends after so many seconds, or answers; defaults 10 s, 50
+    grid, lowest                step of the splits and the smallest share, defaults 0.1, 0.2
+    least_gain                  of slack, default 0.05
+    windows_to_agree            default 2
+    ttft_s, tpot_s              promises to keep, default None: the tightest of those who arrived in the window
+    may_overlap                 whether (1, 1) is a choice, default True
+
+Where we differ: everything above is our reading. A share that was never tried is foreseen with a = 0 (all of a prefill
+is arithmetic). Measurements older than MEMORY windows are forgotten, since steps depend on the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from penstock.core.events import Arrived, Event, Finished
+from penstock.core.limits import Holder
+from penstock.policy.limit import Decision, View
+
+PREFILL, DECODE = "prefill", "decode"
+FLAT = 0.4  # of the cores: with so many memory is the limit of a decode step
+MEMORY = 6  # windows
+HOPELESS = -1e6  # slack of a split whose queue grows without bound; the larger share is then better
+Split = tuple[float, float]
+Line = tuple[float, float]
+
+
+@dataclass(slots=True)
+class Window:
+    """What happened since `began_at`."""
+
+    began_at: float
+    prompts: list[int] = field(default_factory=list)
+    num_finished: int = 0
+    ttft_s: float = math.inf
+    tpot_s: float = math.inf
+    # by share: seconds, and prompt tokens in thousands or decode steps
+    prefill: dict[float, list[float]] = field(default_factory=dict)
+    decode: dict[float, list[float]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class SemiPd:
+    window_s: float = 10.0
+    window_finished: int = 50
+    grid: float = 0.1
+    lowest: float = 0.2
+    least_gain: float = 0.05
+    windows_to_agree: int = 2
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    may_overlap: bool = True
+    _split: Split | None = field(init=False, default=None, repr=False)
+    _window: Window = field(init=False, repr=False)
+    _number: int = field(init=False, default=0, repr=False)
+    # (seconds, number of the window) by share, of 1,000 prompt tokens and of a decode step
+    _prefill_s: dict[float, tuple[float, int]] = field(init=False, default_factory=dict, repr=False)
+    _decode_s: dict[float, tuple[float, int]] = field(init=False, default_factory=dict, repr=False)
+    _wished: Split | None = field(init=False, default=None, repr=False)
+    _agreed: int = field(init=False, default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("window_s", "grid", "lowest"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("window_finished", "windows_to_agree"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lowest > 0.5 or self.grid > 0.5:
+            raise ValueError("lowest and grid must be at most 0.5: two lanes share one device")
+        for name in ("ttft_s", "tpot_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        self._window = Window(0.0)
+
+    def observe(self, event: Event) -> None:
+        window = self._window
+        if isinstance(event, Arrived):
+            window.prompts += [event.num_prompt] * event.n
+            window.ttft_s = min(window.ttft_s, event.slo.ttft_s or math.inf)
+            window.tpot_s = min(window.tpot_s, event.slo.tpot_s or math.inf)
+        elif isinstance(event, Finished):
+            window.num_finished += 1
+
+    def decide(self, view: View) -> Decision:
+        holders = {holder.name: holder for holder in view.holders}
+        assert set(holders) == {PREFILL, DECODE}, "this policy splits a device between two lanes"
+        self._hear(holders)
+        here = fitted(self._split or (holders[PREFILL].cap, holders[DECODE].cap), view.supply)
+        why = ""
+        window = self._window
+        is_over = view.now - window.began_at >= self.window_s
+        if is_over or window.num_finished >= self.window_finished:
+            there = self._review(view, here, holders)
+            if there != here:
+                why = f"split {here[0]:.0%}/{here[1]:.0%} -> {there[0]:.0%}/{there[1]:.0%}"
+            here, self._split = there, there
+            self._window = Window(view.now)
+        return Decision({PREFILL: here[0], DECODE: here[1]}, why)
+
+    def _hear(self, holders: Mapping[str, Holder]) -> None:
+        for name, seen in ((PREFILL, self._window.prefill), (DECODE, self._window.decode)):
+            for cap, amount, seconds, times in holders[name].uses:
+                of_share = seen.setdefault(round(cap, 3), [0.0, 0.0])
+                of_share[0] += seconds * times
+                of_share[1] += (amount / 1000 if name == PREFILL else 1.0) * times
+
+    def _review(self, view: View, here: Split, holders: Mapping[str, Holder]) -> Split:
+        """Where to go at the end of a window."""
+        window, self._number = self._window, self._number + 1
+        for seen, known in (
+            (window.prefill, self._prefill_s),
+            (window.decode, self._decode_s),
+        ):
+            for share, (seconds, amount) in seen.items():
+                known[share] = (seconds / amount, self._number)
+            for share in [s for s, (_, n) in known.items() if n <= self._number - MEMORY]:
+                del known[share]
+        ttft_s = self.ttft_s or window.ttft_s
+        tpot_s = self.tpot_s or window.tpot_s
+        if not (window.prompts and self._prefill_s and self._decode_s):
+            return self._wish(None, here)
+        if math.isinf(ttft_s) and math.isinf(tpot_s):
+            return self._wish(None, here)  # nothing was promised
+        outlook = Outlook(
+            line_of(self._prefill_s),
+            decode_line_of(self._decode_s),
+            window.prompts,
+            max(view.now - window.began_at, 1e-9),
+            (ttft_s, tpot_s),
+        )
+        choices = self._choices(view, holders)
+        best = max(choices, key=outlook.slack)
+        if best == here or outlook.slack(best) - outlook.slack(here) <= self.least_gain:
+            return self._wish(None, here)
+        return self._wish(self._towards(here, best, choices), here)
+
+    def _wish(self, there: Split | None, here: Split) -> Split:
+        """`there` once enough windows in a row wanted it, else `here`."""
+        self._agreed = self._agreed + 1 if there is not None and there == self._wished else 1
+        self._wished = there
+        if there is None or self._agreed < self.windows_to_agree:
+            return here
+        self._wished, self._agreed = None, 0
+        return there
+
+    def _choices(self, view: View, holders: Mapping[str, Holder]) -> list[Split]:
+        least_x = max(self.lowest, holders[PREFILL].floor)
+        least_y = max(self.lowest, holders[DECODE].floor)
+        total = min(1.0, view.supply)
+        steps = int((total - least_x - least_y) / self.grid + 1e-6)
+        found = [
+            (round(least_x + self.grid * step, 6), round(total - least_x - self.grid * step, 6))
+            for step in range(steps + 1)
+        ]
+        if self.may_overlap and view.supply >= 2:
+            found.append((1.0, 1.0))
+        return found
+
+    def _towards(self, here: Split, best: Split, choices: Sequence[Split]) -> Split:
+        """The choice nearest to `best` that is at most one step away."""
+        at, goal = part(here), part(best)
+        near = [c for c in choices if c != here and abs(part(c) - at) <= self.grid + 1e-6]
+        if best in near:
+            return best
+        return min(near, key=lambda choice: abs(part(choice) - goal), default=here)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a window lets expect of every split. `promised`: TTFT and TPOT, infinite where there is none."""
+
+    prefill: Line
+    decode: Line
+    prompts: Sequence[int]
+    seconds: float
+    promised: tuple[float, float]
+
+    def slack(self, split: Split) -> float:
+        x, y = part(split), 1.0 - part(split) if split == (1.0, 1.0) else split[1]
+        per_thousand = self.prefill[0] + self.prefill[1] / x
+        thousands = [tokens / 1000 for tokens in self.prompts]
+        rate = len(thousands) / self.seconds
+        mean_s = per_thousand * sum(thousands) / len(thousands)
+        square = per_thousand**2 * sum(each * each for each in thousands) / len(thousands)
+        load = rate * mean_s
+        ttft_s, tpot_s = self.promised
+        gap_s = self.decode[0] + self.decode[1] / y
+        later = (tpot_s - gap_s) / tpot_s if math.isfinite(tpot_s) else math.inf
+        if math.isinf(ttft_s):
+            return later
+        if load >= 1:
+            return HOPELESS * load
+        first = (ttft_s - rate * square / (2 * (1 - load)) - mean_s) / ttft_s
+        return min(first, later)
+
+
+def part(split: Split) -> float:
+    """The prefill lane's part of the cores when both lanes run."""
+    return split[0] / max(1.0, split[0] + split[1])
+
+
+def fitted(split: Split, supply: float) -> Split:
+    """The same split, cut where it is too much."""
+    scale = min(1.0, supply / sum(split))
+    return split[0] * scale, split[1] * scale
+
+
+def line_of(known: Mapping[float, tuple[float, int]]) -> Line:
+    """(a, b) of a + b / x, neither negative, by least squares; all of it b where one share was seen."""
+    points = [(1 / share, seconds) for share, (seconds, _) in known.items()]
+    mean_u = sum(u for u, _ in points) / len(points)
+    mean_s = sum(s for _, s in points) / len(points)
+    spread = sum((u - mean_u) ** 2 for u, _ in points)
+    if spread < 1e-9:
+        return 0.0, mean_s / mean_u
+    slope = sum((u - mean_u) * (s - mean_s) for u, s in points) / spread
+    slope = min(max(slope, 0.0), mean_s / mean_u)
+    return mean_s - slope * mean_u, slope
+
+
+def decode_line_of(known: Mapping[float, tuple[float, int]]) -> Line:
+    """`line_of`, but with one share at hand a decode step is as long with any other."""
+    if len(known) > 1:
+        return line_of(known)
+    ((share, (seconds, _)),) = known.items()
+    return (seconds, 0.0) if share >= FLAT else (seconds * share / FLAT, 0.0)
