@@ -42,6 +42,7 @@ from itertools import chain, compress, count, groupby
 from penstock.core.types import BlockHash, Job
 from penstock.engine.fork import Fork
 from penstock.engine.run import IdleRuns, Run, num_alike
+from penstock.engine.run_check import check_names, check_runs
 
 ChooseIdle = Callable[[int], Sequence[int]]
 
@@ -377,7 +378,8 @@ class BlockLedger:
 
     def check(self) -> None:
         """Recompute the invariants: every block in one state, runs as long as their names say, copies cut alike."""
-        held, own, refs = set(), [], Counter[Run]()
+        held, own = set(), []
+        refs: Counter[Run] = Counter()
         for seq, table in self.tables.items():
             assert len(set(table)) == len(table), "a job holds a block twice"
             runs, named = self.runs(seq), self.registered.get(seq, 0)
@@ -391,21 +393,5 @@ class BlockLedger:
         assert len(set(free)) == len(free) == self.free, "a block is free twice"
         assert held.isdisjoint(free), "a held block is free"
         assert len(held) + len(free) == self.total, "a block is lost"
-        self._check_runs(refs)
-
-    def _check_runs(self, refs: Counter[Run]) -> None:
-        runs = {*refs, *self._idle}
-        assert self._starts == {run.blocks[0]: run for run in runs}, "a run is lost"
-        blocks = list(chain.from_iterable(run.blocks for run in runs))
-        assert len(set(blocks)) == len(blocks), "two runs share a block"
-        for run in runs:
-            assert run.refs == refs[run], "reference counts differ from the block tables"
-            assert len(run.hashes()) in (0, len(run.blocks)), "a run is named in part"
-        for run in self._idle:
-            assert run.names, "an idle block has no name"
-        for first, run in self.index.items():
-            assert run in runs and run.first == first, "the index names a stranger"
-        for first, twins in self._twins.items():
-            assert twins, "an empty list of copies"
-            for twin in twins:
-                assert twin in runs and twin.hashes() == self.index[first].hashes(), "copies differ"
+        check_runs(refs, self._idle, self._starts)
+        check_names({*refs, *self._idle}, self.index, self._twins)
