@@ -32,6 +32,7 @@ def test_nothing_is_a_configuration_of_the_default_model() -> None:
         "evict": "recompute-last",
         "blocks": "lru",
         "route": "prefix",
+        "limit": "fixed",
     }
     assert policy_tables({}, has_prefix_cache=False)["route"]["name"] == "p2c"
 
