@@ -68,6 +68,7 @@ TRACES = {  # file, and the piece of it in the repository
 }
 MOST_TOKENS = 4096  # of a prompt or an answer: Llama 2's context
 MAIN = "a100-80g"
+CHECKED = ("512/512", "splitwise", "sharegpt")  # on the H100 too
 FILLED, MOST_FILLED = (
     0.85,
     0.97,
@@ -99,7 +100,7 @@ def plan(scale: Scale, prepared: Settings) -> Sequence[Settings]:
         points.append(("70b", MAIN, workload, "paper"))
         if scale.is_full or workload == "1024/512":
             points += [("70b", MAIN, workload, sharing) for sharing in ("none", "pessimistic")]
-        if scale.is_full:
+        if scale.is_full and workload in CHECKED:
             points.append(("70b", "h100", workload, "paper"))
     if scale.is_full:
         points.append(("8b", MAIN, "1024/512", "paper"))

@@ -40,6 +40,14 @@ def test_decodes_then_begun_prompts_then_waiting_ones_fill_the_batch() -> None:
     assert it.plan() == Line(((1, 1), (2, 1), (0, 6), (3, 2), (4, 2)), admitted=(3, 4))
 
 
+def test_more_decodes_than_the_batch_holds_take_it_in_order() -> None:
+    it = replica(100, max_tokens=3)
+    for seq in range(5):
+        it.start(make_job(seq, 5, output=1, computed=5))
+    it.waiting = [make_job(9, 4)]
+    assert it.plan() == Line(((0, 1), (1, 1), (2, 1)))
+
+
 def test_the_batch_stays_full_while_prompts_wait() -> None:
     it = replica(400, max_tokens=16, max_jobs=12)
     it.waiting = [make_job(seq, 11, max_tokens=6) for seq in range(60)]
