@@ -20,6 +20,7 @@ from pathlib import Path
 from penstock.assemble import assemble
 from penstock.assemble.config import Config, FleetConfig
 from penstock.assemble.leaves import process_leaves
+from penstock.assemble.presets import policy_tables
 from penstock.cluster.fleets import Fleets
 from penstock.cluster.process import Processes
 from penstock.core.errors import BadConfig
@@ -121,6 +122,7 @@ async def serve(
         try:
             _narrow(texts, config, service)
             app = create_app(service, texts, config.gateway, hash_key=secrets.token_bytes(16))
+            _tell_policies(app, config)
             listener = listen(config.gateway.host, config.gateway.port)
             ready = _ready(url_of(listener), config, service, processes)
             stopper.server = server = Announced(app, lambda: on_ready(ready))
@@ -138,6 +140,14 @@ def _narrow(texts: Mapping[str, TextModel], config: Config, service: Fleets) -> 
         holds = min(report.max_context for report in service.fleet(fleet.served_name).reports())
         for name in _names(fleet):
             texts[name].context_tokens = min(texts[name].context_tokens, holds)
+
+
+def _tell_policies(app: Gateway, config: Config) -> None:
+    """Which policies serve which model, for /metrics."""
+    for fleet in config.fleet:
+        tables = policy_tables(fleet.policy, fleet.cache.prefix)
+        names = {slot: str(table["name"]) for slot, table in tables.items()}
+        app.meter.tell_policies(fleet.served_name, names)
 
 
 def _ready(url: str, config: Config, service: Fleets, processes: Processes) -> Ready:

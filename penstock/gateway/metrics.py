@@ -104,6 +104,12 @@ class Meter:
             ("model_name",),
             registry=registry,
         )
+        self._policies = Gauge(
+            "penstock:policy_info",
+            "The policy that fills each slot of a fleet; always 1.",
+            ("model_name", "slot", "policy"),
+            registry=registry,
+        )
         self._models: dict[str, ModelMeter] = {}
         registry.register(_Live(reports, self._models))
 
@@ -112,6 +118,11 @@ class Meter:
         if known is None:
             known = self._models[model] = ModelMeter(self, model)
         return known
+
+    def tell_policies(self, model: str, policies: Mapping[str, str]) -> None:
+        """Which policy fills each slot of the fleet behind `model`."""
+        for slot, policy in policies.items():
+            self._policies.labels(model, slot, policy).set(1)
 
     def text(self) -> bytes:
         """The exposition format, version 0.0.4."""

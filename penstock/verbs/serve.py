@@ -28,7 +28,8 @@ def serve(  # noqa: PLR0913 - every argument is a flag
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Preset of scheduling policies: vllm-v1 or sglang.")
+        str | None,
+        typer.Option(help="Preset of scheduling policies, say vllm-v1; docs/schedulers.md."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; flags win over it.")] = None,
     sets: Annotated[

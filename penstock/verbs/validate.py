@@ -35,7 +35,7 @@ Limit = Annotated[
     float,
     typer.Option(help="Mark repeats while others took more of this machine's processors."),
 ]
-Policy = Annotated[str, typer.Option(help="Preset of scheduling policies: vllm-v1 or sglang.")]
+Policy = Annotated[str, typer.Option(help="Preset of scheduling policies, say vllm-v1.")]
 Model = Annotated[
     str, typer.Argument(help="A model folder, a Hub name, or the model that comes along.")
 ]
