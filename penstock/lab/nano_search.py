@@ -13,7 +13,7 @@ Starts are shares for all memory- and for all network-bound kernels alike: small
 way of a nano-batch through its layer long, large ones the other way round.
 
 A found template is kept in a folder, by the digest of all that the search depends on, so a search is made once. Its
-time is bounded by the solver's limits; what it found within them is what it says, gap included.
+programs end after a number of nodes, not of seconds, so that equal searches find equal pipelines on any machine.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ OnProgress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How hard a search tries. `limit_s`: for each program that it solves; `polished`: how many of the best."""
+    """How hard a search tries. `nodes`: of each program that it solves; `polished`: how many of the best."""
 
     name: str
     shapes: tuple[Shape, ...]
-    limit_s: float
+    nodes: int
     polished: int
     rounds: int
 
 
 EFFORTS = {
-    "quick": Effort(name="quick", shapes=((1,), (1, 1), (2, 2)), limit_s=5.0, polished=1, rounds=2),
+    "quick": Effort(name="quick", shapes=((1,), (1, 1), (2, 2)), nodes=500, polished=1, rounds=2),
     "full": Effort(
         name="full",
         shapes=((1,), (1, 1), (1, 2), (2, 2), (1, 1, 1), (2, 1, 1)),
-        limit_s=10.0,
+        nodes=4000,
         polished=3,
         rounds=6,
     ),
@@ -159,7 +159,7 @@ class Search:
                 [each * factors[op.resource] for op, each in zip(ops[0], row, strict=True)]
                 for row in alone
             ]
-            found = best_structure(ops[0], seconds, waits_of(ops[0]), limit_s=self.effort.limit_s)
+            found = best_structure(ops[0], seconds, waits_of(ops[0]), nodes=self.effort.nodes)
             if stretched is None and (self.free is None or found.period_s < self.free.period_s):
                 self.free = found
             self._share(splits[found.choice], found, stretched)
@@ -195,7 +195,7 @@ class Search:
                 pipeline.schedule,
                 task.sharing,
                 task.seconds(pipeline),
-                limit_s=self.effort.limit_s,
+                nodes=self.effort.nodes,
             )
         except PenstockError:
             return  # streams that block each other, or no solution in time: other starts have one
@@ -210,7 +210,7 @@ class Search:
                 changed.schedule,
                 self.task.sharing,
                 self.task.seconds(changed),
-                limit_s=self.effort.limit_s,
+                nodes=self.effort.nodes,
             )
             if changed_s >= best_s:
                 break

@@ -27,7 +27,7 @@ import numpy as np
 from penstock.cost.nano_layer import Resource
 from penstock.cost.nano_play import STEADY, Player, Schedule, Span
 from penstock.cost.nano_sharing import Sharing
-from penstock.lab.nano_structure import Rows, solve
+from penstock.lab.nano_structure import NODES, Rows, solve
 
 ROUNDS = 12
 BETTER = 1e-4  # least relative gain for which another round is worth it
@@ -66,7 +66,7 @@ def intervals_of(spans: Sequence[Span], num_ops: int) -> list[Interval] | None:
 
 
 def best_shares(
-    schedule: Schedule, sharing: Sharing, seconds: Sequence[float], *, limit_s: float = 30.0
+    schedule: Schedule, sharing: Sharing, seconds: Sequence[float], *, nodes: int = NODES
 ) -> tuple[Schedule, float]:
     """The schedule with the best shares found, and its pace in seconds a layer."""
     best, best_s = schedule, Player(schedule, sharing).pace_s(seconds)
@@ -76,7 +76,7 @@ def best_shares(
         intervals = intervals_of(spans, len(schedule.ops))
         if intervals is None:
             break
-        shares = _shares(current, sharing, seconds, intervals, limit_s)
+        shares = _shares(current, sharing, seconds, intervals, nodes)
         if shares == current.shares:
             break
         current = dataclasses.replace(current, shares=shares)
@@ -92,7 +92,7 @@ def _shares(
     sharing: Sharing,
     seconds: Sequence[float],
     intervals: Sequence[Interval],
-    limit_s: float,
+    nodes: int,
 ) -> tuple[float, ...]:
     """The program above, in thousandths of a layer: solvers take 1e-6 for nothing."""
     unit = sum(seconds) / 1000
@@ -123,7 +123,7 @@ def _shares(
     upper[first_x:first_w] = 1
     objective = np.zeros(rows.num_columns)
     objective[:first_x] = 1
-    solved = solve(rows, objective, upper=upper, whole=whole, limit_s=limit_s)
+    solved = solve(rows, objective, upper=upper, whole=whole, nodes=nodes)
     found = list(schedule.shares)
     for i in others:
         found[i] = sharing.levels[max(levels, key=lambda n: solved.x[x[i, n]])]

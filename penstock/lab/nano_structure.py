@@ -10,7 +10,8 @@ the period (u = start / T, r = 1 / T) the best periodic schedule is a mixed-inte
     sum over a resource of p_i r <= 1                what it has to do fits in a period
 
 This is the cyclic job shop with its products of T and k divided away. Pieces of one operator keep the order of their
-tokens. Solved by HiGHS; `bound` is what no schedule of these candidates beats, `gap` how far the found one is from it.
+tokens. Solved by HiGHS, up to a number of nodes; `bound` is what no schedule of these candidates beats, `gap` how far
+the found one is from it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from penstock.cost.nano_layer import RESOURCES, NanoOp, Wait
 
 DEEPEST = 3.0  # layers from the first start to the last
 LEAST_GAP = 2e-3
+NODES = 4000  # of a program's tree; real layers took up to 2,500
+LIMIT_S = 300.0  # against programs that nobody thought of: nodes end a search alike on a busy and on an idle machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +101,7 @@ def solve(
     upper: NDArray[np.float64],
     lower: NDArray[np.float64] | None = None,
     whole: NDArray[np.bool_] | None = None,
-    limit_s: float = 60.0,
+    nodes: int = NODES,
 ) -> Solved:
     """Minimise. Raises MissingExtra without scipy, StepFailed when nothing was found in time."""
     try:
@@ -114,11 +117,11 @@ def solve(
             constraints=LinearConstraint(table, rows.low, rows.high),
             bounds=Bounds(np.zeros(rows.num_columns) if lower is None else lower, upper),
             integrality=None if whole is None else whole.astype(int),
-            options={"time_limit": limit_s, "mip_rel_gap": LEAST_GAP},
+            options={"node_limit": nodes, "time_limit": LIMIT_S, "mip_rel_gap": LEAST_GAP},
         )
     if found.x is None:
         raise StepFailed(
-            f"the solver found no pipeline: {found.message}", hint="allow it more time (limit_s)"
+            f"the solver found no pipeline: {found.message}", hint="allow it more nodes"
         )
     bound = found.mip_dual_bound
     return Solved(found.x, float(found.fun), float(found.fun if bound is None else bound))
@@ -142,7 +145,7 @@ def best_structure(
     seconds: Sequence[Sequence[float]],
     waits: Sequence[Wait],
     *,
-    limit_s: float = 60.0,
+    nodes: int = NODES,
 ) -> Structure:
     """`seconds`: of every nano-operation, a row for each candidate split; `ops` and `waits` are alike for all."""
     table = np.asarray(seconds, dtype=float)
@@ -164,7 +167,7 @@ def best_structure(
         upper[column] = 0 if _are_pieces(ops, a, b) else DEEPEST + 1
     objective = np.zeros(columns.num)
     objective[: columns.num_choices] = -1
-    solved = solve(rows, objective, upper=upper, lower=lower, whole=whole, limit_s=limit_s)
+    solved = solve(rows, objective, upper=upper, lower=lower, whole=whole, nodes=nodes)
     choice = int(np.argmax(solved.x[columns.num_choices : columns.first_u]))
     places = solved.x[columns.first_u : columns.first_u + len(ops)]
     return Structure(

@@ -37,7 +37,7 @@ from penstock.lab.nano_shares import best_shares, fluid_bound
 from penstock.lab.nano_structure import Structure, best_structure
 
 NONE, PAPER = SHARINGS["none"], SHARINGS["paper"]
-LITTLE = Effort(name="little", shapes=((1,), (1, 1)), limit_s=60.0, polished=1, rounds=1)
+LITTLE = Effort(name="little", shapes=((1,), (1, 1)), nodes=4000, polished=1, rounds=1)
 
 
 def little_layer(*operators: str, parts: int = 2) -> list[NanoOp]:
