@@ -59,6 +59,7 @@ class Setting:
     has_prefix_cache: bool = True
     num_blocks: int = 256
     is_alone: bool = False  # one request at a time
+    policies: ReplicaPolicies | None = None  # None: vLLM's
 
 
 async def serve(
@@ -85,7 +86,8 @@ async def serve(
             is_checked=True,
         ),
         executor,
-        ReplicaPolicies(
+        setting.policies
+        or ReplicaPolicies(
             order=Fcfs(),
             admit=Watermark(),
             batch=VllmV1(max_tokens=setting.budget),
