@@ -27,6 +27,7 @@ TABLE: dict[str, str] = {
     "flow-prefill": "penstock.experiments.flow_prefill",
     "layered": "penstock.experiments.layered",
     "nanoflow": "penstock.experiments.nanoflow",
+    "semi-pd": "penstock.experiments.semi_pd",
     "sglang-ratio": "penstock.experiments.sglang_ratio",
     "split-fuse": "penstock.experiments.split_fuse",
     "vllm-chunk": "penstock.experiments.vllm_chunk",
