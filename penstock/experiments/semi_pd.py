@@ -186,7 +186,12 @@ class Search:
         )
         finishes, kept = Finishes(), Kept(first=(len(lengths) - 1) * arrivals.num)
         config = deployment(
-            (BLIND | SEEING)[name], model=MODEL, gpu=CARD, cache__prefix=False, **lanes_of(name)
+            (BLIND | SEEING)[name],
+            model=MODEL,
+            gpu=CARD,
+            cache__prefix=False,
+            executor__lanes=2 if name in LANED else 1,
+            executor__sharing="pessimistic" if name in PESSIMISTIC else "fair",
         )
         simulated = simulate(config, arrivals, has_gaps=False, listeners=(finishes, kept))
         self.digest, self.cost_model = finishes.digest(), simulated.sources[0].cost_model
@@ -201,13 +206,6 @@ class Search:
             lambda place: self.kept(place, slo).attainment(*promise),
             low=low, high=high, step=STEP, wanted=WANTED,
         )  # fmt: skip
-
-
-def lanes_of(name: str) -> dict[str, object]:
-    if name not in LANED:
-        return {}
-    sharing = "pessimistic" if name in PESSIMISTIC else "fair"
-    return {"executor__lanes": 2, "executor__sharing": sharing}
 
 
 def work(settings: Settings, scale: Scale) -> Mapping[str, object]:
@@ -369,24 +367,17 @@ def judge(rows: Sequence[Row]) -> Verdict:
 def draw(rows: Sequence[Row], figure: Figure) -> None:
     """Highest rate by promises, of each family at its best setting."""
     known = [name for name in PROMISES if rates(rows, "chat", "sglang", name)]
-    families = {
-        "chunked": CHUNKED,
-        "prefill-first": {"sglang": {}},
-        "static": STATIC,
-        "elastic": ELASTIC,
-        "dynamic": DYNAMIC,
-        "(100,100)": OVERLAPPED,
-    }
+    families: dict[str, Mapping[str, object]] = {
+        "chunked": CHUNKED, "prefill-first": {"sglang": {}}, "static": STATIC, "elastic": ELASTIC,
+        "dynamic": DYNAMIC, "(100,100)": OVERLAPPED,
+    }  # fmt: skip
     ax = figure.subplots()
     for place, (label, names) in enumerate(families.items()):
-        best = [best_of(rows, "chat", names, promise)[1].values() for promise in known]
+        best = [list(best_of(rows, "chat", names, name)[1].values()) for name in known]
+        middle = [mean(each) for each in best]
+        spans = [[m - min(e), max(e) - m] for m, e in zip(middle, best, strict=True)]
         spots = [at + 0.13 * place for at in range(len(known))]
-        heights = [mean(each) for each in best]
-        spans = [
-            [height - min(each) for height, each in zip(heights, best, strict=True)],
-            [max(each) - height for height, each in zip(heights, best, strict=True)],
-        ]
-        ax.bar(spots, heights, width=0.12, label=label, yerr=spans)
+        ax.bar(spots, middle, width=0.12, label=label, yerr=list(zip(*spans, strict=True)))
     ax.set_xticks([at + 0.33 for at in range(len(known))], known)
     ax.set_xlabel("TTFT / TPOT promised, s")
     ax.set_ylabel("highest rate with 90 % kept, requests/s")

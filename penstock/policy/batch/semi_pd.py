@@ -103,9 +103,8 @@ class SemiPd(Sglang):
     def _launched(self, event: Stepped, plan: PlanId | int) -> None:
         role, share = self._planned_lanes.pop(0)
         self._roles[event.lane] = role
-        others = [each.share for each in self._flying.values()]
-        others += [share for _, share in self._planned_lanes]
-        crowd = max(1.0, share + sum(others))
+        is_beside = bool(self._flying or self._planned_lanes)
+        crowd = max(1.0, sum(self._split)) if is_beside and self._split else 1.0
         amount = sum(tokens for _, tokens in event.chunks)
         self._flying[plan] = Launched(role, share, share / crowd, amount, event.at)
 

@@ -6,11 +6,11 @@ the split is published; the released code has the static part only, so the rule 
 Idea: at the end of each window, fit how long either lane takes by its share, foresee first tokens and gaps for every
 split of a grid, and go one step towards the best one.
 
-    T_p(x) = a + b / x        seconds for 1,000 prompt tokens, of the prefill steps seen with shares x
-    T_d(y) = a' + b' / y      seconds of a decode step, likewise; flat above FLAT where one share only was seen
-    S      = tokens / 1000 * T_p(x)   for each prompt that arrived; r = arrivals a second
-    W(x)   = r E[S^2] / (2 (1 - r E[S]))           the wait of an M/G/1 queue, infinite when r E[S] >= 1
-    slack  = min( (ttft - W(x) - E[S]) / ttft, (tpot - T_d(y)) / tpot )      larger is better
+    S(n, x) = a + b n / (1000 x)     seconds of a prefill step of n tokens with the share x
+    T_d(y)  = a' + b' / y            seconds of a decode step; flat above FLAT where one share only was seen
+    W(x)    = r E[S^2] / (2 (1 - r E[S]))   the wait of an M/G/1 queue of the prompts that arrived, r of them a second
+    G       = u T_d(y) + (1 - u) T_d(1), u = r E[S] where idle lanes lend their share, else T_d(y)       gaps
+    slack   = min( (ttft - W(x) - E[S]) / ttft, (tpot - G) / tpot )         larger is better; no queue where r E[S] >= 1
 
 over x + y = 1 and, where the supply allows, (1, 1), at which both lanes fight for all cores: each is taken to have what
 its part of the sum is. A step is taken when the slack grows by more than `least_gain` and `windows_to_agree` windows in
@@ -24,8 +24,8 @@ Parameters
     ttft_s, tpot_s              promises to keep, default None: the tightest of those who arrived in the window
     may_overlap                 whether (1, 1) is a choice, default True
 
-Where we differ: everything above is our reading. A share that was never tried is foreseen with a = 0 (all of a prefill
-is arithmetic). Measurements older than MEMORY windows are forgotten, since steps depend on the batch.
+Where we differ: everything above is our reading. What prefill steps took counts half as much with every window that
+passes; decode steps, whose batch changes, are forgotten after MEMORY windows.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ FLAT = 0.4  # of the cores: with so many memory is the limit of a decode step
 MEMORY = 6  # windows
 HOPELESS = -1e6  # slack of a split whose queue grows without bound; the larger share is then better
 Split = tuple[float, float]
+Sums = tuple[float, ...]  # of 1, u, u^2, seconds, u * seconds, over steps with u = n / (1000 x)
 Line = tuple[float, float]
 
 
@@ -55,9 +56,8 @@ class Window:
     num_finished: int = 0
     ttft_s: float = math.inf
     tpot_s: float = math.inf
-    # by share: seconds, and prompt tokens in thousands or decode steps
-    prefill: dict[float, list[float]] = field(default_factory=dict)
-    decode: dict[float, list[float]] = field(default_factory=dict)
+    prefill: list[tuple[float, float, int]] = field(default_factory=list)  # n / (1000 x), seconds
+    decode: dict[float, list[float]] = field(default_factory=dict)  # by share: seconds, steps
 
 
 @dataclass(slots=True)
@@ -74,8 +74,8 @@ class SemiPd:
     _split: Split | None = field(init=False, default=None, repr=False)
     _window: Window = field(init=False, repr=False)
     _number: int = field(init=False, default=0, repr=False)
-    # (seconds, number of the window) by share, of 1,000 prompt tokens and of a decode step
-    _prefill_s: dict[float, tuple[float, int]] = field(init=False, default_factory=dict, repr=False)
+    _sums: Sums = field(init=False, default=(0.0,) * 5, repr=False)  # of prefill steps
+    # (seconds of a decode step, number of the window) by share
     _decode_s: dict[float, tuple[float, int]] = field(init=False, default_factory=dict, repr=False)
     _wished: Split | None = field(init=False, default=None, repr=False)
     _agreed: int = field(init=False, default=0, repr=False)
@@ -121,41 +121,49 @@ class SemiPd:
         return Decision({PREFILL: here[0], DECODE: here[1]}, why)
 
     def _hear(self, holders: Mapping[str, Holder]) -> None:
-        for name, seen in ((PREFILL, self._window.prefill), (DECODE, self._window.decode)):
-            for cap, amount, seconds, times in holders[name].uses:
-                of_share = seen.setdefault(round(cap, 3), [0.0, 0.0])
-                of_share[0] += seconds * times
-                of_share[1] += (amount / 1000 if name == PREFILL else 1.0) * times
+        window = self._window
+        for cap, amount, seconds, times in holders[PREFILL].uses:
+            window.prefill.append((amount / (1000 * cap), seconds, times))
+        for cap, _, seconds, times in holders[DECODE].uses:
+            of_share = window.decode.setdefault(round(cap, 3), [0.0, 0.0])
+            of_share[0] += seconds * times
+            of_share[1] += times
 
     def _review(self, view: View, here: Split, holders: Mapping[str, Holder]) -> Split:
         """Where to go at the end of a window."""
-        window, self._number = self._window, self._number + 1
-        for seen, known in (
-            (window.prefill, self._prefill_s),
-            (window.decode, self._decode_s),
-        ):
-            for share, (seconds, amount) in seen.items():
-                known[share] = (seconds / amount, self._number)
-            for share in [s for s, (_, n) in known.items() if n <= self._number - MEMORY]:
-                del known[share]
+        self._learn()
+        window = self._window
         ttft_s = self.ttft_s or window.ttft_s
         tpot_s = self.tpot_s or window.tpot_s
-        if not (window.prompts and self._prefill_s and self._decode_s):
+        is_promised = math.isfinite(ttft_s) or math.isfinite(tpot_s)
+        if not (window.prompts and self._sums[0] and self._decode_s and is_promised):
             return self._wish(None, here)
-        if math.isinf(ttft_s) and math.isinf(tpot_s):
-            return self._wish(None, here)  # nothing was promised
         outlook = Outlook(
-            line_of(self._prefill_s),
+            prefill_line_of(self._sums),
             decode_line_of(self._decode_s),
             window.prompts,
             max(view.now - window.began_at, 1e-9),
             (ttft_s, tpot_s),
+            any(share > here[1] + 1e-6 for share in window.decode),
         )
         choices = self._choices(view, holders)
         best = max(choices, key=outlook.slack)
         if best == here or outlook.slack(best) - outlook.slack(here) <= self.least_gain:
             return self._wish(None, here)
         return self._wish(self._towards(here, best, choices), here)
+
+    def _learn(self) -> None:
+        """Take in what the window measured, and let go of what is old."""
+        window, self._number = self._window, self._number + 1
+        sums = [each / 2 for each in self._sums]
+        for u, seconds, times in window.prefill:
+            for place, value in enumerate((1.0, u, u * u, seconds, u * seconds)):
+                sums[place] += times * value
+        self._sums = tuple(sums)
+        for share, (seconds, steps) in window.decode.items():
+            self._decode_s[share] = (seconds / steps, self._number)
+        for share in [s for s, (_, n) in self._decode_s.items() if n <= self._number - MEMORY]:
+            del self._decode_s[share]
 
     def _wish(self, there: Split | None, here: Split) -> Split:
         """`there` once enough windows in a row wanted it, else `here`."""
@@ -190,31 +198,39 @@ class SemiPd:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What a window lets expect of every split. `promised`: TTFT and TPOT, infinite where there is none."""
+    """What a window lets expect of every split. `promised`: TTFT and TPOT, infinite where there is none.
+
+    `lends`: decode steps have all cores while no prompt is there.
+    """
 
     prefill: Line
     decode: Line
     prompts: Sequence[int]
     seconds: float
     promised: tuple[float, float]
+    lends: bool
 
     def slack(self, split: Split) -> float:
         x, y = part(split), 1.0 - part(split) if split == (1.0, 1.0) else split[1]
-        per_thousand = self.prefill[0] + self.prefill[1] / x
-        thousands = [tokens / 1000 for tokens in self.prompts]
-        rate = len(thousands) / self.seconds
-        mean_s = per_thousand * sum(thousands) / len(thousands)
-        square = per_thousand**2 * sum(each * each for each in thousands) / len(thousands)
-        load = rate * mean_s
         ttft_s, tpot_s = self.promised
-        gap_s = self.decode[0] + self.decode[1] / y
-        later = (tpot_s - gap_s) / tpot_s if math.isfinite(tpot_s) else math.inf
-        if math.isinf(ttft_s):
-            return later
-        if load >= 1:
-            return HOPELESS * load
-        first = (ttft_s - rate * square / (2 * (1 - load)) - mean_s) / ttft_s
+        each = [self.prefill[0] + self.prefill[1] * tokens / (1000 * x) for tokens in self.prompts]
+        rate = len(each) / self.seconds
+        mean_s = sum(each) / len(each)
+        load = rate * mean_s
+        first = later = math.inf
+        if math.isfinite(ttft_s):
+            if load >= 1:
+                return HOPELESS * load
+            square = sum(seconds * seconds for seconds in each) / len(each)
+            first = (ttft_s - rate * square / (2 * (1 - load)) - mean_s) / ttft_s
+        if math.isfinite(tpot_s):
+            busy = min(1.0, load) if self.lends else 1.0
+            gap_s = busy * self._step_s(y) + (1 - busy) * self._step_s(1.0)
+            later = (tpot_s - gap_s) / tpot_s
         return min(first, later)
+
+    def _step_s(self, share: float) -> float:
+        return self.decode[0] + self.decode[1] / share
 
 
 def part(split: Split) -> float:
@@ -226,6 +242,17 @@ def fitted(split: Split, supply: float) -> Split:
     """The same split, cut where it is too much."""
     scale = min(1.0, supply / sum(split))
     return split[0] * scale, split[1] * scale
+
+
+def prefill_line_of(sums: Sums) -> Line:
+    """(a, b) of seconds = a + b u, neither negative, by least squares."""
+    num, u, square, seconds, product = sums
+    spread = square - u * u / num
+    if spread < 1e-9 * square:
+        return 0.0, seconds / u
+    slope = (product - u * seconds / num) / spread
+    slope = min(max(slope, 0.0), seconds / u)
+    return (seconds - slope * u) / num, slope
 
 
 def line_of(known: Mapping[float, tuple[float, int]]) -> Line:
