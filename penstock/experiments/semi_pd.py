@@ -19,13 +19,11 @@ The second workload changes halfway from chat (ShareGPT) to summaries (arXiv), a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from penstock.core.prompt import TracedPrompt
-from penstock.core.types import Request, RequestId, Sampling, Slo
+from penstock.core.types import Slo
 from penstock.cost.hardware import card_of, num_blocks
 from penstock.cost.shapes import PRESETS
 from penstock.lab.experiment import (
@@ -40,11 +38,9 @@ from penstock.lab.experiment import (
     number,
     outcome_of,
 )
-from penstock.lab.highest_rate import Kept, highest_rate
+from penstock.lab.highest_rate import Kept, Numbered, highest_rate
 from penstock.lab.simulate import simulate
 from penstock.lab.trial import SCHEDULERS, Finishes, deployment
-from penstock.traffic import TraceMeta
-from penstock.traffic.arrivals import Poisson
 from penstock.traffic.lengths import Empirical
 
 if TYPE_CHECKING:
@@ -90,45 +86,6 @@ PESSIMISTIC = {f"elastic-{part}, pessimistic": split_of(part) for part in (50, 6
 BLIND = CHUNKED | {"sglang": SCHEDULERS["sglang"]} | STATIC | ELASTIC | OVERLAPPED | PESSIMISTIC
 SEEING = {"s-edf": SCHEDULERS["s-edf"]} | DYNAMIC  # decide by promises
 LANED = STATIC | ELASTIC | OVERLAPPED | DYNAMIC | PESSIMISTIC
-
-
-@dataclass(kw_only=True)
-class Arrivals:
-    """`num` requests of the first lengths, then as many of the second, if any; Poisson at one rate."""
-
-    lengths: Sequence[Empirical]
-    num: int
-    rate_per_s: float
-    seed: int
-    slo: Slo
-    meta: TraceMeta = field(init=False)
-
-    def __post_init__(self) -> None:
-        total = self.num * len(self.lengths)
-        self.meta = TraceMeta(f"{len(self.lengths)} kinds", "drawn", total, total)
-
-    def __iter__(self) -> Iterator[tuple[float, Request]]:
-        total = self.num * len(self.lengths)
-        instants = Poisson(rate_per_s=self.rate_per_s).instants(self.seed)
-        drawn = [
-            pair
-            for place, each in enumerate(self.lengths)
-            for pair in islice(each.draws(self.seed + place), self.num)
-        ]
-        for place, (at, (prompt, output)) in enumerate(
-            zip(islice(instants, total), drawn, strict=True)
-        ):
-            yield (
-                at,
-                Request(
-                    id=RequestId(f"{place}"),
-                    model="default",
-                    prompt=TracedPrompt(min(prompt, LONGEST)),
-                    sampling=Sampling(max_tokens=4096),
-                    slo=self.slo,
-                    true_output=output,
-                ),
-            )
 
 
 def lengths_of(workload: str, scale: Scale) -> list[Empirical]:
@@ -177,12 +134,13 @@ class Search:
             return found
         name, workload = str(self.settings["variant"]), str(self.settings["workload"])
         lengths = lengths_of(workload, self.scale)
-        arrivals = Arrivals(
+        arrivals = Numbered(
             lengths=lengths,
             num=int(number(self.settings, "num")),
             rate_per_s=STEP**place,
             seed=int(number(self.settings, "seed")),
             slo=slo,
+            longest=LONGEST,
         )
         finishes, kept = Finishes(), Kept(first=(len(lengths) - 1) * arrivals.num)
         config = deployment(

@@ -7,10 +7,18 @@ Rates of a grid, and not of a free bisection, so that searches for several promi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from penstock.core.events import Event, Finished
+from penstock.core.prompt import TracedPrompt
+from penstock.core.types import Request, RequestId, Sampling, Slo
+from penstock.traffic import TraceMeta
+from penstock.traffic.arrivals import Poisson
+from penstock.traffic.lengths import DrawnLengths
+
+MAX_TOKENS = 4096  # what callers allow; true lengths are shorter
 
 
 def highest_rate(
@@ -29,6 +37,40 @@ def highest_rate(
             high, at_high = middle, found
     part = (at_low - wanted) / max(at_low - at_high, 1e-9)
     return float(step**low + min(1.0, part) * (step**high - step**low))
+
+
+@dataclass(kw_only=True)
+class Numbered:
+    """`num` requests of each kind of lengths, one kind after the other, Poisson at one rate; named by their numbers."""
+
+    lengths: Sequence[DrawnLengths]
+    num: int
+    rate_per_s: float
+    seed: int
+    slo: Slo
+    longest: int
+    meta: TraceMeta = field(init=False)
+
+    def __post_init__(self) -> None:
+        total = self.num * len(self.lengths)
+        self.meta = TraceMeta(f"{len(self.lengths)} kinds of lengths", "drawn", total, total)
+
+    def __iter__(self) -> Iterator[tuple[float, Request]]:
+        instants = Poisson(rate_per_s=self.rate_per_s).instants(self.seed)
+        kinds = [
+            islice(each.draws(self.seed + place), self.num)
+            for place, each in enumerate(self.lengths)
+        ]
+        for place, (prompt, output) in enumerate(chain.from_iterable(kinds)):
+            request = Request(
+                id=RequestId(str(place)),
+                model="default",
+                prompt=TracedPrompt(min(prompt, self.longest)),
+                sampling=Sampling(max_tokens=MAX_TOKENS),
+                slo=self.slo,
+                true_output=output,
+            )
+            yield next(instants), request
 
 
 @dataclass
