@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 NEVER = 1 << 62  # a position no job reaches
 FIRST_LEG = 24  # steps
-OPERATORS_PER_LAYER = 7  # norm, qkv, attention, output, norm, gate and up, down
+OPERATORS_PER_LAYER = 2  # attention block, MLP block: where the real engine can stop
 
 _new_tuple: Callable[[type[StepFeatures], Iterable[object]], StepFeatures] = tuple.__new__
 SchedulerTime = Callable[[int, int], float]  # seconds by (num_running, num_waiting)

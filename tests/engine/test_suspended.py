@@ -23,7 +23,7 @@ from tests.engine.test_replica import Bench, ask, drive
 LAYERS = 4
 CAPS = Caps(
     num_layers=LAYERS, max_context=4096, has_layer_ranges=True, yield_grain="operator"
-)  # 7 operators a layer
+)  # 2 operators a layer
 
 
 class TokenTime:
@@ -129,16 +129,16 @@ def test_a_short_prompt_stops_a_long_one_which_then_goes_on_where_it_was() -> No
     bench = made(policy)
 
     async def scenario() -> None:
-        bench.replica.submit(ask("long", 56, 1))  # 28 operators of 2 s
-        await asyncio.sleep(11)  # inside the sixth operator
+        bench.replica.submit(ask("long", 56, 1))  # 8 operators of 7 s
+        await asyncio.sleep(11)  # inside the second operator
         bench.replica.submit(ask("short", 4, 1))
 
     drive(bench, scenario())
     ends = ends_of(bench)
-    assert ends["short"].first_token_at == pytest.approx(12 + 4), "at the next operator boundary"
+    assert ends["short"].first_token_at == pytest.approx(14 + 4), "at the next operator boundary"
     assert ends["long"].first_token_at == pytest.approx(56 + 4), "nothing is computed twice"
     (suspended,) = bench.book.of(Suspended)
-    assert suspended.at == pytest.approx(12)
+    assert suspended.at == pytest.approx(14)
     told = [(step.interrupted, step.resumed) for step in bench.book.of(Stepped)]
     assert ((0,), ()) in told and ((), (0,)) in told
 
@@ -151,7 +151,7 @@ def test_policies_see_how_long_a_plan_ran_without_its_pauses() -> None:
         bench.replica.submit(ask("long", 56, 1))
         await asyncio.sleep(12)
         bench.replica.submit(ask("short", 4, 1))
-        await asyncio.sleep(14)  # 12 + 4, and 10 more of the long one
+        await asyncio.sleep(14)  # 14 + 4, and 8 more of the long one
         bench.replica.submit(ask("longer", 200, 1))
 
     drive(bench, scenario())
@@ -185,11 +185,11 @@ def test_a_job_cancelled_while_its_plan_is_asked_to_stop_is_aborted_at_the_bound
         await asyncio.sleep(11)
         bench.replica.submit(ask("short", 20, 1))
         bench.replica.cancel("long")
-        await asyncio.sleep(3)
+        await asyncio.sleep(4)
         assert bench.ends("long") == ["cancelled"]
 
     drive(bench, scenario())
-    assert ends_of(bench)["short"].first_token_at == pytest.approx(12 + 20)
+    assert ends_of(bench)["short"].first_token_at == pytest.approx(14 + 20)
 
 
 def test_stopping_a_replica_lets_go_of_suspended_plans() -> None:
