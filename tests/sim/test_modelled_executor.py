@@ -243,7 +243,7 @@ def test_an_operator_boundary_is_finer_than_a_layer() -> None:
         bench.executor.interrupt(plan, "operator")
         await asyncio.sleep(0.5)
         assert isinstance(bench.heard[0], Yielded)
-        assert 0.40 <= bench.heard[0].at <= 0.40 + 1 / (32 * 7)
+        assert 0.40 <= bench.heard[0].at <= 0.40 + 1 / (32 * 2)
 
     play(body)
 
