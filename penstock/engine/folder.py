@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.core.errors import BadModel
+from penstock.engine.torch.diffusion.families import Canvassed, is_diffusion, read_canvassed
 from penstock.engine.torch.families import Shape, read_shape
 
 DEFAULT_NAME = "default"
@@ -19,13 +20,17 @@ DEFAULT_FOLDER = Path(__file__).parent / "default_model"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """`eos_ids`: every token that ends a text. `kv_bytes_per_token` by dtype name ("fp32", "bf16")."""
+    """`eos_ids`: every token that ends a text. `kv_bytes_per_token` by dtype name ("fp32", "bf16").
+
+    `canvas` None: the model writes from left to right.
+    """
 
     folder: Path
     shape: Shape
     eos_ids: tuple[int, ...]
     bos_id: int | None
     kv_bytes_per_token: dict[str, int]
+    canvas: Canvassed | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -59,7 +64,9 @@ def model_facts(folder: str | Path) -> ModelFacts:
     config = read_json(place / "config.json")
     generation = place / "generation_config.json"
     said = read_json(generation) if generation.exists() else {}
-    shape = read_shape(config, str(place / "config.json"))
+    where = str(place / "config.json")
+    canvas = read_canvassed(config, where) if is_diffusion(config) else None
+    shape = read_shape(config, where) if canvas is None else canvas.shape
     eos = said.get("eos_token_id", config.get("eos_token_id"))
     bos = said.get("bos_token_id", config.get("bos_token_id"))
     return ModelFacts(
@@ -68,6 +75,7 @@ def model_facts(folder: str | Path) -> ModelFacts:
         eos_ids=_ids(eos),
         bos_id=bos if isinstance(bos, int) else None,
         kv_bytes_per_token={dtype: shape.kv_bytes_per_token(dtype) for dtype in ("fp32", "bf16")},
+        canvas=canvas,
     )
 
 
