@@ -31,7 +31,7 @@ BlockHash = NewType("BlockHash", bytes)
 
 Kind = Literal["generate", "embed", "score"]
 Stage = Literal["encode", "prefill", "decode"]
-Phase = Literal["extend", "refresh", "reuse", "commit"]
+Phase = Literal["extend", "refresh", "reuse", "commit", "full"]
 Status = Literal["waiting", "blocked", "running", "suspended", "offloaded", "in_transfer", "ended"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -151,12 +151,17 @@ class Program:
 
 
 class WorkOption(NamedTuple):
-    """One legal next piece of a job's work. A batch policy narrows it to a Chunk."""
+    """One legal next piece of a job's work. A batch policy narrows it to a Chunk.
+
+    `rows`: of logits that it may need. `holds`: positions that the job's blocks must hold, None = those up to its end.
+    """
 
     phase: Phase
     tokens_min: int
     tokens_max: int
     samples: bool  # the chunk that reaches tokens_max yields a token
+    rows: int = 1
+    holds: int | None = None
 
 
 @dataclass(slots=True, eq=False)
