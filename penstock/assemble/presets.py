@@ -49,6 +49,13 @@ PRESETS: dict[str, dict[str, str]] = {
         "evict": "recompute-last",
         "blocks": "lru",
     },
+    "jitserve": {
+        "order": "jit-density",
+        "admit": "full-fit",
+        "batch": "jit",
+        "evict": "recompute-last",
+        "blocks": "lru",
+    },
     "prefill-first": {
         "order": "fcfs",
         "admit": "watermark",

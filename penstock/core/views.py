@@ -243,12 +243,14 @@ class Outlook(NamedTuple):
     """What is expected of the agent run that a job is one call of, by runs that began alike.
 
     stages_left: rounds of calls after this one. tokens_left: output tokens of these that are written one after the
-    other. waits_s: of tools between them. others: output tokens of all other calls, ended and to come. deadline_at:
-    when the run is due, due_at: when this call is, so that the rest may follow.
+    other, tokens_most: as many as nine of ten runs do not exceed. waits_s: of tools between them. others: output tokens
+    of all other calls, ended and to come. deadline_at: when the run is due, due_at: when this call is, so that the rest
+    may follow.
     """
 
     stages_left: float
     tokens_left: float
+    tokens_most: float
     waits_s: float
     others: float
     deadline_at: float

@@ -35,6 +35,7 @@ from penstock.core.types import ProgramId
 from penstock.core.views import JobView, Outlook
 
 MOST_STAGES = 24  # of a pattern; what is behind counts as part of the last
+MOST_SHARE = 0.9
 PROMPT, ANSWER, PATH, ENDED, WAIT = range(5)
 
 
@@ -178,16 +179,18 @@ class SeenPrograms:
         near = self._nearest(stages)
         if near is None:
             due_at = run.began_at + promised_s
-            return Outlook(0.0, 0.0, 0.0, done, due_at, due_at)
+            return Outlook(0.0, 0.0, 0.0, 0.0, done, due_at, due_at)
         rows, lengths = self._table[near], self._lengths[near]
         ends = rows[np.arange(len(near)), ENDED, lengths - 1]
         gone = rows[:, ENDED, num - 1] / np.maximum(ends, 1e-9)
-        left = rows[:, :, num:].sum(axis=2).mean(axis=0)
+        each = rows[:, :, num:].sum(axis=2)
+        left, paths = each.mean(axis=0), np.sort(each[:, PATH])
         more = float((lengths - num).mean())
         total_s = promised_s * (num + more) / num
         return Outlook(
             stages_left=more,
             tokens_left=float(left[PATH]),
+            tokens_most=float(paths[min(len(paths) - 1, int(MOST_SHARE * (len(paths) + 1)))]),
             waits_s=float(left[WAIT]),
             others=done + float(left[ANSWER]),
             deadline_at=run.began_at + total_s,

@@ -37,14 +37,15 @@ from penstock.core.views import JobView, Lengths, Programs
 Floats = NDArray[np.float64]
 Places = NDArray[np.intp]
 FIRST_UNIT_S, UNITS = 0.02, 10
-ASKED = 48
+ASKED = 16
 MOST_RUNS = 4096  # numbers kept; a run whose number was forgotten gets a new one, and its calls are two runs
+HOPELESS = 0.5  # tokens: below, nothing of a job can be in time any more
 LEAST = 1e-6  # what is left of the worth of a job that cannot be in time; and the shortest time left, seconds
 (
     TTFT, TPOT, DEADLINE, WEIGHT, ARRIVED, CAP, BOUND, USUAL, ASKED_AT, RUN,
-    DUE, RUN_DUE, LATER, WAITS, OTHERS, IS_KNOWN,
-) = range(16)  # fmt: skip
-WIDTH = 16
+    DUE, RUN_DUE, LATER, WAITS, OTHERS, MOST, IS_KNOWN,
+) = range(17)  # fmt: skip
+WIDTH = 17
 
 
 class Asks(Protocol):
@@ -69,7 +70,7 @@ class Progress:
         return cls(
             np.array([job.seq for job in jobs], dtype=np.intp),
             np.array([job.num_output for job in jobs], dtype=np.float64),
-            np.array([job.todo for job in jobs], dtype=np.float64),
+            np.array([job.known - job.computed - job.in_flight for job in jobs], dtype=np.float64),
             np.array([job.first_token_at for job in jobs], dtype=np.float64),  # None is nan
         )
 
@@ -156,7 +157,7 @@ class Docket:
             self._rows = np.concatenate((np.zeros((extra, WIDTH)), self._rows))
             self._first -= extra
         elif place >= len(self._rows):
-            oldest = min(next(iter(self._live), seq), seq)
+            oldest = min(next(iter(self._live), self._first), seq)
             kept = self._rows[max(0, oldest - self._first) :]
             size = max(256, 2 * (seq - oldest + 1))
             rows = np.zeros((size, WIDTH))
@@ -178,7 +179,7 @@ class Docket:
         later_s = unit_s * rows[:, LATER]
         own_s = prompt_s + unit_s * tokens
         needs = Needs(
-            work_s=own_s + later_s,
+            work_s=own_s + unit_s * rows[:, MOST],
             usual_s=prompt_s + unit_s * usual + later_s,
             bandwidth=np.zeros(len(rows)),
             worth=usual.copy(),
@@ -211,24 +212,21 @@ class Docket:
             for job in jobs:
                 self._row(job.seq)
             places = progress.seqs - self._first
-        rows = self._rows[places]
-        for at in np.flatnonzero(
-            rows[:, IS_KNOWN] == 0.0
-        ).tolist():  # of replicas that tell nothing
+        table = self._rows
+        for at in np.flatnonzero(table[places, IS_KNOWN] == 0.0).tolist():  # nobody told of it
             job = jobs[at]
             self._note(job.seq, job.request.slo, job.arrived_at, job.max_tokens)
-        old = rows[:, ASKED_AT] + self._renew_tokens <= progress.num_output
+        bound, written = table[places, BOUND], progress.num_output
         with np.errstate(invalid="ignore"):
-            old |= np.isnan(rows[:, BOUND]) | (rows[:, BOUND] <= progress.num_output)
-        for at in np.flatnonzero(old).tolist()[:ASKED]:
+            is_old = ~(bound > written) | (table[places, ASKED_AT] + self._renew_tokens <= written)
+        for at in np.flatnonzero(is_old).tolist()[:ASKED]:
             self._ask(view, jobs[at])
-        rows = self._rows[places]
-        for column in (BOUND, USUAL):
-            is_unknown = np.isnan(rows[:, column])
-            if is_unknown.any():
+        rows: Floats = table[places]
+        is_unknown = np.isnan(rows[:, BOUND])
+        if is_unknown.any():
+            for column in (BOUND, USUAL):
                 known = rows[~is_unknown, column]
-                middle = float(np.median(known)) if len(known) else inf
-                rows[is_unknown, column] = middle
+                rows[is_unknown, column] = np.partition(known, len(known) // 2)[len(known) // 2]
         return rows
 
     def _number(self, program: str) -> float:
@@ -244,9 +242,8 @@ class Docket:
     def _ask(self, view: Asks, job: JobView) -> None:
         row, lengths = self._row(job.seq), view.lengths
         quantile, usual = self._quantiles
-        row[CAP] = job.max_tokens
-        row[BOUND], row[USUAL] = lengths.quantile(job, quantile), lengths.quantile(job, usual)
-        row[ASKED_AT] = job.num_output
+        bound, likely = lengths.quantile(job, quantile), lengths.quantile(job, usual)
+        row[CAP : ASKED_AT + 1] = (job.max_tokens, bound, likely, job.num_output)
         outlook = view.programs.outlook(job)
         if outlook is not None:
             row[RUN:IS_KNOWN] = (
@@ -256,6 +253,7 @@ class Docket:
                 outlook.tokens_left,
                 outlook.waits_s,
                 outlook.others,
+                outlook.tokens_most,
             )
 
 
@@ -295,5 +293,5 @@ def reserve(needs: Needs, slots: float, is_by_bandwidth: bool) -> tuple[NDArray[
     taken = np.cumsum(np.minimum(needs.bandwidth[by_score], 1.0))
     is_reserved = np.zeros(len(score), dtype=bool)
     is_reserved[by_score[taken <= slots]] = True
-    is_reserved &= needs.worth > 1.0
+    is_reserved &= needs.worth > HOPELESS
     return is_reserved, score

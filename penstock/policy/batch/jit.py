@@ -7,8 +7,8 @@ Idea: a stream that is promised a token every 100 ms needs every fourth step of 
 10 s needs every second one. So more jobs are in memory than a step serves, and each step chooses whom it serves. Who
 is not chosen pauses and keeps its memory.
 
-    1  needs and worth of all running jobs and of the first `spread * max_sequences` that wait, in the order policy's
-       order; see penstock.policy.bandwidth
+    1  needs and worth of all running jobs and of the first `candidates` that wait, in the order policy's order; see
+       penstock.policy.bandwidth
     2  bandwidth is reserved, dearest first, until it sums to max_sequences. Dear is worth / usual work left, or with
        rank_by = "bandwidth" worth / bandwidth. Nothing is reserved for what cannot be in time
     3  those with a reservation go first, least time to spare first; then the others, dearest first
@@ -21,7 +21,7 @@ Parameters
     max_tokens      tokens of one step, default 512; never above the executor's own limit
     max_sequences   jobs served in one step, default 256
     max_jobs        jobs in memory, default 1024; never above the executor's own limit
-    spread          waiting jobs looked at for each place, default 1
+    candidates      waiting jobs looked at, default 64
     rank_by         "work" (default) or "bandwidth"
     margin          default 2
     max_swaps       default 4; 0 = nobody is evicted for one that waits
@@ -84,7 +84,7 @@ class Jit:
     max_tokens: int = 512
     max_sequences: int = 256
     max_jobs: int = 1024
-    spread: float = 1.0
+    candidates: int = 64
     rank_by: Literal["work", "bandwidth"] = "work"
     margin: float = 2.0
     max_swaps: int = 4
@@ -94,11 +94,11 @@ class Jit:
     _docket: Docket = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_sequences", "max_jobs"):
+        for name in ("max_tokens", "max_sequences", "max_jobs", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.spread < 0 or self.margin < 1 or self.max_swaps < 0:
-            raise ValueError("spread and max_swaps must not be negative, margin at least 1")
+        if self.margin < 1 or self.max_swaps < 0:
+            raise ValueError("margin must be at least 1, and max_swaps not negative")
         self._docket = Docket(self.quantile, self.usual, self.renew_tokens, self.max_tokens)
 
     def observe(self, event: Event) -> None:
@@ -116,8 +116,7 @@ class Jit:
             if decodes:
                 batch = Batch((Lane(decodes),))
                 return Decision(batch, stable_for=STABLE, outlasts=not view.waiting)
-        num = int(self.spread * self.max_sequences) if slots > 0 else 0
-        jobs = [*running, *view.waiting[: max(1, num) if slots > 0 else 0]]
+        jobs = [*running, *view.waiting[: self.candidates if slots > 0 else 0]]
         if not jobs:
             return Decision()
         step = self._ranked(view, jobs)
@@ -127,7 +126,8 @@ class Jit:
 
     def _ranked(self, view: View, jobs: list[JobView]) -> Step:
         needs = self._docket.needs(view, jobs, Progress.of(jobs))
-        is_reserved, score = reserve(needs, self.max_sequences, self.rank_by == "bandwidth")
+        is_by_bandwidth = self.rank_by == "bandwidth"
+        is_reserved, score = reserve(needs, self.max_sequences, is_by_bandwidth)
         key: Floats = np.where(is_reserved, needs.latest_at, -score)
         ranks = np.lexsort((key, ~is_reserved))
         return Step(
@@ -165,8 +165,11 @@ class Jit:
 
     def _go_on(self, view: View, step: Step, place: int, tokens: int) -> bool:
         job, fork = step.ranked[place], step.fork
-        upto = job.computed + job.in_flight + tokens
-        while not fork.reserve(job, upto):
+        start = job.computed + job.in_flight
+        upto = start + tokens
+        # As in decodes.all_decodes, a fork hears of single positions that begin or fill a block only.
+        is_quiet = tokens == 1 and 0 < start % fork.block_size < fork.block_size - 1
+        while not (is_quiet or fork.reserve(job, upto)):
             among = step.behind(place)
             victims = among and view.victims(job, fork.need(job, upto) - fork.free, among, fork)
             if not victims:
@@ -174,7 +177,7 @@ class Jit:
                 return False
             for eviction in victims:
                 step.drop(eviction)
-        if job.todo == 1 and (job.num_output or job.request.kind == "generate"):
+        if upto == job.known and tokens == 1 and (job.num_output or job.request.kind == "generate"):
             step.singles.append(job)
         else:
             step.chunks.append(Chunk(job, tokens))
