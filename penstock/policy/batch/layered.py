@@ -11,7 +11,7 @@ one group.
     2  when no round is open, one begins: unfinished prompts, then waiting ones, up to `round_tokens` tokens in all
     3  the round of L tokens has N = min(max_groups, layers, ceil(L / group_tokens)) groups of near equal size, and each
        step takes the next; after the last the prompts yield their first tokens and the round is over
-    4  no other prompt starts before that
+    4  no other prompt starts before that; one that begins like a prompt of the round waits for what that one computes
 
 Parameters
     round_tokens   tokens of one round, default 8192; a longer prompt takes several rounds
@@ -110,10 +110,13 @@ class Layered:
 
     def _admit(self, view: View, draft: Draft, left: int) -> list[tuple[JobView, int]]:
         fork, found, is_refused = draft.fork, [], False
+        here = view.ledger.fork()  # without what this round will only have when it is over
         for job in view.waiting:
             if left < 1 or len(view.running) + len(draft.admitted) >= self._most(view):
                 break
             cached = fork.cached(job)
+            if cached > here.cached(job):
+                break
             tokens = min(job.known - cached, left)
             answer = view.admit(job, tokens, fork)
             if answer == "no":
