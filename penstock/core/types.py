@@ -18,9 +18,12 @@ This module and core.views import the standard library, msgspec and no asyncio: 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, NewType, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, NewType, Protocol, runtime_checkable
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from penstock.core.canvas import CanvasRule
 
 SCHEMA = 1  # major version of everything written or sent; see core.schema
 
@@ -253,6 +256,7 @@ class Caps:
     has_layer_ranges: bool = False
     yield_grain: Literal["step", "layer", "operator"] = "step"
     async_depth: int = 1
+    canvas: CanvasRule | None = None  # how answers are filled in; None = they are written from left to right
 
 
 class Output(NamedTuple):

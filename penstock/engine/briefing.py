@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from penstock.core.canvas import CanvasJob
 from penstock.core.plans import Decodes, Opening, Plan, Work
 from penstock.core.types import Job, PlanId
 from penstock.core.views import Batch, Chunk, JobView, Lane, Singles
@@ -112,7 +113,23 @@ class Briefing:
         # The last position of a block gives it its name, which real tokens get only on the way.
         self._calm[seq] = room - 1
 
+    def _on_canvas(self, job: Job, chunk: Chunk) -> Work:
+        """A job that has all its blocks from the first step on, none of them with a name."""
+        assert isinstance(job, CanvasJob), f"job {job.seq} has no phases"
+        ledger, told = self._ledger, self._told.get(job.seq)
+        if told is None:
+            ledger.adopt(job)
+            ledger.extend(job, job.room)
+        table = tuple(ledger.tables[job.seq])
+        self._told[job.seq] = len(table)
+        start = job.block[0] if chunk.phase == "reuse" else 0
+        job.in_flight += chunk.tokens
+        fresh = () if told else table
+        return Work(job.seq, start, chunk.tokens, True, fresh, not told, None, chunk.phase)
+
     def _work(self, job: Job, chunk: Chunk) -> Work:
+        if chunk.phase != "extend":
+            return self._on_canvas(job, chunk)
         ledger = self._ledger
         told = self._told.get(job.seq)
         if told is None:

@@ -40,6 +40,7 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
+from penstock.core.canvas import CanvasJob
 from penstock.core.clock import now as loop_now
 from penstock.core.errors import ContextTooLong, Draining, Overloaded
 from penstock.core.events import Cancelled, Completed, Event, Refused, Stepped, Suspended
@@ -128,7 +129,13 @@ class Replica:
         learners = (*policies.all(), predictors.cost, predictors.lengths, predictors.programs)
         self._observers = [one.observe for one in learners if hasattr(one, "observe")]
         self._emit = self._emit_to_all if self._observers else log.emit
-        self._roster = Roster(config.name, self.ledger, self._emit, max_context=self.max_context)
+        self._roster = Roster(
+            config.name,
+            self.ledger,
+            self._emit,
+            max_context=self.max_context,
+            canvas=executor.caps.canvas,
+        )
         self._briefing = Briefing(self.ledger, executor.caps.num_layers)
         self._inbox: list[Arrival | str | Completion] = []
         self._num_arriving = 0
@@ -423,8 +430,11 @@ class Replica:
             elif sampled.tokens:
                 self._roster.tell(job, sampled)
 
-    def _advance(self, job: Job, work: Work, extra: int) -> None:
-        """Positions are computed once they have passed the last layer."""
+    def _advance(self, job: Job, work: Work, extra: int, tokens: int = 0) -> None:
+        """Positions are computed once they have passed the last layer; on a canvas none is before the answer ends."""
+        if isinstance(job, CanvasJob):
+            job.go_on(tokens)
+            return
         if work.layers is not None and work.layers[1] < self._executor.caps.num_layers:
             job.carried = (work.tokens, work.layers[1])
         else:
@@ -459,7 +469,7 @@ class Replica:
             sampled = found.get(work.seq, NOTHING)
             error = errors.get(work.seq)
             if error is None:
-                self._advance(job, work, extra)
+                self._advance(job, work, extra, sampled.tokens)
             if sampled.filled and self.config.has_prefix_cache and not job.request.scores_prompt:
                 job.hashes.extend(sampled.filled)
                 self.ledger.register(job, job.computed)

@@ -8,7 +8,9 @@ taken here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from penstock.core.canvas import CanvasJob, CanvasRule
 from penstock.core.events import Arrived, Event, Finished
 from penstock.core.plans import Sampled
 from penstock.core.prompt import private_hashes
@@ -29,11 +31,13 @@ class Roster:
         emit: Callable[[Event], None],
         *,
         max_context: int,
+        canvas: CanvasRule | None = None,
     ) -> None:
         self._name = name
         self._ledger = ledger
         self._emit = emit
         self._max_context = max_context
+        self._canvas = canvas
         self.waiting = JobList(is_live=False)
         self.running = JobList(is_live=True)
         self.outputs: list[tuple[str, Output]] = []
@@ -49,11 +53,11 @@ class Roster:
 
     def arrive(self, now: float, request: Request, every_token: bool) -> None:
         """Make the request's n jobs; they share the hashes of its prompt, and so its blocks."""
-        hashes = self._hashes(request)
+        hashes = self._hashes(request) if self._canvas is None else ()
         self._emit_arrived(now, request, hashes)
         jobs = []
         for answer in range(request.n):
-            job = Job(
+            job = self._make(
                 seq=self._next_seq,
                 request=request,
                 answer=answer,
@@ -70,6 +74,9 @@ class Roster:
             jobs.append(job)
             self.waiting.append(job)
         self._by_request[request.id] = jobs
+
+    def _make(self, **facts: Any) -> Job:
+        return Job(**facts) if self._canvas is None else CanvasJob(**facts, rule=self._canvas)
 
     def _hashes(self, request: Request) -> tuple[BlockHash, ...]:
         """None for prompts that are scored: a block that is found again is one whose tokens nobody computes."""
@@ -100,6 +107,8 @@ class Roster:
         self._name_blocks(job)
         self._ledger.release(job, job.computed)
         job.computed, job.carried = 0, None
+        if isinstance(job, CanvasJob):
+            job.step = 0
         job.status = "waiting"
         job.num_preemptions += 1
         self.waiting.push_front(job)
@@ -192,7 +201,8 @@ class Roster:
         )
         for job in self.running:
             room = self._ledger.held(job) * self._ledger.block_size
-            assert job.computed + job.in_flight <= room, f"job {job.seq} outgrew its blocks"
+            is_canvas = isinstance(job, CanvasJob)  # computes more than it keeps
+            assert is_canvas or job.computed + job.in_flight <= room, f"job {job.seq} outgrew its blocks"
             assert 0 <= job.computed <= job.known, f"job {job.seq} computed the unknown"
         for job in self.waiting:
             assert not job.computed and not job.in_flight, f"waiting job {job.seq} has progress"

@@ -11,8 +11,8 @@ then among `view.suspended`, its jobs keep their blocks, and its lane is idle un
 does.
 
 Law: every job appears in at most one chunk, and in none while a plan with it still runs (unless
-caps.async_depth > 1); 1 <= tokens <= todo (for a waiting job: known - cached); the sum stays
-within caps.max_batch_tokens; chunks are of running or admitted jobs that are not evicted; admitted jobs were
+caps.async_depth > 1); 1 <= tokens <= todo (for a waiting job: known - cached), or all tokens of the phase that the
+job's frontier offers; the sum stays within caps.max_batch_tokens; chunks are of running or admitted jobs that are not evicted; admitted jobs were
 waiting and are at most caps.max_jobs with the running; shares are in (0, 1] and sum to at most
 caps.max_total_share; layer ranges are only asked of executors that have them, and a chunk that has passed some layers
 goes on with the same tokens where it stopped; everything fits in memory after the evictions; only plans that run are
@@ -133,11 +133,21 @@ def _law_of_chunks(view: View, decision: Decision, alive: set[int]) -> None:
     fork = view.ledger.fork()
     for chunk in chunks:
         job = chunk.job
-        todo = job.known - fork.cached(job) if job.seq in waiting else job.todo
+        todo = _todo(job, chunk, fork.cached(job) if job.seq in waiting else None)
         is_free = not job.in_flight or view.caps.async_depth > 1
         assert is_free, f"job {job.seq} is part of a plan that still runs"
         assert 1 <= chunk.tokens <= todo, f"job {job.seq}: {chunk.tokens} tokens of {todo}"
         _law_of_layers(view.caps, chunk)
+
+
+def _todo(job: JobView, chunk: Chunk, cached: int | None) -> int:
+    """The most tokens the chunk may have. `cached` None: the job runs."""
+    options = [option for option in job.frontier() if option.phase == chunk.phase]
+    assert options or job.in_flight, f"job {job.seq} has no phase {chunk.phase} now"
+    if chunk.phase == "extend":
+        return job.todo if cached is None else job.known - cached
+    assert chunk.tokens == options[0].tokens_min, f"job {job.seq}: a phase is run whole"
+    return options[0].tokens_max
 
 
 def _law_of_layers(caps: Caps, chunk: Chunk) -> None:
@@ -170,9 +180,11 @@ def _law_of_memory(view: View, decision: Decision) -> None:
         fork.release(eviction.item)
     waiting = {job.seq for job in view.waiting}
     for lane in decision.batch.lanes:
-        for job, tokens, _, _ in lane.chunks:
+        for job, tokens, _, phase in lane.chunks:
             start = fork.cached(job) if job.seq in waiting else job.computed + job.in_flight
-            assert fork.reserve(job, start + tokens), f"job {job.seq} does not fit in memory"
+            upto = start + tokens if phase == "extend" else job.frontier()[0].holds
+            assert upto is not None, f"phase {phase} says what it holds"
+            assert fork.reserve(job, upto), f"job {job.seq} does not fit in memory"
 
 
 class Policy(Protocol):
