@@ -121,6 +121,7 @@ class Council:
             lengths=self._lengths,
             columns=_no_columns,
             programs=predictors.programs,
+            ledger=ledger,
         )
         self._batch_view = batch.View(
             now=0.0,
@@ -212,7 +213,13 @@ class Council:
     ) -> Sequence[Eviction[JobView]]:
         freed: Callable[[object], int] = fork.freeable  # type: ignore[assignment]
         view = evict.View(
-            now=self._now, rng=self._rng["evict"], need=need, asker=job, items=among, freed=freed
+            now=self._now,
+            rng=self._rng["evict"],
+            need=need,
+            asker=job,
+            items=among,
+            freed=freed,
+            ledger=fork,
         )
         decision = self.policies.evict.decide(view)
         if self._is_checked:
