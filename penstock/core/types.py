@@ -256,7 +256,9 @@ class Caps:
     has_layer_ranges: bool = False
     yield_grain: Literal["step", "layer", "operator"] = "step"
     async_depth: int = 1
-    canvas: CanvasRule | None = None  # how answers are filled in; None = they are written from left to right
+    canvas: CanvasRule | None = (
+        None  # how answers are filled in; None = they are written from left to right
+    )
 
 
 class Output(NamedTuple):

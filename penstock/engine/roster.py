@@ -202,7 +202,9 @@ class Roster:
         for job in self.running:
             room = self._ledger.held(job) * self._ledger.block_size
             is_canvas = isinstance(job, CanvasJob)  # computes more than it keeps
-            assert is_canvas or job.computed + job.in_flight <= room, f"job {job.seq} outgrew its blocks"
+            assert is_canvas or job.computed + job.in_flight <= room, (
+                f"job {job.seq} outgrew its blocks"
+            )
             assert 0 <= job.computed <= job.known, f"job {job.seq} computed the unknown"
         for job in self.waiting:
             assert not job.computed and not job.in_flight, f"waiting job {job.seq} has progress"
