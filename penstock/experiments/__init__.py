@@ -28,6 +28,7 @@ TABLE: dict[str, str] = {
     "layered": "penstock.experiments.layered",
     "nanoflow": "penstock.experiments.nanoflow",
     "semi-pd": "penstock.experiments.semi_pd",
+    "jitserve": "penstock.experiments.jitserve",
     "sglang-ratio": "penstock.experiments.sglang_ratio",
     "split-fuse": "penstock.experiments.split_fuse",
     "vllm-chunk": "penstock.experiments.vllm_chunk",

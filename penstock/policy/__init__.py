@@ -38,6 +38,7 @@ TABLE: dict[str, dict[str, str]] = {
         "watermark": "penstock.policy.admit.watermark:Watermark",
         "conservative": "penstock.policy.admit.conservative:Conservative",
         "past-future": "penstock.policy.admit.past_future:PastFuture",
+        "jit-bandwidth": "penstock.policy.admit.jit_bandwidth:JitBandwidth",
     },
     "batch": {
         "vllm-v1": "penstock.policy.batch.vllm_v1:VllmV1",
