@@ -50,6 +50,7 @@ TABLE: dict[str, dict[str, str]] = {
         "flow-prefill": "penstock.policy.batch.flow_prefill:FlowPrefill",
         "jit": "penstock.policy.batch.jit:Jit",
         "semi-pd": "penstock.policy.batch.semi_pd:SemiPd",
+        "diffusion": "penstock.policy.batch.diffusion:Diffusion",
     },
     "evict": {
         "recompute-last": "penstock.policy.evict.recompute_last:RecomputeLast",
