@@ -80,7 +80,7 @@ def offers_of(trace: Path | None, seed: int, rate_per_s: float, window_s: float)
             slo = STREAM if drawn < STREAMS else ANSWER
             found.append((at, request_of(f"r{place}", next(pairs), slo)))
         else:
-            found.append((at, _run(ProgramId(f"p{place}"), chance.randint(*CALLS), pairs)))
+            found.append((at, run_of(ProgramId(f"p{place}"), chance.randint(*CALLS), pairs)))
     raise AssertionError("arrivals never end")
 
 
@@ -97,7 +97,7 @@ def request_of(name: str, pair: tuple[int, int], slo: Slo, run: ProgramId | None
     )
 
 
-def _run(name: ProgramId, num: int, pairs: Iterator[tuple[int, int]]) -> Workflow:
+def run_of(name: ProgramId, num: int, pairs: Iterator[tuple[int, int]]) -> Workflow:
     calls = [
         Call(
             request=request_of(f"{name}.{place}", next(pairs), CALL, name),
@@ -121,7 +121,7 @@ def taught(trace: Path | None, seed: int) -> tuple[RecentLengths, SeenPrograms]:
         lengths.add(output)
     for place in range(TAUGHT_RUNS):
         at = 1e3 * (place - TAUGHT_RUNS - 1)
-        for call in _run(ProgramId(f"past{place}"), chance.randint(*CALLS), pairs).calls:
+        for call in run_of(ProgramId(f"past{place}"), chance.randint(*CALLS), pairs).calls:
             _teach(programs, call.request, at)
             at += PACE_S * (call.request.true_output or 0) + WAIT_S
     return lengths, programs
