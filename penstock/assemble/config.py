@@ -36,6 +36,7 @@ from penstock.core.errors import BadConfig
 from penstock.core.schema import check_schema
 from penstock.core.types import SCHEMA
 from penstock.cost.lengths import History
+from penstock.engine.swap import SwapConfig
 from penstock.gateway.config import GatewayConfig
 
 
@@ -106,12 +107,16 @@ class HubConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """Blocks of KV memory of one replica. Both sizes None: what fits beside the weights."""
+    """Blocks of KV memory of one replica. Both sizes None: what fits beside the weights.
+
+    `swap`: host memory that jobs are evicted to instead of being computed again; see engine.swap.
+    """
 
     block_size: int = 16
     num_blocks: int | None = None
     memory_bytes: int | None = None
     prefix: bool = True
+    swap: SwapConfig = SwapConfig()
 
     def __post_init__(self) -> None:
         if self.block_size < 1:

@@ -26,7 +26,7 @@ from penstock.cluster.predictors import (
 from penstock.cluster.spec import ExecutorSpec, Outside, ReplicaSpec
 from penstock.core.errors import BadConfig
 from penstock.core.ports import Channel, Log
-from penstock.core.types import Caps
+from penstock.core.types import Caps, HostLink
 from penstock.cost.energy import EnergyMeter
 from penstock.cost.hardware import card_of, num_blocks
 from penstock.cost.shapes import ModelShape
@@ -104,6 +104,8 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
         max_total_share=float(executor.lanes),
         has_layer_ranges=True,
         yield_grain="operator",
+        host_blocks=spec.swap.host_blocks,
+        link=_host_link(spec, shape),
     )
     meter = None if meters is None else meter_of(executor, shape)
     if meters is not None and meter is not None:
@@ -113,6 +115,19 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
         num_blocks=_num_blocks(spec, shape),
         predictors=predictors_of(executor, shape, spec.lengths),
         log=log,
+    )
+
+
+def _host_link(spec: ReplicaSpec, shape: ModelShape) -> HostLink | None:
+    """Every device moves its part over a wire of its own."""
+    swap, devices = spec.swap, spec.executor.tensor_parallel
+    if not swap.host_blocks:
+        return None
+    return HostLink(
+        dispatch_s=swap.dispatch_s,
+        bytes_per_s=devices * swap.gb_s * 1e9,
+        block_bytes=round(shape.kv_bytes * spec.block_size),
+        pieces=2 * shape.layers,
     )
 
 

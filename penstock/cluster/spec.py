@@ -22,6 +22,7 @@ from penstock.cost.lengths import History
 from penstock.engine.host import Host
 from penstock.engine.limits import BoundLimits
 from penstock.engine.replica import OnOutputs, Replica, ReplicaConfig
+from penstock.engine.swap import SwapConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.report.made import MadeReplica, opened
 
@@ -103,6 +104,7 @@ class ReplicaSpec:
     num_blocks: int | None = None
     memory_bytes: int | None = None
     has_prefix_cache: bool = True
+    swap: SwapConfig = SwapConfig()
     max_waiting: int | None = None
     report_s: float = 0.1
     is_checked: bool = False
@@ -167,6 +169,7 @@ def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
         max_waiting=spec.max_waiting,
         seed=spec.seed,
         is_checked=spec.is_checked,
+        swap=spec.swap,
     )
     policies = policies_of(spec.policies)
 

@@ -150,6 +150,8 @@ class Stepped(Struct, kw_only=True, gc=False):
     `chunks` lists (seq, tokens) of each lane in order.
     `repeat` identical steps were asked for; Completed says how many were run. `partial`: the seqs whose chunk does not
     reach the last layer. `interrupted` and `resumed`: plans that were asked to stop inside their forward, or to go on.
+    `offloaded`: those of `evicted` whose blocks are kept in host memory; `loaded`: those of `admitted` that get them
+    back.
     """
 
     kind: Literal["stepped"] = "stepped"
@@ -169,6 +171,8 @@ class Stepped(Struct, kw_only=True, gc=False):
     partial: tuple[int, ...] = ()
     interrupted: tuple[int, ...] = ()
     resumed: tuple[int, ...] = ()
+    offloaded: tuple[int, ...] = ()
+    loaded: tuple[int, ...] = ()
 
 
 class Suspended(Struct, kw_only=True, gc=False):
@@ -179,6 +183,19 @@ class Suspended(Struct, kw_only=True, gc=False):
     who: str
     plan: int
     activation_bytes: int = 0
+
+
+class Transferred(Struct, kw_only=True, gc=False):
+    """A copy of a job's blocks to host memory, or back, has ended (input). `num_runs` pieces of consecutive blocks."""
+
+    kind: Literal["transferred"] = "transferred"
+    at: float
+    who: str
+    transfer: int
+    seq: int
+    is_out: bool
+    num_blocks: int
+    num_runs: int
 
 
 class Completed(Struct, kw_only=True, gc=False):
@@ -258,6 +275,7 @@ Event = (
     | Cancelled
     | Stepped
     | Suspended
+    | Transferred
     | Completed
     | Finished
     | Reported

@@ -127,6 +127,31 @@ class Counted(Done):
         return tuple([Sampled(seq, tokens, (), is_stop) for seq, tokens, is_stop, _ in self.counts])
 
 
+class Transfer(Struct, frozen=True, gc=False):
+    """Blocks of one job to be copied to slower memory (`is_out`) or back: `runs` of (device block, host block, count).
+
+    `is_sync`: no plan that is launched later begins before it has ended. `threads` start the copies side by side.
+    """
+
+    id: int
+    seq: int
+    is_out: bool
+    runs: tuple[tuple[int, int, int], ...]
+    is_sync: bool = False
+    threads: int = 1
+
+    @property
+    def num_blocks(self) -> int:
+        return sum([count for _, _, count in self.runs])
+
+
+class Moved(Struct, frozen=True, gc=False):
+    """A transfer has ended."""
+
+    transfer: int
+    at: float
+
+
 class Yielded(Struct, frozen=True, gc=False):
     """A plan stopped inside its forward and can be resumed; `activation_bytes` stay held meanwhile."""
 

@@ -15,10 +15,10 @@ from typing import Literal, Protocol
 
 from penstock.core.errors import PenstockError
 from penstock.core.events import Event
-from penstock.core.plans import Done, Plan, Yielded
+from penstock.core.plans import Done, Moved, Plan, Transfer, Yielded
 from penstock.core.types import Caps, Output, PlanId, Report, Request
 
-Completion = Done | Yielded
+Completion = Done | Yielded | Moved
 Grain = Literal["step", "layer", "operator"]
 
 
@@ -58,6 +58,22 @@ class Executor(Protocol):
     async def stop(self) -> None:
         """Let go of threads, processes and memory. Nothing may be launched afterwards."""
         ...
+
+
+class MovingExecutor(Executor, Protocol):
+    """An executor with slower memory behind the device's (`caps.host_blocks` > 0).
+
+    Transfers run beside plans and each other, and what they touch is never in use by two at once:
+
+        a transfer begins when the earlier ones that touch the same block, of the device or of the host, have ended
+        a plan begins when all transfers that touch blocks new to it (Work.blocks, Decodes.fresh) have ended, and all
+        that were asked for as `is_sync`
+
+    Whoever asks sees to it that no plan that runs computes on the blocks of a transfer. `transfer` never answers before
+    it returns; Moved comes to the listener, once, unless the executor is stopped.
+    """
+
+    def transfer(self, transfer: Transfer) -> None: ...
 
 
 class Channel(Protocol):

@@ -243,8 +243,28 @@ class TokenLogprob(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostLink:
+    """What a copy between device and host takes: a start for each piece, and the bytes; each way has its own wire.
+
+    `pieces`: copies that a run of consecutive blocks needs (keys and values of every layer lie apart).
+    """
+
+    dispatch_s: float
+    bytes_per_s: float
+    block_bytes: int
+    pieces: int
+
+    def seconds(self, num_runs: int, num_blocks: int, threads: int = 1) -> float:
+        dispatch_s = num_runs * self.pieces * self.dispatch_s / threads
+        return dispatch_s + num_blocks * self.block_bytes / self.bytes_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
-    """What an executor can do. Batch policies must stay inside it; the replica validates."""
+    """What an executor can do. Batch policies must stay inside it; the replica validates.
+
+    `host_blocks`: slower memory that blocks can be copied to, 0 = none; `link`: what that takes, None = not known.
+    """
 
     num_layers: int
     max_context: int
@@ -256,9 +276,9 @@ class Caps:
     has_layer_ranges: bool = False
     yield_grain: Literal["step", "layer", "operator"] = "step"
     async_depth: int = 1
-    canvas: CanvasRule | None = (
-        None  # how answers are filled in; None = they are written from left to right
-    )
+    canvas: CanvasRule | None = None  # how answers are filled in; None = they are written from left to right
+    host_blocks: int = 0
+    link: HostLink | None = None
 
 
 class Output(NamedTuple):

@@ -163,7 +163,11 @@ Item = TypeVar("Item")
 
 
 class Eviction(NamedTuple, Generic[Item]):
-    """One item that leaves fast memory. For jobs `drop` means: free its blocks, recompute later."""
+    """One item that leaves fast memory. For jobs `drop` means: free its blocks, recompute later.
+
+    "host" means: copy what it computed to host memory, and back when it is admitted again. A replica without such
+    memory drops.
+    """
 
     item: Item
     to: Literal["drop", "host", "peer"] = "drop"
@@ -193,7 +197,10 @@ class LedgerFork(Protocol):
         ...
 
     def cached(self, job: JobView) -> int:
-        """Positions a waiting job would find in the prefix cache if admitted now (at most known - 1)."""
+        """Positions a waiting job would not have to compute if admitted now (at most known - 1).
+
+        It finds them in the prefix cache, or gets them back from host memory, for which `need` counts blocks.
+        """
         ...
 
     def need(self, job: JobView, upto: int) -> int:

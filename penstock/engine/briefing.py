@@ -27,6 +27,7 @@ class Briefing:
         self._ledger, self._num_layers = ledger, num_layers
         self._told: dict[int, int] = {}  # blocks of each running job the executor knows
         self._calm: dict[int, int] = {}  # first position that needs a look at the job's blocks
+        self._fetching: set[int] = set()  # their blocks get names when they are there
         self._met: set[int] = set()
         self._closed: list[int] = []
         self._next_plan = 0
@@ -75,7 +76,7 @@ class Briefing:
 
     def _knows(self, jobs: Sequence[JobView]) -> bool:
         """Whether each was planned since it last started to run."""
-        return all(map(self._told.__contains__, [job.seq for job in jobs]))
+        return all(map(self._told.get, [job.seq for job in jobs]))
 
     def _open(self, job: Job) -> Opening:
         self._met.add(job.seq)
@@ -141,7 +142,7 @@ class Briefing:
         upto = start + chunk.tokens
         ledger.extend(job, upto)
         is_whole = chunk.layers is None or chunk.layers[1] == self._num_layers
-        if is_whole:
+        if is_whole and job.seq not in self._fetching:
             ledger.register(job, upto)
         job.in_flight += chunk.tokens
         table = ledger.tables[job.seq]
@@ -152,14 +153,25 @@ class Briefing:
         self._told[job.seq] = num_blocks
         fresh = tuple(table[told or 0 :])
         return Work(
-            job.seq, start, chunk.tokens, samples, fresh, told is None, chunk.layers, chunk.phase
+            job.seq, start, chunk.tokens, samples, fresh, not told, chunk.layers, chunk.phase
         )
+
+    def fetching(self, job: Job) -> None:
+        """An admitted job goes on with blocks that are copied to the device."""
+        self._told[job.seq] = 0
+        self._fetching.add(job.seq)
+
+    def fetched(self, job: Job) -> None:
+        """They are there: now others may find them. What a plan behind the copy computes has its name as well."""
+        self._fetching.discard(job.seq)
+        self._ledger.register(job, job.computed + job.in_flight)
 
     def preempted(self, job: Job) -> None:
         self._told.pop(job.seq, None)
         self._calm.pop(job.seq, None)
 
     def ended(self, job: Job) -> None:
+        self._fetching.discard(job.seq)
         self._told.pop(job.seq, None)
         self._calm.pop(job.seq, None)
         if job.seq in self._met:

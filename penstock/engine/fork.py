@@ -17,6 +17,7 @@ from itertools import compress, count
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from penstock.core.types import BlockHash, Job
+from penstock.engine.host_copy import HostCopy
 from penstock.engine.run import Run, num_alike
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ class Found(NamedTuple):
 
 
 NOTHING = Found({}, 0, 0)
+
+
+def is_fetched(found: Found, copy: HostCopy | None, block_size: int) -> bool:
+    """Whether an admitted job gets its copy back (engine.swap); what others will register meanwhile is no use to it."""
+    real = found.num_real
+    return copy is not None and copy.first <= real and real * block_size < copy.upto
 
 
 class Fork:
@@ -73,9 +80,20 @@ class Fork:
         if self.held(job):
             return 0
         found = self._find(cast(Job, job))
-        return (found.num_real + found.pending) * self.block_size
+        size = self.block_size
+        positions = (found.num_real + found.pending) * size
+        copies = self._ledger.copies
+        if copies and is_fetched(found, copies.get(job.seq), size):
+            return copies[job.seq].upto
+        return positions
 
     def _find(self, job: Job) -> Found:
+        found, copies = self._find_any(job), self._ledger.copies
+        if found.pending and copies and is_fetched(found, copies.get(job.seq), self.block_size):
+            return Found(found.real, found.num_real, 0)
+        return found
+
+    def _find_any(self, job: Job) -> Found:
         hashes = job.hashes
         if not hashes:
             return NOTHING
@@ -162,7 +180,9 @@ class Fork:
         for run, size in found.real.items():
             self._shared.setdefault(run, []).append(size)
         self._held[job.seq] = max(-(-upto // self.block_size), found.num_real)
-        self._booked.append((job, upto))
+        copies = self._ledger.copies
+        if not (copies and is_fetched(found, copies.get(job.seq), self.block_size)):
+            self._booked.append((job, upto))
         return True
 
     def release(self, job: JobView) -> int:

@@ -41,6 +41,7 @@ from itertools import chain, compress, count, groupby
 
 from penstock.core.types import BlockHash, Job
 from penstock.engine.fork import Fork
+from penstock.engine.host_copy import HostCopy
 from penstock.engine.run import IdleRuns, Run, num_alike
 from penstock.engine.run_check import check_names, check_runs
 
@@ -70,6 +71,7 @@ class BlockLedger:
         self._unused = list(range(num_blocks - 1, -1, -1))
         self._idle = IdleRuns()
         self.choose_idle: ChooseIdle | None = None  # None = the longest unused
+        self.copies: dict[int, HostCopy] = {}  # by job; see engine.swap
 
     @property
     def free(self) -> int:

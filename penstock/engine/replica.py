@@ -29,7 +29,12 @@ and it goes on when the policy resumes it. When the last of its jobs is cancelle
 **Chunks through some layers.** Until a chunk has passed the last layer its positions are not computed, its blocks have
 no name and nothing is sampled; `Job.carried` says how far it came.
 
-**Cancelling** a job that is part of a running plan frees its blocks when that plan ends, otherwise at once.
+**Blocks that move.** With host memory (`ReplicaConfig.swap`) an eviction to "host" copies a job's blocks there, and it
+gets them back when it is admitted again (engine.swap). Either the plan waits for the copy, or the job is left out of it
+and joins the running when the copy is there; until then no policy sees it. Transfers that end are inputs (Transferred).
+
+**Cancelling** a job that is part of a running plan frees its blocks when that plan, or the copy of
+its blocks, ends, otherwise at once.
 """
 
 from __future__ import annotations
@@ -37,20 +42,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from msgspec import Struct
 
 from penstock.core.canvas import CanvasJob
 from penstock.core.clock import now as loop_now
 from penstock.core.errors import ContextTooLong, Draining, Overloaded
-from penstock.core.events import Cancelled, Completed, Event, Refused, Stepped, Suspended
-from penstock.core.plans import Counted, Decodes, Done, Plan, Sampled, Work, Yielded
-from penstock.core.ports import Completion, Executor, Log
+from penstock.core.events import (
+    Cancelled,
+    Completed,
+    Event,
+    Refused,
+    Stepped,
+    Suspended,
+    Transferred,
+)
+from penstock.core.plans import Counted, Decodes, Done, Moved, Plan, Sampled, Work, Yielded
+from penstock.core.ports import Completion, Executor, Log, MovingExecutor
 from penstock.core.types import FinishReason, Job, Output, PlanId, Report, Request
 from penstock.core.views import Chunk, Flying, Lane, Singles
 from penstock.engine.briefing import Briefing
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.roster import NOTHING, Roster
+from penstock.engine.swap import Swap, SwapConfig, ledger_of, without
 from penstock.engine.turn import Chunks, Council, Predictors, ReplicaPolicies, Verdict
 
 OnOutputs = Callable[[tuple[tuple[str, Output], ...]], None]
@@ -73,6 +88,7 @@ class ReplicaConfig:
     max_waiting: int | None = None
     seed: int = 0
     is_checked: bool = False
+    swap: SwapConfig = SwapConfig()
 
 
 class Flight(Struct, gc=False):
@@ -115,8 +131,8 @@ class Replica:
         on_outputs: OnOutputs | None = None,
     ) -> None:
         self.config = config
-        self.ledger = BlockLedger(
-            config.num_blocks, config.block_size, has_prefix_cache=config.has_prefix_cache
+        self.ledger: BlockLedger = ledger_of(
+            config.swap, config.num_blocks, config.block_size, config.has_prefix_cache
         )
         self.max_context = min(executor.caps.max_context, config.num_blocks * config.block_size)
         self._executor = executor
@@ -137,6 +153,10 @@ class Replica:
             canvas=executor.caps.canvas,
         )
         self._briefing = Briefing(self.ledger, executor.caps.num_layers)
+        self._swap: Swap | None = None
+        if config.swap.host_blocks:
+            assert executor.caps.host_blocks >= config.swap.host_blocks, "no such host memory"
+            self._swap = Swap(config.swap, self.ledger, executor.caps.link)
         self._inbox: list[Arrival | str | Completion] = []
         self._num_arriving = 0
         self._flights: dict[PlanId, Flight] = {}
@@ -223,6 +243,8 @@ class Replica:
         """Recompute all invariants; AssertionError says which one is broken."""
         self.ledger.check()
         self._roster.check()
+        if self._swap is not None:
+            self._swap.check()
         flying: dict[int, int] = {}
         for flight in (*self._flights.values(), *self._suspended.values()):
             for work in flight.plan.work:
@@ -286,6 +308,8 @@ class Replica:
                 self._roster.arrive(now, *item)
             elif isinstance(item, str):
                 self._apply_cancel(now, item)
+            elif isinstance(item, Moved):
+                self._apply_moved(now, item)
             else:
                 assert isinstance(item, Yielded)
                 self._apply_yielded(now, item)
@@ -332,7 +356,7 @@ class Replica:
         self._emit(Cancelled(at=now, who=self.config.name, request=request_id))
         for job in jobs:
             job.is_cancelled = True
-            if not job.in_flight:
+            if not job.in_flight and job.status != "in_transfer":
                 self._finish(now, job, "cancelled")
         for plan, flight in list(self._suspended.items()):
             if all(job.is_cancelled for job in flight.jobs):
@@ -356,6 +380,30 @@ class Replica:
     ) -> None:
         self._briefing.ended(job)
         self._roster.finish(now, job, reason, sampled, error)
+        if self._swap is not None:
+            self._swap.forget(job.seq)
+
+    def _apply_moved(self, now: float, moved: Moved) -> None:
+        assert self._swap is not None
+        transfer, job, _ = self._swap.moved(moved.transfer)
+        transferred = Transferred(
+            at=now,
+            who=self.config.name,
+            transfer=transfer.id,
+            seq=transfer.seq,
+            is_out=transfer.is_out,
+            num_blocks=transfer.num_blocks,
+            num_runs=len(transfer.runs),
+        )
+        self._emit(transferred)
+        if transfer.is_out or job.status == "ended":
+            return
+        self._briefing.fetched(job)
+        if job.status == "in_transfer":
+            self._roster.join(job)
+            self._council.ask_again()
+            if job.is_cancelled:
+                self._finish(now, job, "cancelled")
 
     def _apply_yielded(self, now: float, yielded: Yielded) -> None:
         flight = self._flights.pop(yielded.plan)
@@ -547,19 +595,13 @@ class Replica:
 
     def _step(self, now: float) -> None:
         roster, caps = self._roster, self._executor.caps
-        flying: Sequence[Flying] = ()
-        suspended: Sequence[Flying] = ()
-        if self._flights:
-            flying = [flight.seen(now) for flight in self._flights.values()]
-        if self._suspended:
-            suspended = [flight.seen(now) for flight in self._suspended.values()]
         verdict = self._council.decide(
             now,
             running=roster.running,
             waiting=roster.waiting,
             caps=caps,
-            flying=flying,
-            suspended=suspended,
+            flying=_seen(self._flights, now),
+            suspended=_seen(self._suspended, now),
         )
         decision = verdict.decision
         for name in decision.interrupt:
@@ -567,16 +609,16 @@ class Replica:
         for name in decision.resume:
             self._resume(now, PlanId(name))
         busy = {flight.plan.lane for flight in self._flights.values()}
-        for eviction in decision.evicted:
-            assert eviction.to == "drop", "this replica has no slower memory to evict to"
-            evicted: Job = eviction.item  # type: ignore[assignment]
-            roster.preempt(evicted)
-            self._briefing.preempted(evicted)
+        if decision.evicted:
+            self._evict(verdict)
         for admitted in decision.admitted:
             roster.start(now, admitted)  # type: ignore[arg-type]
+        lanes: Sequence[Lane] = decision.batch.lanes
+        if self._swap is not None and decision.admitted:
+            lanes = self._fetch(self._swap, verdict)
         places = (place for place in range(caps.max_lanes) if place not in busy)
         has_launched = False
-        for lane, chunks in zip(decision.batch.lanes, verdict.chunks, strict=True):
+        for lane, chunks in zip(lanes, verdict.chunks, strict=True):
             if chunks:
                 place = next(places, None)
                 assert place is not None, "the batch policy planned for a busy lane"
@@ -589,12 +631,59 @@ class Replica:
             self._briefing.ended(job)
             told = why or "the admission policy refuses this request"
             roster.finish(now, job, "error", NOTHING, told, "BadRequest")
+            if self._swap is not None:
+                self._swap.forget(job.seq)
         if not self._flights and not roster.is_empty:
-            moved = decision.evicted or verdict.refused or decision.resume
-            assert moved, (
+            if decision.evicted or verdict.refused or decision.resume:
+                self._poke()
+                return
+            assert self._swap is not None and self._swap.is_moving, (
                 f"nothing runs and nothing was planned: {verdict.why or 'no reason given'}"
             )
-            self._poke()
+
+    def _evict(self, verdict: Verdict) -> None:
+        offloaded = []
+        for eviction in verdict.decision.evicted:
+            job: Job = eviction.item  # type: ignore[assignment]
+            assert eviction.to == "drop" or eviction.to == "host", "there are no peers to evict to"
+            if eviction.to == "host" and self._swap is not None:
+                transfer = self._swap.put(job)
+                if transfer is not None:
+                    cast(MovingExecutor, self._executor).transfer(transfer)
+                if job.seq in self.ledger.copies:
+                    offloaded.append(job.seq)
+            self._roster.preempt(job, is_offloaded=job.seq in self.ledger.copies)
+            self._briefing.preempted(job)
+        verdict.offloaded = tuple(offloaded)
+
+    def _fetch(self, swap: Swap, verdict: Verdict) -> Sequence[Lane]:
+        """Begin to fetch the blocks of admitted jobs; the lanes, without jobs whose blocks come later."""
+        admitted: Sequence[Job] = verdict.decision.admitted  # type: ignore[assignment]
+        lanes = verdict.decision.batch.lanes
+        coming = [job for job in admitted if swap.num_to_fetch(job)]
+        for job in admitted:
+            swap.settle(job)
+        if not coming:
+            return lanes
+        planned = {one.job.seq: one for lane in lanes for one in lane.chunks}
+        chunks = [planned.get(job.seq) for job in coming]
+        waits = all([one is not None and one.layers is None for one in chunks])
+        num_tokens = sum([one.tokens for one in planned.values()])
+        waits = waits and swap.waits(coming, num_tokens, self._step_s)
+        for job, chunk in zip(coming, chunks, strict=True):
+            self._briefing.fetching(job)
+            transfer = swap.fetch(job, 0 if chunk is None else chunk.tokens, waits)
+            cast(MovingExecutor, self._executor).transfer(transfer)
+            if not waits:
+                self._roster.wait_for_blocks(job)
+        verdict.loaded = tuple([job.seq for job in coming])
+        if waits:
+            return lanes
+        late = set(verdict.loaded)
+        verdict.chunks = [
+            tuple([one for one in told if one[0] not in late]) for told in verdict.chunks
+        ]
+        return [without(lane, late) for lane in lanes]
 
     def _partial(self, plan: Plan) -> tuple[int, ...]:
         """Jobs whose chunk does not reach the last layer."""
@@ -610,6 +699,8 @@ class Replica:
             place, lane, verdict.decision.batch, running, waiting
         )
         most = min(left, verdict.stable_for, self._executor.caps.max_repeat)
+        if self._swap is not None and self._swap.is_moving:
+            most = 1  # which blocks later steps take is known only when they are over
         repeat = self._repeat(jobs, most) if most > 1 and len(jobs) == running else 1
         self._flights[plan.id] = Flight(plan, jobs, repeat, now, lane.chunks)
         self._emit_stepped(now, verdict, plan, repeat, chunks)
@@ -653,5 +744,11 @@ class Replica:
                 partial=() if plan is None else self._partial(plan),
                 interrupted=decision.interrupt,
                 resumed=decision.resume,
+                offloaded=verdict.offloaded,
+                loaded=verdict.loaded,
             )
         )
+
+
+def _seen(flights: dict[PlanId, Flight], now: float) -> Sequence[Flying]:
+    return [flight.seen(now) for flight in flights.values()] if flights else ()

@@ -40,6 +40,7 @@ class Roster:
         self._canvas = canvas
         self.waiting = JobList(is_live=False)
         self.running = JobList(is_live=True)
+        self.fetched: dict[int, Job] = {}  # admitted, and their blocks are on the way to the device
         self.outputs: list[tuple[str, Output]] = []
         self._by_request: dict[str, list[Job]] = {}
         self._next_seq = 0
@@ -100,8 +101,20 @@ class Roster:
             job.admitted_at = now
         self.running.append(job)
 
-    def preempt(self, job: Job) -> None:
-        """From running to the head of the queue; its blocks are given back, to be computed again."""
+    def wait_for_blocks(self, job: Job) -> None:
+        """From running to those who wait for a copy of their blocks, whom no policy sees."""
+        self.running.remove(job)
+        job.status = "in_transfer"
+        self.fetched[job.seq] = job
+
+    def join(self, job: Job) -> None:
+        """Its blocks are there."""
+        del self.fetched[job.seq]
+        job.status = "running"
+        self.running.append(job)
+
+    def preempt(self, job: Job, *, is_offloaded: bool = False) -> None:
+        """From running to the head of the queue; its blocks are given back, to be computed again or fetched."""
         assert not job.in_flight, f"job {job.seq} is part of a running plan and cannot be evicted"
         self.running.remove(job)
         self._name_blocks(job)
@@ -109,7 +122,7 @@ class Roster:
         job.computed, job.carried = 0, None
         if isinstance(job, CanvasJob):
             job.step = 0
-        job.status = "waiting"
+        job.status = "offloaded" if is_offloaded else "waiting"
         job.num_preemptions += 1
         self.waiting.push_front(job)
 
@@ -131,6 +144,7 @@ class Roster:
         code: str | None = None,
     ) -> None:
         """End one answer: free its blocks, tell its caller, write the Finished event."""
+        assert job.status != "in_transfer", "its blocks are being written"
         (self.running if job.status == "running" else self.waiting).remove(job)
         self._ledger.release(job, job.computed)
         job.status = "ended"
@@ -192,14 +206,14 @@ class Roster:
 
     def check(self) -> None:
         """Recompute the invariants of the lists and of what they hold."""
-        listed = [job.seq for job in (*self.running, *self.waiting)]
+        fetched = self.fetched.values()
+        listed = [job.seq for job in (*self.running, *self.waiting, *fetched)]
         owed = [job.seq for jobs in self._by_request.values() for job in jobs]
         assert sorted(listed) == sorted(owed), "jobs listed and answers owed differ"
         assert len(set(listed)) == len(listed), "a job stands in two lists"
-        assert set(self._ledger.tables) <= {job.seq for job in self.running}, (
-            "a stranger holds blocks"
-        )
-        for job in self.running:
+        holders = (*self.running, *fetched)
+        assert set(self._ledger.tables) <= {job.seq for job in holders}, "a stranger holds blocks"
+        for job in holders:
             room = self._ledger.held(job) * self._ledger.block_size
             is_canvas = isinstance(job, CanvasJob)  # computes more than it keeps
             assert is_canvas or job.computed + job.in_flight <= room, (

@@ -74,7 +74,10 @@ class IdleBlock:
 
 
 class Verdict(Struct, gc=False):
-    """What the policies decided for one step, and for how many more it would stay the same. `chunks`: by lane."""
+    """What the policies decided for one step, and for how many more it would stay the same. `chunks`: by lane.
+
+    `offloaded` and `loaded`: whose blocks the replica moves for it.
+    """
 
     decision: batch.Decision
     chunks: list[Chunks]
@@ -82,6 +85,8 @@ class Verdict(Struct, gc=False):
     digest: str
     stable_for: int
     why: str
+    offloaded: tuple[int, ...] = ()
+    loaded: tuple[int, ...] = ()
 
 
 class Council:
@@ -176,6 +181,10 @@ class Council:
         return Verdict(
             decision, chunks, self._refused, digest, min(stable, decision.stable_for), why
         )
+
+    def ask_again(self) -> None:
+        """A job has joined the running: the last decision is none for it."""
+        self._outlasts = False
 
     def _can_go_on(self, running: JobList, waiting: JobList) -> bool:
         """Whether a decision that outlasts those who end is still the one: nobody waits, and blocks suffice."""

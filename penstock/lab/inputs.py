@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from penstock.core.events import Arrived, Completed, Refused
-from penstock.core.plans import Done, Plan, Sampled
+from penstock.core.plans import Done, Plan, Sampled, Transfer
 from penstock.core.ports import Completion, Grain
 from penstock.core.prompt import HashedPrompt, TracedPrompt
 from penstock.core.types import (
@@ -44,6 +44,9 @@ class ReplayedExecutor:
         pass
 
     def close_jobs(self, seqs: Sequence[int]) -> None:
+        pass
+
+    def transfer(self, transfer: Transfer) -> None:
         pass
 
     async def stop(self) -> None:

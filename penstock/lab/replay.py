@@ -35,8 +35,9 @@ from penstock.core.events import (
     Routed,
     Stepped,
     Suspended,
+    Transferred,
 )
-from penstock.core.plans import Yielded
+from penstock.core.plans import Moved, Yielded
 from penstock.core.types import Caps, PlanId, Request
 from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
@@ -100,6 +101,7 @@ def parts_of(made: MadeReplica, profile: str = "") -> ReplicaParts:
             block_size=spec.block_size,
             has_prefix_cache=spec.has_prefix_cache,
             seed=spec.seed,
+            swap=spec.swap,
         ),
         caps=made.caps,
         policies=policies,
@@ -126,6 +128,8 @@ async def _feed(events: Iterable[Event], parts: ReplicaParts, judge: Judge) -> N
             executor.complete(done_of(event))
         elif isinstance(event, Suspended):
             executor.complete(Yielded(PlanId(event.plan), event.at, event.activation_bytes))
+        elif isinstance(event, Transferred):
+            executor.complete(Moved(event.transfer, event.at))
         elif isinstance(event, Stepped):
             # What the same turn, or the next of this instant, said further needs no input either.
             while isinstance(following, SAID) and following.at == event.at:

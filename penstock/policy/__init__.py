@@ -23,6 +23,7 @@ TABLE: dict[str, dict[str, str]] = {
     "order": {
         "fcfs": "penstock.policy.order.fcfs:Fcfs",
         "priority": "penstock.policy.order.priority:Priority",
+        "drawn-priority": "penstock.policy.order.drawn_priority:DrawnPriority",
         "edf": "penstock.policy.order.edf:Edf",
         "slack-edf": "penstock.policy.order.slack_edf:SlackEdf",
         "requeue": "penstock.policy.order.requeue:Requeue",
@@ -46,6 +47,7 @@ TABLE: dict[str, dict[str, str]] = {
         "constant-dense": "penstock.policy.batch.constant_dense:ConstantDense",
         "split-fuse": "penstock.policy.batch.split_fuse:SplitFuse",
         "prefill-first": "penstock.policy.batch.prefill_first:PrefillFirst",
+        "resident": "penstock.policy.batch.resident:Resident",
         "layered": "penstock.policy.batch.layered:Layered",
         "flow-prefill": "penstock.policy.batch.flow_prefill:FlowPrefill",
         "jit": "penstock.policy.batch.jit:Jit",
@@ -58,6 +60,7 @@ TABLE: dict[str, dict[str, str]] = {
         "retract": "penstock.policy.evict.retract:Retract",
         "least-computed": "penstock.policy.evict.least_computed:LeastComputed",
         "cheapest-per-block": "penstock.policy.evict.cheapest_per_block:CheapestPerBlock",
+        "fastswitch": "penstock.policy.evict.fastswitch:FastSwitch",
         "cache-aware": "penstock.policy.evict.cache_aware:CacheAware",
         "lru": "penstock.policy.evict.lru:Lru",
     },

@@ -14,7 +14,8 @@ The first leg is short, since most runs are interrupted early, and each further 
 
 Scheduler time is charged for each step, from a stored profile, by the plan's num_running and num_waiting. Lanes
 run side by side, each at the speed that its share gives it in the cost model. A plan may yield at the boundary of a
-layer or operator; both are modelled as equal pieces of its step.
+layer or operator; both are modelled as equal pieces of its step. Transfers to host memory and back are timed by
+sim.wires; a plan that has to wait for some begins when they have ended.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from penstock.core.clock import now
-from penstock.core.plans import Count, Counted, Decodes, Plan, Work, Yielded
+from penstock.core.plans import Count, Counted, Decodes, Moved, Plan, Transfer, Work, Yielded
 from penstock.core.ports import Completion, Grain
 from penstock.core.types import Caps, PlanId, Request
 from penstock.cost.step import StepFeatures, StepModel, features_of, layer_segments
+from penstock.sim.wires import Wires
 
 if TYPE_CHECKING:
     from penstock.cost.energy import Meter
@@ -89,6 +91,8 @@ class ModelledExecutor:
         self._stops: dict[int, int] = {}  # seq -> position whose step draws the last token
         self._runs: dict[PlanId, _Run] = {}
         self._busy: dict[int, PlanId] = {}  # lane -> plan
+        self._wires = Wires(caps.link) if caps.host_blocks and caps.link is not None else None
+        self._moving: dict[int, asyncio.TimerHandle] = {}
         self._is_stopped = False
 
     @property
@@ -111,7 +115,10 @@ class ModelledExecutor:
             self._stops[seq] = _stop_position(request)
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        run = self._begin(plan, self._loop.time(), repeat)
+        at = self._loop.time()
+        if self._wires is not None:
+            at = self._wires.ready_at(plan, at)
+        run = self._begin(plan, at, repeat)
         self._busy[plan.lane] = plan.id
         self._runs[plan.id] = run
         run.timer = self._loop.call_at(run.ends[-1], self._arrive, run)
@@ -132,7 +139,7 @@ class ModelledExecutor:
         began += run.paused_s
         pieces = self._caps.num_layers * (OPERATORS_PER_LAYER if grain == "operator" else 1)
         piece_s = (end - began) / pieces
-        border = math.ceil((at - began) / piece_s) if piece_s > 0 else pieces
+        border = max(0, math.ceil((at - began) / piece_s)) if piece_s > 0 else pieces
         if border >= pieces:
             self._schedule(run, step + 1)
             return
@@ -167,9 +174,25 @@ class ModelledExecutor:
         for seq in seqs:
             self._stops.pop(seq, None)
 
+    def transfer(self, transfer: Transfer) -> None:
+        assert not self._is_stopped, "asked for after stop"
+        assert self._wires is not None, "this executor has no host memory"
+        assert transfer.runs, "a transfer of nothing"
+        loop = asyncio.get_running_loop()
+        end = self._wires.begin(transfer, loop.time())
+        self._moving[transfer.id] = loop.call_at(end, self._moved, transfer.id, end)
+
+    def _moved(self, transfer: int, end: float) -> None:
+        del self._moving[transfer]
+        assert self._tell is not None, "nobody listens"
+        self._tell(Moved(transfer, end))
+
     async def stop(self) -> None:
         for plan in list(self._runs):
             self.abort(plan)
+        for timer in self._moving.values():
+            timer.cancel()
+        self._moving.clear()
         self._stops.clear()
         self._is_stopped = True
 

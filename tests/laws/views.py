@@ -212,7 +212,7 @@ def bind(world: World, rng: random.Random, admit_name: str, evict_name: str) -> 
         return str(decision.answer)
 
     def victims(job: Any, need: int, among: Sequence[Any], fork: ModelLedger) -> Any:
-        assert need > 0 and any(job is other for other in world.running)
+        assert need > 0 and any(job is other for other in (*world.running, *among))
         view = evict.View(world.now, rng, need, job, among, fork.freeable, fork)
         decision = evicting.decide(view)
         evict.law(view, decision)

@@ -150,7 +150,7 @@ class TorchExecutor:
             if self._crew is not None:
                 self._crew.close()
 
-    def _tell(self, told: Completion) -> None:
+    def _tell(self, told: Done | Yielded) -> None:
         """On the loop's thread: pass on what the lane did, unless the plan was aborted meanwhile."""
         if told.plan not in self._live:
             return
