@@ -6,13 +6,19 @@ A lane is launched with a share x of the cores and would take, alone with it, wh
     memory   v_i = bytes / (seconds(e_i) B)        the part of the device's bandwidth B it would draw, in the mean
              c_i = min(1, e_i / f)                 so few cores cannot draw more
              g_i = max-min fair parts of 1 for the demands min(v_i, c_i)
-    speed_i  = seconds(x_i) / seconds(e_i) * min(1, g_i / v_i) * (1 - friction)       friction only beside others
+    speed_i  = seconds(x_i) / t_i * min(1, g_i / v_i) * (1 - friction)       friction only beside others
+    t_i      = seconds(e_i), or, where small products keep their efficiency,
+               min(seconds(e_i), max(seconds(1), flops / (F e_i)))      F: the rate of a prompt of FULL tokens
 
 so the sum of what lanes draw never exceeds what the memory gives, the small demand is served whole, and cores are
 never counted twice. It is a fluid model: a lane draws evenly during its step, lanes do not wait for each other's
 kernels, and what they do to each other's caches is in `friction`, if anywhere. B is the bandwidth at the efficiency of
-the card's matrix products. Nothing of this was measured: `fair` takes the constants of the step model, `pessimistic`
-makes a lane need most of the cores for the full bandwidth and lets both lose a tenth; under `none` each runs as alone.
+the card's matrix products.
+
+Nothing of this was measured. `fair` takes the constants of the step model, whose products of few rows are as
+inefficient on a part of the cores as on all of them, although on all of them it is memory they wait for. `optimistic`
+lets them keep their efficiency: a decode step is as fast on few cores until arithmetic is its limit. `pessimistic`
+is `fair`, but a lane needs most of the cores for the full bandwidth and both lose a tenth. `none`: each runs as alone.
 """
 
 from __future__ import annotations
@@ -23,7 +29,9 @@ from dataclasses import dataclass
 
 from penstock.core.errors import BadConfig
 from penstock.cost.hardware import FULL_BANDWIDTH_SHARE
-from penstock.cost.step import StepFeatures, StepModel
+from penstock.cost.step import StepFeatures, StepModel, features_of
+
+FULL = 8192  # tokens of a prompt that uses a device as well as any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +42,7 @@ class Sharing:
     full_bandwidth_share: float = FULL_BANDWIDTH_SHARE
     friction: float = 0.0
     is_contended: bool = True
+    keeps_efficiency: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.full_bandwidth_share <= 1 or not 0 <= self.friction < 1:
@@ -44,6 +53,7 @@ SHARINGS: dict[str, Sharing] = {
     each.name: each
     for each in (
         Sharing(name="fair"),
+        Sharing(name="optimistic", keeps_efficiency=True),
         Sharing(name="pessimistic", full_bandwidth_share=0.7, friction=0.1),
         Sharing(name="none", is_contended=False),
     )
@@ -75,34 +85,46 @@ class Load:
     ) -> None:
         self.share = share
         self._model, self._parts, self._bytes_per_s = model, parts, bytes_per_s
-        self._known: dict[float, tuple[float, float]] = {}
+        self._known: dict[tuple[float, bool], tuple[float, float]] = {}
 
-    def alone(self, cores: float) -> tuple[float, float]:
+    def alone(self, cores: float, keeps_efficiency: bool = False) -> tuple[float, float]:
         """(seconds, part of the bandwidth drawn meanwhile) with `cores`."""
-        found = self._known.get(cores)
+        found = self._known.get((cores, keeps_efficiency))
         if found is None:
             steps = [self._model.step(part, cores) for part in self._parts]
             seconds = math.fsum(step.time_s for step in steps)
+            if keeps_efficiency and cores < 1:
+                whole = math.fsum(self._model.step(part).time_s for part in self._parts)
+                flops = math.fsum(step.flops or 0.0 for step in steps)
+                seconds = min(seconds, max(whole, flops / (full_rate(self._model) * cores)))
             moved = math.fsum(step.num_bytes or 0.0 for step in steps)
             drawn = moved / (seconds * self._bytes_per_s) if seconds > 0 else 0.0
-            found = self._known[cores] = (seconds, min(1.0, drawn))
+            found = self._known[cores, keeps_efficiency] = (seconds, min(1.0, drawn))
         return found
 
 
+def full_rate(model: StepModel) -> float:
+    """Flops a second of a prompt of FULL tokens on all cores; infinite for a model that counts none."""
+    step = model.step(features_of([(0, FULL, True)]))
+    return step.flops / step.time_s if step.flops else math.inf
+
+
 def speeds(sharing: Sharing, loads: Sequence[Load]) -> list[float]:
-    """How fast each lane goes, 1 = as alone with its share."""
+    """How fast each lane goes, 1 = as the step model says of its share alone."""
     if not sharing.is_contended:
         return [1.0] * len(loads)
     crowd = max(1.0, sum(load.share for load in loads))
     cores = [load.share / crowd for load in loads]
-    drawn = [load.alone(mine)[1] for load, mine in zip(loads, cores, strict=True)]
+    keeps = sharing.keeps_efficiency
+    alone = [load.alone(mine, keeps) for load, mine in zip(loads, cores, strict=True)]
+    drawn = [part for _, part in alone]
     most = [min(1.0, mine / sharing.full_bandwidth_share) for mine in cores]
     given = max_min([min(pair) for pair in zip(drawn, most, strict=True)])
     friction = 1.0 - sharing.friction if len(loads) > 1 else 1.0
     found = []
-    for load, mine, wanted, got in zip(loads, cores, drawn, given, strict=True):
+    for load, mine, (seconds, wanted), got in zip(loads, cores, alone, given, strict=True):
         speed = friction if got >= wanted else friction * got / wanted
-        if mine != load.share:
-            speed *= load.alone(load.share)[0] / load.alone(mine)[0]
+        if keeps or mine != load.share:
+            speed *= load.alone(load.share)[0] / seconds
         found.append(speed)
     return found

@@ -91,6 +91,26 @@ def test_few_cores_read_slowly_where_sharing_says_so() -> None:
     assert speeds(rubbing, [load(Arithmetic(), 0.5), load(Arithmetic(), 0.5)]) == [0.9, 0.9]
 
 
+def test_few_rows_may_keep_their_efficiency() -> None:
+    """112 decodes on an A100 wait for memory with all cores; with half of them too, if products stay efficient."""
+    card = card_of("a100-80g")
+    model, rate = Roofline(shape_of("llama-3.1-8b"), card), card.bandwidth * card.gemm_mbu
+    kind = SHARINGS["optimistic"]
+    decodes = (features_of([(450, 1, True)] * 112),)
+    whole = model.seconds(decodes[0])
+    (speed,) = speeds(kind, [Load(model, decodes, 0.5, rate)])
+    assert speed > 1.5 and model.seconds(decodes[0], 0.5) / speed == pytest.approx(whole)
+    many = (features_of([(450, 1, True)] * 400),)
+    (speed,) = speeds(kind, [Load(model, many, 0.2, rate)])
+    flops = model.step(many[0]).flops
+    prompt = model.step(features_of([(0, 8192, True)]))
+    assert flops and prompt.flops
+    assert model.seconds(many[0], 0.2) / speed == pytest.approx(
+        flops / (0.2 * prompt.flops / prompt.time_s), rel=1e-6
+    )
+    assert speeds(kind, [Load(model, decodes, 1.0, rate)]) == [1.0]
+
+
 @given(st.integers(1, 9) | st.just(10), st.integers(1, 8192), st.integers(1, 200))
 def test_a_real_card_never_gives_more_than_it_has(tenth: int, prompt: int, decodes: int) -> None:
     card = card_of("a100-80g")
