@@ -25,6 +25,7 @@ VARIANTS = [  # order, batch, evict
     ("sjf", "vllm-v1", "cache-aware"),
     ("lpm", "prefill-first", "retract"),
     ("dfs-weight", "sglang", "retract"),
+    ("jit-density", "jit", "recompute-last"),
 ]
 QUICK = 2
 
