@@ -235,6 +235,7 @@ class Finished(Struct, kw_only=True, gc=False):
     tenant: str
     priority: int
     slo: Slo
+    num_recomputed: int = 0  # positions computed again after preemptions
 
 
 class Reported(Struct, kw_only=True, gc=False):

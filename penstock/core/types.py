@@ -190,6 +190,8 @@ class Job:
     status: Status = "waiting"
     priority: int = 0
     num_preemptions: int = 0
+    furthest: int = 0  # most positions it had computed when it was preempted
+    num_recomputed: int = 0  # positions computed again after preemptions
     admitted_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
@@ -276,7 +278,9 @@ class Caps:
     has_layer_ranges: bool = False
     yield_grain: Literal["step", "layer", "operator"] = "step"
     async_depth: int = 1
-    canvas: CanvasRule | None = None  # how answers are filled in; None = they are written from left to right
+    canvas: CanvasRule | None = (
+        None  # how answers are filled in; None = they are written from left to right
+    )
     host_blocks: int = 0
     link: HostLink | None = None
 

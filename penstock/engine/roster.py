@@ -96,6 +96,7 @@ class Roster:
         """From waiting to running, with the cached prefix pinned."""
         self.waiting.remove(job)
         job.computed = self._ledger.adopt(job)
+        job.num_recomputed += max(0, job.furthest - job.computed)
         job.status = "running"
         if job.admitted_at is None:
             job.admitted_at = now
@@ -119,6 +120,8 @@ class Roster:
         self.running.remove(job)
         self._name_blocks(job)
         self._ledger.release(job, job.computed)
+        job.num_recomputed -= max(0, job.furthest - job.computed)  # it did not get there again
+        job.furthest = max(job.furthest, job.computed)
         job.computed, job.carried = 0, None
         if isinstance(job, CanvasJob):
             job.step = 0
@@ -147,6 +150,8 @@ class Roster:
         assert job.status != "in_transfer", "its blocks are being written"
         (self.running if job.status == "running" else self.waiting).remove(job)
         self._ledger.release(job, job.computed)
+        if job.status == "running":
+            job.num_recomputed -= max(0, job.furthest - job.computed)
         job.status = "ended"
         self.tell(job, sampled, reason, error, code)
         request = job.request
@@ -172,6 +177,7 @@ class Roster:
                 tenant=request.tenant,
                 priority=request.priority,
                 slo=request.slo,
+                num_recomputed=job.num_recomputed,
             )
         )
 

@@ -152,6 +152,7 @@ class Swap:
         copy = self._copies[seq]
         begin, end = job.computed // size, -(-copy.upto // size)
         self._ledger.extend(job, copy.upto + tokens)
+        job.num_recomputed -= max(0, min(job.furthest, copy.upto) - job.computed)
         job.computed = copy.upto
         self._kept[seq] = copy
         return self._begin(job, copy, False, range(begin, end), is_sync)

@@ -220,6 +220,7 @@ class Metrics:
                 num_cached=event.num_cached,
                 num_output=event.num_output,
                 num_preemptions=event.num_preemptions,
+                num_recomputed=event.num_recomputed,
             )
             group.add(answer, self._slo or event.slo)
 

@@ -27,6 +27,7 @@ PERCENTS = (50, 90, 95, 99)
 COUNTS = (
     "num_offered", "num_finished", "num_refused", "num_cancelled", "num_failed", "num_met",
     "prompt_tokens", "cached_tokens", "output_tokens", "num_preemptions",
+    "recomputed_tokens",
 )  # fmt: skip
 
 
@@ -83,6 +84,7 @@ class GroupFigures:
     output_tokens_per_s: float | None
     prefix_hit_rate: float | None
     num_preemptions: int
+    recomputed_tokens: int  # positions computed again after preemptions
     ttft_s: Spread
     tpot_s: Spread
     itl_s: Spread
@@ -119,6 +121,7 @@ class Answer:
     num_cached: int = 0
     num_output: int = 0
     num_preemptions: int = 0
+    num_recomputed: int = 0
 
     def ttft_s(self) -> float | None:
         return None if self.first_token_at is None else self.first_token_at - self.arrived_at
@@ -161,6 +164,7 @@ class Group:
     cached_tokens: int = 0
     output_tokens: int = 0
     num_preemptions: int = 0
+    recomputed_tokens: int = 0
     ttft_s: array[float] = field(default_factory=lambda: array("d"))
     tpot_s: array[float] = field(default_factory=lambda: array("d"))
     e2e_s: array[float] = field(default_factory=lambda: array("d"))
@@ -176,6 +180,7 @@ class Group:
         self.cached_tokens += answer.num_cached
         self.output_tokens += answer.num_output
         self.num_preemptions += answer.num_preemptions
+        self.recomputed_tokens += answer.num_recomputed
         if ttft_s is not None:
             self.ttft_s.append(ttft_s)
         if tpot_s is not None:
@@ -218,6 +223,7 @@ class Group:
             output_tokens_per_s=rate(self.output_tokens),
             prefix_hit_rate=share(self.cached_tokens, self.prompt_tokens),
             num_preemptions=self.num_preemptions,
+            recomputed_tokens=self.recomputed_tokens,
             ttft_s=spread_of(self.ttft_s),
             tpot_s=spread_of(self.tpot_s),
             itl_s=spread_of_histogram(self.itl_s),

@@ -80,7 +80,7 @@ def _rate_lines(found: GroupFigures, has_promise: bool) -> list[Text]:
     if found.num_preemptions or found.cached_tokens:
         lines.append(
             Text(
-                f"{found.num_preemptions:,} preemptions, "
+                f"{found.num_preemptions:,} preemptions ({found.recomputed_tokens:,} tokens computed again), "
                 f"prefix cache hit {share(found.prefix_hit_rate)} of prompt tokens"
             )
         )

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from itertools import repeat as forever
 from operator import sub
@@ -79,9 +79,14 @@ class ModelledExecutor:
         scheduler: SchedulerTime | None = None,
         meter: Meter | None = None,
         activation_bytes: int = 0,
+        templates: Mapping[str, StepModel] | None = None,
     ) -> None:
-        """`activation_bytes`: held for each token of a plan that yielded inside its forward."""
-        self._model, self._caps, self._scheduler = model, caps, scheduler
+        """`activation_bytes`: held for each token of a plan that yielded inside its forward.
+
+        `templates`: what a step costs under each intra-step template that a plan may name (`Plan.nano`).
+        """
+        self._models: dict[str | None, StepModel] = {None: model, **(templates or {})}
+        self._caps, self._scheduler = caps, scheduler
         self._meter = meter
         self._activation_bytes = activation_bytes
         self._loop: asyncio.AbstractEventLoop | None = (
@@ -108,7 +113,7 @@ class ModelledExecutor:
         assert plan.work, "a plan without work"
         assert 1 <= repeat <= caps.max_repeat, f"repeat {repeat}"
         assert plan.lane < caps.max_lanes and plan.lane not in self._busy, "no such idle lane"
-        assert plan.nano is None, "the modelled executor has no intra-step templates"
+        assert plan.nano in self._models, f"there is no template {plan.nano!r} of a step"
         if plan.closed:
             self.close_jobs(plan.closed)
         for seq, request, _ in plan.opened:
@@ -216,7 +221,10 @@ class ModelledExecutor:
 
     def _leg(self, run: _Run, features: StepFeatures, count: int) -> list[float]:
         """The instants at which the next `count` decode steps end."""
-        seconds, extra_s = self._model.run_seconds(features, count, run.plan.share), run.extra_s
+        seconds, extra_s = (
+            self._models[run.plan.nano].run_seconds(features, count, run.plan.share),
+            run.extra_s,
+        )
         if extra_s:
             seconds = [one + extra_s for one in seconds]
         ends = list(accumulate(seconds, initial=run.ends[-1] if run.ends else run.started_at))
@@ -270,14 +278,14 @@ class ModelledExecutor:
             target = 1
         run = _Run(plan, at, [], seqs if target < left else (), (features,), target, extra_s)
         if target == 1:
-            run.ends.append(at + (self._model.seconds(features, plan.share) + extra_s))
+            run.ends.append(at + (self._models[plan.nano].seconds(features, plan.share) + extra_s))
         else:
             run.ends = self._leg(run, features, min(target, FIRST_LEG))
         return run
 
     def _begin_mixed(self, plan: Plan, at: float, extra_s: float) -> _Run:
         parts = self._parts(plan)
-        seconds_of, share = self._model.seconds, plan.share
+        seconds_of, share = self._models[plan.nano].seconds, plan.share
         seconds = math.fsum([seconds_of(part, share) for part in parts])
         return _Run(plan, at, [at + (seconds + extra_s)], (), parts, 1)
 

@@ -40,7 +40,7 @@ class LanedExecutor(ModelledExecutor):
         super().launch(plan, repeat)
         parts = self._runs[plan.id].parts
         self._speed[plan.id] = 1.0
-        self._loads[plan.id] = Load(self._model, parts, plan.share, self._bytes_per_s)
+        self._loads[plan.id] = Load(self._models[plan.nano], parts, plan.share, self._bytes_per_s)
         self._settle()
         return plan.id
 

@@ -346,3 +346,20 @@ def test_bare_counts_read_as_outputs() -> None:
     assert [(one.seq, one.tokens, one.is_stop, one.error) for one in done.outputs] == [
         (0, 1, True, None)
     ]
+
+
+def test_a_plan_may_name_a_template_that_prices_it() -> None:
+    class Half(Plain):
+        def seconds(self, features: StepFeatures, share: float = 1.0) -> float:
+            return super().seconds(features, share) / 2
+
+    async def body(bench: Bench) -> None:
+        opened = (opening(0, 10, 50),)
+        bench.launch(Work(0, 0, 10, True), opened=opened, nano="halves")
+        assert (await bench.done(1)).ends == (0.5,)
+        bench.launch(Work(0, 10, 1, True), repeat=2, nano="halves")
+        assert (await bench.done(2)).ends == pytest.approx((1.0055, 1.5115))
+        with pytest.raises(AssertionError, match="no template 'thirds'"):
+            bench.launch(Work(0, 12, 1, True), nano="thirds")
+
+    play(body, Bench(templates={"halves": Half()}))
