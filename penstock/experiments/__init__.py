@@ -24,6 +24,7 @@ from penstock.lab.experiment import Experiment
 TABLE: dict[str, str] = {
     "burstgpt": "penstock.experiments.burstgpt",
     "past-future": "penstock.experiments.past_future",
+    "fast-switch": "penstock.experiments.fast_switch",
     "flow-prefill": "penstock.experiments.flow_prefill",
     "layered": "penstock.experiments.layered",
     "nanoflow": "penstock.experiments.nanoflow",
