@@ -18,49 +18,9 @@ None of it is ever shared: a position's keys change with whatever is written beh
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from penstock.core.types import Job, Phase, WorkOption
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CanvasRule:
-    """How canvases are filled. `steps`: of a block, at most. `threshold` None: a step reveals its share of the masks.
-
-    `delay` 0 keeps from the first step on. `refresh_every` None: once a block; 1: never reuses.
-    """
-
-    block_tokens: int = 32
-    steps: int = 32
-    delay: int = 1
-    refresh_every: int | None = None
-    retention: float = 0.5
-    threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("block_tokens", "steps", "refresh_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.delay < 0:
-            raise ValueError(f"delay counts steps, got {self.delay}")
-        if not 0 < self.retention <= 1:
-            raise ValueError(f"retention must lie in (0, 1], got {self.retention}")
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold must lie in (0, 1], got {self.threshold}")
-
-    def phase(self, step: int) -> Phase:
-        """Of the block's step number `step`."""
-        since = step - self.delay
-        if since < 0:
-            return "full"
-        every = self.refresh_every
-        is_refresh = since == 0 or (every is not None and since % every == 0)
-        return "refresh" if is_refresh else "reuse"
-
-    def num_kept(self, positions: int) -> int:
-        return math.ceil(self.retention * positions - 1e-9)
+from penstock.core.types import CanvasRule, Job, WorkOption
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

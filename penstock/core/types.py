@@ -17,13 +17,11 @@ This module and core.views import the standard library, msgspec and no asyncio: 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, NewType, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, NewType, Protocol, runtime_checkable
 
 from msgspec import Struct
-
-if TYPE_CHECKING:
-    from penstock.core.canvas import CanvasRule
 
 SCHEMA = 1  # major version of everything written or sent; see core.schema
 
@@ -259,6 +257,45 @@ class HostLink:
     def seconds(self, num_runs: int, num_blocks: int, threads: int = 1) -> float:
         dispatch_s = num_runs * self.pieces * self.dispatch_s / threads
         return dispatch_s + num_blocks * self.block_bytes / self.bytes_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanvasRule:
+    """How canvases are filled. `steps`: of a block, at most. `threshold` None: a step reveals its share of the masks.
+
+    `delay` 0 keeps from the first step on. `refresh_every` None: once a block; 1: never reuses.
+    """
+
+    block_tokens: int = 32
+    steps: int = 32
+    delay: int = 1
+    refresh_every: int | None = None
+    retention: float = 0.5
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("block_tokens", "steps", "refresh_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.delay < 0:
+            raise ValueError(f"delay counts steps, got {self.delay}")
+        if not 0 < self.retention <= 1:
+            raise ValueError(f"retention must lie in (0, 1], got {self.retention}")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must lie in (0, 1], got {self.threshold}")
+
+    def phase(self, step: int) -> Phase:
+        """Of the block's step number `step`."""
+        since = step - self.delay
+        if since < 0:
+            return "full"
+        every = self.refresh_every
+        is_refresh = since == 0 or (every is not None and since % every == 0)
+        return "refresh" if is_refresh else "reuse"
+
+    def num_kept(self, positions: int) -> int:
+        return math.ceil(self.retention * positions - 1e-9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

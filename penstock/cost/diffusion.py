@@ -23,8 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from penstock.core.canvas import CanvasRule
-from penstock.core.types import Phase
+from penstock.core.types import CanvasRule, Phase
 from penstock.cost.hardware import Card, curve
 from penstock.cost.roofline import Roofline
 from penstock.cost.shapes import ModelShape

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from penstock.core.canvas import CanvasJob, CanvasRule
+from penstock.core.canvas import CanvasJob
 from penstock.core.events import Arrived, Event, Finished
 from penstock.core.plans import Sampled
 from penstock.core.prompt import private_hashes
-from penstock.core.types import BlockHash, FinishReason, Job, Output, Request
+from penstock.core.types import BlockHash, CanvasRule, FinishReason, Job, Output, Request
 from penstock.engine.joblist import JobList
 from penstock.engine.ledger import BlockLedger
 

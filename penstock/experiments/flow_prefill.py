@@ -1,8 +1,9 @@
 """FlowPrefill: prompts interrupted at operators, against chunks of any size and against no preemption.
 
 Source: FlowPrefill (HSIEHCHIACHI/FlowPrefill, commit 1ca0fec, on vLLM 0.11; abstract: up to 5.6 times the goodput).
-Their trace and cards are not here. What stands in: one modelled A100-80G that prefills Llama-3.1-8B for a prefill-decode
-pair, so every request asks for one token; four classes of theirs with their promises, 62, 13, 20 and 5 % of the requests
+Their trace and cards are not here. What stands in: one modelled A100-80G that prefills Llama-3.1-8B for a
+prefill-decode pair, so every request asks for one token; four classes of theirs with their promises, 62, 13, 20 and
+5 % of the requests
 
     text    LMSYS prompts                       first token within 0.25 s
     image   600 to 1,200 tokens                 0.5 s
@@ -10,8 +11,8 @@ pair, so every request asks for one token; four classes of theirs with their pro
     file    Mooncake prompts, up to 32,000      6 s
 
 Poisson arrivals. Max goodput is the highest rate at which 90 % of the requests, or of every class, keep their promise,
-where a straight line between two rates, 1.3 times apart, crosses it. All variants order by S-EDF; "filled" gives the rest
-of a chunk to the next prompts as vLLM does, and "head only" runs one prompt at a time in chunks, with short ones beside
+where a straight line between two rates, 1.3 times apart, crosses it. All variants order by S-EDF; "filled" gives the
+rest of a chunk to the next prompts as vLLM does, and "head only" runs one prompt at a time in chunks, with short ones beside
 it as FlowPrefill has them. Everything hangs on what a small chunk costs, which is the roofline's (cost.roofline).
 That a real forward stops within two operators, resumes bit for bit and pays under 2 % for being able to is measured on
 the engine: `python benchmarks/preemption.py`, tests/engine/torch.
@@ -237,8 +238,8 @@ EXPERIMENT = Experiment(
     name="flow-prefill",
     system="FlowPrefill",
     source="FlowPrefill (HSIEHCHIACHI/FlowPrefill)",
-    claim="Prompts that are interrupted at operators serve more requests within their promises than prompts in chunks of "
-    "any size (published: up to 5.6 times the goodput).",
+    claim="Prompts that are interrupted at operators serve more requests within their promises than prompts in chunks "
+    "of any size (published: up to 5.6 times the goodput).",
     criterion=f"Highest rate at which {KEPT:.0%} of every class keep their promise: at least {OVER_WHOLE:g} times that "
     f"without preemption and {OVER_CHUNKS:g} times that of the best chunk size.",
     workload="Four classes of prompts (text 62 %, image 13 %, search 20 %, file 5 %), first tokens promised within "

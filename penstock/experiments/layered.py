@@ -1,4 +1,4 @@
-"""Layered prefill: prompts through groups of layers, against chunks of tokens, on a mixture of experts and a dense model.
+"""Layered prefill: prompts through groups of layers against chunks of tokens, on a mixture and on a dense model.
 
 Source: "From Tokens to Layers" (scale-snu/layered-prefill, commit 427f441; its README: Qwen3-30B-A3B on two H100, arXiv
 summaries at 1.5 requests a second, mean TTFT 1,019 to 713 ms, TPOT 19.7 to 15.1 ms, against vLLM 0.10.2 at 512 tokens).

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from penstock.core.canvas import CanvasRule
 from penstock.core.plans import Done, Plan, Sampled, Work
 from penstock.core.ports import Completion, Grain
-from penstock.core.types import Caps, PlanId
+from penstock.core.types import CanvasRule, Caps, PlanId
 from penstock.cost.diffusion import CanvasPiece
 
 

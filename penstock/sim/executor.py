@@ -85,7 +85,8 @@ class ModelledExecutor:
 
         `templates`: what a step costs under each intra-step template that a plan may name (`Plan.nano`).
         """
-        self._models: dict[str | None, StepModel] = {None: model, **(templates or {})}
+        self._models: dict[str | None, StepModel] = {None: model}
+        self._models.update(templates or {})
         self._caps, self._scheduler = caps, scheduler
         self._meter = meter
         self._activation_bytes = activation_bytes

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from penstock.core.canvas import CanvasRule
+from penstock.core.types import CanvasRule
 from penstock.cost.diffusion import (
     LLADA_8B,
     LOGIT_BYTES,

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.core.canvas import CanvasJob, CanvasRule
+from penstock.core.canvas import CanvasJob
 from penstock.core.events import Event, Finished, Stepped
 from penstock.core.prompt import TracedPrompt
-from penstock.core.types import Caps, Job, Output, Request, RequestId, Sampling
+from penstock.core.types import CanvasRule, Caps, Job, Output, Request, RequestId, Sampling
 from penstock.core.views import Eviction
 from penstock.cost.diffusion import CanvasPiece
 from penstock.engine.replica import Replica, ReplicaConfig

@@ -91,7 +91,7 @@ class SlackEdf:
 
 
 def decode_s(view: View, jobs: Sequence[JobView]) -> NDArray[np.float64]:
-    """Seconds of one token of each job alone; of many, on a line between the one with most context and the one with least."""
+    """Seconds of one token of each job alone; of many, on a line between the least context and the most."""
     if len(jobs) <= FEW:
         return np.array([view.cost.predict((Chunk(job, 1),)) for job in jobs])
     contexts = np.array([job.known for job in jobs])

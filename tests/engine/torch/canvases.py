@@ -17,7 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from penstock.core.canvas import CanvasRule
+from penstock.core.types import CanvasRule
 
 MASK = 510
 SIZE = dict(

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from penstock.core.canvas import CanvasRule
 from penstock.core.errors import BadModel
-from penstock.core.types import Phase
+from penstock.core.types import CanvasRule, Phase
 from penstock.engine.folder import model_facts
 from penstock.engine.torch.build import EngineConfig
 from penstock.engine.torch.diffusion.attention import most_useful

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from penstock.core.canvas import CanvasRule
+from penstock.core.types import CanvasRule
 from penstock.engine.torch.diffusion.attention import num_kept
 from penstock.engine.torch.diffusion.unmask import Noise, revealed
 
