@@ -3,11 +3,11 @@
     python -m benchmarks.schedulers [--only chat,agents] [--seeds 2] [--processes 2] [--json FILE] [--page PAGE]
 
 For each workload of examples/workloads (chat, code, long_context, agents), three promises (prompt: an early first
-token; smooth: short gaps; relaxed) and a ladder of rates, one modelled A100-80G with an 8B model runs each scheduler. What is
-compared is the highest rate at which 90 % of all requests keep the promise (report.capacity: interpolated between two
-rates of the ladder). A scheduler that reads promises is told each of them and run again; the others are run once and
-judged by all three. Scheduler time is not charged. A winner is named when its capacity is above the runner-up's for
-every seed; else both are named.
+token; smooth: short gaps; relaxed) and a ladder of rates, one modelled A100-80G with an 8B model runs each scheduler.
+What is compared is the highest rate at which 90 % of all requests keep the promise (report.capacity: interpolated
+between two rates of the ladder). A scheduler that reads promises is told each of them and run again; the others are
+run once and judged by all three. Scheduler time is not charged. A winner is named when its capacity is above the
+runner-up's for every seed; else both are named.
 
 --page writes the table between the two marks in that file: docs/schedulers.md is made so.
 """

@@ -10,10 +10,11 @@ prefill-decode pair, so every request asks for one token; four classes of theirs
     search  Azure conversation prompts          4 s     (they: code prompts, which are not here)
     file    Mooncake prompts, up to 32,000      6 s
 
-Poisson arrivals. Max goodput is the highest rate at which 90 % of the requests, or of every class, keep their promise,
-where a straight line between two rates, 1.3 times apart, crosses it. All variants order by S-EDF; "filled" gives the
-rest of a chunk to the next prompts as vLLM does, and "head only" runs one prompt at a time in chunks, with short ones
-beside it as FlowPrefill has them. Everything hangs on what a small chunk costs, which is the roofline's (cost.roofline).
+Poisson arrivals. Max goodput is the highest rate at which 90 % of the requests, or of every class, keep their
+promise, where a straight line between two rates, 1.3 times apart, crosses it. All variants order by S-EDF; "filled"
+gives the rest of a chunk to the next prompts as vLLM does, and "head only" runs one prompt at a time in chunks, with
+short ones beside it as FlowPrefill has them. Everything hangs on what a small chunk costs, which is the roofline's
+(cost.roofline).
 That a real forward stops within two operators, resumes bit for bit and pays under 2 % for being able to is measured on
 the engine: `python benchmarks/preemption.py`, tests/engine/torch.
 """

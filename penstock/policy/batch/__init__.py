@@ -10,11 +10,11 @@ then among `view.suspended`, its jobs keep their blocks, and its lane is idle un
 (`Decision.resume`) or its last job is cancelled, which aborts it. Who suspends plans has to resume them: nobody else
 does.
 
-Law: every job appears in at most one chunk, and in none while a plan with it still runs (unless
-caps.async_depth > 1); 1 <= tokens <= todo (for a waiting job: known - cached), or all tokens of the phase that the
-job's frontier offers; the sum stays within caps.max_batch_tokens; chunks are of running or admitted jobs that are not
-evicted; admitted jobs were waiting and are at most caps.max_jobs with the running; shares are in (0, 1] and sum to
-at most caps.max_total_share; layer ranges are only asked of executors that have them, and a chunk that has passed some layers
+Law: every job appears in at most one chunk, and in none while a plan with it still runs (unless caps.async_depth >
+1); 1 <= tokens <= todo (for a waiting job: known - cached), or all tokens of the phase that the job's frontier
+offers; the sum stays within caps.max_batch_tokens; chunks are of running or admitted jobs that are not evicted;
+admitted jobs were waiting and are at most caps.max_jobs with the running; shares are in (0, 1] and sum to at most
+caps.max_total_share; layer ranges are only asked of executors that have them, and a chunk that has passed some layers
 goes on with the same tokens where it stopped; everything fits in memory after the evictions; only plans that run are
 interrupted, only suspended ones resumed, each on its own lane, which nothing else is planned for.
 """
