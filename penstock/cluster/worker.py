@@ -56,11 +56,18 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         memory_bytes=spec.memory_bytes,
         max_context=wanted.max_context,
         block_size=spec.block_size,
+        host_blocks=spec.swap.host_blocks,
+        copy_threads=spec.swap.threads,
         compiler=wanted.compiler,
         kernel_cache=wanted.kernel_cache,
         seed=stream(spec.seed, spec.name, "engine").getrandbits(63),  # replicas draw differently
     )
     executor = open_executor(spec.model, config)
+    if executor.caps.host_blocks < spec.swap.host_blocks:
+        raise BadConfig(
+            "this kind of model cannot move jobs to host memory",
+            hint="leave cache.swap.host_blocks out",
+        )
     for subject, note in executor.notes.items():
         _log.info("%s: %s", subject, note)
     profile = profile_of(spec.executor)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from penstock.core.plans import Decodes, Done, Opening, Plan, Work, Yielded
+from penstock.core.plans import Decodes, Done, Moved, Opening, Plan, Transfer, Work, Yielded
 from penstock.core.ports import Completion, Executor
 from penstock.core.prompt import TokenPrompt
-from penstock.core.types import Caps, PlanId, Request, RequestId, Sampling
+from penstock.core.types import Caps, HostLink, PlanId, Request, RequestId, Sampling
 from penstock.cost.hardware import card_of
 from penstock.cost.roofline import Roofline
 from penstock.cost.shapes import shape_of
@@ -21,6 +21,7 @@ from penstock.sim.executor import ModelledExecutor
 from penstock.sim.loop import run as run_virtual
 
 BLOCK_SIZE, NUM_BLOCKS, VOCAB = 16, 64, 512
+HOST_BLOCKS = 32
 Folder = Callable[[], Path]
 
 
@@ -32,6 +33,8 @@ async def open_modelled(folder: Folder) -> AsyncIterator[Executor]:
         max_repeat=1 << 20,
         has_layer_ranges=True,
         yield_grain="operator",
+        host_blocks=HOST_BLOCKS,
+        link=HostLink(dispatch_s=8e-6, bytes_per_s=25e9, block_bytes=1 << 21, pieces=64),
     )
     executor = ModelledExecutor(Roofline(shape_of("llama-3.1-8b"), card_of("h100")), caps=caps)
     yield executor
@@ -43,7 +46,13 @@ async def open_torch(folder: Folder) -> AsyncIterator[Executor]:
     pytest.importorskip("torch")
     from penstock.engine.torch.open import EngineConfig, open_executor
 
-    config = EngineConfig(device="cpu", threads=1, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+    config = EngineConfig(
+        device="cpu",
+        threads=1,
+        num_blocks=NUM_BLOCKS,
+        block_size=BLOCK_SIZE,
+        host_blocks=HOST_BLOCKS,
+    )
     executor = open_executor(str(folder()), config)
     yield executor
     await executor.stop()
@@ -360,5 +369,37 @@ def test_after_stop_nothing_is_heard_and_nothing_can_be_launched(check: Checked)
         assert len(bench.heard) == heard
         with pytest.raises(AssertionError):
             bench.executor.launch(bench.plan((1, 0, 40)))
+
+    check(body)
+
+
+def test_transfers_answer_once_and_never_before_they_return(check: Checked) -> None:
+    async def body(bench: Bench) -> None:
+        assert bench.executor.caps.host_blocks == HOST_BLOCKS
+        await bench.run((0, 0, 40))
+        for number in range(4):
+            out = Transfer(number, 0, number % 2 == 0, ((0, 0, 2), (2, 5, 1)), number == 3)
+            bench.executor.transfer(out)  # type: ignore[attr-defined]
+            assert len(bench.heard) == 1 + number
+            moved = await bench.completion(2 + number)
+            assert isinstance(moved, Moved) and moved.transfer == number
+        await asyncio.sleep(0.05)
+        assert len(bench.heard) == 5
+
+    check(body)
+
+
+def test_copies_of_the_same_blocks_follow_each_other_and_plans_follow_them(check: Checked) -> None:
+    """Out, in from the same host block, then a plan that waits for all that is sync: told in this order."""
+
+    async def body(bench: Bench) -> None:
+        await bench.run((0, 0, 40))
+        bench.executor.transfer(Transfer(0, 0, True, ((0, 3, 3),)))  # type: ignore[attr-defined]
+        bench.executor.transfer(Transfer(1, 0, False, ((40, 3, 3),), True))  # type: ignore[attr-defined]
+        plan = bench.plan((1, 0, 40))
+        bench.executor.launch(plan)
+        await bench.completion(4)
+        told = [one.transfer if isinstance(one, Moved) else one.plan for one in bench.heard[1:]]
+        assert told == [0, 1, plan.id]
 
     check(body)

@@ -80,6 +80,10 @@ class GatherAttention:
     def num_bytes(self) -> int:
         return self._kv.numel() * self._kv.element_size()
 
+    @property
+    def arena(self) -> Tensor:
+        return self._kv.flatten(0, 2)
+
     def want_lse(self, wanted: bool) -> None:
         self._wants_lse = wanted
 

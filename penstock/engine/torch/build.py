@@ -29,6 +29,7 @@ class EngineConfig:
     num_blocks, memory_bytes, free_share   see memory.py; at most one of them is needed
     max_context None: what the model states. More than that is refused
     attention, linear   "auto", or the portable ones by name
+    host_blocks, copy_threads   blocks of host memory that jobs may be moved to (0 = none), and who copies; see mover.py
     compiler, kernel_cache   of the CPU kernels: a C++ compiler, and the folder they are kept in; see kernels/build.py
     endpoint, cache_dir, revision, is_offline   where names that are no folders are looked up; see hub.py
     """
@@ -45,6 +46,8 @@ class EngineConfig:
     seed: int = 0
     attention: Literal["auto", "gather"] = "auto"
     linear: Literal["auto", "plain"] = "auto"
+    host_blocks: int = 0
+    copy_threads: int = 4
     compiler: str | None = None
     kernel_cache: Path | None = None
     endpoint: str | None = None

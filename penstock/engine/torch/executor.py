@@ -3,6 +3,8 @@
     loop's thread:   launch / resume / interrupt / abort / close_jobs  --queue-->  lane's thread
     lane's thread:   open jobs, lay out arrays, forward piece by piece, sample, note tokens  --call_soon-->  Done
 
+Copies of blocks to host memory and back run in threads of their own (mover.py); a step waits for those it depends on.
+
 One lane, one thread, one step at a time; a step may be left between two pieces and taken up again. Everything that a
 step touches belongs to the lane's thread. A job that cannot be served (token out of range, no token ids) ends with its
 own error and does not disturb the others of its plan; an exception ends its plan and leaves the engine running.
@@ -11,14 +13,15 @@ own error and does not disturb the others of its plan; an exception ends its pla
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from penstock.core.errors import StepFailed
-from penstock.core.plans import Done, Plan, Sampled, Work, Yielded
+from penstock.core.errors import BadConfig, StepFailed
+from penstock.core.plans import Done, Moved, Plan, Sampled, Transfer, Work, Yielded
 from penstock.core.ports import Completion, Grain
 from penstock.core.rng import stream
 from penstock.core.types import Caps, PlanId, TokenLogprob
@@ -28,6 +31,8 @@ from penstock.engine.torch.jobs import JobState, JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
 from penstock.engine.torch.layered import forward_in_groups, settled
 from penstock.engine.torch.mlp import ExpertLoads
+from penstock.engine.torch.mover import Mover
+from penstock.engine.torch.ports import Movable
 from penstock.engine.torch.sampler import Drawn, draw, token_logprobs
 from penstock.engine.torch.step import StepArrays, lay_out, prompt_span
 
@@ -77,7 +82,11 @@ class TorchExecutor:
             ),
             has_layer_ranges=crew is None,
             yield_grain="operator" if crew is None else "step",
+            host_blocks=config.host_blocks,
         )
+        self._mover = self._open_mover()
+        self._waits: dict[PlanId, Sequence[threading.Event]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.expert_loads = _expert_loads(built, facts)
         self._live: set[PlanId] = set()
         self._on_completion: Callable[[Completion], None] | None = None
@@ -118,6 +127,9 @@ class TorchExecutor:
                 self._crew.broken
             )  # ends the replica, so that its process is started anew
         self._live.add(plan.id)
+        waits = self._mover.waits_of(plan) if self._mover is not None else ()
+        if waits:
+            self._waits[plan.id] = waits
         self._lane.send(Launch(plan))
         return plan.id
 
@@ -142,11 +154,44 @@ class TorchExecutor:
     def close_jobs(self, seqs: Sequence[int]) -> None:
         self._lane.send(Close(tuple(seqs)))
 
+    def _open_mover(self) -> Mover | None:
+        config = self.config
+        if not config.host_blocks:
+            return None
+        backend = self._decoder.attention
+        if not isinstance(backend, Movable):
+            raise BadConfig("this kind of model cannot move jobs to host memory")
+        return Mover(
+            backend.arena, config.host_blocks, threads=config.copy_threads, tell=self._tell_moved
+        )
+
+    def transfer(self, transfer: Transfer) -> None:
+        assert not self._is_stopped, "asked for after stop"
+        assert self._mover is not None, "this executor has no host memory"
+        assert transfer.runs, "a transfer of nothing"
+        self._loop = asyncio.get_running_loop()
+        self._mover.begin(transfer)
+
+    def _tell_moved(self, transfer: int) -> None:
+        """On a worker's thread."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._moved, transfer)
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            pass
+
+    def _moved(self, transfer: int) -> None:
+        if not self._is_stopped:
+            assert self._on_completion is not None, "nobody listens"
+            self._on_completion(Moved(transfer, asyncio.get_running_loop().time()))
+
     async def stop(self) -> None:
         if not self._is_stopped:
             self._is_stopped = True
             await self._lane.stop(() if self._crew else tuple(self._live))
             self._live.clear()
+            if self._mover is not None:
+                self._mover.close()
             if self._crew is not None:
                 self._crew.close()
 
@@ -171,6 +216,8 @@ class TorchExecutor:
     def _step(self, plan: Plan) -> Step:
         """One plan, on the lane's thread."""
         table = self._table
+        for event in self._waits.pop(plan.id, ()):
+            event.wait()
         self._close(plan.closed)
         refused = self._open(plan)
         work = [chunk for chunk in plan.work if chunk.seq not in refused]

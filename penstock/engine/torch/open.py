@@ -9,6 +9,7 @@ Blocks while it looks up, downloads and loads: call it before the loop serves an
 
 from __future__ import annotations
 
+from penstock.core.errors import BadConfig
 from penstock.engine.folder import model_facts
 from penstock.engine.torch.build import EngineConfig, build_decoder
 from penstock.engine.torch.crew import TorchCrew
@@ -30,6 +31,11 @@ def open_executor(model: str, config: EngineConfig | None = None) -> TorchExecut
         is_offline=config.is_offline,
     )
     facts = model_facts(folder)
+    if config.host_blocks and config.tensor_parallel > 1:
+        raise BadConfig(
+            "jobs cannot be moved to host memory when a model is split over several processes",
+            hint="leave cache.swap.host_blocks out, or use one process",
+        )
     if config.tensor_parallel == 1:
         return TorchExecutor(build_decoder(facts, config, Alone(), None), facts, config)
     crew, built = TorchCrew.hire(facts, config)

@@ -7,7 +7,7 @@ Shapes use T tokens in the step (all jobs' chunks, ragged), B chunks, H query he
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -95,6 +95,16 @@ class AttentionBackend(Protocol):
 
     @property
     def num_bytes(self) -> int: ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A backend whose blocks can be copied elsewhere and back (mover.py)."""
+
+    @property
+    def arena(self) -> Tensor:
+        """The cache as [pieces, blocks, ...], not a copy: a run of blocks is consecutive in each piece."""
+        ...
 
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}

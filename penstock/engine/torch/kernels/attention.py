@@ -115,6 +115,10 @@ class CpuPagedAttention:
     def want_lse(self, wanted: bool) -> None:
         self._wants_lse = wanted
 
+    @property
+    def arena(self) -> Tensor:
+        return self.cache.flatten(0, 1)
+
     def copy_blocks(self, pairs: Tensor) -> None:
         """All sources are read before any target is written."""
         self.cache[:, :, pairs[:, 1]] = self.cache[:, :, pairs[:, 0]]
