@@ -9,19 +9,30 @@ Blocks while it looks up, downloads and loads: call it before the loop serves an
 
 from __future__ import annotations
 
-from penstock.core.errors import BadConfig
+from penstock.core.errors import BadModel
+from penstock.core.types import CanvasRule
 from penstock.engine.folder import model_facts
 from penstock.engine.torch.build import EngineConfig, build_decoder
 from penstock.engine.torch.crew import TorchCrew
 from penstock.engine.torch.decoder import Alone
+from penstock.engine.torch.diffusion.executor import DiffusionExecutor
+from penstock.engine.torch.diffusion.open import open_diffusion
 from penstock.engine.torch.executor import TorchExecutor
 from penstock.engine.torch.hub import find_model
 
-__all__ = ["EngineConfig", "open_executor"]
+__all__ = ["EngineConfig", "open_executor", "open_leaf"]
 
 
 def open_executor(model: str, config: EngineConfig | None = None) -> TorchExecutor:
     """Load `model` (a folder, "default", or a Hub name). Raises BadModel, BadConfig."""
+    executor = open_leaf(model, config)
+    if not isinstance(executor, TorchExecutor):
+        raise BadModel(f"{model} is a diffusion language model: open_leaf opens it")
+    return executor
+
+
+def open_leaf(model: str, config: EngineConfig | None = None) -> TorchExecutor | DiffusionExecutor:
+    """As open_executor, whichever way the model writes."""
     config = config or EngineConfig()
     folder = find_model(
         model,
@@ -31,11 +42,9 @@ def open_executor(model: str, config: EngineConfig | None = None) -> TorchExecut
         is_offline=config.is_offline,
     )
     facts = model_facts(folder)
-    if config.host_blocks and config.tensor_parallel > 1:
-        raise BadConfig(
-            "jobs cannot be moved to host memory when a model is split over several processes",
-            hint="leave cache.swap.host_blocks out, or use one process",
-        )
+    if facts.canvas is not None:
+        opened, num_blocks = open_diffusion(facts, config)
+        return DiffusionExecutor(opened, num_blocks, facts, config, CanvasRule())
     if config.tensor_parallel == 1:
         return TorchExecutor(build_decoder(facts, config, Alone(), None), facts, config)
     crew, built = TorchCrew.hire(facts, config)

@@ -66,6 +66,11 @@ class PackedAttention:
     def num_bytes(self) -> int:
         return self._kv.nbytes
 
+    @property
+    def arena(self) -> Tensor:
+        """[pieces, slots, D]"""
+        return self._kv.flatten(0, 2)
+
     def want_lse(self, wanted: bool) -> None:
         assert not wanted, "partial results of canvases are never merged"
 

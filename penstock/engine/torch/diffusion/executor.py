@@ -1,0 +1,216 @@
+"""The executor port on a diffusion language model: the real twin of sim.canvases.
+
+A job's first step, and the first after it lost its memory, tells how long its canvas is and which blocks of the arena
+it has. A step's outputs are the blocks that it resolved, each whole and cut behind the first token that ends the text;
+nothing is told before, as the tokens of an open block may be written in any order.
+
+Of the sampling parameters temperature, seed, max_tokens, stop tokens and ignore_eos have a meaning here. Whoever asks
+for another is refused with its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from penstock.core.plans import Done, Opening, Plan, Sampled, Work
+from penstock.core.ports import Completion, Grain
+from penstock.core.prompt import TokenPrompt
+from penstock.core.rng import stream
+from penstock.core.types import CanvasRule, Caps, PlanId, Request, Sampling
+from penstock.engine.folder import ModelFacts
+from penstock.engine.torch.chance import chance_of
+from penstock.engine.torch.diffusion.canvas import Canvas
+from penstock.engine.torch.diffusion.model import Counts, DiffusionModel, Told
+from penstock.engine.torch.diffusion.unmask import Noise
+from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Step
+
+if TYPE_CHECKING:
+    from penstock.engine.torch.build import EngineConfig
+
+PLAIN = Sampling()
+MEANINGLESS = (
+    "min_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "logit_bias", "logprobs", "prompt_logprobs",
+)  # fmt: skip
+BROKEN = "the model gave no finite numbers for the next tokens"
+
+
+class DiffusionExecutor:
+    """Implements core.ports.Executor. Made by `penstock.engine.torch.open.open_executor`."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        num_blocks: int,
+        facts: ModelFacts,
+        config: EngineConfig,
+        rule: CanvasRule,
+    ) -> None:
+        self.facts, self.config = facts, config
+        self.num_blocks, self.block_size = num_blocks, config.block_size
+        dtype = str(model.decoder.embedding.dtype).removeprefix("torch.")
+        self.notes = {"device": str(model.device), "dtype": dtype, "attention": "packed, no mask"}
+        self.counts = Counts()  # of the last step
+        self._model, self._rule = model, rule
+        self._caps = Caps(
+            num_layers=facts.num_layers,
+            max_context=min(config.max_context or facts.max_context, facts.max_context),
+            canvas=rule,
+        )
+        self._seeds = stream(config.seed, "sampling")
+        self._opened: dict[int, tuple[Request, Noise | None]] = {}
+        self._canvases: dict[int, Canvas] = {}
+        self._live: set[PlanId] = set()
+        self._on_completion: Callable[[Completion], None] | None = None
+        self._lane = Lane(
+            run=self._step, close=self._close, tell=self._tell, threads=config.threads
+        )
+        self._is_stopped = False
+
+    @property
+    def caps(self) -> Caps:
+        return self._caps
+
+    @property
+    def kv_bytes(self) -> int:
+        return self._model.attention.num_bytes
+
+    @property
+    def pids(self) -> list[int]:
+        """Processes besides this one."""
+        return []
+
+    def listen(self, on_completion: Callable[[Completion], None]) -> None:
+        self._on_completion = on_completion
+
+    def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
+        assert not self._is_stopped, "launched after stop"
+        self._live.add(plan.id)
+        self._lane.send(Launch(plan))
+        return plan.id
+
+    def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
+        """A plan is one step: it ends soon enough."""
+
+    def resume(self, plan: PlanId) -> None:
+        raise AssertionError("plans of canvases are never suspended")
+
+    def abort(self, plan: PlanId) -> None:
+        if plan in self._live:
+            self._live.discard(plan)
+            self._lane.mark(plan, "abort")
+            self._lane.send(Abort(plan))
+
+    def close_jobs(self, seqs: Sequence[int]) -> None:
+        self._lane.send(Close(tuple(seqs)))
+
+    async def stop(self) -> None:
+        if not self._is_stopped:
+            self._is_stopped = True
+            await self._lane.stop(tuple(self._live))
+            self._live.clear()
+
+    def _tell(self, told: Completion) -> None:
+        """On the loop's thread: pass on what the lane did, unless the plan was aborted meanwhile."""
+        assert isinstance(told, Done), "a step is never left in the middle"
+        if told.plan not in self._live:
+            return
+        self._live.discard(told.plan)
+        self._lane.unmark(told.plan)
+        at = asyncio.get_running_loop().time()
+        assert self._on_completion is not None, "nobody listens"
+        self._on_completion(Done(told.plan, 1, told.outputs, (at,), told.error))
+
+    def _close(self, seqs: Iterable[int]) -> None:
+        for seq in seqs:
+            self._canvases.pop(seq, None)
+            self._opened.pop(seq, None)
+
+    def _step(self, plan: Plan) -> Step:
+        """One plan, on the lane's thread."""
+        self._close(plan.closed)
+        refused = {}
+        for opening in plan.opened:
+            reason = self._open(opening)
+            if reason is not None:
+                refused[opening.seq] = reason
+        outputs = [Sampled(seq, 0, error=reason) for seq, reason in refused.items()]
+        work = [one for one in plan.work if one.seq not in refused]
+        if not work:
+            return tuple(outputs)
+        canvases = [self._placed(one) for one in work]
+        pairs = [(canvas, one.phase) for canvas, one in zip(canvases, work, strict=True)]
+        told = yield from self._model.step(pairs, self.counts)
+        for one, answer in zip(work, told, strict=True):
+            outputs += self._heard(one.seq, answer)
+        return tuple(outputs)
+
+    def _open(self, opening: Opening) -> str | None:
+        """Take a job in; the reason when it cannot be served."""
+        request, seed = opening.request, self._seeds.getrandbits(64)
+        reason = self._refusal(request)
+        if reason is not None:
+            return reason
+        chosen, noise = request.sampling, None
+        if chosen.temperature > 0:
+            chance = chance_of(seed if chosen.seed is None else chosen.seed, opening.answer)
+            drawn = torch.Generator().manual_seed(chance & (2**63 - 1))
+            noise = Noise(chosen.temperature, drawn)
+        self._opened[opening.seq] = (request, noise)
+        return None
+
+    def _refusal(self, request: Request) -> str | None:
+        prompt, chosen = request.prompt, request.sampling
+        if request.kind != "generate":
+            return f"a diffusion language model cannot {request.kind}"
+        if not isinstance(prompt, TokenPrompt):
+            return "the prompt has no token ids, which a real model needs"
+        if request.parts or request.adapter is not None:
+            return "this model takes text only, and has no adapters"
+        for name in MEANINGLESS:
+            if getattr(chosen, name) != getattr(PLAIN, name):
+                return (
+                    f"{name} has no meaning for a model that fills masks in any order: leave it out"
+                )
+        ids = [*prompt.ids, *chosen.stop_ids]
+        if not (0 <= min(ids) and max(ids) < self.facts.vocab_size):
+            return (
+                f"the prompt or a stop token is outside the vocabulary of {self.facts.vocab_size}"
+            )
+        return None
+
+    def _placed(self, work: Work) -> Canvas:
+        """The canvas of a planned job, in the memory it was given."""
+        canvas = self._canvases.get(work.seq)
+        if canvas is None:
+            request, noise = self._opened[work.seq]
+            assert isinstance(request.prompt, TokenPrompt) and work.is_fresh
+            prompt = list(request.prompt.ids)
+            num_masks = work.tokens - len(prompt)
+            canvas = Canvas.begun(prompt, num_masks, self._rule, self._model.mask_id, noise)
+            self._canvases[work.seq] = canvas
+        elif work.is_fresh:
+            canvas.wipe()
+        if work.is_fresh:
+            first = torch.tensor(work.blocks, dtype=torch.int64) * self.block_size
+            canvas.slots = (first[:, None] + torch.arange(self.block_size)).flatten()
+        return canvas
+
+    def _heard(self, seq: int, told: Told) -> list[Sampled]:
+        if seq not in self._canvases:
+            return []  # closed while the step ran
+        if told.is_broken:
+            return [Sampled(seq, 0, error=BROKEN)]
+        if not told.tokens:
+            return []
+        chosen = self._opened[seq][0].sampling
+        stops = frozenset(chosen.stop_ids)
+        if not chosen.ignore_eos:
+            stops |= frozenset(self.facts.eos_ids)
+        ends = [place for place, token in enumerate(told.tokens) if token in stops]
+        ids = told.tokens[: ends[0] + 1] if ends else told.tokens
+        return [Sampled(seq, len(ids), ids, bool(ends))]
