@@ -9,7 +9,7 @@ Blocks while it looks up, downloads and loads: call it before the loop serves an
 
 from __future__ import annotations
 
-from penstock.core.errors import BadModel
+from penstock.core.errors import BadConfig, BadModel
 from penstock.core.types import CanvasRule
 from penstock.engine.folder import model_facts
 from penstock.engine.torch.build import EngineConfig, build_decoder
@@ -45,6 +45,11 @@ def open_leaf(model: str, config: EngineConfig | None = None) -> TorchExecutor |
     if facts.canvas is not None:
         opened, num_blocks = open_diffusion(facts, config)
         return DiffusionExecutor(opened, num_blocks, facts, config, CanvasRule())
+    if config.host_blocks and config.tensor_parallel > 1:
+        raise BadConfig(
+            "jobs cannot be moved to host memory when a model is split over several processes",
+            hint="leave cache.swap.host_blocks out, or use one process",
+        )
     if config.tensor_parallel == 1:
         return TorchExecutor(build_decoder(facts, config, Alone(), None), facts, config)
     crew, built = TorchCrew.hire(facts, config)
