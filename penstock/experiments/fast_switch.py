@@ -76,7 +76,7 @@ def lengths_of(path: Path | None) -> tuple[tuple[int, int], ...]:
         return tuple(
             (
                 min(2048, max(4, round(chance.lognormvariate(4.6, 1.2)))),
-                min(1024, max(4, round(chance.gammavariate(1.2, 180.0)))),
+                min(1024, max(4, round(chance.gammavariate(1.4, 240.0)))),
             )
             for _ in range(2000)
         )
