@@ -95,25 +95,30 @@ def test_the_text_is_the_same_as_without_moving(folder: Path, mode: Any, attenti
 def test_bytes_come_back_whatever_overlaps() -> None:
     """A hundred thousand block copies in random order and by several threads, against a plain model."""
     pieces, blocks, host_blocks = 3, 40, 60
-    arena = torch.arange(pieces * blocks * 4, dtype=torch.float32).reshape(pieces, blocks, 4)
+    arena = torch.arange(pieces * blocks * 128, dtype=torch.float32).reshape(pieces, blocks, 128)
     told: list[int] = []
     mover = Mover(arena, host_blocks, threads=3, tell=told.append)
     mover.host.zero_()
     ours, theirs = arena.numpy().copy(), mover.host.numpy().copy()
     chance, num_copied, number = random.Random(0), 0, 0
     while num_copied < 100_000:
-        count = chance.randrange(1, 20)
-        device, host = chance.sample(range(blocks), count), chance.sample(range(host_blocks), count)
-        if chance.random() < 0.5:
+        batch = []
+        for _ in range(60):
+            count = chance.randrange(1, 20)
             start, there = chance.randrange(blocks - count), chance.randrange(host_blocks - count)
-            device, host = list(range(start, start + count)), list(range(there, there + count))
-        is_out = chance.random() < 0.5
-        mover.begin(Transfer(number, 0, is_out, joined(list(zip(device, host, strict=True)))))
-        if is_out:
-            theirs[:, host] = ours[:, device]
-        else:
-            ours[:, device] = theirs[:, host]
-        number, num_copied = number + 1, num_copied + count
+            device, host = range(start, start + count), range(there, there + count)
+            if chance.random() < 0.5:
+                device, host = chance.sample(range(blocks), count), chance.sample(range(60), count)
+            runs = joined(list(zip(device, host, strict=True)))
+            batch.append((Transfer(number, 0, chance.random() < 0.5, runs), [*device], [*host]))
+            number, num_copied = number + 1, num_copied + count
+        for transfer, _, _ in batch:  # all at once, so that workers meet
+            mover.begin(transfer)
+        for transfer, device, host in batch:
+            if transfer.is_out:
+                theirs[:, host] = ours[:, device]
+            else:
+                ours[:, device] = theirs[:, host]
     mover.close()
     assert sorted(told) == list(range(number))
     assert np.array_equal(arena.numpy(), ours) and np.array_equal(mover.host.numpy(), theirs)
