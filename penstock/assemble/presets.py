@@ -70,6 +70,13 @@ PRESETS: dict[str, dict[str, str]] = {
         "evict": "retract",
         "blocks": "lru",
     },
+    "dllm-serve": {
+        "order": "fcfs",
+        "admit": "full-fit",
+        "batch": "diffusion",
+        "evict": "recompute-last",
+        "blocks": "lru",
+    },
 }
 
 

@@ -18,6 +18,7 @@ from penstock.core.clock import now
 from penstock.core.config import Table, build
 from penstock.core.errors import BadConfig
 from penstock.core.ports import Channel, Executor, Log
+from penstock.core.types import CanvasRule
 from penstock.cost.lengths import History
 from penstock.engine.host import Host
 from penstock.engine.limits import BoundLimits
@@ -49,6 +50,7 @@ class ExecutorSpec:
     profile says.
     `lanes`: plans that run side by side, which policies like semi-pd use; `sharing` says how modelled ones slow each
     other down (cost.sharing).
+    `canvas`: how a diffusion language model fills its answers (core.canvas).
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
     """
 
@@ -68,6 +70,7 @@ class ExecutorSpec:
     max_context: int | None = None
     lanes: int = 1
     sharing: str = "fair"
+    canvas: CanvasRule = CanvasRule()
     compiler: str | None = None
     kernel_cache: Path | None = None
 

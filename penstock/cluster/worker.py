@@ -38,7 +38,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
     """The real leaf: torch on this machine. Raises BadModel, MissingExtra and the like."""
     from penstock.engine.torch.open import (  # torch, in this process only
         EngineConfig,
-        open_executor,
+        open_leaf,
     )
 
     wanted = spec.executor
@@ -62,7 +62,13 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         kernel_cache=wanted.kernel_cache,
         seed=stream(spec.seed, spec.name, "engine").getrandbits(63),  # replicas draw differently
     )
-    executor = open_executor(spec.model, config)
+    executor = open_leaf(spec.model, config, wanted.canvas)
+    if executor.caps.canvas is not None and spec.policies["batch"]["name"] != "diffusion":
+        raise BadConfig(
+            f"{spec.model} is a diffusion language model, which batch policy "
+            f"{spec.policies['batch']['name']} cannot run",
+            hint="use --policy dllm-serve",
+        )
     if executor.caps.host_blocks < spec.swap.host_blocks:
         raise BadConfig(
             "this kind of model cannot move jobs to host memory",

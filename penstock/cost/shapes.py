@@ -198,7 +198,8 @@ KINDS = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 
 
 def shape_of_config(table: Mapping[str, object], name: str) -> ModelShape:
-    """Read Hugging Face's config.json of a Llama, Mistral, Mixtral or Qwen 2/3 model."""
+    """Read Hugging Face's config.json of a Llama, Mistral, Mixtral, Qwen 2/3, LLaDA or Dream model."""
+    table = _as_written(table)
     kind = table.get("model_type")
     if kind not in KINDS:
         raise BadModel(
@@ -228,6 +229,29 @@ def shape_of_config(table: Mapping[str, object], name: str) -> ModelShape:
         top_k=top_k,
         expert_ffn=expert_ffn,
     )
+
+
+def _as_written(table: Mapping[str, object]) -> Mapping[str, object]:
+    """Diffusion language models as the models they are made like: LLaDA a Llama, Dream a Qwen 2."""
+    kind = table.get("model_type")
+    if kind == "Dream":
+        return {**table, "model_type": "qwen2"}
+    if kind != "llada":
+        return table
+    named = {theirs: table[ours] for theirs, ours in LLADA_KEYS.items() if table.get(ours)}
+    return {**named, "model_type": "llama", "torch_dtype": table.get("torch_dtype")}
+
+
+LLADA_KEYS = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "num_key_value_heads": "n_kv_heads",
+    "intermediate_size": "mlp_hidden_size",
+    "vocab_size": "embedding_size",
+    "max_position_embeddings": "max_sequence_length",
+    "tie_word_embeddings": "weight_tying",
+}
 
 
 class _Sizes:

@@ -18,6 +18,7 @@ from penstock.cost.diffusion import (
 )
 from penstock.cost.hardware import card_of
 from penstock.cost.roofline import Roofline
+from penstock.cost.shapes import shape_of_config
 from penstock.cost.step import StepFeatures
 
 CARD = card_of("rtx-4090")
@@ -36,6 +37,31 @@ def memory(card: str = "rtx-4090", retention: float = 0.5, **logits: int | None)
 def test_the_shape_is_lladas() -> None:
     assert LLADA_8B.params == pytest.approx(8.02e9, rel=0.001)
     assert LLADA_8B.kv_bytes == 524_288
+
+
+def test_shapes_are_read_from_their_own_spelling() -> None:
+    llada = {
+        "model_type": "llada",
+        "d_model": 4096,
+        "n_heads": 32,
+        "n_kv_heads": 32,
+        "n_layers": 32,
+        "mlp_hidden_size": 12288,
+        "embedding_size": 126464,
+        "max_sequence_length": 4096,
+        "weight_tying": False,
+    }
+    assert shape_of_config(llada, "llada-8b") == LLADA_8B
+    dream = {
+        "model_type": "Dream",
+        "hidden_size": 3584,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 28,
+        "intermediate_size": 18944,
+        "vocab_size": 152064,
+    }
+    assert shape_of_config(dream, "dream").params == pytest.approx(7.62e9, rel=0.001)
 
 
 def test_logits_take_what_was_published() -> None:

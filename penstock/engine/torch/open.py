@@ -31,8 +31,10 @@ def open_executor(model: str, config: EngineConfig | None = None) -> TorchExecut
     return executor
 
 
-def open_leaf(model: str, config: EngineConfig | None = None) -> TorchExecutor | DiffusionExecutor:
-    """As open_executor, whichever way the model writes."""
+def open_leaf(
+    model: str, config: EngineConfig | None = None, rule: CanvasRule | None = None
+) -> TorchExecutor | DiffusionExecutor:
+    """As open_executor, whichever way the model writes; `rule` is how one fills canvases."""
     config = config or EngineConfig()
     folder = find_model(
         model,
@@ -44,7 +46,7 @@ def open_leaf(model: str, config: EngineConfig | None = None) -> TorchExecutor |
     facts = model_facts(folder)
     if facts.canvas is not None:
         opened, num_blocks = open_diffusion(facts, config)
-        return DiffusionExecutor(opened, num_blocks, facts, config, CanvasRule())
+        return DiffusionExecutor(opened, num_blocks, facts, config, rule or CanvasRule())
     if config.host_blocks and config.tensor_parallel > 1:
         raise BadConfig(
             "jobs cannot be moved to host memory when a model is split over several processes",
