@@ -61,7 +61,10 @@ def test_unknown_keys_are_refused_at_every_level(tmp_path: Path, text: str, plac
 @pytest.mark.parametrize(
     ("sets", "told"),
     [
-        (["fleet.0.policy.order=lifo"], "no order policy is named 'lifo'; known: dfs-weight, drawn-priority, drr"),
+        (
+            ["fleet.0.policy.order=lifo"],
+            "no order policy is named 'lifo'; known: dfs-weight, drawn-priority, drr",
+        ),
         (["fleet.0.policy.preset=orca"], "fleet[0].policy.preset must be one of vllm-v1, sglang"),
         (["fleet.0.policy.order=3"], "fleet[0].policy.order must be the name of a policy"),
         (["fleet.0.policy.batch.max_tokens=many"], "fleet[0].policy.batch.max_tokens must be int"),

@@ -61,16 +61,27 @@ class Lpm:
         """Jobs that begin like one before them. A hash names all that is before it, so one a prompt tells."""
         size = fork.block_size
         place = -(-self.shared_tokens // size) - 1
-        seen: set[BlockHash] = set()
+        seen: set[BlockHash | str] = set()
         put_off: set[int] = set()
         for job in waiting:
-            if cached[job.seq] > self.checked_tokens:
+            if cached[job.seq] > self.checked_tokens or job.num_prompt // size <= place:
                 continue
-            hashes = job.request.prompt.blocks(size)
-            if len(hashes) <= place:
+            begins = self._begins(job, size, place)
+            if begins is None:
                 continue
-            if hashes[place] in seen:
+            if begins in seen:
                 put_off.add(job.seq)
             else:
-                seen.add(hashes[place])
+                seen.add(begins)
         return put_off
+
+    @staticmethod
+    def _begins(job: JobView, size: int, place: int) -> BlockHash | str | None:
+        """What names the beginning of a prompt; the answers of one request share theirs, whatever is known of it."""
+        request = job.request
+        if request.kind == "score" or request.sampling.prompt_logprobs is not None:
+            return None
+        hashes = request.prompt.blocks(size)
+        if len(hashes) > place:
+            return hashes[place]
+        return request.id if request.n > 1 else None
