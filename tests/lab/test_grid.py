@@ -120,8 +120,8 @@ def test_a_batch_policy_brings_what_its_preset_says_beside_it() -> None:
     written_out = [f"fleet.0.policy.{slot}={name}" for slot, name in PRESETS["vllm-v1"].items()]
     for sets in ([], written_out):
         vllm, sglang = varied(*sets, batch="vllm,sglang")
-        assert policies(vllm) == {**PRESETS["vllm-v1"], "route": "least"}
-        assert policies(sglang) == {**PRESETS["sglang"], "route": "least"}
+        assert policies(vllm) == {**PRESETS["vllm-v1"], "route": "least", "limit": "fixed"}
+        assert policies(sglang) == {**PRESETS["sglang"], "route": "least", "limit": "fixed"}
 
 
 def test_the_files_own_batch_policy_keeps_its_parameters_and_others_do_not_inherit_them() -> None:
