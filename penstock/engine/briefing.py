@@ -23,8 +23,13 @@ from penstock.engine.ledger import BlockLedger
 class Briefing:
     """One per executor."""
 
-    def __init__(self, ledger: BlockLedger, num_layers: int) -> None:
+    def __init__(self, ledger: BlockLedger, num_layers: int, *, names_ahead: bool = True) -> None:
+        """`names_ahead`: full blocks get their names when they are planned, so that the same step may share them.
+
+        Not where another plan can run before this one has written them: there the replica names them afterwards.
+        """
         self._ledger, self._num_layers = ledger, num_layers
+        self._names_ahead = names_ahead
         self._told: dict[int, int] = {}  # blocks of each running job the executor knows
         self._calm: dict[int, int] = {}  # first position that needs a look at the job's blocks
         self._fetching: set[int] = set()  # their blocks get names when they are there
@@ -106,7 +111,7 @@ class Briefing:
         if start >= room:
             ledger.extend(job, start + 1)
             room = len(table) * ledger.block_size
-        if len(job.hashes) > ledger.registered[seq]:
+        if self._names_ahead and len(job.hashes) > ledger.registered[seq]:
             ledger.register(job, start + 1)
         told = self._told[seq]
         if told != len(table):
@@ -142,7 +147,7 @@ class Briefing:
         upto = start + chunk.tokens
         ledger.extend(job, upto)
         is_whole = chunk.layers is None or chunk.layers[1] == self._num_layers
-        if is_whole and job.seq not in self._fetching:
+        if is_whole and self._names_ahead and job.seq not in self._fetching:
             ledger.register(job, upto)
         job.in_flight += chunk.tokens
         table = ledger.tables[job.seq]
@@ -164,7 +169,8 @@ class Briefing:
     def fetched(self, job: Job) -> None:
         """They are there: now others may find them. What a plan behind the copy computes has its name as well."""
         self._fetching.discard(job.seq)
-        self._ledger.register(job, job.computed + job.in_flight)
+        planned = job.in_flight if self._names_ahead else 0
+        self._ledger.register(job, job.computed + planned)
 
     def preempted(self, job: Job) -> None:
         self._told.pop(job.seq, None)

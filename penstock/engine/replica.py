@@ -145,6 +145,7 @@ class Replica:
         learners = (*policies.all(), predictors.cost, predictors.lengths, predictors.programs)
         self._observers = [one.observe for one in learners if hasattr(one, "observe")]
         self._emit = self._emit_to_all if self._observers else log.emit
+        self._interrupts: bool = getattr(policies.batch, "interrupts", False)
         self._roster = Roster(
             config.name,
             self.ledger,
@@ -152,7 +153,11 @@ class Replica:
             max_context=self.max_context,
             canvas=executor.caps.canvas,
         )
-        self._briefing = Briefing(self.ledger, executor.caps.num_layers)
+        # Beside a plan that is suspended or in another lane nobody may share what it has not written yet.
+        self._names_ahead = executor.caps.max_lanes == 1 and not self._interrupts
+        self._briefing = Briefing(
+            self.ledger, executor.caps.num_layers, names_ahead=self._names_ahead
+        )
         self._swap: Swap | None = None
         if config.swap.host_blocks:
             assert executor.caps.host_blocks >= config.swap.host_blocks, "no such host memory"
@@ -161,7 +166,6 @@ class Replica:
         self._num_arriving = 0
         self._flights: dict[PlanId, Flight] = {}
         self._suspended: dict[PlanId, Flight] = {}
-        self._interrupts: bool = getattr(policies.batch, "interrupts", False)
         self._step_s = 0.0
         self._is_poked = False
         self._is_draining = False
@@ -488,6 +492,8 @@ class Replica:
         else:
             job.computed += work.tokens + extra
             job.carried = None
+            if not self._names_ahead:
+                self.ledger.register(job, job.computed)
 
     def _apply_decodes(self, now: float, jobs: Sequence[Job], done: Counted) -> None:
         """Of the part that is written by columns, most of nearly every step: each job got a token a step."""

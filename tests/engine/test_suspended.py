@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from penstock.core.events import Finished, Stepped, Suspended
+from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Caps
 from penstock.core.views import Batch, Chunk, JobView, Lane
 from penstock.cost.step import StepFeatures
@@ -83,10 +84,12 @@ class ShortFirst:
         if best is None:
             return Decision()
         admitted: tuple[JobView, ...] = ()
+        tokens = best.todo
         if best.status == "waiting":
-            assert view.admit(best, best.todo, fork) == "yes" and fork.reserve(best, best.known)
+            tokens = best.known - fork.cached(best)
+            assert view.admit(best, tokens, fork) == "yes" and fork.reserve(best, best.known)
             admitted = (best,)
-        return Decision(Batch((Lane((Chunk(best, best.todo),)),)), admitted)
+        return Decision(Batch((Lane((Chunk(best, tokens),)),)), admitted)
 
 
 @dataclass
@@ -262,3 +265,29 @@ def test_a_log_with_suspensions_replays(tmp_path: Path) -> None:
     judge = Judge(bench.config.name)
     run(_feed(bench.book.events, parts, judge))
     assert judge.num_events == len(bench.book.events)
+
+
+def test_nobody_shares_what_a_suspended_plan_has_not_written() -> None:
+    """A prompt that begins like one of a suspended plan computes that beginning itself."""
+    bench, ids = made(ShortFirst()), list(range(56))
+    starts: dict[str, list[int]] = {"long": [], "short": [], "late": []}
+    launch = bench.executor.launch
+
+    def watched(plan: Any, repeat: int = 1) -> Any:
+        names = {seq: request.id for seq, request, _ in plan.opened}
+        for work in plan.work:
+            if work.seq in names:
+                starts[names[work.seq]].append(work.start)
+        return launch(plan, repeat)
+
+    bench.executor.launch = watched  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        bench.replica.submit(ask("long", 56, 1, ids=TokenPrompt(ids)))
+        await asyncio.sleep(11)
+        bench.replica.submit(ask("short", 9, 1, ids=TokenPrompt([*ids[:8], 99])))
+        await asyncio.sleep(100)
+        bench.replica.submit(ask("late", 21, 1, ids=TokenPrompt([*ids[:20], 99])))
+
+    drive(bench, scenario())
+    assert starts == {"long": [0], "short": [0], "late": [20]}
