@@ -176,7 +176,7 @@ class Store:
                 "value": result.value,
                 "error": result.error,
                 "trace": result.trace,
-                "cpu_s": round(result.cpu_s, 3),
+                "cpu_s": result.cpu_s,
             }
         )
 
@@ -300,7 +300,7 @@ class _Run:
                 value=None if outcome.value is None else json.loads(outcome.value),
                 error=outcome.error,
                 trace=outcome.trace,
-                cpu_s=outcome.cpu_s,
+                cpu_s=round(outcome.cpu_s, 3),  # as the store keeps it
             )
         if self._store is not None:
             self._store.add(result)
