@@ -83,7 +83,7 @@ class Live:
         return self.texts
 
     def runs_a_prompt_of(self, tokens: int) -> bool:
-        plans = [flight.plan for flight in self.replica._flights.values()]
+        plans = [flight.plan for flight in self.replica._flights.running.values()]
         return any(work.tokens >= tokens for plan in plans for work in plan.work)
 
     def of(self, kind: type) -> list[Event]:

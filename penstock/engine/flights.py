@@ -1,0 +1,113 @@
+"""The plans of one replica that were launched and have not ended, and those that stopped inside their forward.
+
+A batch policy may interrupt a running plan at its executor's finest boundary. Once the executor says Yielded, the plan
+is suspended: its lane is idle, its jobs keep their blocks and stay in flight, and it goes on when the policy resumes
+it. When the last of its jobs is cancelled it is aborted. A plan that somebody else stopped goes on at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from penstock.core.events import Suspended
+from penstock.core.plans import Plan, Yielded
+from penstock.core.types import Job, PlanId
+from penstock.core.views import Chunk, Flying, Singles
+from penstock.engine.parts import Parts
+
+
+class Flight(Struct, gc=False):
+    """A launched plan, and the live jobs behind its plain numbers."""
+
+    plan: Plan
+    jobs: Sequence[Job]
+    repeat: int
+    launched_at: float
+    chunks: tuple[Chunk, ...] | Singles
+    paused_s: float = 0.0
+    paused_at: float | None = None
+    activation_bytes: int = 0
+    is_stopping: bool = False
+
+    def seen(self, now: float) -> Flying:
+        """As policies see it."""
+        until = now if self.paused_at is None else self.paused_at
+        ran_s = until - self.launched_at - self.paused_s
+        plan = self.plan
+        return Flying(
+            plan.id, plan.lane, self.chunks, ran_s, self.activation_bytes, self.is_stopping
+        )
+
+
+class Flights:
+    """`interrupts`: the batch policy stops plans, and resumes them."""
+
+    def __init__(self, parts: Parts, interrupts: bool) -> None:
+        self._parts, self._executor = parts, parts.executor
+        self._interrupts = interrupts
+        self.running: dict[PlanId, Flight] = {}
+        self.suspended: dict[PlanId, Flight] = {}
+
+    def hurry(self) -> None:
+        """Something came in: plans that repeat a step end with the one that runs."""
+        for plan, flight in self.running.items():
+            if flight.repeat > 1:
+                self._executor.interrupt(plan, "step")
+
+    def interrupt(self, plan: PlanId) -> None:
+        flight = self.running[plan]
+        if not flight.is_stopping:
+            flight.is_stopping = True
+            self._executor.interrupt(plan, self._executor.caps.yield_grain)
+
+    def resume(self, now: float, plan: PlanId) -> None:
+        flight = self.suspended.pop(plan)
+        assert flight.paused_at is not None, "it is suspended"
+        flight.paused_s += now - flight.paused_at
+        flight.paused_at, flight.activation_bytes, flight.is_stopping = None, 0, False
+        self.running[plan] = flight
+        self._executor.resume(plan)
+
+    def apply_yielded(self, now: float, yielded: Yielded) -> None:
+        flight = self.running.pop(yielded.plan)
+        flight.paused_at, flight.activation_bytes = now, yielded.activation_bytes
+        suspended = Suspended(
+            at=now,
+            who=self._parts.name,
+            plan=yielded.plan,
+            activation_bytes=yielded.activation_bytes,
+        )
+        self._parts.emit(suspended)
+        self.suspended[yielded.plan] = flight
+        if not self._interrupts:
+            self.resume(now, yielded.plan)  # somebody else interrupted it
+        elif all(job.is_cancelled for job in flight.jobs):
+            self._abort(now, self.suspended.pop(yielded.plan))
+
+    def abort_unwanted(self, now: float) -> None:
+        """Give up suspended plans of which nobody wants anything any more."""
+        for plan, flight in list(self.suspended.items()):
+            if all(job.is_cancelled for job in flight.jobs):
+                self._abort(now, self.suspended.pop(plan))
+
+    def _abort(self, now: float, flight: Flight) -> None:
+        self._executor.abort(flight.plan.id)
+        for work, job in zip(flight.plan.work, flight.jobs, strict=True):
+            job.in_flight -= work.tokens
+            self._parts.finish(now, job, "cancelled")
+
+    def check(self, running: Sequence[Job]) -> None:
+        """What jobs have in flight is what plans hold of them."""
+        flying: dict[int, int] = {}
+        for flight in (*self.running.values(), *self.suspended.values()):
+            for work in flight.plan.work:
+                flying[work.seq] = flying.get(work.seq, 0) + work.tokens
+        for job in running:
+            assert job.in_flight == flying.get(job.seq, 0), f"in_flight of job {job.seq} is off"
+
+
+def seen(flights: dict[PlanId, Flight], now: float) -> Sequence[Flying]:
+    """As policies see them."""
+    return [flight.seen(now) for flight in flights.values()] if flights else ()

@@ -1,0 +1,220 @@
+"""What came back changes jobs: tokens are counted, blocks get names, answers end, callers are told.
+
+Nearly all completions of a modelled executor are bare counts (`Counted`), and nearly all of these are of decodes that
+were written by columns: they have a way of their own, which does the same without looking into anything.
+
+**Chunks through some layers.** Until a chunk has passed the last layer its positions are not computed, its blocks have
+no name and nothing is sampled; `Job.carried` says how far it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from penstock.core.canvas import CanvasJob
+from penstock.core.events import Completed, Transferred
+from penstock.core.plans import Counted, Decodes, Done, Moved, Sampled, Work
+from penstock.core.types import FinishReason, Job
+from penstock.engine.flights import Flight, Flights
+from penstock.engine.parts import Parts
+from penstock.engine.roster import NOTHING
+
+SHARED_FAILURE = "a request that begins alike failed in the same step; send this one again"
+
+
+class Outcomes:
+    """Applies completions of plans, and of copies between device and host."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        flights: Flights,
+        has_prefix_cache: bool,
+        *,
+        ask_again: Callable[[], None],
+    ) -> None:
+        """`ask_again`: whoever joins the running outside a step makes the last decision void."""
+        self._parts, self._flights, self._ask_again = parts, flights, ask_again
+        self._ledger, self._roster = parts.ledger, parts.roster
+        self._has_prefix_cache = has_prefix_cache
+
+    def apply_done(self, now: float, done: Done) -> None:
+        flight = self._flights.running.pop(done.plan)
+        self._emit_completed(now, done)
+        self._parts.step_s = (done.ends[-1] - flight.launched_at) / done.steps_run
+        if isinstance(done, Counted):
+            self._apply_counts(now, flight, done)
+        else:
+            self._apply_outputs(now, flight, done)
+
+    def _apply_counts(self, now: float, flight: Flight, done: Counted) -> None:
+        """`_apply_outputs` for bare counts, which need no looking into."""
+        steps, extra = done.steps_run, done.steps_run - 1
+        first, end = done.ends[0], done.ends[-1]
+        if extra:
+            # Before anybody ends: single steps would have taken these blocks while all were running.
+            self._ledger.extend_each(flight.jobs, steps)
+        others, jobs, counts = flight.plan.work, flight.jobs, iter(done.counts)
+        if isinstance(others, Decodes):
+            num = len(others.seqs)
+            self._apply_decodes(now, jobs[:num], done)
+            others, jobs, counts = others.others, jobs[num:], iter(done.counts[num:])
+        for work, job in zip(others, jobs, strict=True):
+            tokens = work[2]
+            job.in_flight -= tokens
+            self._advance(job, work, extra)
+            if work[3]:
+                is_stop = next(counts)[2]
+                job.num_output += steps
+                job.last_token_at = end
+                if job.first_token_at is None:
+                    job.first_token_at = first
+                is_over = is_stop or job.is_cancelled or job.num_output >= job.max_tokens
+                if not (is_over or job.is_streamed):
+                    continue
+                sampled = Sampled(job.seq, steps, (), is_stop)
+            else:
+                sampled = NOTHING
+            reason = _reason_to_end(job, sampled, None)
+            if reason is not None:
+                self._parts.finish(now, job, reason, sampled)
+            elif sampled.tokens:
+                self._roster.tell(job, sampled)
+
+    def _advance(self, job: Job, work: Work, extra: int, tokens: int = 0) -> None:
+        """Positions are computed once they have passed the last layer; on a canvas none is before the answer ends."""
+        if isinstance(job, CanvasJob):
+            job.go_on(tokens)
+            return
+        if work.layers is not None and work.layers[1] < self._parts.executor.caps.num_layers:
+            job.carried = (work.tokens, work.layers[1])
+        else:
+            job.computed += work.tokens + extra
+            job.carried = None
+            if not self._parts.names_ahead:
+                self._ledger.register(job, job.computed)
+
+    def _apply_decodes(self, now: float, jobs: Sequence[Job], done: Counted) -> None:
+        """Of the part that is written by columns, most of nearly every step: each job got a token a step."""
+        steps, end = done.steps_run, done.ends[-1]
+        for job, (seq, _, is_stop, _) in zip(jobs, done.counts, strict=False):
+            job.in_flight -= 1
+            job.computed += steps
+            job.num_output = written = job.num_output + steps
+            job.last_token_at = end
+            if job.first_token_at is None:
+                job.first_token_at = done.ends[0]
+            if is_stop or written >= job.max_tokens or job.is_cancelled:
+                sampled = Sampled(seq, steps, (), is_stop)
+                reason = _reason_to_end(job, sampled, None)
+                assert reason is not None, "cancelled, stopped or at its length"
+                self._parts.finish(now, job, reason, sampled)
+            elif job.is_streamed:
+                self._roster.tell(job, Sampled(seq, steps))
+
+    def _apply_outputs(self, now: float, flight: Flight, done: Done) -> None:
+        found, extra = {sampled.seq: sampled for sampled in done.outputs}, done.steps_run - 1
+        errors = self._errors(flight, done)
+        if extra:
+            self._ledger.extend_each(flight.jobs, done.steps_run)
+        for work, job in zip(flight.plan.work, flight.jobs, strict=True):
+            job.in_flight -= work.tokens
+            sampled = found.get(work.seq, NOTHING)
+            error = errors.get(work.seq)
+            if error is None:
+                self._advance(job, work, extra, sampled.tokens)
+            if sampled.filled and self._has_prefix_cache and not job.request.scores_prompt:
+                job.hashes.extend(sampled.filled)
+                self._ledger.register(job, job.computed)
+            if sampled.tokens:
+                job.num_output += sampled.tokens
+                job.last_token_at = done.ends[-1]
+                if job.first_token_at is None:
+                    job.first_token_at = done.ends[0]
+            reason = _reason_to_end(job, sampled, error)
+            if reason is not None:
+                self._parts.finish(now, job, reason, sampled, error)
+            elif sampled.tokens or sampled.prompt_logprobs:
+                self._roster.tell(job, sampled)
+
+    def _errors(self, flight: Flight, done: Done) -> dict[int, str]:
+        """Jobs that end with an error, and why.
+
+        Full blocks are registered when their step is planned, so later chunks of a failed step may share blocks that
+        were never written: these are forgotten, and whoever shares them has failed as well.
+        """
+        errors = {one.seq: one.error for one in done.outputs if one.error is not None}
+        if not errors and done.error is None:
+            return errors
+        lost: set[int] = set()
+        for work, job in zip(flight.plan.work, flight.jobs, strict=True):
+            if done.error is not None:
+                errors[work.seq] = done.error
+            elif work.seq not in errors and not lost.isdisjoint(self._ledger.tables[work.seq]):
+                errors[work.seq] = SHARED_FAILURE
+            if work.seq in errors:
+                lost |= self._ledger.disown(job, work.start)
+        return errors
+
+    def _emit_completed(self, now: float, done: Done) -> None:
+        told: tuple[tuple[int, int, bool, tuple[str, ...]], ...]
+        errors: tuple[tuple[int, str], ...] = ()
+        if isinstance(done, Counted):
+            told = done.counts
+        else:
+            told = tuple(
+                [
+                    (one.seq, one.tokens, one.is_stop, tuple([known.hex() for known in one.filled]))
+                    for one in done.outputs
+                ]
+            )
+            errors = tuple([(one.seq, one.error) for one in done.outputs if one.error is not None])
+        self._parts.emit(
+            Completed(
+                at=now,
+                who=self._parts.name,
+                plan=done.plan,
+                steps_run=done.steps_run,
+                ends=done.ends,
+                outputs=told,
+                errors=errors,
+                error=done.error,
+            )
+        )
+
+    def apply_moved(self, now: float, moved: Moved) -> None:
+        swap = self._parts.swap
+        assert swap is not None
+        transfer, job, _ = swap.moved(moved.transfer)
+        transferred = Transferred(
+            at=now,
+            who=self._parts.name,
+            transfer=transfer.id,
+            seq=transfer.seq,
+            is_out=transfer.is_out,
+            num_blocks=transfer.num_blocks,
+            num_runs=len(transfer.runs),
+        )
+        self._parts.emit(transferred)
+        if transfer.is_out or job.status == "ended":
+            return
+        self._parts.briefing.fetched(job)
+        if job.status == "in_transfer":
+            self._roster.join(job)
+            self._ask_again()
+            if job.is_cancelled:
+                self._parts.finish(now, job, "cancelled")
+
+
+def _reason_to_end(job: Job, sampled: Sampled, error: str | None) -> FinishReason | None:
+    if error is not None:
+        return "error"
+    if job.is_cancelled:
+        return "cancelled"
+    if sampled.is_stop:
+        return "stop"
+    if job.num_output >= job.max_tokens:
+        return "length"
+    if job.request.kind != "generate" and job.computed >= job.num_prompt:
+        return "stop"
+    return None
