@@ -60,8 +60,19 @@ class Slo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What an answer must be. `text`: a JSON schema, a regular expression, or a grammar in llguidance's Lark."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. Defaults are OpenAI's. `top_k` None = all; `logprobs` None = none, 0 = the chosen only."""
+    """How tokens are drawn. Defaults are OpenAI's. `top_k` None = all; `logprobs` None = none, 0 = the chosen only.
+
+    `grammar` None: any text will do.
+    """
 
     max_tokens: int = 256
     min_tokens: int = 0
@@ -78,6 +89,7 @@ class Sampling:
     prompt_logprobs: int | None = None
     stop_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    grammar: Grammar | None = None
 
 
 @runtime_checkable

@@ -20,6 +20,7 @@ from penstock.gateway.config import GatewayConfig
 from penstock.gateway.errors import Unsupported
 from penstock.gateway.folder import Preferred
 from penstock.gateway.stop import Stops
+from penstock.gateway.structured import grammar_of
 from penstock.gateway.text import TextModel
 
 N = TypeVar("N", int, float)
@@ -95,6 +96,9 @@ def sampling_of(
         frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=_bias(body.logit_bias or {}, text),
         seed=body.seed,
+        grammar=grammar_of(
+            body.response_format if isinstance(body, ChatBody) else None, body.structured_outputs
+        ),
         logprobs=logprobs,
         stop_ids=stop_ids,
         ignore_eos=bool(body.ignore_eos),

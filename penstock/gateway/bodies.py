@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from penstock.core.errors import BadRequest
 from penstock.gateway.errors import Unrecognised, Unsupported
+from penstock.gateway.structured import FormatBody, SchemaBody, StructuredBody
 
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -65,6 +66,7 @@ class SharedBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stop_token_ids: Ids | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    structured_outputs: StructuredBody | None = None
     # ours
     slo: SloBody | None = None
     program: str | None = None
@@ -116,7 +118,7 @@ class ChatBody(SharedBody, forbid_unknown_fields=True, kw_only=True):
     parallel_tool_calls: Any = UNSET
     functions: Any = UNSET
     function_call: Any = UNSET
-    response_format: Any = UNSET
+    response_format: FormatBody | None = None
     modalities: Any = UNSET
     audio: Any = UNSET
     prediction: Any = UNSET
@@ -148,7 +150,6 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "parallel_tool_calls": (None, True, False),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "prediction": (None,),
@@ -196,7 +197,13 @@ def _explain(cls: type[msgspec.Struct], told: str) -> BadRequest:
 
 
 def _unrecognised(cls: type[msgspec.Struct], name: str, path: str, last: str) -> Unrecognised:
-    nested: dict[str, type[msgspec.Struct]] = {"slo": SloBody, "stream_options": StreamOptions}
+    nested: dict[str, type[msgspec.Struct]] = {
+        "slo": SloBody,
+        "stream_options": StreamOptions,
+        "structured_outputs": StructuredBody,
+        "response_format": FormatBody,
+        "response_format.json_schema": SchemaBody,
+    }
     known = nested.get(path, Message) if path else cls
     near = difflib.get_close_matches(last, known.__struct_fields__, n=1)
     hint = f"did you mean {near[0]!r}?" if near else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from penstock.gateway.exchange import Exchange, Heard, Writer
 from penstock.gateway.metrics import Meter, ModelMeter
 from penstock.gateway.reading import Reading
 from penstock.gateway.shapes import DONE, Choice, Piece, Shape
+from penstock.gateway.structured import check_grammar
 from penstock.gateway.text import TextModel
 from penstock.gateway.wire import EVENTS, JSON, ClientGone, Headers, read_body, send_json
 
@@ -158,6 +160,7 @@ class Calls:
             tenant=call.tenant, hash_key=self._hash_key, isolate=self._config.isolate_tenants
         )
         requests = make_requests(ask, body, origin)
+        await self._check_grammar(ask)
         meter = self._meter.of(ask.model)
         try:
             with self._place(len(requests), ask.n, meter):
@@ -168,6 +171,23 @@ class Calls:
         except ClientGone:
             meter.finished("abort").inc(len(requests) * ask.n)
             raise
+
+    async def _check_grammar(self, ask: Ask) -> None:
+        """In a thread, as the first one has the vocabulary read. Raises BadRequest."""
+        chosen = ask.sampling
+        if chosen.grammar is None:
+            return
+        check = functools.partial(
+            check_grammar,
+            chosen.grammar,
+            ask.text,
+            min_tokens=chosen.min_tokens,
+            ignore_eos=chosen.ignore_eos,
+        )
+        if self._config.thread_above_chars is None:
+            check()
+        else:
+            await asyncio.to_thread(check)
 
     @contextmanager
     def _place(self, num_requests: int, n: int, meter: ModelMeter) -> Iterator[None]:

@@ -7,6 +7,7 @@ as in the reference implementations.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from penstock.core.errors import BadRequest
+from penstock.engine.grammar import Grammars
 from penstock.gateway.detokenize import (
     ByteDetokenizer,
     ByteTable,
@@ -56,6 +58,11 @@ class TextModel:
         self._pieces = _token_bytes(tokenizer)
         self.longest_token = max(map(len, self._pieces), default=1) or 1
         self._table = ByteTable(self._shown()) if is_byte_level(tokenizer) else None
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """To check what callers want their answers to follow; made when the first asks. The model must have eos_ids."""
+        return Grammars(self.tokenizer.to_str(), eos_ids=sorted(self.eos_ids))
 
     @classmethod
     def load(cls, folder: Path, *, max_context: int | None = None) -> TextModel:

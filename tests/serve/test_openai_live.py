@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -78,6 +79,21 @@ def test_chat_whole_and_streamed(client: OpenAI) -> None:
     streamed = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert streamed[:1] == message.content[:1]  # of a cached prompt: last bits may differ
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens > 0
+
+
+def test_a_schema_is_kept(client: OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 8}, "ok": {"type": "boolean"}},
+        "required": ["name", "ok"],
+        "additionalProperties": False,
+    }
+    asked: Any = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    stream = client.chat.completions.create(
+        model=MODEL, messages=USER, response_format=asked, max_tokens=64, seed=1, stream=True
+    )
+    told = json.loads("".join(chunk.choices[0].delta.content or "" for chunk in stream))
+    assert set(told) == {"name", "ok"} and isinstance(told["ok"], bool)
 
 
 def test_several_answers(client: OpenAI, greedy: str) -> None:

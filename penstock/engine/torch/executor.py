@@ -13,6 +13,7 @@ own error and does not disturb the others of its plan; an exception ends its pla
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -26,6 +27,7 @@ from penstock.core.ports import Completion, Grain
 from penstock.core.rng import stream
 from penstock.core.types import Caps, PlanId, TokenLogprob
 from penstock.engine.folder import ModelFacts
+from penstock.engine.grammar import Grammars
 from penstock.engine.torch.build import Built, EngineConfig
 from penstock.engine.torch.jobs import JobState, JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
@@ -73,6 +75,7 @@ class TorchExecutor:
             block_size=config.block_size,
             num_layers=facts.num_layers,
             eos_ids=facts.eos_ids,
+            grammars=grammars_of(facts),
         )
         self._seeds = stream(config.seed, "sampling")
         self._caps = Caps(
@@ -301,7 +304,9 @@ class TorchExecutor:
             token, is_broken, logprob = drawn.ids[at], drawn.is_broken[at], drawn.logprobs[at]
             at += 1
             if is_broken:
-                outputs.append(Sampled(job.seq, 0, error=BROKEN))
+                fault = None if job.matcher is None else job.matcher.fault
+                reason = BROKEN if fault is None else f"the grammar cannot be followed: {fault}"
+                outputs.append(Sampled(job.seq, 0, error=reason))
                 continue
             table.append(job, token)
             outputs.append(
@@ -332,6 +337,15 @@ def _expert_loads(built: Built, facts: ModelFacts) -> ExpertLoads | None:
         num_layers=shape.num_layers,
         num_experts=shape.experts.count,
         each_bytes=weights * built.dtype.itemsize,
+    )
+
+
+def grammars_of(facts: ModelFacts) -> Callable[[], Grammars] | None:
+    """The model's grammars, made when the first is asked for; None where the folder has no tokenizer.json."""
+    if not (facts.folder / "tokenizer.json").is_file():
+        return None
+    return functools.cache(
+        lambda: Grammars.load(facts.folder, eos_ids=facts.eos_ids, num_tokens=facts.vocab_size)
     )
 
 

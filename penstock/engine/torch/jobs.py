@@ -10,6 +10,7 @@ it; the next plan's positions tell, and what nobody heard of is forgotten (`rewi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from penstock.core.plans import Opening, Work
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import BlockHash, Request, Sampling, TokenLogprob
+from penstock.engine.grammar import Grammars, Matcher
 from penstock.engine.torch.wishes import Wishes, wishes_of
 
 
@@ -58,6 +60,7 @@ class JobState:
     num_prompt_logprobs: int | None = None  # alternatives a prompt token; None = not wanted
     is_scored: bool = False  # the prompt's log-probabilities were told
     carried: Carried | None = None  # of a chunk that has not passed all layers yet
+    matcher: Matcher | None = None  # of the grammar that the answer must follow
 
     @property
     def num_output(self) -> int:
@@ -72,10 +75,18 @@ class JobTable:
     """See the module's text."""
 
     def __init__(
-        self, *, vocab_size: int, block_size: int, num_layers: int, eos_ids: tuple[int, ...]
+        self,
+        *,
+        vocab_size: int,
+        block_size: int,
+        num_layers: int,
+        eos_ids: tuple[int, ...],
+        grammars: Callable[[], Grammars] | None = None,
     ) -> None:
+        """`grammars` None: answers that must follow a grammar are refused."""
         self.vocab_size, self.block_size, self.num_layers = vocab_size, block_size, num_layers
         self.eos_ids = frozenset(eos_ids)
+        self._grammars = grammars
         self.jobs: dict[int, JobState] = {}
         self.tokens: NDArray[np.int32] = np.zeros((8, 256), np.int32)
         self.blocks: NDArray[np.int32] = np.zeros((8, 16), np.int32)
@@ -109,11 +120,18 @@ class JobTable:
             last=prompt.ids[-1] if count else 0,
             stops=frozenset(chosen.stop_ids) - self.eos_ids if chosen.ignore_eos else stops,
             hashes=list(prompt.blocks(self.block_size)),
+            matcher=self._matcher(chosen),
             num_prompt_logprobs=0
             if request.kind == "score" and chosen.prompt_logprobs is None
             else chosen.prompt_logprobs,
         )
         return None
+
+    def _matcher(self, chosen: Sampling) -> Matcher | None:
+        if chosen.grammar is None:
+            return None
+        assert self._grammars is not None  # else it was refused
+        return self._grammars().matcher(chosen.grammar)
 
     def close(self, seq: int) -> None:
         job = self.jobs.pop(seq, None)
@@ -174,6 +192,12 @@ class JobTable:
             return "this model takes text only"
         if request.adapter is not None:
             return f"this engine has no adapter {request.adapter!r}"
+        if chosen.grammar is not None and request.kind == "generate":
+            if self._grammars is None:
+                return "this engine has no tokenizer, so answers cannot be made to follow a grammar"
+            fault = self._grammars().fault(chosen.grammar)
+            if fault is not None:
+                return f"the grammar cannot be followed: {fault}"
         named = [*chosen.stop_ids, *(token for token, _ in chosen.logit_bias)]
         for what, ids in (("prompt", prompt.ids), ("sampling parameters", named)):
             if ids and not (0 <= min(ids) and max(ids) < self.vocab_size):

@@ -1,8 +1,8 @@
 """From logits to tokens, for a whole batch at once.
 
-Order: logit bias, minimum length (stop tokens banned), repetition / presence / frequency penalties, temperature,
-min-p, top-k, top-p, draw. Log-probabilities are of the model itself, before all of this. A temperature of 0 takes
-the most likely token of the shaped logits.
+Order: logit bias, minimum length (stop tokens banned), repetition / presence / frequency penalties, grammar (what it
+does not allow is banned), temperature, min-p, top-k, top-p, draw. Log-probabilities are of the model itself, before all
+of this. A temperature of 0 takes the most likely token of the shaped logits.
 
 Cost rules: nothing sorts the vocabulary and nothing draws a number per vocabulary entry. A batch of greedy rows
 without wishes is one argmax. A row is drawn with one uniform through the inverse of its cumulated distribution: rows
@@ -122,6 +122,9 @@ def _shape(logits: Tensor, table: JobTable, job: JobState) -> None:
         used, counts = np.unique(outputs, return_counts=True)
         cost = chosen.presence_penalty + chosen.frequency_penalty * counts
         logits[_on(logits, used)] -= torch.from_numpy(cost.astype(np.float32)).to(logits.device)
+    if job.matcher is not None:
+        banned = torch.from_numpy(~job.matcher.allowed(outputs.tolist()))
+        logits[: len(banned)].masked_fill_(banned.to(logits.device), -torch.inf)
 
 
 def _on(logits: Tensor, ids: Sequence[int] | NDArray[np.int32]) -> Tensor:

@@ -19,7 +19,7 @@ class Wishes:
     min_p: float
     top_k: int
     chance: int
-    is_shaped: bool  # has penalties, biases or a minimum length
+    is_shaped: bool  # has penalties, biases, a minimum length or a grammar
     is_limited: bool  # has top_p, top_k or min_p
     has_logprobs: bool
     is_plain: bool  # greedy, not shaped, no logprobs
@@ -36,6 +36,7 @@ def wishes_of(chosen: Sampling, *, vocab_size: int, seed: int, answer: int) -> W
         or chosen.repetition_penalty != 1.0
         or chosen.presence_penalty != 0.0
         or chosen.frequency_penalty != 0.0
+        or chosen.grammar is not None
     )
     return Wishes(
         heat=heat,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PLAIN = Sampling()
 MEANINGLESS = (
     "min_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "logit_bias", "logprobs", "prompt_logprobs",
+    "frequency_penalty", "logit_bias", "logprobs", "prompt_logprobs", "grammar",
 )  # fmt: skip
 BROKEN = "the model gave no finite numbers for the next tokens"
 

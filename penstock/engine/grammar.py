@@ -1,0 +1,118 @@
+"""Grammars: what an answer must match, and which tokens may come next. llguidance does the parsing.
+
+Why llguidance and not xgrammar: it computes masks lazily (a schema costs a millisecond to begin with, not seconds), and
+its wheel of 3 MB needs neither torch nor triton, so that a gateway without an engine can check what it is sent.
+
+    grammars = Grammars(tokenizer_json, num_tokens=4096, eos_ids=(0,))
+    reason = grammars.fault(grammar)        # None, or what is wrong with it
+    matcher = grammars.matcher(grammar)     # for one answer
+
+White space between the parts of JSON is at most LONGEST_SPACE characters: models that are made to write JSON, small
+ones above all, may otherwise write blanks until their tokens are used up.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.numpy import fill_next_token_bitmask
+from numpy.typing import NDArray
+
+from penstock.core.types import Grammar
+
+LONGEST_SPACE = 16
+MOST_KEPT = 256  # grammars
+
+
+class Grammars:
+    """Compiled grammars of one tokenizer; what was used lately is kept. May be used by several threads."""
+
+    def __init__(
+        self, tokenizer: str, *, eos_ids: Sequence[int], num_tokens: int | None = None
+    ) -> None:
+        """`tokenizer`: the text of tokenizer.json. `num_tokens`: width of the logits, None = of the vocabulary."""
+        self._tokenizer = LLTokenizer(tokenizer, n_vocab=num_tokens, eos_token=list(eos_ids))
+        self._kept: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls, folder: Path, *, eos_ids: Sequence[int], num_tokens: int | None = None
+    ) -> Grammars:
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        return cls(text, eos_ids=eos_ids, num_tokens=num_tokens)
+
+    def fault(self, grammar: Grammar) -> str | None:
+        """Why nothing can be made of it; None when it is sound."""
+        try:
+            found = self._compiled(grammar)
+        except ValueError as error:  # JSON that is none
+            return str(error)
+        return str(found.get_error()) if found.is_error() else None
+
+    def matcher(self, grammar: Grammar) -> Matcher:
+        """At the beginning of an answer. The grammar must be sound."""
+        return Matcher(self._compiled(grammar).deep_copy(), self._tokenizer.vocab_size)
+
+    def _compiled(self, grammar: Grammar) -> LLMatcher:
+        with self._lock:
+            found = self._kept.get(grammar)
+            if found is None:
+                found = self._kept[grammar] = LLMatcher(self._tokenizer, _source(grammar))
+                if len(self._kept) > MOST_KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(grammar)
+        return found
+
+
+def _source(grammar: Grammar) -> str:
+    match grammar.kind:
+        case "json_schema":
+            space = {"whitespace_pattern": rf"[ \n\t]{{0,{LONGEST_SPACE}}}"}
+            return str(LLMatcher.grammar_from_json_schema(grammar.text, overrides=space))  # type: ignore[arg-type]
+        case "regex":
+            return str(LLMatcher.grammar_from_regex(grammar.text))
+        case "lark":
+            return str(LLMatcher.grammar_from_lark(grammar.text))
+
+
+class Matcher:
+    """One answer's way through its grammar. `allowed` follows the answer, also where tokens were taken back."""
+
+    def __init__(self, matcher: LLMatcher, num_tokens: int) -> None:
+        self._matcher = matcher
+        self._num_heard = 0
+        self._num_tokens = num_tokens
+        self._bits: NDArray[np.int32] = np.zeros((1, -(-num_tokens // 32)), np.int32)
+
+    def allowed(self, output: Sequence[int]) -> NDArray[np.bool_]:
+        """Which tokens may follow `output`, all tokens of the answer so far: [num_tokens]. None at all: see `fault`.
+
+        An answer is followed token by token: from call to call, `output` has grown, or has lost some at its end.
+        """
+        gone = self._num_heard - len(output)
+        if gone > 0:
+            self._matcher.rollback(gone)
+        elif gone < 0:
+            self._matcher.consume_tokens(list(output[self._num_heard :]))
+        self._num_heard = len(output)
+        fill_next_token_bitmask(self._matcher, self._bits)
+        bits = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little")
+        return bits[: self._num_tokens].view(np.bool_)
+
+    @property
+    def fault(self) -> str | None:
+        """Why the grammar can not be followed any further."""
+        return str(self._matcher.get_error()) if self._matcher.is_error() else None
+
+
+def choice_of(texts: Sequence[str]) -> Grammar:
+    """One of these texts."""
+    options = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    return Grammar(kind="lark", text=f"start: {options}")
