@@ -114,6 +114,7 @@ class Council:
         self._refused: list[tuple[JobView, str]] = []
         self._whys: list[str] = []
         self._outlasts = False  # the last decision goes on without those who end
+        self._stands = FOREVER  # steps for which the answers of admit do
         if is_checked or not getattr(policies.blocks, "takes_oldest", False):
             ledger.choose_idle = self._choose_idle
         # Views are valid during the call only, so one of each is enough; what changes is set for each step.
@@ -159,6 +160,7 @@ class Council:
             return _decode_on(running.jobs)
         self._now, self._running = now, running.jobs
         self._trace, self._refused, self._whys = array("q"), [], []
+        self._stands = FOREVER
         ranking, stable = self._rank(running, waiting) if waiting.jobs else ((), FOREVER)
         view = self._batch_view
         view.now, view.running, view.waiting = now, running.jobs, ranking
@@ -178,9 +180,8 @@ class Council:
             )
         self._outlasts = decision.outlasts
         why = whys[0] if len(whys) == 1 else "; ".join(whys)
-        return Verdict(
-            decision, chunks, self._refused, digest, min(stable, decision.stable_for), why
-        )
+        stable = min(stable, self._stands, decision.stable_for)
+        return Verdict(decision, chunks, self._refused, digest, stable, why)
 
     def ask_again(self) -> None:
         """A job has joined the running: the last decision is none for it."""
@@ -211,6 +212,9 @@ class Council:
         if self._is_checked:
             admit.law(view, decision)
         self._trace.extend((-1, job.seq, ("yes", "later", "no").index(decision.answer)))
+        stands = decision.stable_for if decision.answer == "later" else 1
+        if stands < self._stands:
+            self._stands = stands
         if decision.answer == "no":
             self._refused.append((job, decision.why))
         elif decision.why:

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf, nan
 from typing import Protocol
 
@@ -121,7 +122,8 @@ class Docket:
         elif isinstance(event, Completed):
             began_at = self._launched_at.pop(event.plan, None)
             if began_at is not None:
-                self._units.append((event.ends[-1] - began_at) / event.steps_run)
+                lately = (began_at, *event.ends)[-UNITS - 1 :]  # of steps that ran as one, each
+                self._units.extend([end - begin for begin, end in pairwise(lately)])
                 self.unit_s = max(LEAST, sum(self._units) / len(self._units))
         elif isinstance(event, Arrived):
             self._of[event.request] = event.seq, event.n

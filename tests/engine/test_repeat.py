@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -27,13 +28,40 @@ from penstock.sim.executor import ModelledExecutor
 from penstock.sim.loop import run
 from tests.engine.test_replica import Book
 
-PRESETS = {
+Named = str | tuple[str, dict[str, float]]
+PRESETS: dict[str, tuple[Named, Named, Named, Named]] = {
     "vllm": ("fcfs", "full-fit", "vllm-v1", "recompute-last"),
     "watermark": ("edf", "watermark", "vllm-v1", "recompute-priority"),
     "sglang": ("fcfs", "full-fit", "sglang", "retract"),
     "past-future": ("fcfs", "past-future", "vllm-v1", "recompute-last"),
     "conservative": ("fcfs", "conservative", "vllm-v1", "recompute-last"),
+    "past-future-10": (
+        "fcfs",
+        ("past-future", {"every_steps": 10}),
+        "prefill-first",
+        "recompute-last",
+    ),
+    "conservative-split": ("fcfs", "conservative", "split-fuse", "recompute-last"),
+    "jit-bandwidth": (
+        "edf",
+        ("jit-bandwidth", {"slots": 3}),
+        "constant-dense",
+        "recompute-last",
+    ),
 }
+FEW = {
+    "vllm",
+    "watermark",
+    "conservative",
+    "past-future-10",
+    "conservative-split",
+    "jit-bandwidth",
+}  # launches
+
+
+def made(kind: str, named: Named) -> Any:
+    name, parameters = (named, {}) if isinstance(named, str) else named
+    return find(kind, name)(**parameters)
 
 
 def simulate(preset: str, num_blocks: int, max_repeat: int, seed: int) -> list[Event]:
@@ -45,11 +73,11 @@ def simulate(preset: str, num_blocks: int, max_repeat: int, seed: int) -> list[E
     )
     book = Book()
     policies = ReplicaPolicies(
-        order=find("order", order)(),
-        admit=find("admit", admit)(),
-        batch=find("batch", batch)(),
-        evict=find("evict", evict)(),
-        blocks=find("evict", "lru")(),
+        order=made("order", order),
+        admit=made("admit", admit),
+        batch=made("batch", batch),
+        evict=made("evict", evict),
+        blocks=made("evict", "lru"),
     )
     predictors = Predictors(cost=StepPredictor(cost, shape.layers), lengths=RecentLengths())
     config = ReplicaConfig(num_blocks=num_blocks, seed=seed)
@@ -102,7 +130,12 @@ def test_repeated_steps_equal_single_ones(preset: str, num_blocks: int) -> None:
     assert len(at_zero[0]) == 60
     num_steps = len(seen(single, Stepped)), len(seen(repeated, Stepped))
     assert num_steps[1] <= num_steps[0]
-    if preset == "vllm":
+    decided = [
+        [(e.at, e.admitted, e.evicted) for e in events if isinstance(e, Stepped) and e.admitted]
+        for events in (single, repeated)
+    ]
+    assert decided[0] == decided[1]
+    if preset in FEW:
         assert num_steps[1] < num_steps[0] / 2
     if num_blocks == 140 and preset == "vllm":
         assert sum(event.num_preemptions for event in ends[0]) > 0

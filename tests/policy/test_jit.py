@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from penstock.core.events import Completed, Stepped
 from penstock.core.types import Job, Slo
 from penstock.core.views import NO_PROGRAMS, Outlook
 from penstock.policy import admit, find, order
@@ -212,3 +214,30 @@ def test_admission_adds_up_bandwidth() -> None:
     assert answer(7, Slo(ttft_s=1.0, tpot_s=0.2)) == "yes"  # 0.1 more
     assert answer(8, Slo(deadline_s=4.5)) == "later"  # 0.89 more
     assert answer(9, Slo()) == "yes"
+
+
+def launch(plan: int, at: float) -> Stepped:
+    return Stepped(
+        at=at, who="r", plan=plan, lane=0, digest="", repeat=1, chunks=(), admitted=(), evicted=(),
+        num_running=1, num_waiting=0, free_blocks=1,
+    )  # fmt: skip
+
+
+def test_steps_that_ran_as_one_teach_what_single_ones_do() -> None:
+    """The unit is the mean of the last ten steps, however they were launched."""
+    ends = tuple(accumulate([0.01 + 0.002 * (place % 5) for place in range(14)]))
+    units = []
+    for runs in ([1] * 14, [9, 5], [2, 12]):
+        docket, at, plan = Docket(0.95, 0.5, 50, 512), 0.0, 0
+        left = list(ends)
+        for size in runs:
+            now, left = left[:size], left[size:]
+            docket.observe(launch(plan, at))
+            docket.observe(
+                Completed(
+                    at=now[-1], who="r", plan=plan, steps_run=size, ends=tuple(now), outputs=()
+                )
+            )
+            at, plan = now[-1], plan + 1
+        units.append(docket.unit_s)
+    assert units[0] == units[1] == units[2] == pytest.approx((ends[-1] - ends[3]) / 10)

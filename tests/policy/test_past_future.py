@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.core.events import Completed
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Job, Request, RequestId, Sampling
 from penstock.lab.replay import replay_log
@@ -158,6 +159,12 @@ def asked(policy: Any, job: Job, running: list[Job], ledger: ModelLedger, **more
     return str(decision.answer)
 
 
+def a_step(steps_run: int) -> Completed:
+    return Completed(
+        at=0.0, who="r", plan=0, steps_run=steps_run, ends=(0.0,) * steps_run, outputs=()
+    )
+
+
 def test_several_sets_for_few_jobs_and_one_for_many() -> None:
     """41 jobs: int(200 / 41) + 1 = 5 sets; 60: 4; 250: 1. Each set draws for all who run, and for the candidate."""
     for num, sets in ((3, 5), (41, 5), (60, 4), (250, 1)):
@@ -188,9 +195,31 @@ def test_after_a_refusal_some_steps_pass_before_the_next_attempt() -> None:
             )
         )
         said[-1] += "*" * (rng.num > before)
+        policy.observe(a_step(1))
         if step == 4:
             lengths.lengths = {0: 3, 1: 10}  # now it would fit
     assert said == ["later*", "later", "later", "later*", "later", "later", "yes*", "yes*"]
+
+
+def test_a_refusal_stands_until_the_next_attempt_and_one_for_memory_until_somebody_ends() -> None:
+    ledger, policy = ModelLedger(100, 4), PastFuture(every_steps=5, reserve=0.0)
+    running = [make_job(0, 100, output=2, computed=101)]
+    assert ledger.reserve(running[0], 102)
+
+    def stands(num_prompt: int) -> int:
+        job = make_job(1, num_prompt)
+        lengths = Oracle({0: 100, 1: 100})
+        view = admit.View(0.0, Script(), job, 1, ledger, running, lengths)  # type: ignore[arg-type]
+        decision = policy.decide(view)
+        assert decision.answer == "later"
+        return decision.stable_for
+
+    assert stands(298) == admit.STABLE
+    assert stands(200) == 5
+    policy.observe(a_step(3))
+    assert stands(200) == 2
+    policy.observe(a_step(2))
+    assert stands(200) == 5
 
 
 def test_nothing_is_drawn_while_the_prompt_does_not_fit() -> None:

@@ -1,6 +1,11 @@
 """May it start now? Asked by the batch policy for one waiting job, on the fork it plans on.
 
 Law: "yes" implies that the next step fits in memory. "later" = ask again; "no" = never, the request is refused.
+
+**How long "later" stands.** `stable_for` says for how many steps, this one included, the job would be told the same if
+nothing arrived and nobody ended while those who run write one token a step each. Meanwhile memory only shrinks, so a
+job for which there is too little of it is refused until somebody ends: STABLE. Steps for which all answers stand run as
+one, and the policy hears only afterwards, as an event, how many there were.
 """
 
 from __future__ import annotations
@@ -10,6 +15,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from penstock.core.views import Answer, JobView, LedgerFork, Lengths, Rng
+
+STABLE = 1 << 30  # steps: until somebody arrives, ends or leaves
 
 
 @dataclass(slots=True)
@@ -32,12 +39,16 @@ class View:
 
 @dataclass(slots=True)
 class Decision:
+    """`stable_for`: of "later"; other answers change what runs."""
+
     answer: Answer
     why: str = ""
+    stable_for: int = 1
 
 
 def law(view: View, decision: Decision) -> None:
     assert decision.answer in ("yes", "no", "later"), decision.answer
+    assert decision.stable_for >= 1, "stable_for counts this step, so it is at least 1"
     if decision.answer == "yes":
         need, free = view.ledger.need(view.job, view.upto), view.ledger.free
         assert need <= free, f"admitted job {view.job.seq} needs {need} blocks, {free} are free"

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.views import JobView
-from penstock.policy.admit import Decision, View, can_ever_fit
+from penstock.policy.admit import STABLE, Decision, View, can_ever_fit
 from penstock.policy.admit.peak import Crowd, left_of
 
 
@@ -53,10 +53,10 @@ class Conservative:
             return Decision("no", "can outgrow the whole memory")
         need, free = ledger.need(job, job.known), ledger.free
         if need > free:
-            return Decision("later", f"needs {need} blocks, {free} free")
+            return Decision("later", f"needs {need} blocks, {free} free", STABLE)
         beside = _beside(job, view.running)
         if beside == self._refused:
-            return Decision("later", self._why)
+            return Decision("later", self._why, STABLE)
         crowd = self._crowd
         if crowd is None or crowd.ledger is not ledger or self._at != view.now:
             crowd = self._crowd = Crowd.of(ledger, view.running, longest)
@@ -68,7 +68,7 @@ class Conservative:
                 self._why = f"would peak at {peak:.0f} of {capacity:.0f} blocks"
                 is_lasting = all(each.todo == 1 for each in view.running)
                 self._refused = beside if is_lasting else ()
-                return Decision("later", self._why)
+                return Decision("later", self._why, STABLE if is_lasting else 1)
         crowd.add(job, lefts)
         return Decision("yes")
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.policy.admit import Decision, View, can_ever_fit
+from penstock.policy.admit import STABLE, Decision, View, can_ever_fit
 
 
 @dataclass(slots=True)
@@ -32,5 +32,5 @@ class FullFit:
             return Decision("no", "can outgrow the whole memory")
         need, free = ledger.need(job, job.known), ledger.free
         if need > free:
-            return Decision("later", f"needs {need} blocks, {free} free")
+            return Decision("later", f"needs {need} blocks, {free} free", STABLE)
         return Decision("yes")

@@ -12,7 +12,7 @@ must fit.
     yes         peak(running, job; lengths) < (1 - reserve) * total in every set, and need(job, known) <= free,
                 or nothing runs and need(job, known) <= free
     no          blocks(num_prompt + max_tokens - 1) > total
-    later       otherwise; then nobody is asked about for `every_steps` steps
+    later       otherwise; then there is no attempt for `every_steps` steps
 
 See penstock.policy.admit.peak for the peak, and penstock.cost.lengths for the distribution: a window of 1,000 answers
 unless the fleet's table `lengths` says otherwise (seeds = 500 is the source's cold start).
@@ -21,8 +21,9 @@ Parameters
     reserve       share of all blocks that stays free of promises, default 0.03 (their simulations; their server 0.05)
     min_draws     jobs times sets, at least, default 200
     max_sets      default 5
-    every_steps   steps from a refusal to the next attempt, default 2 (their server; their simulations 10). Each attempt
-                  draws anew and a lucky one suffices, so fewer steps admit more than the reserve would have it
+    every_steps   steps of the replica from a refusal to the next attempt, default 2 (their server; their simulations
+                  10). Each attempt draws anew and a lucky one suffices, so fewer steps admit more than the reserve
+                  would have it
 
 Where we differ: memory is counted in blocks, and blocks that several jobs hold are counted once. A preempted job's
 length is drawn given what it has written already. Attempts are spaced after refusals alone: a token budget may split
@@ -34,7 +35,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from penstock.policy.admit import Decision, View, can_ever_fit
+from penstock.core.events import Completed, Event
+from penstock.policy.admit import STABLE, Decision, View, can_ever_fit
 from penstock.policy.admit.peak import Crowd, Guess, left_of
 
 
@@ -46,8 +48,8 @@ class PastFuture:
     every_steps: int = 2
     _crowd: Crowd | None = field(init=False, default=None, repr=False)
     _at: float = field(init=False, default=0.0, repr=False)  # the instant of the crowd
-    _rest: int = field(init=False, default=0, repr=False)  # steps until the next attempt
-    _rested_at: float = field(init=False, default=0.0, repr=False)
+    _steps: int = field(init=False, default=0, repr=False)  # that have ended
+    _next: int = field(init=False, default=0, repr=False)  # so many have ended at the next attempt
 
     def __post_init__(self) -> None:
         if not 0 <= self.reserve < 1:
@@ -56,30 +58,30 @@ class PastFuture:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    def observe(self, event: Event) -> None:
+        """Count steps, several of which may have run as one."""
+        if isinstance(event, Completed):
+            self._steps += event.steps_run
+
     def decide(self, view: View) -> Decision:
         ledger, job = view.ledger, view.job
         if not can_ever_fit(job, ledger):
             return Decision("no", "can outgrow the whole memory")
         need, free = ledger.need(job, job.known), ledger.free
         if need > free:
-            return Decision("later", f"needs {need} blocks, {free} free")
-        if view.running and self._is_resting(view):
-            return Decision("later", "a job was refused just now")
+            return Decision("later", f"needs {need} blocks, {free} free", STABLE)
+        if view.running and self._steps < self._next:
+            return Decision("later", "a job was refused just now", self._next - self._steps)
         crowd, capacity = self._crowd_of(view), (1 - self.reserve) * ledger.total
         lefts = [left_of(job, drawn_by(view)) for _ in crowd.lefts]
         if crowd.known:
             peak = crowd.peak(job, lefts)
             if peak >= capacity:
-                self._rest, self._rested_at = self.every_steps, view.now
-                return Decision("later", f"would peak at {peak:.0f} of {capacity:.0f} blocks")
+                self._next = self._steps + self.every_steps
+                told = f"would peak at {peak:.0f} of {capacity:.0f} blocks"
+                return Decision("later", told, self.every_steps)
         crowd.add(job, lefts)
         return Decision("yes")
-
-    def _is_resting(self, view: View) -> bool:
-        """Whether it is too early to try again. Counts steps in which it is asked and the prompt would fit."""
-        if self._rest and self._rested_at != view.now:
-            self._rest, self._rested_at = self._rest - 1, view.now
-        return self._rest > 0
 
     def _crowd_of(self, view: View) -> Crowd:
         """Drawn once a step: candidates of the same step are tried on the same sets."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.policy.admit import Decision, View, can_ever_fit
+from penstock.policy.admit import STABLE, Decision, View, can_ever_fit
 
 
 @dataclass(slots=True)
@@ -36,5 +36,6 @@ class Watermark:
         need, free = ledger.need(job, job.known), ledger.free
         kept = self.fraction * ledger.total if view.running else 0.0
         if need + kept > free:
-            return Decision("later", f"needs {need} blocks and {kept:.0f} kept, {free} free")
+            told = f"needs {need} blocks and {kept:.0f} kept, {free} free"
+            return Decision("later", told, STABLE)
         return Decision("yes")

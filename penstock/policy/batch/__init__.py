@@ -74,7 +74,8 @@ class View:
 
 
 class Decision(Struct, gc=False):
-    """`stable_for`: steps for which the same chunks would be planned if nothing arrived, ended or ran short.
+    """`stable_for`: steps for which the same chunks would be planned if nothing arrived, ended or ran short, and admit
+    answered the same (for how long it does is asked of its answers).
 
     `outlasts`: one token of every running job, and that is also the answer when some of them have ended, as long as
     nobody waits and blocks suffice; the policy need not be asked again before that.

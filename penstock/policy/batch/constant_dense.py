@@ -44,6 +44,7 @@ class Forming:
     evicted: list[Eviction[JobView]] = field(default_factory=list)
     gone: set[int] = field(default_factory=set)
     is_blocked: bool = False  # the head of the line waits for memory
+    is_held: bool = False  # it waits, for whatever reason the admit policy has
 
     def add(self, job: JobView, tokens: int) -> None:
         self.chunks[job.seq] = Chunk(job, tokens)
@@ -93,7 +94,7 @@ class ConstantDense:
         chunks: tuple[Chunk, ...] | Singles = decodes or ()
         if forming.chunks:
             chunks = (*chunks, *forming.chunks.values())
-        is_stable = bool(decodes) and not forming.admitted and forming.is_blocked and not late
+        is_stable = bool(decodes) and not forming.admitted and forming.is_held and not late
         return Decision(
             self._batch(chunks, budget - forming.budget),
             tuple(forming.admitted),
@@ -138,7 +139,8 @@ class ConstantDense:
                 is_refused = True
                 continue
             if answer == "later":
-                forming.is_blocked = not is_refused and fork.need(job, job.known) > fork.free
+                forming.is_held = not is_refused
+                forming.is_blocked = forming.is_held and fork.need(job, job.known) > fork.free
                 return
             if not fork.reserve(job, cached + tokens):
                 return

@@ -41,7 +41,7 @@ class Prompts:
     tokens_left: int
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[JobView] = field(default_factory=list)
-    is_blocked: bool = False  # the next prompt waits for memory
+    is_blocked: bool = False  # the next prompt has to wait
 
     def add(self, job: JobView, start: int, tokens: int) -> bool:
         if not self.fork.reserve(job, start + tokens):
@@ -104,10 +104,10 @@ class PrefillFirst:
             answer = view.admit(job, tokens, fork)
             if answer == "no":
                 continue
-            if fork.need(job, job.known) > fork.free:
+            if answer == "later" or fork.need(job, job.known) > fork.free:
                 prompts.is_blocked = True
                 return
-            if answer == "later" or not prompts.add(job, cached, tokens):
+            if not prompts.add(job, cached, tokens):
                 return
             prompts.admitted.append(job)
 

@@ -47,6 +47,7 @@ class Forward:
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[JobView] = field(default_factory=list)
     is_blocked: bool = False  # the next prompt waits for memory
+    is_held: bool = False  # it waits, for whatever reason the admit policy has
 
     @property
     def is_full(self) -> bool:
@@ -104,7 +105,11 @@ class SplitFuse:
         if running and not (decodes or forward.chunks):
             return self._unstick(view)
         chunks = (*(decodes or ()), *forward.chunks) if forward.chunks else decodes
-        is_stable = decodes and not forward.chunks and (forward.is_full or forward.is_blocked)
+        is_stable = (
+            decodes
+            and not forward.chunks
+            and (forward.is_full or forward.is_blocked or forward.is_held)
+        )
         return Decision(
             Batch((Lane(chunks),) if chunks else ()),
             tuple(forward.admitted),
@@ -168,7 +173,8 @@ class SplitFuse:
             if not forward.has_room_for_all_of(job):
                 forward.is_blocked = True
                 return
-            if answer == "later" or not forward.add(job, cached, tokens):
+            forward.is_held = answer == "later"
+            if forward.is_held or not forward.add(job, cached, tokens):
                 return
             forward.admitted.append(job)
             if tokens < rest:

@@ -50,9 +50,8 @@ class Draft:
     admitted: list[JobView] = field(default_factory=list)
     evicted: list[Eviction[JobView]] = field(default_factory=list)
     gone: set[int] = field(default_factory=set)
-    is_blocked: bool = (
-        False  # the head of the line waits for memory, which only shrinks while nobody leaves
-    )
+    is_blocked: bool = False  # the head of the line waits for memory
+    is_held: bool = False  # it waits, for whatever reason the admit policy has
 
 
 @dataclass(slots=True)
@@ -94,7 +93,7 @@ class VllmV1:
         chunks: tuple[Chunk, ...] | Singles = tuple(draft.planned.values())
         if draft.decodes:
             chunks = Singles(draft.decodes.jobs, tuple(draft.planned.values()))
-        is_stable = decodes and not draft.admitted and (draft.is_blocked or not may_admit)
+        is_stable = decodes and not draft.admitted and (draft.is_held or not may_admit)
         if self.is_ahead and not self._is_settled(view, draft, taken, max_jobs):
             is_stable = False
         return Decision(
@@ -162,7 +161,8 @@ class VllmV1:
                 is_refused = True
                 continue
             if answer == "later":
-                draft.is_blocked = not is_refused and fork.need(job, job.known) > fork.free
+                draft.is_held = not is_refused
+                draft.is_blocked = draft.is_held and fork.need(job, job.known) > fork.free
                 return
             if not fork.reserve(job, cached + tokens):
                 return
