@@ -36,7 +36,7 @@ from penstock.core.plans import Done, Opening, Plan, Work, Yielded
 from penstock.core.ports import Completion
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import PlanId, Request, RequestId, Sampling
-from penstock.engine.torch.decoder import Decoder, StepInput, add_norm
+from penstock.engine.torch.decoder import Decoder, StepInput
 from penstock.engine.torch.executor import TorchExecutor
 from penstock.engine.torch.open import EngineConfig, open_executor
 
@@ -52,13 +52,14 @@ class Unbroken(Decoder):
     __slots__ = ()
 
     def forward(self, step: StepInput) -> Generator[Any, None, torch.Tensor]:
-        x, eps = self.embedding[step.ids], self.shape.norm_eps
+        x = self.embed(step.ids)
         part: torch.Tensor | None = None
-        for index, layer in enumerate(self.layers):
-            normed, x = add_norm(part, x, layer.attention_norm, eps)
-            part = self._attend(index, layer, normed, step)
-            normed, x = add_norm(part, x, layer.mlp_norm, eps)
-            part = self.rank.reduce(layer.mlp(normed, step.taken))
+        for layer in self.layers:
+            assert layer.mlp_norm is not None, "no model here has parts that read one norm"
+            normed, x = layer.attention_norm(part, x)
+            part = self._attend(layer, normed, step)
+            normed, x = layer.mlp_norm(part, x)
+            part = self._pass_mlp(layer, normed, step)
         return self.finish(x, part, step.rows)
         yield  # makes it a generator
 

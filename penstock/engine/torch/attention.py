@@ -5,6 +5,8 @@ the same for values, so that one index_select over the block table yields contig
 product. Chunks of one token are done together, longer ones chunk by chunk in tiles of queries; each tile reads only
 the keys that its mask lets it see. Scores and sums are fp32 whatever the cache holds. Working memory of one product is
 bounded by TILE_BYTES.
+
+A cache of latents holds one vector a position in place of a key and a value, whose first numbers are the value.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ TILE_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvLayout:
-    """What a backend must hold; on one rank, hence `num_kv_heads` of that rank."""
+    """What a backend must hold; on one rank, hence `num_kv_heads` of that rank.
+
+    latent   None: a key and a value of head_dim each; else one vector of head_dim, whose first `latent` are the value
+    """
 
     num_layers: int
     num_blocks: int
@@ -31,6 +36,12 @@ class KvLayout:
     head_dim: int
     dtype: torch.dtype
     device: torch.device
+    latent: int | None = None
+
+    @property
+    def pieces(self) -> int:
+        """Vectors that a position and a key/value head have in one layer."""
+        return 2 if self.latent is None else 1
 
     def holding(self, num_blocks: int) -> KvLayout:
         return replace(self, num_blocks=num_blocks)
@@ -65,7 +76,7 @@ class GatherAttention:
         self.layout = layout
         shape = (
             layout.num_layers,
-            2,
+            layout.pieces,
             layout.num_kv_heads,
             layout.num_blocks,
             layout.block_size,
@@ -94,19 +105,19 @@ class GatherAttention:
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, meta: StepMeta, mask: Mask, scale: float
     ) -> tuple[Tensor, Tensor | None]:
-        keys, values = self._kv[layer, 0], self._kv[layer, 1]
-        keys.flatten(1, 2).index_copy_(1, meta.slots, k.transpose(0, 1))
-        values.flatten(1, 2).index_copy_(1, meta.slots, v.transpose(0, 1))
+        cache = self._kv[layer]
+        for part, fresh in zip(cache, (k, v), strict=False):
+            part.flatten(1, 2).index_copy_(1, meta.slots, fresh.transpose(0, 1))
         split = self._sort_out(meta)
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        out = q.new_empty(*q.shape[:2], v.shape[2])
         lse = q.new_empty(q.shape[:2], dtype=torch.float32) if self._wants_lse else None
         if len(split.singles):
-            self._attend_singles(split, (keys, values), q, mask, scale, (out, lse))
+            self._attend_singles(split, cache, q, mask, scale, (out, lse))
         for index, chunk in split.longer:
             rows = slice(chunk.start, chunk.start + chunk.count)
             part = None if lse is None else lse[rows]
             self._attend_chunk(
-                split.table[index], chunk, (keys, values), q[rows], mask, scale, (out[rows], part)
+                split.table[index], chunk, cache, q[rows], mask, scale, (out[rows], part)
             )
         return out, lse
 
@@ -135,10 +146,16 @@ class GatherAttention:
         )
         return self._split
 
+    def _read(self, cache: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of whole blocks: [K, B, M * size, D] each."""
+        keys = _gathered(cache[0], table)
+        latent = self.layout.latent
+        return keys, _gathered(cache[1], table) if latent is None else keys[..., :latent]
+
     def _attend_singles(
         self,
         split: _Split,
-        cache: tuple[Tensor, Tensor],
+        cache: Tensor,
         q: Tensor,
         mask: Mask,
         scale: float,
@@ -151,8 +168,9 @@ class GatherAttention:
             some = slice(first, first + step)
             rows, context = split.singles[some], split.context[some]
             heads = _grouped(q[rows], layout.num_kv_heads).transpose(0, 1)  # [K, B, G, D]
-            keys, values = (_gathered(part, split.blocks[some]) for part in cache)
+            keys, values = self._read(cache, split.blocks[some])
             scores = torch.matmul(heads.float() * scale, keys.float().transpose(2, 3))
+            _squeeze(scores, mask)
             places = torch.arange(keys.shape[2], device=q.device)
             hidden = places >= context[:, None]
             if mask.window is not None:
@@ -167,7 +185,7 @@ class GatherAttention:
         self,
         blocks: Tensor,
         chunk: _Chunk,
-        cache: tuple[Tensor, Tensor],
+        cache: Tensor,
         q: Tensor,
         mask: Mask,
         scale: float,
@@ -181,21 +199,27 @@ class GatherAttention:
             begin, end = _seen(mask, first + at, first + at + count, chunk.context)
             begin -= begin % size
             table = blocks[None, begin // size : -(-end // size)]
-            keys, values = (_gathered(part, table)[:, 0, : end - begin] for part in cache)
+            keys, values = (part[:, 0, : end - begin] for part in self._read(cache, table))
             tile = _grouped(q[at : at + count], self.layout.num_kv_heads)
             tile = tile.permute(1, 2, 0, 3)  # [K, G, n, D]
             scores = torch.matmul(
                 tile.flatten(1, 2).float() * scale, keys.float().transpose(1, 2)
             ).view(*tile.shape[:3], end - begin)
+            _squeeze(scores, mask)
             hidden = _hidden(mask, first + at, count, begin, end, q.device)
             if hidden is not None:
                 scores.masked_fill_(hidden, -torch.inf)
             weights = scores.softmax(-1).flatten(1, 2)
-            result = torch.matmul(weights, values.float()).view(tile.shape)
+            result = torch.matmul(weights, values.float()).view(*tile.shape[:3], -1)
             into[0][at : at + count] = result.permute(2, 0, 1, 3).flatten(1, 2).to(q.dtype)
             if into[1] is not None:
                 lse = scores.logsumexp(-1).permute(2, 0, 1)
                 into[1][at : at + count] = lse.flatten(1, 2)
+
+
+def _squeeze(scores: Tensor, mask: Mask) -> None:
+    if mask.cap is not None:
+        scores.div_(mask.cap).tanh_().mul_(mask.cap)
 
 
 def _grouped(q: Tensor, num_kv_heads: int) -> Tensor:
@@ -237,6 +261,8 @@ def choose_backend(layout: KvLayout, *, wanted: str = "auto") -> tuple[Attention
     if layout.device.type != "cpu":
         return GatherAttention(layout), f"{layout.device.type}: the portable backend"
     reason = CpuPagedAttention.why_not_for(layout.head_dim, layout.block_size, layout.dtype)
+    if layout.latent is not None:
+        reason = "it does not know caches of latents"
     reason = reason or why_not()
     if reason is not None:
         return GatherAttention(layout), f"no compiled kernel: {reason}"

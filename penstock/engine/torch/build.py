@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +11,10 @@ import torch
 from penstock.core.errors import BadConfig
 from penstock.engine.folder import ModelFacts
 from penstock.engine.torch.attention import KvLayout, choose_backend
-from penstock.engine.torch.decoder import Decoder, Rank, check_split, load_decoder
+from penstock.engine.torch.decoder import Decoder, Rank
 from penstock.engine.torch.kernels import build_with
 from penstock.engine.torch.linear import PlainLinear, choose_linear, is_bf16_fast
+from penstock.engine.torch.load import check_split, load_decoder
 from penstock.engine.torch.memory import choose_num_blocks
 from penstock.engine.torch.ports import DTYPES
 from penstock.engine.torch.weights import WeightFolder
@@ -103,7 +104,8 @@ def build_decoder(
     facts: ModelFacts, config: EngineConfig, rank: Rank, num_blocks: int | None
 ) -> Built:
     """Load this rank's shard. `num_blocks` None: choose. Raises BadModel, BadConfig."""
-    shape = facts.shape
+    max_context = config.max_context or facts.shape.max_context
+    shape = facts.shape.serving(max_context)
     build_with(config.compiler, config.kernel_cache)
     check_split(shape, rank.world, str(facts.folder))
     device = choose_device(config.device, rank.rank)
@@ -117,15 +119,19 @@ def build_decoder(
         dtype=dtype,
         device=device,
     )
+    if shape.latent is not None:  # one for all heads, so every rank has it whole
+        told = shape.latent
+        layout = replace(layout, num_kv_heads=1, head_dim=told.cached, latent=told.width)
     method, why_linear = choose_linear(device, dtype)
     if config.linear == "plain":
         method, why_linear = PlainLinear(), "asked for"
     folder = WeightFolder(facts.folder, dtype, device, rank=rank.rank, world=rank.world)
     decoder = load_decoder(folder, shape, method, rank)
+    unread = folder.unread()
     folder.close()
     count = num_blocks or choose_num_blocks(
         layout,
-        config.max_context or shape.max_context,
+        max_context,
         num_blocks=config.num_blocks,
         memory_bytes=config.memory_bytes,
         free_share=config.free_share,
@@ -138,4 +144,9 @@ def build_decoder(
         "linear": f"{method.name}: {why_linear}",
         "attention": f"{backend.name}: {why_attention}",
     }
+    if shape.rope.kind == "longrope":
+        kind, trained = "long" if shape.rope.is_long else "short", shape.rope.original_context
+        notes["rope"] = f"{kind} factors: contexts up to {max_context}, trained on {trained}"
+    if unread:
+        notes["skipped"] = f"tensors this engine has no use for: {', '.join(unread)}"
     return Built(decoder, device, dtype, count, notes)

@@ -72,7 +72,7 @@ def forward_in_groups(
     num_layers = len(decoder.layers)
     ranges = [chunk.layers or (0, num_layers) for chunk in work]
     spans = [slice(*pair) for pair in zip(*_borders(arrays), strict=True)]
-    streams = decoder.embedding[step.ids]
+    streams = decoder.embed(step.ids)
     for (first, _), span, chunk, job in zip(ranges, spans, work, jobs, strict=True):
         if first:
             streams[span] = _entering(job, chunk, first)

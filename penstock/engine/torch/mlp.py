@@ -1,8 +1,10 @@
-"""The second half of a layer: one gated MLP, or a mixture of them of which each token takes a few.
+"""The second half of a layer: one MLP, or a mixture of them of which each token takes a few.
 
-    plain      down(silu(gate x) * up x)
+    plain      down(silu(gate x) * up x); some families have GELU for SiLU, and some no gate: down(gelu(up x))
     mixture    p = softmax(router x) in fp32; the top_k experts of largest p, weighted by p (scaled to sum to one where
-               the family says so); + sigmoid(g x) * shared(x) where every token takes a shared expert besides
+               the family says so, or by a constant); + shared(x), times sigmoid(g x) where it has a gate, where every
+               token takes a shared expert besides. Where experts lie in groups, only those of the few groups with the
+               largest p are there to be taken
 
 In a mixture the rows of a step are sorted by expert, and an expert multiplies the rows that chose it and no others;
 one that nobody chose is not read at all. What a step reads is therefore known exactly: each mixture notes how many rows
@@ -14,6 +16,7 @@ expert is split like a plain MLP.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from penstock.core.types import PlanId
 from penstock.engine.torch.kernels import silu_mul
@@ -38,11 +42,14 @@ class Mlp(Protocol):
 
 @dataclass(slots=True)
 class PlainMlp:
+    """`gate_up` without the gate where `activate` takes none."""
+
     gate_up: Linear
     down: Linear
+    activate: Callable[[Tensor], Tensor] = silu_mul
 
     def __call__(self, x: Tensor, taken: Taken) -> Tensor:
-        return self.down(silu_mul(self.gate_up(x)))
+        return self.down(self.activate(self.gate_up(x)))
 
 
 @dataclass(slots=True)
@@ -50,7 +57,17 @@ class Shared:
     """The expert that every token takes, and its gate [1, hidden]."""
 
     mlp: PlainMlp
-    gate: Linear
+    gate: Linear | None
+
+
+@dataclass(slots=True)
+class ExactRouter:
+    """In fp32 whatever the model's type."""
+
+    weight: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), self.weight)
 
 
 @dataclass(slots=True)
@@ -63,6 +80,8 @@ class Mixture:
     top_k: int
     is_normed: bool
     shared: Shared | None
+    scaling: float = 1.0
+    groups: tuple[int, int] | None = None  # how many there are, how many a token may take from
 
     def __call__(self, x: Tensor, taken: Taken) -> Tensor:
         chosen, weights = self.route(x)
@@ -83,16 +102,25 @@ class Mixture:
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(experts int64, their weights), both [M, top_k], the likeliest first."""
         chance = self.router(x).softmax(-1, dtype=torch.float32)
+        if self.groups is not None:
+            count, kept = self.groups
+            grouped = chance.view(len(chance), count, -1)
+            best = grouped.amax(-1).topk(kept).indices
+            is_open = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(1, best, True)
+            chance = grouped.masked_fill(~is_open[..., None], 0.0).flatten(1)
         weights, chosen = chance.topk(self.top_k)
         if self.is_normed:
             weights = weights / weights.sum(-1, keepdim=True)
+        if self.scaling != 1.0:
+            weights = weights * self.scaling
         return chosen, weights.to(x.dtype)
 
     def _begin(self, x: Tensor, taken: Taken) -> Tensor:
         """What is there before the chosen experts add theirs."""
         if self.shared is None:
             return torch.zeros_like(x)
-        return self.shared.mlp(x, taken).mul_(self.shared.gate(x).sigmoid())
+        out = self.shared.mlp(x, taken)
+        return out if self.shared.gate is None else out.mul_(self.shared.gate(x).sigmoid())
 
 
 class ExpertLoads:

@@ -43,10 +43,14 @@ class LinearMethod(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Which keys a query sees: "causal" (with `window`: the last `window` positions, itself included), or "full"."""
+    """Which keys a query sees: "causal" (with `window`: the last `window` positions, itself included), or "full".
+
+    `cap`: scores of keys that are seen are squeezed into (-cap, cap), as cap * tanh(score / cap).
+    """
 
     kind: Literal["causal", "full"] = "causal"
     window: int | None = None
+    cap: float | None = None
 
 
 @dataclass(slots=True)
@@ -71,8 +75,12 @@ class StepMeta:
 class AttentionBackend(Protocol):
     """Owns the layout of the paged cache of all layers and computes attention over it.
 
-    Made with (num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype, device) by a factory. All tokens
-    of a step are written before any is read, so a chunk may read blocks that another chunk of the same step fills.
+    Made from a KvLayout (attention.py). All tokens of a step are written before any is read, so a chunk may read
+    blocks that another chunk of the same step fills.
+
+    Most caches hold a key and a value of D numbers for each position and key/value head. A cache of latents holds one
+    vector of D numbers, whose first L are its value too: then v is k[..., :L], is not written again, and out is
+    [T, H, L].
     """
 
     name: str

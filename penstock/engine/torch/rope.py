@@ -1,11 +1,14 @@
 """Rotary positions: frequencies of each kind, and a table of cosines and sines that grows with the longest text.
 
-A head vector x is rotated in pairs (i, i + D/2) by the angle position * frequency_i. Frequencies: theta^(-2i/D), then
+The first R dimensions of a head vector turn (all of them in most models), in pairs (i, i + R/2), by the angle
+position * frequency_i. Frequencies: theta^(-2i/R), then
 
     linear   all divided by `factor`
     llama3   wavelengths above original/low are divided by `factor`, those under original/high kept, a blend between
     yarn     high frequencies kept, low ones divided by `factor`, a linear ramp between the dimensions that turn
              beta_fast and beta_slow times in the original context; cosines and sines times `attention_factor`
+    longrope each divided by a factor of its own, one set of them for short texts and one for long ones; cosines and
+             sines times `attention_factor` in both
 """
 
 from __future__ import annotations
@@ -19,15 +22,20 @@ from penstock.engine.torch.positions import Rope
 
 
 def frequencies(rope: Rope, head_dim: int) -> Tensor:
-    """float32 [head_dim / 2]"""
-    powers = rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    """float32 [R / 2] for a head of `head_dim` dimensions"""
+    dims = rope.dims(head_dim)
+    powers = rope.theta ** (torch.arange(0, dims, 2, dtype=torch.float32) / dims)
     plain = 1.0 / powers
     if rope.kind == "linear":
         return plain / rope.factor
     if rope.kind == "llama3":
         return _llama3(rope, plain)
     if rope.kind == "yarn":
-        return _yarn(rope, plain, head_dim)
+        return _yarn(rope, plain, dims)
+    if rope.kind == "longrope":
+        return 1.0 / (
+            torch.tensor(rope.long_factors if rope.is_long else rope.short_factors) * powers
+        )
     return plain
 
 
@@ -42,10 +50,10 @@ def _llama3(rope: Rope, plain: Tensor) -> Tensor:
     return torch.where(waves < shortest, plain, scaled)
 
 
-def _yarn(rope: Rope, plain: Tensor, head_dim: int) -> Tensor:
+def _yarn(rope: Rope, plain: Tensor, dims: int) -> Tensor:
     def dimension(turns: float) -> float:
         return (
-            head_dim
+            dims
             * math.log(rope.original_context / (turns * 2 * math.pi))
             / (2 * math.log(rope.theta))
         )
@@ -53,14 +61,14 @@ def _yarn(rope: Rope, plain: Tensor, head_dim: int) -> Tensor:
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
-    steps = torch.arange(head_dim // 2, dtype=torch.float32)
+    low, high = max(low, 0), min(high, dims - 1)
+    steps = torch.arange(dims // 2, dtype=torch.float32)
     ramp = ((steps - low) / (high - low if high != low else 0.001)).clamp(0, 1)
     return plain / rope.factor * ramp + plain * (1 - ramp)
 
 
 class RopeTable:
-    """Cosines, then sines, of every position met so far: float32 [positions, head_dim]."""
+    """Cosines, then sines, of every position met so far: float32 [positions, R]."""
 
     def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
         self._scale, self._device = rope.attention_factor, device

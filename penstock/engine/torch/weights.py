@@ -1,11 +1,14 @@
 """Tensors of a model folder, read one at a time, whole or as one rank's slice.
 
 Nothing is loaded ahead: each tensor is read when the layer that needs it is packed, so the peak beyond the packed
-model is one layer. Every way in which a file can be broken ends in a BadModel that names the file and the tensor.
+model is one layer. Every way in which a file can be broken ends in a BadModel that names the file and the tensor. So
+does a tensor of a layer that nobody asked for: the model would not be the one that was trained. Tensors elsewhere
+(a vision tower, layers beyond the last) are left where they are; `unread` says which.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
@@ -19,6 +22,9 @@ from penstock.engine.folder import read_json
 from penstock.engine.torch.ports import ShardSpec
 
 INDEX = "model.safetensors.index.json"
+PREFIXES = ("", "model.", "language_model.model.", "model.language_model.")
+NUMBERS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LEFT_OVER = ("rotary_emb.inv_freq",)  # old checkpoints hold what is computed here
 AGAIN = "the download or copy was cut short: fetch the file again"
 
 
@@ -48,13 +54,22 @@ class WeightFolder:
         self.rank, self.world = rank, world
         self._opened: dict[Path, _Opened] = {}
         self._file_of = self._find()
-        self.prefix = "" if "embed_tokens.weight" in self._file_of else "model."
+        self._asked: set[str] = set()
+        there = [one for one in PREFIXES if f"{one}embed_tokens.weight" in self._file_of]
+        self.prefix = there[0] if there else "model."
 
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
 
-    def get(self, name: str, shape: Sequence[int], shard: ShardSpec | None = None) -> Tensor:
-        """This rank's part of tensor `name`, whose whole shape must be `shape`. Raises BadModel."""
+    def get(
+        self,
+        name: str,
+        shape: Sequence[int],
+        shard: ShardSpec | None = None,
+        rows: range | None = None,
+    ) -> Tensor:
+        """This rank's part of tensor `name`, whose whole shape must be `shape`, or of some `rows`. Raises BadModel."""
+        self._asked.add(name)
         path = self._file_of.get(name)
         if path is None:
             raise BadModel(
@@ -69,15 +84,34 @@ class WeightFolder:
                     f"{path}: tensor {name!r} has shape {list(found)}, config.json asks for {list(shape)}",
                     hint="config.json and the safetensors files must come from the same checkpoint",
                 )
-            tensor = view[_part(found, shard)]
+            tensor = view[_part(found, shard, rows)]
         except (SafetensorError, OSError) as error:
             raise BadModel(f"{path}: tensor {name!r} cannot be read: {error}", hint=AGAIN) from None
-        if not tensor.is_floating_point():
+        if tensor.dtype not in NUMBERS:
             raise BadModel(
-                f"{path}: tensor {name!r} is {tensor.dtype}, not a floating-point number",
+                f"{path}: tensor {name!r} is {tensor.dtype}, not a floating-point number of 16 bits or more",
                 hint="quantised checkpoints are not supported",
             )
         return tensor.to(device=self.device, dtype=self.dtype).contiguous()
+
+    def check_layers(self, count: int) -> None:
+        """Raises BadModel when a tensor of one of the first `count` layers was not asked for."""
+        heads = tuple(f"{self.prefix}layers.{layer}." for layer in range(count))
+        for name in self._file_of:
+            if name in self._asked or not name.startswith(heads) or name.endswith(LEFT_OVER):
+                continue
+            raise BadModel(
+                f"{self._file_of[name]}: tensor {name!r} has no place in the model of config.json",
+                hint="config.json and the safetensors files must come from the same checkpoint",
+            )
+
+    def unread(self) -> list[str]:
+        """Groups of tensors that nobody asked for, with their numbers."""
+        left: Counter[str] = Counter()
+        for name in self._file_of.keys() - self._asked:
+            if not name.endswith(LEFT_OVER):
+                left[".".join(_group(name.split(".")))] += 1
+        return [f"{group} ({count})" for group, count in sorted(left.items())]
 
     def close(self) -> None:
         self._opened.clear()
@@ -119,13 +153,23 @@ class WeightFolder:
         return known
 
 
-def _part(shape: tuple[int, ...], shard: ShardSpec | None) -> tuple[slice, ...]:
-    whole = [slice(None)] * len(shape)
+def _part(shape: tuple[int, ...], shard: ShardSpec | None, rows: range | None) -> tuple[slice, ...]:
+    parts = [range(size) for size in shape]
+    if rows is not None:
+        parts[0] = rows
     if shard is not None and shard.dim != "none":
         axis = 0 if shard.dim == "out" else 1
-        each = shape[axis] // shard.world
-        whole[axis] = slice(shard.rank * each, (shard.rank + 1) * each)
-    return tuple(whole)
+        each = len(parts[axis]) // shard.world
+        parts[axis] = parts[axis][shard.rank * each : (shard.rank + 1) * each]
+    return tuple(slice(part.start, part.stop) for part in parts)
+
+
+def _group(words: list[str]) -> list[str]:
+    """The beginning of a name: as far as the first number, at most three words."""
+    for at, word in enumerate(words[:3]):
+        if word.isdigit():
+            return words[: at + 1]
+    return words[: min(3, len(words) - 1)] or words
 
 
 def _why_broken(path: Path) -> str:

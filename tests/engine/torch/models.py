@@ -7,6 +7,10 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -46,6 +50,7 @@ LLAMA3 = dict(
     original_max_position_embeddings=64,
 )
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=128)
+SLIDING = "sliding_attention"
 FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
     "llama2": (LlamaForCausalLM, LlamaConfig, dict(num_key_value_heads=4)),
     "llama3": (
@@ -72,6 +77,33 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
         dict(use_sliding_window=True, sliding_window=20, max_window_layers=1),
     ),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, dict(head_dim=32, tie_word_embeddings=True)),
+    "gemma2": (
+        Gemma2ForCausalLM,
+        Gemma2Config,
+        dict(
+            sliding_window=24,
+            head_dim=32,
+            query_pre_attn_scalar=24,
+            attn_logit_softcapping=4.0,
+            final_logit_softcapping=6.0,
+            attn_implementation="eager",
+        ),
+    ),
+    "gemma3": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
+        dict(
+            num_hidden_layers=4,
+            layer_types=[SLIDING, SLIDING, "full_attention", SLIDING],
+            sliding_window=24,
+            head_dim=32,
+            query_pre_attn_scalar=40,
+            rope_parameters={
+                SLIDING: dict(rope_type="default", rope_theta=10000.0),
+                "full_attention": dict(rope_type="linear", rope_theta=1000000.0, factor=8.0),
+            },
+        ),
+    ),
     "mixtral": (MixtralForCausalLM, MixtralConfig, dict(num_local_experts=6)),
     "qwen2-moe": (
         Qwen2MoeForCausalLM,

@@ -113,6 +113,8 @@ def truth(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> tuple[Te
     n, context, share = len(q), len(k), q.shape[1] // k.shape[1]
     k, v = (x.double().repeat_interleave(share, 1).transpose(0, 1) for x in (k, v))
     scores = q.double().transpose(0, 1) @ k.transpose(1, 2) * scale
+    if mask.cap is not None:
+        scores = mask.cap * (scores / mask.cap).tanh()
     query = torch.arange(context - n, context)[:, None]
     key = torch.arange(context)[None]
     if mask.kind == "causal":
@@ -192,6 +194,20 @@ def test_ragged_steps(request: pytest.FixtureRequest, isa: str, seed: int) -> No
         stepping = b.rng.sample(jobs, b.rng.randrange(1, len(jobs) + 1))
         chunks = [(job, b.rng.choice((1, 1, 2, 7, 16, 33, 90))) for job in stepping]
         assert_true(b.step(chunks, mask), b.backend.dtype, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("cap", (0.5, 50.0))
+def test_capped_scores(request: pytest.FixtureRequest, isa: str, cap: float) -> None:
+    """From caps that flatten everything to those that barely touch; queries large enough to reach both ends."""
+    b = bench(request, isa, dtype=FP32, heads=(4, 2), head_dim=32)
+    draw = b.draw
+    b.draw = lambda n, heads: draw(n, heads) * 8  # type: ignore[method-assign]
+    job = b.new_job()
+    for mask in (Mask(cap=cap), Mask(window=20, cap=cap)):
+        out, lse, wanted, wanted_lse = b.step([(job, 70)], mask)
+        torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(lse.double(), wanted_lse, rtol=1e-6, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", (FP32, BF16))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -42,6 +44,29 @@ def test_norms_agree_with_llama(dtype: torch.dtype, rows: int) -> None:
         out, total = kernels.add_rms_norm(x, residual, weight, 1e-5)
         assert total.equal(x + residual)
         assert_rounded_alike(out, norm(x + residual))
+
+
+@pytest.mark.parametrize("dtype", (FP32, BF16))
+def test_norms_agree_with_gemma(dtype: torch.dtype) -> None:
+    """Weights of one plus something, in fp32: multiplied in before the result is rounded."""
+    gemma = pytest.importorskip("transformers.models.gemma2.modeling_gemma2")
+    x, residual = (torch.randn(9, 208).mul(3).to(dtype) for _ in range(2))
+    norm = gemma.Gemma2RMSNorm(208, eps=1e-5)
+    norm.weight.data.normal_()
+    weight = norm.weight.detach() + 1
+    with torch.no_grad():
+        assert_rounded_alike(kernels.rms_norm(x, weight, 1e-5), norm(x))
+        out, total = kernels.add_rms_norm(x, residual, weight, 1e-5)
+        assert total.equal(x + residual)
+        assert_rounded_alike(out, norm(total))
+        head, other = (part.view(9, 2, 104)[..., :96].contiguous() for part in (x, x.clone()))
+        still = torch.cat((torch.ones(1, 48), torch.zeros(1, 48)), 1)  # turned by nothing
+        positions = torch.zeros(9, dtype=torch.int64)
+        norm.weight.data = norm.weight.data[:96]
+        wanted = norm(head)
+        kernels.qk_norm_rope_(head, other, (weight[:96], weight[:96], 1e-5), still, positions)
+        assert_rounded_alike(head, wanted)
+        assert_rounded_alike(other, wanted)
 
 
 def rotation(num_positions: int, rotary_dim: int) -> Tensor:
@@ -90,6 +115,16 @@ def test_gated_activation(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape).mul(4).to(dtype)
     gate, up = x.chunk(2, dim=-1)
     assert_rounded_alike(kernels.silu_mul(x), F.silu(gate) * up)
+    # 1 + tanh(z) = 2 sigmoid(2z): torch's own form loses the far tail to rounding, so it is held to loosely
+    wide = gate.double()
+    turned = torch.sigmoid(math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3))
+    got = kernels.gelu_mul(x)
+    wanted = (wide * turned).to(dtype) * up
+    seen = wanted.abs() > 1e-30  # the exponential stops at the smallest normal number
+    assert got[~seen].abs().max() < 1e-30 if bool((~seen).any()) else True
+    assert_rounded_alike(got[seen], wanted[seen])
+    near = F.gelu(gate, approximate="tanh") * up
+    torch.testing.assert_close(got, near, rtol=2e-2 if dtype == BF16 else 1e-5, atol=1e-5)
 
 
 def test_gradients_take_the_plain_way() -> None:

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from penstock.core.errors import BadModel
 from penstock.engine.folder import model_facts, read_json
 from penstock.engine.torch.build import EngineConfig, build_decoder
-from penstock.engine.torch.decoder import Alone, check_split
+from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.families import read_shape
+from penstock.engine.torch.load import check_split
 from penstock.engine.torch.mlp import Mixture, Taken
 from penstock.engine.torch.open import open_executor
 from tests.engine.torch.driver import GREEDY, Driver

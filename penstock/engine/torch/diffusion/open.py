@@ -12,11 +12,12 @@ from penstock.core.errors import BadConfig, BadModel
 from penstock.engine.folder import ModelFacts
 from penstock.engine.torch.attention import KvLayout
 from penstock.engine.torch.build import EngineConfig, choose_device, choose_dtype
-from penstock.engine.torch.decoder import Alone, load_decoder
+from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.diffusion.attention import PackedAttention
 from penstock.engine.torch.diffusion.model import ROW_CAP, DiffusionModel
 from penstock.engine.torch.kernels import build_with
 from penstock.engine.torch.linear import PlainLinear, choose_linear
+from penstock.engine.torch.load import load_decoder
 from penstock.engine.torch.memory import choose_num_blocks
 from penstock.engine.torch.ports import ShardSpec
 from penstock.engine.torch.weights import WeightFolder
@@ -89,8 +90,14 @@ class LladaFolder(WeightFolder):
         super().__init__(folder, dtype, device)
         self.prefix = "model."
 
-    def get(self, name: str, shape: Sequence[int], shard: ShardSpec | None = None) -> Tensor:
-        return super().get(llada_name(name), shape, shard)
+    def get(
+        self,
+        name: str,
+        shape: Sequence[int],
+        shard: ShardSpec | None = None,
+        rows: range | None = None,
+    ) -> Tensor:
+        return super().get(llada_name(name), shape, shard, rows)
 
 
 def llada_name(name: str) -> str:

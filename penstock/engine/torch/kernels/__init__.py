@@ -17,6 +17,7 @@ from penstock.engine.torch.kernels.attention import CpuPagedAttention
 from penstock.engine.torch.kernels.draw import pick_tokens
 from penstock.engine.torch.kernels.fused import (
     add_rms_norm,
+    gelu_mul,
     qk_norm_rope_,
     rms_norm,
     rope_,
@@ -31,6 +32,7 @@ __all__ = [
     "add_rms_norm",
     "available",
     "build_with",
+    "gelu_mul",
     "isas",
     "pick_tokens",
     "qk_norm_rope_",

@@ -12,6 +12,7 @@ be split among threads, which changes the order of a sum.
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -105,6 +106,7 @@ class CpuPagedAttention:
             mask.kind == "causal",
             native.SEES_ALL if mask.window is None else mask.window,
             scale,
+            math.inf if mask.cap is None else mask.cap,
             self.dtype == torch.bfloat16,
         )
         assert self.library is not None

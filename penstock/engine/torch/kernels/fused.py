@@ -3,6 +3,8 @@
 Every function computes the same with torch operations when the kernels are not available, when gradients are wanted
 or when a shape is not a multiple of 16. bfloat16 values are rounded exactly where the plain torch form rounds them.
 
+A norm's weight may be float32 where its input is not: then it multiplies before anything is rounded.
+
 `cos_sin` is float32 [positions, R]: R / 2 cosines, then R / 2 sines. The first R dimensions of each head are turned,
 dimension i together with i + R / 2; the rest stays. Positions must lie inside the table: that is not checked.
 """
@@ -20,7 +22,7 @@ from penstock.engine.torch.kernels import library as native
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., D] scaled to a root mean square of one, times weight [D]."""
-    if x.shape[-1] % 16 or not _is_fast(x, weight):
+    if x.shape[-1] % 16 or not _is_fast(x) or not _fits(x, weight):
         return _norm_in_torch(x, weight, eps)
     rows = _rows(x)
     out = torch.empty_like(rows)
@@ -31,7 +33,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(norm of the sum, the sum) of x and residual [..., D]."""
     assert x.shape == residual.shape
-    if x.shape[-1] % 16 or not _is_fast(x, residual, weight):
+    if x.shape[-1] % 16 or not _is_fast(x, residual) or not _fits(x, weight):
         total = x + residual
         return _norm_in_torch(total, weight, eps), total
     rows = _rows(x)
@@ -57,7 +59,8 @@ def qk_norm_rope_(
     rotary = cos_sin.shape[1]
     weights = [w for w in (q_weight, k_weight) if w is not None]
     fits = rotary % 32 == 0 and q.shape[2] % 16 == 0 and _heads_touch(q) and _heads_touch(k)
-    if not fits or not _is_fast(q, k, *weights) or cos_sin.dtype != torch.float32:
+    is_fast = fits and _is_fast(q, k) and _fits(q, *weights)
+    if not is_fast or cos_sin.dtype != torch.float32:
         _norm_rope_in_torch_(q, q_weight, eps, cos_sin, positions)
         _norm_rope_in_torch_(k, k_weight, eps, cos_sin, positions)
         return
@@ -78,6 +81,7 @@ def qk_norm_rope_(
         rotary,
         eps,
         native.is_bf16(q),
+        bool(weights) and weights[0].dtype is torch.float32,
     )
     library, table = native.pick(None)
     library.rope(table, ctypes.byref(call), torch.get_num_threads())
@@ -85,14 +89,29 @@ def qk_norm_rope_(
 
 def silu_mul(gate_up: Tensor) -> Tensor:
     """gate_up [..., 2F], gates first -> silu(gate) * up [..., F]."""
+    return _gate(gate_up, False)
+
+
+def gelu_mul(gate_up: Tensor) -> Tensor:
+    """The same with GELU in its tanh form."""
+    return _gate(gate_up, True)
+
+
+def _gate(gate_up: Tensor, is_gelu: bool) -> Tensor:
     width = gate_up.shape[-1] // 2
     if width % 16 or not _is_fast(gate_up):
         gate, up = gate_up.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return (F.gelu(gate, approximate="tanh") if is_gelu else F.silu(gate)) * up
     rows = _rows(gate_up)
     out = rows.new_empty(rows.shape[0], width)
     call = native.GateCall(
-        rows.data_ptr(), out.data_ptr(), rows.shape[0], width, rows.stride(0), native.is_bf16(rows)
+        rows.data_ptr(),
+        out.data_ptr(),
+        rows.shape[0],
+        width,
+        rows.stride(0),
+        native.is_bf16(rows),
+        is_gelu,
     )
     library, table = native.pick(None)
     library.gate(table, ctypes.byref(call), torch.get_num_threads())
@@ -119,6 +138,7 @@ def _norm(
         x.stride(0) if residual is None else residual.stride(0),
         eps,
         native.is_bf16(x),
+        weight.dtype is torch.float32,
     )
     library, table = native.pick(None)
     library.norm(table, ctypes.byref(call), torch.get_num_threads())
@@ -137,6 +157,17 @@ def _is_fast(first: Tensor, *others: Tensor) -> bool:
     return native.available()
 
 
+def _fits(x: Tensor, *weights: Tensor) -> bool:
+    """Whether the kernels take these weights of a norm of x."""
+    gradients = torch.is_grad_enabled()
+    for weight in weights:
+        if weight.dtype is not x.dtype and weight.dtype is not torch.float32:
+            return False
+        if not weight.is_cpu or weight.stride(-1) != 1 or (gradients and weight.requires_grad):
+            return False
+    return True
+
+
 def _rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
@@ -148,6 +179,8 @@ def _heads_touch(x: Tensor) -> bool:
 def _norm_in_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if weight.dtype is torch.float32:
+        return (wide * weight).to(x.dtype)
     return wide.to(x.dtype) * weight
 
 

@@ -33,6 +33,7 @@ class AttentionCall(ctypes.Structure):
         *((f"num_{name}", c_int32) for name in ("chunks", "tokens", "heads", "kv_heads")),
         *((name, c_int32) for name in ("head_dim", "block_size", "causal", "window")),
         ("scale", c_float),
+        ("cap", c_float),
         ("bf16", c_int32),
     ]
 
@@ -43,6 +44,7 @@ class NormCall(ctypes.Structure):
         *((name, c_int64) for name in ("num_rows", "width", "x_stride", "residual_stride")),
         ("epsilon", c_float),
         ("bf16", c_int32),
+        ("wide", c_int32),
     ]
 
 
@@ -54,6 +56,7 @@ class RopeCall(ctypes.Structure):
         *((name, c_int32) for name in ("num_heads", "num_kv_heads", "head_dim", "rotary_dim")),
         ("epsilon", c_float),
         ("bf16", c_int32),
+        ("wide", c_int32),
     ]
 
 
@@ -62,6 +65,7 @@ class GateCall(ctypes.Structure):
         *((name, c_void_p) for name in ("gate_up", "out")),
         *((name, c_int64) for name in ("num_rows", "width", "stride")),
         ("bf16", c_int32),
+        ("gelu", c_int32),
     ]
 
 

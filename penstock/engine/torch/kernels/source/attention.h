@@ -4,7 +4,7 @@
 // loaded once for all of them. Both halves of the work are one product, `multiply_add`: scores = queries x keys
 // (columns: tokens) and outputs += probabilities x values (columns: dimensions).
 //
-// Scores are kept in powers of two (scale * log2 e is folded in): p = 2^(score - highest).
+// Scores are kept in powers of two (scale * log2 e is folded in, and into a cap): p = 2^(score - highest).
 // Keys outside [key_begin, key_end) may be anything, NaN included: their scores are replaced before use, and a value
 // group that holds some is copied with zeros in their place, since 0 * NaN is NaN.
 #pragma once
@@ -105,17 +105,26 @@ struct OutputPiece {
     }
 };
 
+// cap * tanh(x / cap)
+static inline Lanes squeezed(const Lanes& x, float cap) {
+    const Lanes power = exp2(x * fill(2 * LOG2_E / cap)), one = fill(1);
+    return fill(cap) * (power - one) / (power + one);
+}
+
 // Turns one row of scores into probabilities, in place; keys [from, upto) of the tile are visible.
 template <class T>
-static inline void soften(const Scratch<T>& scratch, int row, int groups, int from, int upto, float scale, int dim) {
+static inline void soften(const Scratch<T>& scratch, int row, int groups, int from, int upto, const AttentionCall& call) {
     typedef typename Format<T>::Left Left;
     float* scores = scratch.scores + row * TILE;
     Left* probabilities = (Left*)scores;
-    const Lanes factor = fill(scale), hidden = fill(-__builtin_inff());
+    const int dim = call.head_dim;
+    const bool capped = call.cap < __builtin_inff();
+    const Lanes factor = fill(call.scale * LOG2_E), hidden = fill(-__builtin_inff());
     const bool whole = from <= 0 && upto >= groups * GROUP;
     Lanes best = hidden, x[TILE_GROUPS];
     for (int g = 0; g < groups; ++g) {
         x[g] = load(scores + g * GROUP) * factor;
+        if (capped) x[g] = squeezed(x[g], call.cap * LOG2_E);
         if (!whole) x[g] = choose(within(g * GROUP, from, upto), x[g], hidden);
         best = greater_of(x[g], best);
     }
@@ -244,7 +253,7 @@ static void attend_as(const AttentionCall& call, const Item& item, char* memory)
             Range seen = visible(call, item.chunk, item.first_query + row / share);
             if (seen.from < item.key_begin) seen.from = item.key_begin;
             if (seen.upto > item.key_end) seen.upto = item.key_end;
-            soften(scratch, row, here.count, seen.from - start, seen.upto - start, call.scale * LOG2_E, dim);
+            soften(scratch, row, here.count, seen.from - start, seen.upto - start, call);
         }
         sweep(OutputPiece<T>{scratch, here, next, dim}, rows, dim / GROUP);
     }

@@ -27,6 +27,7 @@ struct AttentionCall {
     int32_t causal;
     int32_t window;  // keys a query sees at most, itself included; INT32_MAX sees all
     float scale;
+    float cap;  // scores are squeezed into (-cap, cap); infinity leaves them alone
     int32_t bf16;
 };
 
@@ -44,6 +45,7 @@ struct NormCall {
     int64_t num_rows, width, x_stride, residual_stride;
     float epsilon;
     int32_t bf16;
+    int32_t wide;  // the weight is float whatever x is, and multiplies before anything is rounded
 };
 
 struct RopeCall {
@@ -55,6 +57,7 @@ struct RopeCall {
     int32_t num_heads, num_kv_heads, head_dim, rotary_dim;
     float epsilon;
     int32_t bf16;
+    int32_t wide;  // of the weights, as in NormCall
 };
 
 struct GateCall {
@@ -62,6 +65,7 @@ struct GateCall {
     void* out;
     int64_t num_rows, width, stride;
     int32_t bf16;
+    int32_t gelu;  // its tanh form; else SiLU
 };
 
 // out = x weight^T + bias, the weight packed in panels of 16 outputs: [num_out / 16][num_in / P][16][P].

@@ -15,6 +15,11 @@ static inline float inverse_size(float sum_of_squares, int64_t width, float epsi
 }
 
 template <class T>
+static inline Lanes weighted(const Lanes& value, const T* weight, int64_t at, bool wide) {
+    return wide ? value * load((const float*)weight + at) : rounded(value, weight) * load(weight + at);
+}
+
+template <class T>
 static void norm_as(const NormCall& call, int64_t begin, int64_t end) {
     const T *x = (const T*)call.x, *weight = (const T*)call.weight;
     const T* residual = (const T*)call.residual;
@@ -33,16 +38,16 @@ static void norm_as(const NormCall& call, int64_t begin, int64_t end) {
         if (residual) from = sum + row * call.width;
         Lanes factor = fill(inverse_size(sum_of(squares), call.width, call.epsilon));
         for (int64_t d = 0; d < call.width; d += STEP)
-            store(out + row * call.width + d, rounded(load(from + d) * factor, from) * load(weight + d));
+            store(out + row * call.width + d, weighted(load(from + d) * factor, weight, d, call.wide));
     }
 }
 
 template <class T>
-static inline void norm_head(T* head, const T* weight, int dim, float epsilon) {
+static inline void norm_head(T* head, const T* weight, int dim, float epsilon, bool wide) {
     Lanes squares = fill(0);
     for (int d = 0; d < dim; d += STEP) squares = squares + load(head + d) * load(head + d);
     Lanes factor = fill(inverse_size(sum_of(squares), dim, epsilon));
-    for (int d = 0; d < dim; d += STEP) store(head + d, rounded(load(head + d) * factor, head) * load(weight + d));
+    for (int d = 0; d < dim; d += STEP) store(head + d, weighted(load(head + d) * factor, weight, d, wide));
 }
 
 // Dimension i turns with dimension i + half; the products are rounded before they are added.
@@ -66,7 +71,7 @@ static void rope_as(const RopeCall& call, int64_t begin, int64_t end) {
             T* at = is_query ? (T*)call.query + token * call.query_stride + int64_t(head) * call.head_dim
                              : (T*)call.key + token * call.key_stride + int64_t(head - call.num_heads) * call.head_dim;
             const T* weight = (const T*)(is_query ? call.query_weight : call.key_weight);
-            if (weight) norm_head(at, weight, call.head_dim, call.epsilon);
+            if (weight) norm_head(at, weight, call.head_dim, call.epsilon, call.wide);
             rotate_head(at, cosine, cosine + half, half);
         }
     }
@@ -80,8 +85,10 @@ static void gate_as(const GateCall& call, int64_t begin, int64_t end) {
         T* out = (T*)call.out + row * call.width;
         for (int64_t d = 0; d < call.width; d += STEP) {
             Lanes x = load(gate + d);
-            Lanes swish = x / (fill(1) + exp2(x * fill(-1.44269504f)));
-            store(out + d, rounded(swish, gate) * load(up + d));
+            // Both are x / (1 + e^-s): SiLU with s = x, GELU with s = sqrt(8 / pi) (x + 0.044715 x^3).
+            Lanes s = call.gelu ? x * fill(1.59576912f) * (fill(1) + x * x * fill(0.044715f)) : x;
+            Lanes active = x / (fill(1) + exp2(s * fill(-1.44269504f)));
+            store(out + d, rounded(active, gate) * load(up + d));
         }
     }
 }

@@ -1,0 +1,73 @@
+"""Model families: what a config.json means, as one flat shape (shape.py). Reads no weights and imports no torch.
+
+A family is a function that reads its own spelling of the configuration; one decoder (decoder.py) runs the shapes of
+all of them. All are decoders with rotary positions; in what they differ is told in the files beside this one:
+
+    llama.py      Llama, Mistral, Qwen 2 and 3
+    mixtures.py   Mixtral, Qwen 2 and 3 with experts
+    gemma.py      Gemma 2 and 3
+
+Positions are read in positions.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from penstock.core.errors import BadModel
+from penstock.engine.torch.families.gemma import gemma2, gemma3, gemma3_text
+from penstock.engine.torch.families.llama import llama, mistral, qwen2, qwen3
+from penstock.engine.torch.families.mixtures import mixtral, qwen2_moe, qwen3_moe
+from penstock.engine.torch.families.shape import DTYPE_BYTES, STORED, Experts, Latent, Names, Shape
+from penstock.engine.torch.reading import Config, Reader
+
+__all__ = ["DTYPE_BYTES", "STORED", "Experts", "Latent", "Names", "Shape", "read_shape"]
+
+FAMILIES: dict[str, Callable[[Reader], Shape]] = {
+    "llama": llama,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "mixtral": mixtral,
+    "qwen2_moe": qwen2_moe,
+    "qwen3_moe": qwen3_moe,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3_text,
+    "gemma3": gemma3,
+}
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "MixtralForCausalLM": "mixtral",
+    "Qwen2MoeForCausalLM": "qwen2_moe",
+    "Qwen3MoeForCausalLM": "qwen3_moe",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3_text",
+    "Gemma3ForConditionalGeneration": "gemma3",
+}
+
+
+def read_shape(config: Config, where: str) -> Shape:
+    """Read a parsed config.json. `where` names the file in errors. Raises BadModel."""
+    name = _architecture(config, where)
+    if "quantization_config" in config:
+        raise BadModel(
+            f"{where}: the weights are quantised, which this engine cannot read",
+            hint="use the unquantised checkpoint of the same model (bf16, fp16 or fp32 safetensors)",
+        )
+    return FAMILIES[name](Reader(config, where))
+
+
+def _architecture(config: Config, where: str) -> str:
+    known = ", ".join(sorted(ARCHITECTURES))
+    listed = config.get("architectures")
+    name = listed[0] if isinstance(listed, list) and listed else None
+    if name is None and config.get("model_type") in FAMILIES:
+        return str(config["model_type"])
+    family = ARCHITECTURES.get(str(name))
+    if family is None:
+        told = f"architecture {name!r}" if name else f"model_type {config.get('model_type')!r}"
+        raise BadModel(f"{where}: {told} is not supported", hint=f"supported are {known}")
+    return family

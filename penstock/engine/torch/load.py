@@ -1,0 +1,248 @@
+"""From a folder's tensors to a Decoder: which tensor goes where, merged with its neighbours, cut to a rank's shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from penstock.core.errors import BadModel
+from penstock.engine.torch.decoder import Decoder, Layer, Rank
+from penstock.engine.torch.families import Experts, Shape
+from penstock.engine.torch.heads import GroupedHeads, Heads
+from penstock.engine.torch.kernels import gelu_mul, silu_mul
+from penstock.engine.torch.mlp import ExactRouter, Mixture, Mlp, PlainMlp, Shared
+from penstock.engine.torch.norms import LayerNorm, Norm, RmsNorm
+from penstock.engine.torch.ports import Linear, LinearMethod, Mask, ShardSpec
+from penstock.engine.torch.positions import Rope
+from penstock.engine.torch.rope import RopeTable
+from penstock.engine.torch.weights import WeightFolder
+
+Sized = tuple[str, int]  # the name of a part, and how many outputs it has as a whole
+
+
+class Packer:
+    """Reads and packs one model's layers with this rank's shards."""
+
+    def __init__(
+        self, folder: WeightFolder, shape: Shape, method: LinearMethod, rank: Rank
+    ) -> None:
+        self.folder, self.shape, self.method, self.rank = folder, shape, method, rank
+        self._ropes: dict[Rope, RopeTable] = {}
+
+    def shard(self, dim: Literal["none", "out", "in"]) -> ShardSpec:
+        return ShardSpec(dim, self.rank.rank, self.rank.world)
+
+    def merged(self, parts: Sequence[Sized], width: int, has_bias: bool) -> Linear:
+        """Layers that read the same input, as one."""
+        shard = self.shard("out")
+        weights = self._stacked(parts, "weight", (width,), shard)
+        bias = self._stacked(parts, "bias", (), shard) if has_bias else None
+        return self.method.pack(weights, bias, shard)
+
+    def _stacked(
+        self, parts: Sequence[Sized], kind: str, width: tuple[int, ...], shard: ShardSpec
+    ) -> Tensor:
+        """Parts of one name are rows of one tensor, in order."""
+        sizes: dict[str, int] = {}
+        for name, size in parts:
+            sizes[name] = sizes.get(name, 0) + size
+        found, starts = [], dict.fromkeys(sizes, 0)
+        for name, size in parts:
+            rows = range(starts[name], starts[name] + size)
+            found.append(self.folder.get(f"{name}.{kind}", (sizes[name], *width), shard, rows))
+            starts[name] = rows.stop
+        return torch.cat(found)
+
+    def split_input(self, name: str, size: int, width: int, has_bias: bool) -> Linear:
+        """A layer whose partial sums are added over ranks: only the first rank adds the bias."""
+        shard = self.shard("in")
+        weight = self.folder.get(f"{name}.weight", (size, width), shard)
+        bias = self.folder.get(f"{name}.bias", (size,)) if has_bias else None
+        return self.method.pack(weight, bias if self.rank.rank == 0 else None, shard)
+
+    def whole(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """A layer that every rank has whole."""
+        return self.method.pack(weight, bias, self.shard("none"))
+
+    def mlp(
+        self, names: tuple[str | None, str, str], width: int, has_bias: bool = False
+    ) -> PlainMlp:
+        """`names` of gate (None: there is none), up and down; `width` between them."""
+        gate, up, down = names
+        parts = [(up, width)] if gate is None else [(gate, width), (up, width)]
+        hidden = self.shape.hidden
+        return PlainMlp(
+            self.merged(parts, hidden, has_bias),
+            self.split_input(down, hidden, width, has_bias),
+            self._activate(gate is not None),
+        )
+
+    def _activate(self, is_gated: bool) -> Callable[[Tensor], Tensor]:
+        if self.shape.activation == "gelu_tanh":
+            return gelu_mul if is_gated else partial(F.gelu, approximate="tanh")
+        return silu_mul if is_gated else F.silu
+
+    def weight_of_norm(self, name: str, width: int) -> Tensor:
+        weight = self.folder.get(f"{name}.weight", (width,))
+        return weight.float() + 1 if self.shape.norm == "rms_offset" else weight
+
+    def norm(self, name: str) -> Norm:
+        shape = self.shape
+        weight = self.weight_of_norm(name, shape.hidden)
+        if shape.norm == "layer":
+            bias = self.folder.get(f"{name}.bias", (shape.hidden,))
+            return LayerNorm(weight, bias, shape.norm_eps)
+        return RmsNorm(weight, shape.norm_eps)
+
+    def rope(self, layer: int, head_dim: int) -> RopeTable:
+        """Layers that turn positions alike share a table."""
+        rope = self.shape.rope_of(layer)
+        if rope not in self._ropes:
+            self._ropes[rope] = RopeTable(rope, head_dim, self.folder.device)
+        return self._ropes[rope]
+
+
+def load_decoder(folder: WeightFolder, shape: Shape, method: LinearMethod, rank: Rank) -> Decoder:
+    """Read and pack all layers; the attention backend is set afterwards, from the memory left. Raises BadModel."""
+    packer = Packer(folder, shape, method, rank)
+    prefix = folder.prefix
+    embedding = folder.get(f"{prefix}embed_tokens.weight", (shape.vocab_size, shape.hidden))
+    layers = [
+        _load_layer(packer, index, f"{prefix}layers.{index}.") for index in range(shape.num_layers)
+    ]
+    head, is_split = _load_head(packer, embedding)
+    final_norm = packer.norm(f"{prefix}{shape.names.final_norm}")
+    folder.check_layers(shape.num_layers)
+    scale = shape.embedding_scale
+    if scale is not None:  # rounded like the embeddings that it multiplies
+        scale = float(torch.tensor(scale, dtype=folder.dtype))
+    return Decoder(
+        shape=shape,
+        rank=rank,
+        embedding=embedding,
+        layers=layers,
+        final_norm=final_norm,
+        head=head,
+        is_head_split=is_split,
+        embedding_scale=scale,
+    )
+
+
+def _load_head(packer: Packer, embedding: Tensor) -> tuple[Linear, bool]:
+    """(the head, whether ranks have parts of it)"""
+    shape, rank = packer.shape, packer.rank
+    is_split = rank.world > 1 and shape.vocab_size % rank.world == 0
+    spec = packer.shard("out" if is_split else "none")
+    name = (
+        "language_model.lm_head" if packer.folder.prefix == "language_model.model." else "lm_head"
+    )
+    if shape.is_tied:
+        each = shape.vocab_size // rank.world
+        weight = embedding[rank.rank * each : (rank.rank + 1) * each] if is_split else embedding
+    else:
+        whole = (shape.vocab_size, shape.hidden)
+        weight = packer.folder.get(f"{name}.weight", whole, spec)
+    bias = None
+    if shape.has_head_bias:
+        bias = packer.folder.get(f"{name}.bias", (shape.vocab_size,), spec)
+    return packer.method.pack(weight, bias, spec), is_split
+
+
+def _load_layer(packer: Packer, index: int, prefix: str) -> Layer:
+    names = packer.shape.names
+
+    def norm(name: str | None) -> Norm | None:
+        return None if name is None else packer.norm(f"{prefix}{name}")
+
+    return Layer(
+        attention_norm=packer.norm(f"{prefix}{names.attention_norm}"),
+        attention=_load_heads(packer, index, prefix),
+        mlp_norm=norm(names.mlp_norm),
+        mlp=_load_mlp(packer, index, prefix),
+        attention_post=norm(names.attention_post),
+        mlp_post=norm(names.mlp_post),
+    )
+
+
+def _load_heads(packer: Packer, index: int, prefix: str) -> Heads:
+    shape, names, dim = packer.shape, packer.shape.names, packer.shape.head_dim
+    query, key = shape.num_heads * dim, shape.num_kv_heads * dim
+    qk_norm = None
+    if shape.has_qk_norm:
+        q_weight, k_weight = (
+            packer.weight_of_norm(f"{prefix}self_attn.{name}", dim) for name in ("q_norm", "k_norm")
+        )
+        qk_norm = (q_weight, k_weight, shape.norm_eps)
+    parts = [(names.q, query), (names.k, key), (names.v, key)]
+    return GroupedHeads(
+        layer=index,
+        num_heads=shape.num_heads // packer.rank.world,
+        num_kv_heads=shape.num_kv_heads // packer.rank.world,
+        head_dim=dim,
+        mask=Mask("causal", shape.windows[index], shape.score_cap),
+        scale=shape.scale,
+        rope=packer.rope(index, dim),
+        qkv=packer.merged(
+            [(f"{prefix}{name}", size) for name, size in parts], shape.hidden, shape.has_qkv_bias
+        ),
+        qk_norm=qk_norm,
+        out=packer.split_input(f"{prefix}{names.out}", shape.hidden, query, shape.has_out_bias),
+    )
+
+
+def _load_mlp(packer: Packer, index: int, prefix: str) -> Mlp:
+    shape, names = packer.shape, packer.shape.names
+    mixed = shape.experts
+    if mixed is not None and mixed.layers[index]:
+        return _load_mixture(packer, mixed, index, f"{prefix}{mixed.block}.")
+    gate = None if names.gate is None else f"{prefix}{names.gate}"
+    told = (gate, f"{prefix}{names.up}", f"{prefix}{names.down}")
+    return packer.mlp(told, shape.intermediate, shape.has_mlp_bias)
+
+
+def _load_mixture(packer: Packer, mixed: Experts, index: int, block: str) -> Mixture:
+    hidden, get = packer.shape.hidden, packer.folder.get
+
+    def expert(name: str, width: int) -> PlainMlp:
+        at = f"{block}{name}."
+        return packer.mlp((f"{at}{mixed.gate}", f"{at}{mixed.up}", f"{at}{mixed.down}"), width)
+
+    shared = None
+    if mixed.shared_width is not None:
+        gate = None
+        if mixed.is_gated:
+            gate = packer.whole(get(f"{block}{mixed.shared}_gate.weight", (1, hidden)))
+        shared = Shared(expert(mixed.shared, mixed.shared_width), gate)
+    router = get(f"{block}gate.weight", (mixed.count, hidden))
+    return Mixture(
+        layer=index,
+        router=ExactRouter(router.float()) if mixed.is_exact else packer.whole(router),
+        experts=[expert(f"experts.{at}", mixed.width) for at in range(mixed.count)],
+        top_k=mixed.top_k,
+        is_normed=mixed.is_normed,
+        shared=shared,
+        scaling=mixed.scaling,
+        groups=mixed.groups,
+    )
+
+
+def check_split(shape: Shape, world: int, where: str) -> None:
+    """Raises BadModel unless heads and MLPs divide over `world` ranks."""
+    mixed = shape.experts
+    for what, size in (
+        ("attention heads", shape.num_heads),
+        ("key/value heads", shape.num_kv_heads if shape.latent is None else 0),
+        ("MLP width", shape.intermediate if mixed is None or not all(mixed.layers) else 0),
+        ("width of an expert", mixed.width if mixed else 0),
+        ("width of the shared expert", (mixed.shared_width or 0) if mixed else 0),
+    ):
+        if size % world:
+            raise BadModel(
+                f"{where}: {size} {what} do not divide over {world} processes",
+                hint="choose a tensor_parallel that divides all of heads, kv heads and MLP width",
+            )

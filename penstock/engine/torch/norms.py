@@ -1,0 +1,45 @@
+"""Norms over the hidden dimension. Each first adds what a part of a layer put out, in the same pass.
+
+rms      x / sqrt(mean(x^2) + eps) * weight. A weight in fp32 multiplies before the result is rounded (Gemma), one in
+         the model's own type after (Llama)
+layer    (x - mean) / sqrt(var + eps) * weight + bias
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from penstock.engine.torch.kernels import add_rms_norm, rms_norm
+
+
+class Norm(Protocol):
+    def __call__(self, part: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm of x + part, x + part); [T, hidden] each."""
+        ...
+
+
+@dataclass(slots=True)
+class RmsNorm:
+    weight: Tensor
+    eps: float
+
+    def __call__(self, part: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        if part is None:
+            return rms_norm(x, self.weight, self.eps), x
+        return add_rms_norm(part, x, self.weight, self.eps)
+
+
+@dataclass(slots=True)
+class LayerNorm:
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, part: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        if part is not None:
+            x = x + part
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps), x
