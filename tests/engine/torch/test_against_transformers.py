@@ -109,7 +109,7 @@ def test_logits(model_root: Path, name: str, attention: str) -> None:
             assert (got - want).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llama-biased", "qwen3"])
+@pytest.mark.parametrize("name", ["llama-biased", "qwen3", "gemma3"])
 def test_bf16_is_as_exact_as_the_references(model_root: Path, name: str) -> None:
     """Against the reference in fp32, our bf16 errs no more than half again as much as the reference's own bf16."""
     folder, model = saved(model_root, name)

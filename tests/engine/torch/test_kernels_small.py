@@ -115,16 +115,18 @@ def test_gated_activation(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape).mul(4).to(dtype)
     gate, up = x.chunk(2, dim=-1)
     assert_rounded_alike(kernels.silu_mul(x), F.silu(gate) * up)
+    got, near = kernels.gelu_mul(x), F.gelu(gate, approximate="tanh") * up
+    if gate.shape[-1] % 16:
+        assert got.equal(near)
+        return
     # 1 + tanh(z) = 2 sigmoid(2z): torch's own form loses the far tail to rounding, so it is held to loosely
+    torch.testing.assert_close(got, near, rtol=2e-2 if dtype == BF16 else 1e-5, atol=1e-5)
     wide = gate.double()
     turned = torch.sigmoid(math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3))
-    got = kernels.gelu_mul(x)
     wanted = (wide * turned).to(dtype) * up
     seen = wanted.abs() > 1e-30  # the exponential stops at the smallest normal number
-    assert got[~seen].abs().max() < 1e-30 if bool((~seen).any()) else True
+    assert (got[~seen].abs() < 1e-30).all()
     assert_rounded_alike(got[seen], wanted[seen])
-    near = F.gelu(gate, approximate="tanh") * up
-    torch.testing.assert_close(got, near, rtol=2e-2 if dtype == BF16 else 1e-5, atol=1e-5)
 
 
 def test_gradients_take_the_plain_way() -> None:
