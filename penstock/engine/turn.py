@@ -155,7 +155,9 @@ class Council:
         suspended: Sequence[Flying] = (),
     ) -> Verdict:
         """One transaction: rank the waiting, plan a batch. Nothing real is touched."""
-        goes_on = self._outlasts and self._can_go_on(running, waiting)
+        # Asked again while a plan runs (several lanes, or one that may be stopped): there is nothing to go on with.
+        goes_on = self._outlasts and not (flying or suspended)
+        goes_on = goes_on and self._can_go_on(running, waiting)
         if goes_on and not self._is_checked:
             return _decode_on(running.jobs)
         self._now, self._running = now, running.jobs

@@ -66,7 +66,9 @@ class Conservative:
             peak = crowd.peak(job, lefts)
             if peak > capacity:
                 self._why = f"would peak at {peak:.0f} of {capacity:.0f} blocks"
-                is_lasting = all(each.todo == 1 for each in view.running)
+                # Not where he was refused beside somebody admitted in this step: who that was, `beside` does not say.
+                is_lasting = bool(view.running) and not crowd.admitted
+                is_lasting = is_lasting and all(each.todo == 1 for each in view.running)
                 self._refused = beside if is_lasting else ()
                 return Decision("later", self._why, STABLE if is_lasting else 1)
         crowd.add(job, lefts)

@@ -122,7 +122,7 @@ class FlowPrefill:
 
     def _start(self, view: View, fork: LedgerFork, head: JobView) -> Decision:
         draft = Draft(fork, min(self.max_tokens, view.caps.max_batch_tokens))
-        if head.status != "waiting":
+        if head.status == "running":
             upto = head.computed + head.in_flight + min(self._tokens(head), draft.budget)
             tokens = upto - head.computed - head.in_flight
             if fork.reserve(head, upto) or make_room(view, draft, head, upto):
