@@ -1,8 +1,8 @@
 """One set of policies in one set of circumstances, played by a real replica on the model of hashes.
 
-`play` serves the requests and holds everything to account: every answer ends once with the reference's text (a cancelled
-one with a beginning of it), no block stays held, no plan stays suspended, and nobody takes so many steps that he
-starves. The replica itself holds every decision to its law and recounts its books after every turn.
+`play` serves the requests and holds everything to account: every answer ends once with the reference's text (a
+cancelled one with a beginning of it), no block stays held, no plan stays suspended, and nobody takes so many steps that
+he starves. The replica itself holds every decision to its law and recounts its books after every turn.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _request(case: Case, rng: random.Random, number: int, ids: list[int], kind: 
             stop_ids=tuple(range(rng.choice((0, 0, 5)))),
         ),
         slo=Slo(
-            ttft_s=rng.choice((None, 0.02, 0.3, 5.0)),
+            ttft_s=rng.choice((None, 0.1, 0.3, 5.0)),
             tpot_s=rng.choice((None, 0.05)),
             deadline_s=rng.choice((None, 0.5, 9.0)),
         ),
@@ -292,7 +292,7 @@ async def _ask(played: Played, replica: Replica) -> None:
             loop.call_later(0.004, when_told, name, count)
 
     for request in requests(played.case):
-        at += rng.choice((0.0, 0.0, 0.03, 0.2))
+        at += rng.choice((0.0, 0.01, 0.03, 0.2))
         await sleep_until(at)
         played.asked.append(request)
         replica.submit(request, every_token=rng.random() < 0.8)

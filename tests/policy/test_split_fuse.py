@@ -15,9 +15,8 @@ from penstock.policy.batch.split_fuse import SplitFuse
 from penstock.policy.batch.vllm_v1 import VllmV1
 from penstock.policy.order.requeue import Requeue
 from tests.laws.model_ledger import ModelLedger
-from tests.policy.test_everybody_finishes import crowd
 from tests.policy.test_order import ranks
-from tests.policy.world import CAPS, Line, Replica, make_job
+from tests.policy.world import CAPS, Line, Replica, crowd, make_job
 
 
 def replica(blocks: int, **parameters: Any) -> Replica:

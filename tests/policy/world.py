@@ -16,6 +16,7 @@ from penstock.core.types import BlockHash, Caps, Job, Request, RequestId, Sampli
 from penstock.policy import batch, find, order
 from tests.laws.model_ledger import ModelLedger
 from tests.laws.views import Columns, Glass, HalfLengths, LinearCost, World, bind
+from tests.laws.views import make_job as drawn_job
 
 CAPS = Caps(num_layers=2, max_context=10_000)
 
@@ -218,3 +219,11 @@ def line_of(decision: batch.Decision, refused: Sequence[Job]) -> Line:
         tuple(job.seq for job in refused),
         decision.stable_for,
     )
+
+
+def crowd(rng: random.Random, num: int) -> list[Job]:
+    """Jobs that have just come, with shared prefixes."""
+    jobs = [drawn_job(rng, seq, 5.0) for seq in range(num)]
+    for job in jobs:
+        job.num_output, job.first_token_at, job.last_token_at = 0, None, None
+    return jobs
