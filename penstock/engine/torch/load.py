@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from penstock.core.errors import BadModel
 from penstock.engine.torch.decoder import Decoder, Layer, Rank
-from penstock.engine.torch.families import Experts, Shape
-from penstock.engine.torch.heads import GroupedHeads, Heads
+from penstock.engine.torch.families import Experts, Latent, Shape
+from penstock.engine.torch.heads import GroupedHeads, Heads, LatentHeads
 from penstock.engine.torch.kernels import gelu_mul, silu_mul
 from penstock.engine.torch.mlp import ExactRouter, Mixture, Mlp, PlainMlp, Shared
 from penstock.engine.torch.norms import LayerNorm, Norm, RmsNorm
@@ -22,6 +22,7 @@ from penstock.engine.torch.positions import Rope
 from penstock.engine.torch.rope import RopeTable
 from penstock.engine.torch.weights import WeightFolder
 
+LATENT_EPS = 1e-6  # of the norms of latents, whatever the model's other norms have
 Sized = tuple[str, int]  # the name of a part, and how many outputs it has as a whole
 
 
@@ -170,6 +171,8 @@ def _load_layer(packer: Packer, index: int, prefix: str) -> Layer:
 
 
 def _load_heads(packer: Packer, index: int, prefix: str) -> Heads:
+    if packer.shape.latent is not None:
+        return load_latent_heads(packer, packer.shape.latent, index, f"{prefix}self_attn.")
     shape, names, dim = packer.shape, packer.shape.names, packer.shape.head_dim
     query, key = shape.num_heads * dim, shape.num_kv_heads * dim
     qk_norm = None
@@ -193,6 +196,49 @@ def _load_heads(packer: Packer, index: int, prefix: str) -> Heads:
         qk_norm=qk_norm,
         out=packer.split_input(f"{prefix}{names.out}", shape.hidden, query, shape.has_out_bias),
     )
+
+
+def load_latent_heads(packer: Packer, told: Latent, index: int, prefix: str) -> LatentHeads:
+    """The names are DeepSeek's. What all heads share, every rank has whole."""
+    shape, get, shard = packer.shape, packer.folder.get, packer.shard("out")
+    hidden, heads = shape.hidden, shape.num_heads // packer.rank.world
+    query_down, name, width = None, "q_proj", hidden
+    if told.query_rank is not None:
+        name, width = "q_b_proj", told.query_rank
+        weight = get(f"{prefix}q_a_proj.weight", (width, hidden))
+        norm = get(f"{prefix}q_a_layernorm.weight", (width,))
+        query_down = (packer.whole(weight), norm, LATENT_EPS)
+    each = told.plain + told.rotated
+    query = get(f"{prefix}{name}.weight", (shape.num_heads * each, width), shard)
+    plain, rotated = torch.split(query.view(heads, each, width), [told.plain, told.rotated], 1)
+    parts = (plain.flatten(0, 1), _unlaced(rotated).flatten(0, 1))
+    down = get(f"{prefix}kv_a_proj_with_mqa.weight", (told.cached, hidden))
+    latent, key = torch.split(down, [told.width, told.rotated])
+    each = told.plain + told.value
+    up = get(f"{prefix}kv_b_proj.weight", (shape.num_heads * each, told.width), shard)
+    to_key, to_value = torch.split(up.view(heads, each, told.width), [told.plain, told.value], 1)
+    return LatentHeads(
+        layer=index,
+        num_heads=heads,
+        latent=told,
+        mask=Mask("causal", shape.windows[index], shape.score_cap),
+        scale=shape.scale,
+        rope=packer.rope(index, told.rotated),
+        query_down=query_down,
+        query=packer.method.pack(torch.cat(parts), None, shard),
+        down=packer.whole(torch.cat((latent, _unlaced(key[None])[0]))),
+        norm=(get(f"{prefix}kv_a_layernorm.weight", (told.width,)), LATENT_EPS),
+        to_latent=to_key.contiguous(),
+        to_value=to_value.transpose(1, 2).contiguous(),
+        out=packer.split_input(
+            f"{prefix}o_proj", hidden, shape.num_heads * told.value, has_bias=False
+        ),
+    )
+
+
+def _unlaced(rows: Tensor) -> Tensor:
+    """Rows [H, R, in] that turn as neighbours (2i, 2i + 1), in the order in which (i, i + R/2) turn."""
+    return torch.cat((rows[:, 0::2], rows[:, 1::2]), 1)
 
 
 def _load_mlp(packer: Packer, index: int, prefix: str) -> Mlp:

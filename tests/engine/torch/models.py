@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -17,6 +19,10 @@ from transformers import (
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -50,6 +56,36 @@ LLAMA3 = dict(
     original_max_position_embeddings=64,
 )
 YARN = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=128)
+LONGROPE = dict(
+    rope_type="longrope",
+    rope_theta=10000.0,
+    partial_rotary_factor=0.75,
+    factor=8.0,
+    short_factor=[1.0 + 0.1 * at for at in range(12)],
+    long_factor=[
+        1.0 + 0.1 * at for at in range(12)
+    ],  # alike: in which use is tested by test_families
+)
+DEEPSEEK_YARN = dict(
+    rope_type="yarn",
+    rope_theta=10000.0,
+    factor=4.0,
+    original_max_position_embeddings=128,
+    mscale=0.707,
+    mscale_all_dim=0.9,
+)
+LATENT = dict(
+    num_key_value_heads=4,
+    kv_lora_rank=40,
+    qk_nope_head_dim=24,
+    qk_rope_head_dim=16,
+    v_head_dim=20,
+    first_k_dense_replace=1,
+    n_routed_experts=8,
+    n_shared_experts=2,
+    num_experts_per_tok=3,
+    moe_intermediate_size=32,
+)
 SLIDING = "sliding_attention"
 FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
     "llama2": (LlamaForCausalLM, LlamaConfig, dict(num_key_value_heads=4)),
@@ -104,6 +140,42 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
             },
         ),
     ),
+    "phi3": (Phi3ForCausalLM, Phi3Config, dict(sliding_window=24)),
+    "phi3-long": (
+        Phi3ForCausalLM,
+        Phi3Config,
+        dict(
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            original_max_position_embeddings=64,
+            rope_parameters=LONGROPE,
+        ),
+    ),
+    "phi": (
+        PhiForCausalLM,
+        PhiConfig,
+        dict(
+            num_key_value_heads=4,
+            rope_parameters=dict(rope_theta=10000.0, partial_rotary_factor=0.5),
+        ),
+    ),
+    "deepseek-lite": (
+        DeepseekV2ForCausalLM,
+        DeepseekV2Config,
+        dict(**LATENT, q_lora_rank=None, rope_parameters=DEEPSEEK_YARN),
+    ),
+    "deepseek-v2": (
+        DeepseekV2ForCausalLM,
+        DeepseekV2Config,
+        dict(
+            **LATENT,
+            q_lora_rank=24,
+            topk_method="group_limited_greedy",
+            n_group=4,
+            topk_group=2,
+            routed_scaling_factor=1.5,
+        ),
+    ),
     "mixtral": (MixtralForCausalLM, MixtralConfig, dict(num_local_experts=6)),
     "qwen2-moe": (
         Qwen2MoeForCausalLM,
@@ -137,6 +209,7 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
     ),
 }
 
+MIXTURES = [name for name in FAMILIES if "moe" in name or name.startswith(("mixtral", "deepseek"))]
 DEEP: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
     "llama-8": (LlamaForCausalLM, LlamaConfig, dict(num_hidden_layers=8, initializer_range=0.08)),
     "qwen3-moe-8": (

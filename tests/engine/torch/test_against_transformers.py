@@ -22,15 +22,15 @@ from penstock.engine.folder import model_facts
 from penstock.engine.torch.build import EngineConfig, build_decoder
 from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.step import StepArrays
-from tests.engine.torch.models import FAMILIES, saved
+from tests.engine.torch.models import FAMILIES, MIXTURES, saved
 from tests.engine.torch.served import Served, Setting, serve
 
 TOLERANCE = 1e-4
 NUM_TOKENS = 64
 ENGINE = EngineConfig(device="cpu", dtype="fp32", threads=1)
 CHECKED = {"sequences": 0, "ties": 0}
-DENSE = [name for name in FAMILIES if "moe" not in name and name != "mixtral"]
-QUICK = [*DENSE, "qwen3-moe"]
+DENSE = [name for name in FAMILIES if name not in MIXTURES]
+QUICK = [*DENSE, "qwen3-moe", "deepseek-lite"]
 REST = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in QUICK]
 BACKENDS = [*[(name, "auto") for name in FAMILIES], *[(name, "gather") for name in DENSE]]
 

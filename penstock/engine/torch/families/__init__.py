@@ -6,6 +6,8 @@ all of them. All are decoders with rotary positions; in what they differ is told
     llama.py      Llama, Mistral, Qwen 2 and 3
     mixtures.py   Mixtral, Qwen 2 and 3 with experts
     gemma.py      Gemma 2 and 3
+    phi.py        Phi 1 to 2, Phi 3 and 4
+    deepseek.py   DeepSeek-V2 and V2-Lite
 
 Positions are read in positions.py.
 """
@@ -15,9 +17,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from penstock.core.errors import BadModel
+from penstock.engine.torch.families.deepseek import deepseek_v2
 from penstock.engine.torch.families.gemma import gemma2, gemma3, gemma3_text
 from penstock.engine.torch.families.llama import llama, mistral, qwen2, qwen3
 from penstock.engine.torch.families.mixtures import mixtral, qwen2_moe, qwen3_moe
+from penstock.engine.torch.families.phi import phi, phi3
 from penstock.engine.torch.families.shape import DTYPE_BYTES, STORED, Experts, Latent, Names, Shape
 from penstock.engine.torch.reading import Config, Reader
 
@@ -34,6 +38,9 @@ FAMILIES: dict[str, Callable[[Reader], Shape]] = {
     "gemma2": gemma2,
     "gemma3_text": gemma3_text,
     "gemma3": gemma3,
+    "phi": phi,
+    "phi3": phi3,
+    "deepseek_v2": deepseek_v2,
 }
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -46,6 +53,9 @@ ARCHITECTURES = {
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3_text",
     "Gemma3ForConditionalGeneration": "gemma3",
+    "PhiForCausalLM": "phi",
+    "Phi3ForCausalLM": "phi3",
+    "DeepseekV2ForCausalLM": "deepseek_v2",
 }
 
 

@@ -28,7 +28,7 @@ def shape_from(
     turns_partly: bool = False,
     **facts: Any,
 ) -> Shape:
-    """A shape from the keys that families share; `facts` are fields of Shape that they do not.
+    """A shape from the keys that families share; `facts` are fields of Shape that they do not, or read otherwise.
 
     `turns_partly`: the family is one of those that may turn only a part of each head.
     """
@@ -45,7 +45,7 @@ def shape_from(
     width = facts.pop("width", None) or read.integer("head_dim", head_dim or hidden // heads)
     if rope.partial != 1.0 and not turns_partly:
         raise BadModel(f"{read.where}: partial_rotary_factor {rope.partial} is not supported")
-    check_factors(rope, width, read.where)
+    check_factors(rope, facts.pop("rotated", width), read.where)
     told_eps = facts.pop("norm_eps", None) or read.number("rms_norm_eps", 1e-6)
     stored = read.config.get("dtype") or read.config.get("torch_dtype") or "float32"
     return Shape(
@@ -120,7 +120,7 @@ def late_windows(read: Reader) -> Windows:
 
 
 def experts_from(
-    read: Reader, layers: tuple[bool, ...], *, count: int, top_k: int, **more: Any
+    read: Reader, layers: tuple[bool, ...], *, count: int, top_k: int | None, **more: Any
 ) -> Experts | None:
     """None where no layer has any. `count` and `top_k` are what the family takes when the file is silent."""
     if not any(layers):
