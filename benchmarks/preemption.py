@@ -74,7 +74,7 @@ class Bench:
         self.operators: list[float] = []
         self._plans = self._jobs = 0
         executor.listen(self.told.put_nowait)
-        lane = executor._lane
+        lane = executor._lanes[0]
         advance, run = lane._advance, lane._run
 
         def timed_advance(*args: Any) -> None:

@@ -109,7 +109,7 @@ class Watches:
             "logits": self.model.around(kind.logits),
         }
         decoder.__class__ = type("Watched", (kind,), watched)  # type: ignore[assignment]
-        executor._lane._run = self.lane.over(executor._step)
+        executor._lanes[0]._run = self.lane.over(executor._step)
         executor_module.draw = self.sampling.around(original_draw)  # type: ignore[assignment]
         self._last = time.perf_counter(), time.process_time()
         self.laps: list[tuple[Row, Row]] = []

@@ -23,7 +23,7 @@ from penstock.cluster.predictors import (
     scheduler_of,
     shape_of_model,
 )
-from penstock.cluster.spec import ExecutorSpec, Outside, ReplicaSpec
+from penstock.cluster.spec import ExecutorSpec, Outside, ReplicaSpec, lanes_of
 from penstock.core.errors import BadConfig
 from penstock.core.ports import Channel, Log
 from penstock.core.types import Caps, HostLink
@@ -96,12 +96,15 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
     charged = scheduler_of(executor, spec.policies)
     scheduler = None if charged is None else charged.cost.seconds
     context = min(shape.max_context, executor.max_context or shape.max_context)
+    lanes = lanes_of(executor, spec.policies)
+    if executor.lanes is None and executor.gpu is None:
+        lanes = 1  # nobody asked for more, and how they slow each other down depends on the card
     caps = Caps(
         num_layers=shape.layers,
         max_context=context,
         max_repeat=MAX_REPEAT,
-        max_lanes=executor.lanes,
-        max_total_share=float(executor.lanes),
+        max_lanes=lanes,
+        max_total_share=float(lanes),
         has_layer_ranges=True,
         yield_grain="operator",
         host_blocks=spec.swap.host_blocks,

@@ -48,8 +48,8 @@ class ExecutorSpec:
     card is locked to (roofline only).
     `scheduler` says what deciding a step costs a modelled replica: "stored" or a file (cost.schedulers); None: as the
     profile says.
-    `lanes`: plans that run side by side, which policies like semi-pd use; `sharing` says how modelled ones slow each
-    other down (cost.sharing).
+    `lanes`: plans that run side by side; None: as many as the batch policy is made for (semi-pd: 2) where the executor
+    can run them, else one. `sharing` says how modelled ones slow each other down (cost.sharing).
     `canvas`: how a diffusion language model fills its answers (core.canvas).
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
     """
@@ -68,7 +68,7 @@ class ExecutorSpec:
     clock: float = 1.0
     scheduler: str | None = None
     max_context: int | None = None
-    lanes: int = 1
+    lanes: int | None = None
     sharing: str = "fair"
     canvas: CanvasRule = CanvasRule()
     compiler: str | None = None
@@ -85,7 +85,7 @@ class ExecutorSpec:
             raise ValueError("engine_costs change an engine's numbers: name it with engine")
         if self.engine is not None and self.op_tables is None and self.tables is None:
             raise ValueError("engine adds to kernel times: give op_tables or tables too")
-        if self.lanes < 1:
+        if self.lanes is not None and self.lanes < 1:
             raise ValueError(f"lanes must be at least 1, got {self.lanes}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
@@ -120,6 +120,14 @@ class ReplicaSpec:
     @classmethod
     def from_json(cls, text: str) -> ReplicaSpec:
         return build(cls, json.loads(text))
+
+
+def lanes_of(executor: ExecutorSpec, policies: Mapping[str, Mapping[str, object]]) -> int:
+    """Plans that are to run side by side: as told, or as the batch policy likes."""
+    if executor.lanes is not None:
+        return executor.lanes
+    found = policy.find("batch", str(policies["batch"]["name"]))
+    return int(getattr(found, "num_lanes", 1))
 
 
 def policy_of(slot: str, table: Mapping[str, object], where: str) -> object:

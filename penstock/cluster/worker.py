@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from penstock.cluster.logs import close_log, header_of, open_log
 from penstock.cluster.predictors import predictors_of_model, profile_of
-from penstock.cluster.spec import Outside, ReplicaSpec, open_host
+from penstock.cluster.spec import Outside, ReplicaSpec, lanes_of, open_host
 from penstock.core.errors import BadConfig, PenstockError, missing_extra
 from penstock.core.messages import Failed, Message
 from penstock.core.ports import Channel
@@ -42,11 +42,6 @@ def open_torch(spec: ReplicaSpec) -> Outside:
     )
 
     wanted = spec.executor
-    if wanted.lanes > 1:
-        raise BadConfig(
-            "the torch executor runs one plan at a time",
-            hint='leave `lanes` out, or model it: kind = "modelled"',
-        )
     config = EngineConfig(
         device=wanted.device,
         dtype=wanted.dtype,
@@ -56,6 +51,8 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         memory_bytes=spec.memory_bytes,
         max_context=wanted.max_context,
         block_size=spec.block_size,
+        lanes=lanes_of(wanted, spec.policies),
+        must_have_lanes=wanted.lanes is not None,
         host_blocks=spec.swap.host_blocks,
         copy_threads=spec.swap.threads,
         compiler=wanted.compiler,

@@ -11,6 +11,7 @@ A cache of latents holds one vector a position in place of a key and a value, wh
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,7 +85,7 @@ class GatherAttention:
         )
         # zeros, not empty: unused positions are masked by a zero weight, and 0 * NaN would spread
         self._kv = torch.zeros(shape, dtype=layout.dtype, device=layout.device)
-        self._split: _Split | None = None
+        self._last = threading.local()  # `split`: of the step that this lane runs
         self._wants_lse = False
 
     @property
@@ -122,8 +123,9 @@ class GatherAttention:
         return out, lse
 
     def _sort_out(self, meta: StepMeta) -> _Split:
-        if self._split is not None and self._split.meta is meta:
-            return self._split
+        known: _Split | None = getattr(self._last, "split", None)
+        if known is not None and known.meta is meta:
+            return known
         starts, context = meta.query_start.tolist(), meta.context.tolist()
         singles, longer = [], []
         for index, end in enumerate(context):
@@ -135,7 +137,7 @@ class GatherAttention:
         longest = max((context[index] for index in singles), default=0)
         width = -(-longest // self.layout.block_size)
         chosen = torch.tensor(singles, dtype=torch.int64, device=meta.context.device)
-        self._split = _Split(
+        split = self._last.split = _Split(
             meta=meta,
             singles=meta.query_start[chosen].long(),
             blocks=meta.block_table[chosen, :width].long(),
@@ -144,7 +146,7 @@ class GatherAttention:
             table=meta.block_table.long(),
             longer=longer,
         )
-        return self._split
+        return split
 
     def _read(self, cache: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of whole blocks: [K, B, M * size, D] each."""

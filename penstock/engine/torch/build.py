@@ -30,6 +30,8 @@ class EngineConfig:
     num_blocks, memory_bytes, free_share   see memory.py; at most one of them is needed
     max_context None: what the model states. More than that is refused
     attention, linear   "auto", or the portable ones by name
+    lanes       plans that run side by side: 1, or 2 on a CPU (cores.py); then `threads` says how many cores they share
+    must_have_lanes   False: where two lanes cannot be had there is one, and the notes say why
     host_blocks, copy_threads   blocks of host memory that jobs may be moved to (0 = none), and who copies; see mover.py
     compiler, kernel_cache   of the CPU kernels: a C++ compiler, and the folder they are kept in; see kernels/build.py
     endpoint, cache_dir, revision, is_offline   where names that are no folders are looked up; see hub.py
@@ -47,6 +49,8 @@ class EngineConfig:
     seed: int = 0
     attention: Literal["auto", "gather"] = "auto"
     linear: Literal["auto", "plain"] = "auto"
+    lanes: int = 1
+    must_have_lanes: bool = True
     host_blocks: int = 0
     copy_threads: int = 4
     compiler: str | None = None
@@ -57,7 +61,14 @@ class EngineConfig:
     is_offline: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("tensor_parallel", "block_size", "threads", "num_blocks", "max_context"):
+        for name in (
+            "tensor_parallel",
+            "block_size",
+            "threads",
+            "num_blocks",
+            "max_context",
+            "lanes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

@@ -5,9 +5,15 @@
 
 Copies of blocks to host memory and back run in threads of their own (mover.py); a step waits for those it depends on.
 
-One lane, one thread, one step at a time; a step may be left between two pieces and taken up again. Everything that a
-step touches belongs to the lane's thread. A job that cannot be served (token out of range, no token ids) ends with its
-own error and does not disturb the others of its plan; an exception ends its plan and leaves the engine running.
+A lane is a thread that runs one step at a time; a step may be left between two pieces and taken up again. A job that
+cannot be served (token out of range, no token ids) ends with its own error and does not disturb the others of its plan;
+an exception ends its plan and leaves the engine running.
+
+Two lanes (`EngineConfig.lanes`) run side by side over the same weights, the same cache of keys and values, and one
+table of jobs, each on the cores that its plan's share gives it (cores.py). Nothing of a forward is shared: a job is in
+one plan at a time and writes to its own blocks, and blocks that several jobs read were written before. What remains is
+the table, which grows: it is read and written under a lock, before and after the forward. A plan that follows an abort
+in the other lane waits until nothing of the aborted one runs, as it may have got that one's blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +35,7 @@ from penstock.core.types import Caps, PlanId, TokenLogprob
 from penstock.engine.folder import ModelFacts
 from penstock.engine.grammar import Grammars
 from penstock.engine.torch.build import Built, EngineConfig
+from penstock.engine.torch.cores import Seat, cores_here
 from penstock.engine.torch.jobs import JobState, JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
 from penstock.engine.torch.layered import forward_in_groups, settled
@@ -61,6 +68,13 @@ class Crew(Protocol):
     def pids(self) -> list[int]: ...
 
 
+class Due(NamedTuple):
+    """What a plan that was launched waits for, and the seeds of the jobs it opens."""
+
+    waits: Sequence[threading.Event]
+    seeds: Sequence[int]
+
+
 class TorchExecutor:
     """Implements core.ports.Executor. Made by `penstock.engine.torch.open.open_executor`."""
 
@@ -86,17 +100,30 @@ class TorchExecutor:
             has_layer_ranges=crew is None,
             yield_grain="operator" if crew is None else "step",
             host_blocks=config.host_blocks,
+            max_lanes=config.lanes,
+            max_total_share=float(config.lanes),
         )
         self._mover = self._open_mover()
-        self._waits: dict[PlanId, Sequence[threading.Event]] = {}
+        self._due: dict[PlanId, Due] = {}
+        self._leaving: list[tuple[Lane, threading.Event]] = []  # of plans that were aborted
         self._loop: asyncio.AbstractEventLoop | None = None
         self.expert_loads = _expert_loads(built, facts)
-        self._live: set[PlanId] = set()
+        self._live: dict[PlanId, Lane] = {}
         self._on_completion: Callable[[Completion], None] | None = None
-        self._lane = Lane(
-            run=self._step, close=self._close, tell=self._tell, threads=config.threads
-        )
+        self._guard = threading.Lock()  # of the table, and of what is counted
+        self._lanes = self._open_lanes()
         self._is_stopped = False
+
+    def _open_lanes(self) -> list[Lane]:
+        threads, count = self.config.threads, self.config.lanes
+        seats: list[Seat | None] = [None]
+        if count > 1:
+            cores = cores_here(threads)
+            threads, seats = None, [Seat(place, cores) for place in range(count)]
+        return [
+            Lane(run=self._step, close=self._close, tell=self._tell, threads=threads, seat=seat)
+            for seat in seats
+        ]
 
     @property
     def caps(self) -> Caps:
@@ -129,33 +156,38 @@ class TorchExecutor:
             raise StepFailed(
                 self._crew.broken
             )  # ends the replica, so that its process is started anew
-        self._live.add(plan.id)
-        waits = self._mover.waits_of(plan) if self._mover is not None else ()
-        if waits:
-            self._waits[plan.id] = waits
-        self._lane.send(Launch(plan))
+        lane = self._live[plan.id] = self._lanes[plan.lane]
+        self._leaving = [each for each in self._leaving if not each[1].is_set()]
+        waits = [left for other, left in self._leaving if other is not lane]
+        if self._mover is not None:
+            waits += self._mover.waits_of(plan)
+        if waits or plan.opened:
+            # Drawn here, so that who is opened first does not depend on which lane is faster.
+            seeds = [self._seeds.getrandbits(64) for _ in plan.opened]
+            self._due[plan.id] = Due(waits, seeds)
+        lane.send(Launch(plan))
         return plan.id
 
     def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
         if grain != "step" and self._caps.yield_grain != "step" and plan in self._live:
-            self._lane.mark(plan, grain)
+            self._live[plan].mark(plan, grain)
 
     def resume(self, plan: PlanId) -> None:
         if plan in self._live:
-            self._lane.unmark(plan)
-            self._lane.send(Resume(plan))
+            self._live[plan].unmark(plan)
+            self._live[plan].send(Resume(plan))
 
     def abort(self, plan: PlanId) -> None:
-        if plan in self._live:
-            self._live.discard(plan)
-            if (
-                self._crew is None
-            ):  # ranks must stay in step: there, a step is run and its end not told
-                self._lane.mark(plan, "abort")
-                self._lane.send(Abort(plan))
+        lane = self._live.pop(plan, None)
+        # Ranks must stay in step: there, a step is run and its end not told.
+        if lane is not None and self._crew is None:
+            left = threading.Event()
+            self._leaving.append((lane, left))
+            lane.mark(plan, "abort")
+            lane.send(Abort(plan, left))
 
     def close_jobs(self, seqs: Sequence[int]) -> None:
-        self._lane.send(Close(tuple(seqs)))
+        self._lanes[0].send(Close(tuple(seqs)))
 
     def _open_mover(self) -> Mover | None:
         config = self.config
@@ -191,7 +223,8 @@ class TorchExecutor:
     async def stop(self) -> None:
         if not self._is_stopped:
             self._is_stopped = True
-            await self._lane.stop(() if self._crew else tuple(self._live))
+            running = () if self._crew else tuple(self._live)
+            await asyncio.gather(*(lane.stop(running) for lane in self._lanes))
             self._live.clear()
             if self._mover is not None:
                 self._mover.close()
@@ -200,38 +233,42 @@ class TorchExecutor:
 
     def _tell(self, told: Done | Yielded) -> None:
         """On the loop's thread: pass on what the lane did, unless the plan was aborted meanwhile."""
-        if told.plan not in self._live:
+        lane = self._live.get(told.plan)
+        if lane is None:
             return
         at = asyncio.get_running_loop().time()
         if isinstance(told, Yielded):
             told = Yielded(told.plan, at, told.activation_bytes)
         else:
-            self._live.discard(told.plan)
-            self._lane.unmark(told.plan)
+            del self._live[told.plan]
+            lane.unmark(told.plan)
             told = Done(told.plan, 1, told.outputs, (at,), told.error)
         assert self._on_completion is not None, "nobody listens"
         self._on_completion(told)
 
     def _close(self, seqs: Iterable[int]) -> None:
-        for seq in seqs:
-            self._table.close(seq)
+        with self._guard:
+            for seq in seqs:
+                self._table.close(seq)
 
     def _step(self, plan: Plan) -> Step:
-        """One plan, on the lane's thread."""
+        """One plan, on its lane's thread."""
         table = self._table
-        for event in self._waits.pop(plan.id, ()):
+        due = self._due.pop(plan.id, NOTHING_DUE)
+        for event in due.waits:
             event.wait()
         self._close(plan.closed)
-        refused = self._open(plan)
-        work = [chunk for chunk in plan.work if chunk.seq not in refused]
-        outputs = [Sampled(seq, 0, error=reason) for seq, reason in refused.items()]
-        if not work:
-            return tuple(outputs)
-        is_layered = any([chunk.layers is not None for chunk in work])
-        if is_layered:
-            work = settled(work, table.num_layers)
-        jobs = [table.place(chunk) for chunk in work]
-        arrays = lay_out(table, work, jobs)
+        with self._guard:
+            refused = self._open(plan, due.seeds)
+            work = [chunk for chunk in plan.work if chunk.seq not in refused]
+            outputs = [Sampled(seq, 0, error=reason) for seq, reason in refused.items()]
+            if not work:
+                return tuple(outputs)
+            is_layered = any([chunk.layers is not None for chunk in work])
+            if is_layered:
+                work = settled(work, table.num_layers)
+            jobs = [table.place(chunk) for chunk in work]
+            arrays = lay_out(table, work, jobs)
         if self._crew is not None:
             self._crew.begin(arrays)
         step = arrays.on(self._device)
@@ -252,16 +289,17 @@ class TorchExecutor:
             if self._crew is None:
                 raise
             raise self._crew.abandon(error) from error
-        if self.expert_loads is not None:
-            self.expert_loads.add(plan.id, step.taken)
-        outputs += self._note(work, jobs, drawn)
+        with self._guard:
+            if self.expert_loads is not None:
+                self.expert_loads.add(plan.id, step.taken)
+            outputs += self._note(work, jobs, drawn)
         return tuple(outputs)
 
-    def _open(self, plan: Plan) -> dict[int, str]:
+    def _open(self, plan: Plan, seeds: Sequence[int]) -> dict[int, str]:
         """Take in the plan's new jobs; reasons of those that cannot be served."""
         refused = {}
-        for opening in plan.opened:
-            reason = self._table.open(opening, self._seeds.getrandbits(64))
+        for opening, seed in zip(plan.opened, seeds, strict=True):
+            reason = self._table.open(opening, seed)
             if reason is not None:
                 refused[opening.seq] = reason
         return refused
@@ -324,6 +362,7 @@ class TorchExecutor:
 
 
 NOTHING = Drawn([], [], [])
+NOTHING_DUE = Due((), ())
 BROKEN = "the model gave no finite numbers for the next token"
 
 

@@ -4,8 +4,9 @@ Token ids (prompt, then outputs) and block ids lie in two growing matrices. What
 job (its last token, its last block) is kept with the job as well: a forward leaves nothing but weights in the caches,
 and then a plain number at hand costs far less than another array operation.
 
-The table belongs to the lane's thread. A plan may be aborted after its tokens were drawn but before anybody heard of
-it; the next plan's positions tell, and what nobody heard of is forgotten (`rewind`).
+The table belongs to the lane's thread; where there are two lanes, to whoever holds the executor's lock. A plan may be
+aborted after its tokens were drawn but before anybody heard of it; the next plan's positions tell, and what nobody
+heard of is forgotten (`place`).
 """
 
 from __future__ import annotations

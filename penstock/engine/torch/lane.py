@@ -8,6 +8,9 @@ step it arose in, and no other.
 An interrupt is obeyed after the piece that runs: the attention block or the MLP of one layer. A step that was left
 holds its activations (`Piece.held_bytes`) and nothing else but its job's blocks; they are gone with its abort. On a GPU
 pieces are queued, not awaited: there an interrupt stops the queueing, and what is queued runs to its end.
+
+Where several lanes share the cores of one machine each has a `Seat` (cores.py), which it takes with its plan's share
+before the plan begins or goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import torch
 from penstock.core.errors import PenstockError
 from penstock.core.plans import Done, Plan, Sampled, Yielded
 from penstock.core.types import PlanId
+from penstock.engine.torch.cores import Seat
 from penstock.engine.torch.decoder import Piece
 
 Mark = Literal["layer", "operator", "abort"]
@@ -40,7 +44,10 @@ class Resume(NamedTuple):
 
 
 class Abort(NamedTuple):
+    """`left` is set once nothing of the plan runs any more."""
+
     plan: PlanId
+    left: threading.Event | None = None
 
 
 class Close(NamedTuple):
@@ -50,8 +57,18 @@ class Close(NamedTuple):
 Command = Launch | Resume | Abort | Close
 
 
+class Begun(NamedTuple):
+    """A step under way, and the share it runs with."""
+
+    step: Step
+    share: float
+
+
 class Lane:
-    """See the module's text. `run` makes a step of a plan, `close` drops jobs; both run on the thread."""
+    """See the module's text. `run` makes a step of a plan, `close` drops jobs; both run on the thread.
+
+    `threads`: of torch, for a lane that has the machine to itself; None leaves them alone.
+    """
 
     def __init__(
         self,
@@ -60,12 +77,13 @@ class Lane:
         close: Callable[[tuple[int, ...]], None],
         tell: Callable[[Done | Yielded], None],
         threads: int | None,
+        seat: Seat | None = None,
     ) -> None:
         self._run, self._close, self._tell = run, close, tell
-        self._threads = threads
+        self._threads, self._seat = threads, seat
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._marks: dict[PlanId, Mark] = {}
-        self._left: dict[PlanId, Step] = {}  # steps that were interrupted
+        self._left: dict[PlanId, Begun] = {}  # interrupted
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._main, name="penstock-lane", daemon=True)
@@ -101,31 +119,36 @@ class Lane:
         with torch.inference_mode():
             while (command := self._inbox.get()) is not None:
                 self._obey(command)
-            for step in self._left.values():
-                step.close()
+            for left in self._left.values():
+                left.step.close()
         if self._ended is not None:
             self._call(self._ended.set)
 
     def _obey(self, command: Command) -> None:
         match command:
             case Launch(plan):
-                self._advance(plan.id, self._run(plan))
+                self._advance(plan.id, Begun(self._run(plan), plan.share))
             case Resume(plan_id):
-                step = self._left.pop(plan_id, None)
-                if step is not None:
-                    self._advance(plan_id, step)
-            case Abort(plan_id):
-                step = self._left.pop(plan_id, None)
-                if step is not None:
-                    step.close()
+                left = self._left.pop(plan_id, None)
+                if left is not None:
+                    self._advance(plan_id, left)
+            case Abort(plan_id, is_over):
+                left = self._left.pop(plan_id, None)
+                if left is not None:
+                    left.step.close()
                 self._marks.pop(plan_id, None)
+                if is_over is not None:
+                    is_over.set()
             case Close(seqs):
                 self._close(seqs)
 
-    def _advance(self, plan: PlanId, step: Step) -> None:
+    def _advance(self, plan: PlanId, begun: Begun) -> None:
         """Run a step to its end, or to the boundary at which it shall stop."""
         told: Done | Yielded | None = None
+        step = begun.step
         try:
+            if self._seat is not None:
+                self._seat.take(begun.share)
             while True:
                 piece = next(step)
                 mark = self._marks.get(plan)
@@ -133,7 +156,7 @@ class Lane:
                     step.close()
                     break
                 if mark == "operator" or (mark == "layer" and piece.ends_layer):
-                    self._left[plan] = step
+                    self._left[plan] = begun
                     told = Yielded(plan, 0.0, piece.held_bytes)
                     break
         except StopIteration as end:

@@ -9,10 +9,13 @@ Blocks while it looks up, downloads and loads: call it before the loop serves an
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from penstock.core.errors import BadConfig, BadModel
 from penstock.core.types import CanvasRule
-from penstock.engine.folder import model_facts
-from penstock.engine.torch.build import EngineConfig, build_decoder
+from penstock.engine.folder import ModelFacts, model_facts
+from penstock.engine.torch.build import EngineConfig, build_decoder, choose_device
+from penstock.engine.torch.cores import MOST_LANES, cores_here, describe
 from penstock.engine.torch.crew import TorchCrew
 from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.diffusion.executor import DiffusionExecutor
@@ -44,6 +47,7 @@ def open_leaf(
         is_offline=config.is_offline,
     )
     facts = model_facts(folder)
+    config, why_one_lane = _with_lanes(config, facts)
     if facts.canvas is not None:
         opened, num_blocks = open_diffusion(facts, config)
         return DiffusionExecutor(opened, num_blocks, facts, config, rule or CanvasRule())
@@ -52,7 +56,32 @@ def open_leaf(
             "jobs cannot be moved to host memory when a model is split over several processes",
             hint="leave cache.swap.host_blocks out, or use one process",
         )
-    if config.tensor_parallel == 1:
-        return TorchExecutor(build_decoder(facts, config, Alone(), None), facts, config)
-    crew, built = TorchCrew.hire(facts, config)
-    return TorchExecutor(built, facts, config, crew)
+    if config.tensor_parallel > 1:
+        crew, built = TorchCrew.hire(facts, config)
+        return TorchExecutor(built, facts, config, crew)
+    built = build_decoder(facts, config, Alone(), None)
+    if config.lanes > 1:
+        built.notes["lanes"] = describe(cores_here(config.threads))
+    elif why_one_lane is not None:
+        built.notes["lanes"] = f"1: {why_one_lane}"
+    return TorchExecutor(built, facts, config)
+
+
+def _with_lanes(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, str | None]:
+    """The same with as many lanes as there can be, and why there are fewer. Raises BadConfig when they are a must."""
+    reason = None
+    if config.lanes == 1:
+        return config, None
+    if config.lanes > MOST_LANES:
+        reason = f"the torch executor runs at most {MOST_LANES} plans side by side"
+    elif config.tensor_parallel > 1:
+        reason = "a model that is split over several processes runs one plan at a time"
+    elif facts.canvas is not None:
+        reason = "a diffusion language model runs one plan at a time"
+    elif choose_device(config.device).type != "cpu":
+        reason = "only on a CPU can lanes be given shares of the device"
+    if reason is None:
+        return config, None
+    if config.must_have_lanes:
+        raise BadConfig(reason, hint='leave `lanes` out, or model it: kind = "modelled"')
+    return replace(config, lanes=1), reason

@@ -73,16 +73,16 @@ class RopeTable:
     def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
         self._scale, self._device = rope.attention_factor, device
         self._frequencies = frequencies(rope, head_dim)
-        self._table = torch.empty(0)
-        self._grow(1024)
+        self._table = self._made(1024)
 
     def upto(self, context: int) -> Tensor:
-        """A table that holds at least `context` positions."""
-        if context > len(self._table):
-            self._grow(max(context, 2 * len(self._table)))
-        return self._table
+        """A table that holds at least `context` positions. Two lanes may ask, and grow it, at once."""
+        table = self._table
+        if context > len(table):
+            table = self._table = self._made(max(context, 2 * len(table)))
+        return table
 
-    def _grow(self, size: int) -> None:
+    def _made(self, size: int) -> Tensor:
         turns = torch.outer(torch.arange(size, dtype=torch.float32), self._frequencies)
         table = torch.cat((turns.cos(), turns.sin()), -1) * self._scale
-        self._table = table.to(self._device).contiguous()
+        return table.to(self._device).contiguous()

@@ -10,6 +10,9 @@ then among `view.suspended`, its jobs keep their blocks, and its lane is idle un
 (`Decision.resume`) or its last job is cancelled, which aborts it. Who suspends plans has to resume them: nobody else
 does.
 
+A policy's `num_lanes` says how many plans it is made to have side by side; it gets as many where the executor can run
+them and nobody says otherwise, and has to do with one where not.
+
 Law: every job appears in at most one chunk, and in none while a plan with it still runs (unless caps.async_depth >
 1); 1 <= tokens <= todo (for a waiting job: known - cached), or all tokens of the phase that the job's frontier
 offers; the sum stays within caps.max_batch_tokens; chunks are of running or admitted jobs that are not evicted;

@@ -31,7 +31,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from penstock.core.events import Completed, Event, Stepped
 from penstock.core.limits import Holder, Limits, Use
@@ -67,6 +67,7 @@ class Decodes:
 
 @dataclass(slots=True)
 class SemiPd(Sglang):
+    num_lanes: ClassVar[int] = 2
     prefill_share: float = 0.6
     decode_share: float = 0.4
     is_elastic: bool = True

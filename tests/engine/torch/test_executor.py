@@ -75,13 +75,13 @@ async def test_abort_at_any_moment(executor: TorchExecutor) -> None:
             executor.interrupt(plan.id, "operator")
             assert isinstance(await driver.told.get(), Yielded)
         if moment == "later":  # the lane is done, its word has not been heard yet
-            executor._lane._inbox.put(None)
-            executor._lane._thread.join(10)
+            executor._lanes[0]._inbox.put(None)
+            executor._lanes[0]._thread.join(10)
         executor.abort(plan.id)
         await asyncio.sleep(0.05)
         assert driver.told.empty()
         if moment == "later":
-            executor._lane.__init__(  # type: ignore[misc]
+            executor._lanes[0].__init__(  # type: ignore[misc]
                 run=executor._step, close=executor._close, tell=executor._tell, threads=1
             )
     await driver.finish([job], 6)
@@ -232,5 +232,5 @@ async def test_stop_in_the_middle(model_root: Path) -> None:
     executor.launch(driver.plan([(job, len(PROMPT))]))
     await asyncio.wait_for(executor.stop(), 10)
     await executor.stop()
-    assert not executor._lane._thread.is_alive()
+    assert not executor._lanes[0]._thread.is_alive()
     assert driver.told.empty() or isinstance(driver.told.get_nowait(), Done)

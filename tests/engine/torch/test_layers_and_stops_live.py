@@ -15,7 +15,7 @@ import pytest
 
 from penstock.core.events import Event, Finished, Stepped, Suspended
 from penstock.core.prompt import TokenPrompt
-from penstock.core.types import Output, Request, RequestId, Sampling, Slo
+from penstock.core.types import Output, Request, RequestId, Sampling, Slo, TokenLogprob
 from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.torch.open import EngineConfig, open_executor
 from penstock.engine.turn import Predictors, ReplicaPolicies
@@ -38,11 +38,23 @@ LONG = tuple(range(5, 455))
 class Live:
     """One replica on the real engine; texts and events of what it served."""
 
-    def __init__(self, folder: Path, batch: object, order: str, num_blocks: int) -> None:
-        config = EngineConfig(device="cpu", dtype="fp32", threads=1, num_blocks=num_blocks)
-        executor = open_executor(str(folder), config)
+    def __init__(
+        self,
+        folder: Path,
+        batch: object,
+        order: str,
+        num_blocks: int,
+        *,
+        evict: str = "recompute-last",
+        **engine: object,
+    ) -> None:
+        told: dict[str, object] = {"device": "cpu", "dtype": "fp32", "threads": 1}
+        config = EngineConfig(num_blocks=num_blocks, **told | engine)  # type: ignore[arg-type]
+        self.executor = executor = open_executor(str(folder), config)
         self.events: list[Event] = []
         self.texts: dict[str, list[int]] = {}
+        self.logprobs: dict[str, list[TokenLogprob]] = {}
+        self.reasons: dict[str, str] = {}
         nobody = NoPredictions()
         self.replica = Replica(
             ReplicaConfig(num_blocks=num_blocks, is_checked=True),
@@ -51,7 +63,7 @@ class Live:
                 order=find("order", order)(),
                 admit=find("admit", "watermark")(),
                 batch=batch,  # type: ignore[arg-type]
-                evict=find("evict", "recompute-last")(),
+                evict=find("evict", evict)(),
                 blocks=find("evict", "lru")(),
             ),
             Predictors(cost=nobody, lengths=nobody),
@@ -66,12 +78,21 @@ class Live:
     def _hear(self, outputs: tuple[tuple[str, Output], ...]) -> None:
         for name, output in outputs:
             self.texts.setdefault(name, []).extend(output.ids)
+            self.logprobs.setdefault(name, []).extend(output.logprobs)
+            if output.finish is not None:
+                self.reasons[name] = output.finish
 
-    def ask(self, name: str, ids: tuple[int, ...], within_s: float | None = None) -> None:
+    def ask(
+        self,
+        name: str,
+        ids: tuple[int, ...],
+        within_s: float | None = None,
+        sampling: Sampling = GREEDY,
+    ) -> None:
         slo = Slo(ttft_s=within_s)
         self.replica.submit(
             Request(
-                id=RequestId(name), model="m", prompt=TokenPrompt(ids), sampling=GREEDY, slo=slo
+                id=RequestId(name), model="m", prompt=TokenPrompt(ids), sampling=sampling, slo=slo
             )
         )
 
@@ -143,4 +164,4 @@ async def test_flow_prefill(model_root: Path, name: str) -> None:
         who: ids for who, ids in want.items() if who != "long 0"
     }
     assert live.replica.ledger.free == 256
-    assert live.replica._executor._lane._left == {}  # type: ignore[attr-defined]
+    assert live.replica._executor._lanes[0]._left == {}  # type: ignore[attr-defined]

@@ -112,7 +112,7 @@ async def test_what_is_held_is_what_is_said_and_aborts_free_it(executor: TorchEx
     done = await asyncio.wait_for(driver.told.get(), 20)
     assert isinstance(done, Done) and done.plan == plans[second.seq].id
     assert live_bytes() == before
-    assert executor._lane._left == {} and executor._lane._marks == {}
+    assert executor._lanes[0]._left == {} and executor._lanes[0]._marks == {}
 
 
 @DENSE
