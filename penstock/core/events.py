@@ -150,6 +150,7 @@ class Stepped(Struct, kw_only=True, gc=False):
     `chunks` lists (seq, tokens) of each lane in order.
     `repeat` identical steps were asked for; Completed says how many were run. `partial`: the seqs whose chunk does not
     reach the last layer. `interrupted` and `resumed`: plans that were asked to stop inside their forward, or to go on.
+    `share`: of the device that the plan has beside other lanes.
     `offloaded`: those of `evicted` whose blocks are kept in host memory; `loaded`: those of `admitted` that get them
     back.
     """
@@ -173,6 +174,7 @@ class Stepped(Struct, kw_only=True, gc=False):
     resumed: tuple[int, ...] = ()
     offloaded: tuple[int, ...] = ()
     loaded: tuple[int, ...] = ()
+    share: float = 1.0
 
 
 class Suspended(Struct, kw_only=True, gc=False):

@@ -349,7 +349,10 @@ class Output(NamedTuple):
 
 
 class Report(Struct, kw_only=True, gc=False):
-    """What a replica last said about itself: possibly stale, the only thing other machines see. Read-only."""
+    """What a replica last said about itself: possibly stale, the only thing other machines see. Read-only.
+
+    `lanes`: where plans run side by side, (share of the device, tokens) of the one in each lane; (0, 0) of an idle one.
+    """
 
     replica: str
     at: float
@@ -364,4 +367,5 @@ class Report(Struct, kw_only=True, gc=False):
     block_size: int = 16
     max_context: int = 0
     step_s: float = 0.0  # duration of the last step
+    lanes: tuple[tuple[float, int], ...] = ()
     schema: int = SCHEMA

@@ -98,6 +98,19 @@ class Flights:
             job.in_flight -= work.tokens
             self._parts.finish(now, job, "cancelled")
 
+    def lanes(self, count: int) -> tuple[tuple[float, int], ...]:
+        """Share and tokens of what runs in each of several lanes, for reports."""
+        if count == 1:
+            return ()
+        by_lane = {flight.plan.lane: flight.plan for flight in self.running.values()}
+        plans = [by_lane.get(lane) for lane in range(count)]
+        return tuple(
+            [
+                (0.0, 0) if one is None else (one.share, sum([work.tokens for work in one.work]))
+                for one in plans
+            ]
+        )
+
     def check(self, running: Sequence[Job]) -> None:
         """What jobs have in flight is what plans hold of them."""
         flying: dict[int, int] = {}

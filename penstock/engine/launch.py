@@ -187,5 +187,6 @@ class Launch:
                 resumed=decision.resume,
                 offloaded=verdict.offloaded,
                 loaded=verdict.loaded,
+                share=1.0 if plan is None else plan.share,
             )
         )

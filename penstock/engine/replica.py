@@ -161,6 +161,7 @@ class Replica:
             block_size=self.config.block_size,
             max_context=self.max_context,
             step_s=self._parts.step_s,
+            lanes=self._flights.lanes(self._parts.executor.caps.max_lanes),
         )
 
     @property

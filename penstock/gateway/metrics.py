@@ -147,6 +147,10 @@ class _Live(Collector):
         yield _gauge("num_requests_waiting", "Jobs that wait.", reports, _waiting)
         yield _gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", reports, _usage)
         yield _gauge("replica_up", "1 while the replica is alive.", reports, _alive)
+        yield _lanes(
+            "lane_share", "Share of the device that a lane's step has; 0 = idle.", reports, 0
+        )
+        yield _lanes("lane_tokens", "Tokens of the step that a lane runs.", reports, 1)
         generated = CounterMetricFamily(
             "penstock:generation_tokens", "Tokens generated.", labels=("model_name",)
         )
@@ -161,6 +165,15 @@ def _gauge(
     family = GaugeMetricFamily(f"penstock:{name}", told, labels=("engine",))
     for report in reports:
         family.add_metric((report.replica,), value(report))
+    return family
+
+
+def _lanes(name: str, told: str, reports: Sequence[Report], place: int) -> Metric:
+    """Of replicas with several lanes; the others have no such series."""
+    family = GaugeMetricFamily(f"penstock:{name}", told, labels=("engine", "lane"))
+    for report in reports:
+        for lane, said in enumerate(report.lanes):
+            family.add_metric((report.replica, str(lane)), said[place])
     return family
 
 

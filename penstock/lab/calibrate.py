@@ -19,8 +19,10 @@ from pathlib import Path
 
 import uvloop
 
+from penstock.assemble.presets import policy_tables
 from penstock.cluster.predictors import shape_of_model
-from penstock.core.errors import BadTrace, StepFailed
+from penstock.cluster.spec import ExecutorSpec, lanes_of
+from penstock.core.errors import BadConfig, BadTrace, StepFailed
 from penstock.core.types import SCHEMA
 from penstock.cost.fitted import TERMS, Fit, fit_steps
 from penstock.cost.profile import Profile, SchedulerCost, describe_machine
@@ -151,6 +153,7 @@ def calibrate(
 
     Raises BadModel, BadConfig and MissingExtra when the engine cannot be opened, StepFailed when it fails a step.
     """
+    refuse_lanes(policy)
     tell = on_stage or (lambda stage, done, of: None)
     steps, notes, num_layers = _alone(engine, QUICK if is_quick else Grid(), tell)
     tell("scheduler", 0, 1)
@@ -159,6 +162,17 @@ def calibrate(
     serving = measure_serving(engine, policy, ladder, scheduler, tell)
     machine = describe_machine({"device": _device_of(notes, engine)})
     return _written(steps, engine, machine, num_layers, scheduler, serving, out)
+
+
+def refuse_lanes(policy: str) -> None:
+    """Raises BadConfig for a preset whose steps run side by side: what one takes depends on the other."""
+    tables = policy_tables({"preset": policy}, has_prefix_cache=True)
+    if lanes_of(ExecutorSpec(), tables) > 1:
+        raise BadConfig(
+            f"{policy} runs two steps side by side, so what a step takes depends on what runs in the other lane; a "
+            "profile says what it takes alone",
+            hint="calibrate with --policy vllm-v1, or refit a log of it with --log: steps that ran alone are used",
+        )
 
 
 def _alone(
@@ -228,7 +242,8 @@ def refit(log: Path, engine: Engine, *, out: Path | None = None) -> Calibrated:
     if len(steps) < 2 * len(TERMS):
         raise BadTrace(
             f"the log {log} holds {len(steps)} measurable steps; a fit needs {2 * len(TERMS)}",
-            hint="serve more requests with --log, of various lengths and at various loads",
+            hint="serve more requests with --log, of various lengths and at various loads; steps that ran beside "
+            "another lane's do not count",
         )
     machine = describe_machine({"device": engine.device})
     num_layers = shape_of_model(engine.model).layers

@@ -3,6 +3,7 @@
 The log says how many tokens each chunk had, not where it started. That follows from what it does say: the chunk with
 which a job yields its n-th token ends at position num_prompt + n - 1, so chunks are placed backwards from there.
 Chunks of jobs that were preempted or ended before they yielded anything cannot be placed; their steps are left out.
+So are steps that ran beside another lane's, or with a part of the device: what these take depends on the other lane.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Cycle(NamedTuple):
 class _Step:
     """A launched plan; `starts` are filled as they become known.
 
-    `is_whole`: every chunk passed all layers at once and nothing was suspended, so that its seconds are a step's.
+    `is_whole`: every chunk passed all layers at once, nothing was suspended and no other lane ran, so that its seconds
+    are a step's.
     """
 
     began_at: float
@@ -47,6 +49,7 @@ class _Step:
     samples: frozenset[int] = frozenset()
     starts: dict[int, int] = field(default_factory=dict)
     is_whole: bool = True
+    is_running: bool = True
 
 
 class LogSteps:
@@ -54,6 +57,7 @@ class LogSteps:
 
     def __init__(self) -> None:
         self._open: dict[int, _Step] = {}
+        self._lanes: dict[int, _Step] = {}  # what each runs, or ran last
         self._done: list[_Step] = []
         self._passing: set[int] = set()  # jobs with a chunk that has not passed all layers
         self._known: dict[int, int] = {}  # positions known of each job: prompt and yielded tokens
@@ -66,7 +70,8 @@ class LogSteps:
         elif isinstance(event, Stepped):
             self._stepped(event)
         elif isinstance(event, Suspended):
-            self._open[event.plan].is_whole = False
+            step = self._open[event.plan]
+            step.is_whole = step.is_running = False
         elif isinstance(event, Completed):
             self._completed(event)
 
@@ -79,7 +84,11 @@ class LogSteps:
             event.at, event.chunks, event.num_running, event.num_waiting
         )
         passing = self._passing | set(event.partial)
-        step.is_whole = passing.isdisjoint([seq for seq, _ in event.chunks])
+        step.is_whole = passing.isdisjoint([seq for seq, _ in event.chunks]) and event.share == 1
+        for lane, other in self._lanes.items():
+            if lane != event.lane and other.is_running:
+                step.is_whole = other.is_whole = False
+        self._lanes[event.lane] = step
         self._passing = (self._passing - {seq for seq, _ in event.chunks}) | set(event.partial)
         for seq, tokens in event.chunks:
             if seq not in event.partial:
@@ -87,6 +96,7 @@ class LogSteps:
 
     def _completed(self, event: Completed) -> None:
         step = self._open.pop(event.plan)
+        step.is_running = False
         if event.error is not None:
             return
         step.ends, step.turned_at = event.ends, event.at
@@ -138,7 +148,7 @@ def steps_of_log(events: Iterable[Event]) -> dict[str, list[MeasuredStep]]:
     """Measured steps of every replica in a log."""
     found: defaultdict[str, LogSteps] = defaultdict(LogSteps)
     for event in events:
-        if isinstance(event, (Arrived, Stepped, Completed)):
+        if isinstance(event, (Arrived, Stepped, Suspended, Completed)):
             found[event.who].take(event)
     steps = {who: one.steps() for who, one in found.items()}
     return {who: some for who, some in steps.items() if some}
@@ -148,6 +158,6 @@ def cycles_of_log(events: Iterable[Event]) -> list[Cycle]:
     """Cycles of all replicas in a log."""
     found: defaultdict[str, LogSteps] = defaultdict(LogSteps)
     for event in events:
-        if isinstance(event, (Arrived, Stepped, Completed)):
+        if isinstance(event, (Arrived, Stepped, Suspended, Completed)):
             found[event.who].take(event)
     return [cycle for one in found.values() for cycle in one.cycles()]

@@ -31,7 +31,7 @@ from penstock.assemble.presets import policy_tables
 from penstock.core.types import SCHEMA
 from penstock.cost.profile import Profile, describe_machine, load_profile
 from penstock.cost.schedulers import policies_name
-from penstock.lab.calibrate import Engine, OnStage, calibrate, describe_serving
+from penstock.lab.calibrate import Engine, OnStage, calibrate, describe_serving, refuse_lanes
 from penstock.lab.drive import Driven
 from penstock.lab.foresee import foresee
 from penstock.lab.local_server import LocalServer
@@ -193,6 +193,7 @@ def mismatch(profile: Profile, engine: Engine, policy: str = "vllm-v1") -> str |
 def validate(wanted: Validation, on_stage: OnStage | None = None) -> Validated:
     """Do all of it. Raises PenstockError when something cannot be opened, measured or read."""
     tell = on_stage or (lambda stage, done, of: None)
+    refuse_lanes(wanted.policy)
     slice_of(_trace(wanted, 1 << 30, 1.0))  # told before anything is measured, if it cannot be read
     profile, why = profile_for(wanted, tell)
     with tempfile.TemporaryDirectory(prefix="penstock-") as folder:

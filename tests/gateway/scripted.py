@@ -106,6 +106,7 @@ class Scripted:
                 num_running=len(self.running),
                 free_blocks=75,
                 total_blocks=100,
+                lanes=((0.6, 128), (0.0, 0)),
             )
         ]
 

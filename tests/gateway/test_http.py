@@ -286,6 +286,9 @@ async def test_metrics(service: Scripted, text: TextModel, answer_ids: list[int]
         assert values[f"penstock:{name}_seconds_count{tiny}"] == 3
     assert values['penstock:kv_cache_usage_perc{engine="replica-0"}'] == 0.25
     assert values['penstock:num_requests_running{engine="replica-0"}'] == 0
+    lanes = [values[f'penstock:lane_share{{engine="replica-0",lane="{lane}"}}'] for lane in (0, 1)]
+    assert lanes == [0.6, 0]
+    assert values['penstock:lane_tokens{engine="replica-0",lane="0"}'] == 128
     assert values[f"penstock:num_requests_in_flight{tiny}"] == 0
     refused = 'penstock:request_failure_total{code="rate_limit_exceeded",model_name="tiny"}'
     assert values[refused] == 1

@@ -10,13 +10,14 @@ import pytest
 
 from penstock.__main__ import run as penstock
 from penstock.assemble import load_config
-from penstock.core.errors import BadTrace, StepFailed
+from penstock.core.errors import BadConfig, BadTrace, StepFailed
+from penstock.core.events import Completed, Stepped
 from penstock.core.plans import Done, Sampled
 from penstock.core.ports import Completion
 from penstock.core.types import SCHEMA, Caps
 from penstock.cost.fitted import Fitted, fit_steps
 from penstock.cost.profile import Profile, load_profile
-from penstock.lab.calibrate import Engine, refit
+from penstock.lab.calibrate import Engine, calibrate, refit
 from penstock.lab.measure import Grid, measure_steps
 from penstock.lab.refit import steps_of_log
 from penstock.lab.scheduling import schedule_cost
@@ -109,6 +110,29 @@ def test_a_log_gives_back_the_steps_that_were_run(
     assert len(steps) > 500
     for features, seconds in steps:
         assert seconds == pytest.approx(MODEL.seconds(features), rel=1e-6)
+
+
+def test_of_two_lanes_only_steps_that_ran_alone_count(tmp_path: Path) -> None:
+    """Beside each other, or with a part of the device, steps take longer than any profile says."""
+    log = log_of_a_run(
+        tmp_path,
+        "azure_2023_conv_200.csv",
+        "fleet.0.cache.num_blocks=4000",
+        "fleet.0.policy.preset=semi-pd",
+        'fleet.0.executor.gpu="a100-80g"',
+    )
+    events = list(LogReader(log))
+    assert {one.lane for one in events if isinstance(one, Stepped)} == {0, 1}
+    (steps,) = steps_of_log(events).values()
+    ran = sum(one.steps_run for one in events if isinstance(one, Completed))
+    assert 100 < len(steps) < ran
+    for features, seconds in steps:
+        assert seconds == pytest.approx(MODEL.seconds(features), rel=1e-6)
+
+
+def test_presets_with_two_lanes_are_not_calibrated() -> None:
+    with pytest.raises(BadConfig, match="two steps side by side"):
+        calibrate(Engine(), policy="semi-pd")
 
 
 def test_refitting_a_log_writes_a_profile_that_predicts_it(tmp_path: Path) -> None:

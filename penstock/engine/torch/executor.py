@@ -24,26 +24,24 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-import torch
-from torch import Tensor
-
 from penstock.core.errors import BadConfig, StepFailed
-from penstock.core.plans import Done, Moved, Plan, Sampled, Transfer, Work, Yielded
+from penstock.core.plans import Done, Moved, Plan, Sampled, Transfer, Yielded
 from penstock.core.ports import Completion, Grain
 from penstock.core.rng import stream
-from penstock.core.types import Caps, PlanId, TokenLogprob
+from penstock.core.types import Caps, PlanId
 from penstock.engine.folder import ModelFacts
 from penstock.engine.grammar import Grammars
 from penstock.engine.torch.build import Built, EngineConfig
 from penstock.engine.torch.cores import Seat, cores_here
-from penstock.engine.torch.jobs import JobState, JobTable
+from penstock.engine.torch.jobs import JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
 from penstock.engine.torch.layered import forward_in_groups, settled
 from penstock.engine.torch.mlp import ExpertLoads
 from penstock.engine.torch.mover import Mover
+from penstock.engine.torch.outputs import note, score
 from penstock.engine.torch.ports import Movable
-from penstock.engine.torch.sampler import Drawn, draw, token_logprobs
-from penstock.engine.torch.step import StepArrays, lay_out, prompt_span
+from penstock.engine.torch.sampler import Drawn, draw
+from penstock.engine.torch.step import StepArrays, lay_out
 
 
 class Crew(Protocol):
@@ -284,7 +282,7 @@ class TorchExecutor:
             if samplers:
                 logits = self._decoder.logits(hidden[: len(samplers)])
                 drawn = draw(logits, table, samplers)
-            self._score(arrays, hidden, work, jobs)
+            score(self._decoder, table, arrays, hidden, work=work, jobs=jobs)
         except Exception as error:
             if self._crew is None:
                 raise
@@ -292,7 +290,7 @@ class TorchExecutor:
         with self._guard:
             if self.expert_loads is not None:
                 self.expert_loads.add(plan.id, step.taken)
-            outputs += self._note(work, jobs, drawn)
+            outputs += note(table, work, jobs, drawn)
         return tuple(outputs)
 
     def _open(self, plan: Plan, seeds: Sequence[int]) -> dict[int, str]:
@@ -304,66 +302,9 @@ class TorchExecutor:
                 refused[opening.seq] = reason
         return refused
 
-    def _score(
-        self, arrays: StepArrays, hidden: Tensor, work: Sequence[Work], jobs: Sequence[JobState]
-    ) -> None:
-        """Log-probabilities of prompt tokens, for jobs that asked."""
-        if len(arrays.rows) == arrays.num_sampling:
-            return
-        table = self._table
-        spans = [
-            (job, prompt_span(table, chunk, job)) for chunk, job in zip(work, jobs, strict=True)
-        ]
-        targets = [(job, at + 1) for job, span in spans for at in span]
-        told: list[TokenLogprob] = []
-        for part in arrays.logit_slices()[1 if arrays.num_sampling else 0 :]:
-            some = targets[part.start - arrays.num_sampling : part.stop - arrays.num_sampling]
-            ids = torch.tensor([job.prompt.ids[at] for job, at in some], device=self._device)
-            tops = [job.num_prompt_logprobs or 0 for job, _ in some]
-            told += token_logprobs(self._decoder.logits(hidden[part]), ids, tops)
-        for (job, at), entry in zip(targets, told, strict=True):
-            known = job.prompt_logprobs
-            known += [None] * (at - len(known))  # the first token, and what a prefix cache skipped
-            known.append(entry)
-
-    def _note(self, work: Sequence[Work], jobs: Sequence[JobState], drawn: Drawn) -> list[Sampled]:
-        """Write down the drawn tokens and say what each job got."""
-        outputs, at, table = [], 0, self._table
-        for chunk, job in zip(work, jobs, strict=True):
-            if job.seq not in table.jobs:  # closed while this step was left in the middle
-                at += chunk.samples
-                continue
-            scores_none = job.num_prompt_logprobs is None or table.is_inner(chunk)
-            scored = () if scores_none else _finished_scores(chunk, job)
-            if not chunk.samples:
-                if scored or job.request.kind == "score":
-                    outputs.append(Sampled(job.seq, 0, prompt_logprobs=scored))
-                continue
-            token, is_broken, logprob = drawn.ids[at], drawn.is_broken[at], drawn.logprobs[at]
-            at += 1
-            if is_broken:
-                fault = None if job.matcher is None else job.matcher.fault
-                reason = BROKEN if fault is None else f"the grammar cannot be followed: {fault}"
-                outputs.append(Sampled(job.seq, 0, error=reason))
-                continue
-            table.append(job, token)
-            outputs.append(
-                Sampled(
-                    job.seq,
-                    1,
-                    (token,),
-                    token in job.stops,
-                    table.fill(job, chunk.start + chunk.tokens),
-                    () if logprob is None else (logprob,),
-                    scored,
-                )
-            )
-        return outputs
-
 
 NOTHING = Drawn([], [], [])
 NOTHING_DUE = Due((), ())
-BROKEN = "the model gave no finite numbers for the next token"
 
 
 def _expert_loads(built: Built, facts: ModelFacts) -> ExpertLoads | None:
@@ -386,14 +327,3 @@ def grammars_of(facts: ModelFacts) -> Callable[[], Grammars] | None:
     return functools.cache(
         lambda: Grammars.load(facts.folder, eos_ids=facts.eos_ids, num_tokens=facts.vocab_size)
     )
-
-
-def _finished_scores(chunk: Work, job: JobState) -> tuple[TokenLogprob | None, ...]:
-    """All prompt log-probabilities, with the chunk that computes the prompt's last position for the first time."""
-    if job.is_scored:
-        return ()
-    if chunk.start + chunk.tokens < job.num_prompt:
-        return ()
-    job.is_scored = True
-    scores = job.prompt_logprobs
-    return tuple(scores) + (None,) * (job.num_prompt - len(scores))
