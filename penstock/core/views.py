@@ -241,6 +241,10 @@ class Lengths(Protocol):
         """Total output length not exceeded with probability q, given that it passed num_output."""
         ...
 
+    def quantiles(self, jobs: Sequence[JobView], q: float) -> Sequence[int]:
+        """`quantile` of each of these jobs, for policies that ask about hundreds at once."""
+        ...
+
     def sample(self, job: JobView, u: float) -> int:
         """The total output length at uniform draw u of the same conditional distribution."""
         ...
@@ -288,8 +292,9 @@ Victims = Callable[[JobView, int, Sequence[JobView], LedgerFork], Sequence[Evict
 class Columns(Protocol):
     """Struct of arrays over the running or the waiting jobs, in the order of the sequence beside it.
 
-    Names: seq, priority, arrived_at, num_prompt, num_output, known, computed, todo, max_tokens, deadline_at
-    (instants; inf where there is none). For policies that rank thousands of jobs a step.
+    Names: seq, priority, arrived_at, num_prompt, num_output, known, computed, todo, max_tokens, deadline_at (the next
+    instant promised), last_at (that of the last token; both inf where there is none), tenant (a number, good for this
+    call). For policies that rank thousands of jobs a step.
     """
 
     def __getitem__(self, name: str) -> NDArray[float64]: ...

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,6 +90,14 @@ class Window:
             del self.ordered[bisect_left(self.ordered, self._recent.popleft())]
         self.seeds = min(self.seeds, self.most - len(self._recent))
 
+    def quantile(self, num_output: int, q: float) -> int | None:
+        """The length exceeded with a probability of at most 1 - q by who has written so much; None: the cap."""
+        ordered = self.ordered
+        first = bisect_right(ordered, num_output)
+        gaps = len(ordered) - first + self.seeds + 1
+        place = first + max(1, math.ceil(q * gaps)) - 1
+        return ordered[place] if place < len(ordered) else None
+
 
 class RecentLengths:
     """Implements core.views.Lengths; learns by `observe`, which its replica calls with every event."""
@@ -140,11 +148,19 @@ class RecentLengths:
         window, cap = self._window_of(job), job.max_tokens
         if window is None:
             return cap
-        ordered = window.ordered
-        first = bisect_right(ordered, job.num_output)
-        gaps = len(ordered) - first + window.seeds + 1
-        place = first + max(1, math.ceil(q * gaps)) - 1
-        return min(cap, ordered[place]) if place < len(ordered) else cap
+        found = window.quantile(job.num_output, q)
+        return cap if found is None or found > cap else found
+
+    def quantiles(self, jobs: Sequence[JobView], q: float) -> list[int]:
+        """`quantile` of each, looked up once for all that have written as much and share their window."""
+        if self._traits or len(self._all) < self._history.enough:
+            return [self.quantile(job, q) for job in jobs]
+        written = [job.num_output for job in jobs]
+        known = {done: self._all.quantile(done, q) for done in set(written)}
+        return [
+            cap if (found := known[done]) is None or found > cap else found
+            for cap, done in zip([job.max_tokens for job in jobs], written, strict=True)
+        ]
 
     def sample(self, job: JobView, u: float) -> int:
         """The total length at the uniform draw u of [0, 1), given what it has."""

@@ -171,6 +171,9 @@ class Heard:
                 self.first_violated += is_violated
         return found
 
+    def quantiles(self, jobs: Sequence[JobView], q: float) -> list[int]:
+        return [self.quantile(job, q) for job in jobs]
+
     def sample(self, job: JobView, u: float) -> int:
         return self.inner.sample(job, u)
 

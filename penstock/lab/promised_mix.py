@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import exp
 from pathlib import Path
@@ -171,6 +171,9 @@ class Knowing:
             error = self._errors[job.request.id] = chance.gauss(0.0, self.sigma)
         guess = true * exp(error + self.sigma * NormalDist().inv_cdf(q))
         return min(job.max_tokens, max(job.num_output + 1, round(guess)))
+
+    def quantiles(self, jobs: Sequence[JobView], q: float) -> list[int]:
+        return [self.quantile(job, q) for job in jobs]
 
     def sample(self, job: JobView, u: float) -> int:
         return self.quantile(job, u)

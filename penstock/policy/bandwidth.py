@@ -71,7 +71,7 @@ class Progress:
         return cls(
             np.array([job.seq for job in jobs], dtype=np.intp),
             np.array([job.num_output for job in jobs], dtype=np.float64),
-            np.array([job.known - job.computed - job.in_flight for job in jobs], dtype=np.float64),
+            np.array([job.todo for job in jobs], dtype=np.float64),
             np.array([job.first_token_at for job in jobs], dtype=np.float64),  # None is nan
         )
 
@@ -92,7 +92,7 @@ class Needs:
 
 
 class Docket:
-    """What is known of each job from its arrival on, by rows of a table that moves along with the live jobs."""
+    """What is known of each job from its arrival on, in a table that moves along with the live jobs."""
 
     def __init__(self, quantile: float, usual: float, renew_tokens: int, step_tokens: int) -> None:
         for name, value in (("quantile", quantile), ("usual", usual)):
@@ -103,8 +103,8 @@ class Docket:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         self._quantiles = quantile, usual
         self._renew_tokens, self._step_tokens = renew_tokens, step_tokens
-        self._rows = np.zeros((256, WIDTH))
-        self._first = 0  # seq of row 0
+        self._table = np.zeros((WIDTH, 256))  # [what, job]
+        self._first = 0  # seq of the first job
         self._live: dict[int, None] = {}
         self._of: dict[str, tuple[int, int]] = {}  # by request: seq of its first job, answers left
         self._numbers: dict[str, float] = {}  # of the runs that jobs under way belong to
@@ -153,83 +153,85 @@ class Docket:
         row[IS_KNOWN] = 1.0
 
     def _row(self, seq: int) -> Floats:
-        place = seq - self._first
+        place, width = seq - self._first, self._table.shape[1]
         if place < 0:
-            extra = len(self._rows) - place
-            self._rows = np.concatenate((np.zeros((extra, WIDTH)), self._rows))
+            extra = width - place
+            self._table = np.concatenate((np.zeros((WIDTH, extra)), self._table), axis=1)
             self._first -= extra
-        elif place >= len(self._rows):
+        elif place >= width:
             oldest = min(next(iter(self._live), self._first), seq)
-            kept = self._rows[max(0, oldest - self._first) :]
-            size = max(256, 2 * (seq - oldest + 1))
-            rows = np.zeros((size, WIDTH))
-            rows[: len(kept)] = kept[:size]
-            self._rows, self._first = rows, oldest
-        found: Floats = self._rows[seq - self._first]
+            kept = self._table[:, max(0, oldest - self._first) :]
+            table = np.zeros((WIDTH, max(256, 2 * (seq - oldest + 1))))
+            num = min(kept.shape[1], table.shape[1])
+            table[:, :num] = kept[:, :num]
+            self._table, self._first = table, oldest
+        found: Floats = self._table[:, seq - self._first]
         return found
 
     # ---------------------------------------------------------------- judging
 
     def needs(self, view: Asks, jobs: Sequence[JobView], progress: Progress) -> Needs:
         """Of `jobs`, whose state `progress` holds."""
-        rows = self._told(view, jobs, progress)
+        told = self._told(view, jobs, progress)
         written, unit_s = progress.num_output, self.unit_s
         prompt_s = unit_s * np.where(progress.todo > 1, progress.todo / self._step_tokens, 0.0)
-        cap, is_run = rows[:, CAP], rows[:, RUN] > 0
-        tokens = np.clip(np.minimum(rows[:, BOUND], cap) - written, 1.0, None)
-        usual = np.clip(np.minimum(rows[:, USUAL], cap) - written, 1.0, None)
-        later_s = unit_s * rows[:, LATER]
+        cap, is_run = told[CAP], told[RUN] > 0
+        tokens = np.clip(np.minimum(told[BOUND], cap) - written, 1.0, None)
+        usual = np.clip(np.minimum(told[USUAL], cap) - written, 1.0, None)
+        later_s = unit_s * told[LATER]
         own_s = prompt_s + unit_s * tokens
         needs = Needs(
-            work_s=own_s + unit_s * rows[:, MOST],
+            work_s=own_s + unit_s * told[MOST],
             usual_s=prompt_s + unit_s * usual + later_s,
-            bandwidth=np.zeros(len(rows)),
+            bandwidth=np.zeros(len(written)),
             worth=usual.copy(),
-            latest_at=np.full(len(rows), inf),
-            is_stream=(np.minimum(rows[:, TTFT], rows[:, TPOT]) < inf) & ~is_run,
+            latest_at=np.full(len(written), inf),
+            is_stream=(np.minimum(told[TTFT], told[TPOT]) < inf) & ~is_run,
         )
-        _promise_streams(needs, rows, progress, view.now, (unit_s, prompt_s))
-        run_due_at = rows[:, RUN_DUE] - rows[:, WAITS]
-        due_at = np.where(is_run, run_due_at, rows[:, ARRIVED] + rows[:, DEADLINE])
+        _promise_streams(needs, told, progress, view.now, (unit_s, prompt_s))
+        run_due_at = told[RUN_DUE] - told[WAITS]
+        due_at = np.where(is_run, run_due_at, told[ARRIVED] + told[DEADLINE])
         has_deadline = due_at < inf
         left_s = np.maximum(due_at - view.now, LEAST)
         share = np.where(has_deadline, needs.work_s / left_s, 0.0)
         needs.bandwidth = np.maximum(needs.bandwidth, share)
-        whole = usual + written + rows[:, OTHERS]
+        whole = usual + written + told[OTHERS]
         chance = np.where(needs.usual_s <= left_s, 1.0, LEAST)
         is_whole = has_deadline & ~needs.is_stream
         needs.worth = np.where(is_whole, whole, needs.worth) * np.where(has_deadline, chance, 1.0)
-        needs.worth *= rows[:, WEIGHT]
+        needs.worth *= told[WEIGHT]
         if is_run.any():
-            _share(needs.usual_s, rows[:, RUN], later_s)
+            _share(needs.usual_s, told[RUN], later_s)
         latest_at = np.where(has_deadline, due_at - needs.work_s, inf)
-        latest_at = np.minimum(latest_at, np.where(is_run, rows[:, DUE] - own_s, inf))
+        latest_at = np.minimum(latest_at, np.where(is_run, told[DUE] - own_s, inf))
         needs.latest_at = np.minimum(needs.latest_at, latest_at)
         return needs
 
     def _told(self, view: Asks, jobs: Sequence[JobView], progress: Progress) -> Floats:
-        """The rows of these jobs, with lengths that are not too old."""
+        """The columns of these jobs, with lengths that are not too old."""
         places = progress.seqs - self._first
-        if len(places) and not (0 <= places.min() and places.max() < len(self._rows)):
+        if len(places) and not (0 <= places.min() and places.max() < self._table.shape[1]):
             for job in jobs:
                 self._row(job.seq)
             places = progress.seqs - self._first
-        table = self._rows
-        for at in np.flatnonzero(table[places, IS_KNOWN] == 0.0).tolist():  # nobody told of it
+        table = self._table
+        for at in np.flatnonzero(table[IS_KNOWN].take(places) == 0.0).tolist():  # nobody told of it
             job = jobs[at]
             self._note(job.seq, job.request.slo, job.arrived_at, job.max_tokens)
-        bound, written = table[places, BOUND], progress.num_output
+        told: Floats = table.take(places, axis=1)
+        bound, written = told[BOUND], progress.num_output
         with np.errstate(invalid="ignore"):
-            is_old = ~(bound > written) | (table[places, ASKED_AT] + self._renew_tokens <= written)
-        for at in np.flatnonzero(is_old).tolist()[:ASKED]:
-            self._ask(view, jobs[at])
-        rows: Floats = table[places]
-        is_unknown = np.isnan(rows[:, BOUND])
+            is_old = ~(bound > written) | (told[ASKED_AT] + self._renew_tokens <= written)
+        asked = np.flatnonzero(is_old)[:ASKED]
+        if len(asked):
+            self._ask(view, [jobs[at] for at in asked.tolist()])
+            told[:, asked] = table[:, places[asked]]
+        is_unknown = np.isnan(bound)
         if is_unknown.any():
             for column in (BOUND, USUAL):
-                known = rows[~is_unknown, column]
-                rows[is_unknown, column] = np.partition(known, len(known) // 2)[len(known) // 2]
-        return rows
+                known = told[column, ~is_unknown]
+                told[column, is_unknown] = np.partition(known, len(known) // 2)[len(known) // 2]
+        return told
 
     def _number(self, program: str) -> float:
         """A number for a run, so that its calls can be told from others in arrays."""
@@ -241,22 +243,24 @@ class Docket:
             found = self._numbers[program] = float(self._num_runs)
         return found
 
-    def _ask(self, view: Asks, job: JobView) -> None:
-        row, lengths = self._row(job.seq), view.lengths
+    def _ask(self, view: Asks, jobs: Sequence[JobView]) -> None:
         quantile, usual = self._quantiles
-        bound, likely = lengths.quantile(job, quantile), lengths.quantile(job, usual)
-        row[CAP : ASKED_AT + 1] = (job.max_tokens, bound, likely, job.num_output)
-        outlook = view.programs.outlook(job)
-        if outlook is not None:
-            row[RUN:IS_KNOWN] = (
-                self._number(str(job.request.program)),
-                outlook.due_at,
-                outlook.deadline_at,
-                outlook.tokens_left,
-                outlook.waits_s,
-                outlook.others,
-                outlook.tokens_most,
-            )
+        bounds = view.lengths.quantiles(jobs, quantile)
+        likely = view.lengths.quantiles(jobs, usual)
+        for job, *lengths in zip(jobs, bounds, likely, strict=True):
+            row = self._row(job.seq)
+            row[CAP : ASKED_AT + 1] = (job.max_tokens, *lengths, job.num_output)
+            outlook = view.programs.outlook(job)
+            if outlook is not None:
+                row[RUN:IS_KNOWN] = (
+                    self._number(str(job.request.program)),
+                    outlook.due_at,
+                    outlook.deadline_at,
+                    outlook.tokens_left,
+                    outlook.waits_s,
+                    outlook.others,
+                    outlook.tokens_most,
+                )
 
 
 def _share(seconds: Floats, runs: Floats, later_s: Floats) -> None:
@@ -268,15 +272,15 @@ def _share(seconds: Floats, runs: Floats, later_s: Floats) -> None:
 
 
 def _promise_streams(
-    needs: Needs, rows: Floats, progress: Progress, now: float, seconds: tuple[float, Floats]
+    needs: Needs, told: Floats, progress: Progress, now: float, seconds: tuple[float, Floats]
 ) -> None:
     """Fill in what streams need; `seconds`: of a step, and of each job's prompt."""
     unit_s, prompt_s = seconds
     has_begun = ~np.isnan(progress.first_at)
-    gap_s, written = rows[:, TPOT], progress.num_output
+    gap_s, written = told[TPOT], progress.num_output
     with np.errstate(invalid="ignore", divide="ignore"):
         flowing_at = progress.first_at + gap_s * written
-        begin_at = rows[:, ARRIVED] + rows[:, TTFT]
+        begin_at = told[ARRIVED] + told[TTFT]
         next_at = np.where(has_begun, flowing_at, begin_at)
         late_s = np.maximum(0.0, now + unit_s + prompt_s - next_at)
         lost = np.where(gap_s > unit_s, late_s / (gap_s - unit_s), np.where(late_s > 0, inf, 0.0))

@@ -52,6 +52,20 @@ def test_before_enough_was_seen_the_cap_is_the_estimate() -> None:
     assert lengths.quantile(asked, 0.5) == 5
 
 
+@given(
+    outputs=st.lists(st.integers(1, 60), max_size=40),
+    asked=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 80)), max_size=12),
+    q=st.floats(0, 1),
+    by=st.sampled_from([(), ("prompt",)]),
+)
+def test_many_are_told_what_each_is(
+    outputs: list[int], asked: list[tuple[int, int]], q: float, by: tuple[Any, ...]
+) -> None:
+    lengths = learned(*outputs, enough=3, seeds=2, by=by)
+    jobs = [job(done, cap, num_prompt=1 + done) for done, cap in asked]
+    assert lengths.quantiles(jobs, q) == [lengths.quantile(each, q) for each in jobs]
+
+
 def test_conditional_quantiles_by_hand() -> None:
     """Four kept lengths make five gaps: a fifth of the answers is expected in each."""
     lengths = learned(10, 20, 30, 40)

@@ -6,6 +6,7 @@ Jobs are handed to policies behind a glass: reading works, writing raises.
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -56,6 +57,9 @@ class HalfLengths:
     def quantile(self, job: Job, q: float) -> int:
         return job.num_output + max(1, int(q * (job.max_tokens - job.num_output)))
 
+    def quantiles(self, jobs: Sequence[Job], q: float) -> list[int]:
+        return [self.quantile(job, q) for job in jobs]
+
     def sample(self, job: Job, u: float) -> int:
         return self.quantile(job, u)
 
@@ -65,12 +69,21 @@ class Columns:
         self.jobs = jobs
 
     def __getitem__(self, name: str) -> Any:
-        if name == "deadline_at":
-            return np.array([order.deadline_at(job) for job in self.jobs], dtype=float)
-        return np.array([getattr(job, name) for job in self.jobs], dtype=float)
+        return np.array([column_of(job, name) for job in self.jobs], dtype=float)
 
     def __len__(self) -> int:
         return len(self.jobs)
+
+
+def column_of(job: Any, name: str) -> float:
+    if name == "deadline_at":
+        return order.deadline_at(job)
+    if name == "last_at":
+        bound = job.request.slo.deadline_s
+        return float("inf") if bound is None else job.arrived_at + bound
+    if name == "tenant":
+        return float(zlib.crc32(job.request.tenant.encode()))
+    return float(getattr(job, name))
 
 
 @dataclass

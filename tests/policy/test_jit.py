@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import SimpleNamespace
@@ -35,6 +36,9 @@ class Told:
 
     def quantile(self, job: Any, q: float) -> int:
         return max(job.num_output + 1, self.bound if q > 0.9 else self.usual)
+
+    def quantiles(self, jobs: Sequence[Any], q: float) -> list[int]:
+        return [self.quantile(job, q) for job in jobs]
 
     def sample(self, job: Any, u: float) -> int:
         return self.usual

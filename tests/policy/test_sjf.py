@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ class TrueLengths:
     def quantile(self, job: Job, q: float) -> int:
         self.num_asked += 1
         return job.max_tokens
+
+    def quantiles(self, jobs: Sequence[Job], q: float) -> list[int]:
+        return [self.quantile(job, q) for job in jobs]
 
     sample = quantile
 

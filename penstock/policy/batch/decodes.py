@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from penstock.core.views import JobView, LedgerFork, Singles
 
 
+def is_quiet(start: int, block_size: int) -> bool:
+    """Whether the position `start` of a running job neither begins a block nor fills one: then a fork need not hear."""
+    return 0 < start % block_size < block_size - 1
+
+
 def all_decodes(running: Sequence[JobView], fork: LedgerFork) -> Singles | None:
     """One token of every running job, booked on `fork`, if that is all there is to do and it fits.
 

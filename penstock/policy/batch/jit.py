@@ -50,12 +50,16 @@ from penstock.policy.batch.decodes import all_decodes
 
 @dataclass(slots=True)
 class Step:
-    """One step in the making, with places and tokens left of it. `ranked`: in the order of service."""
+    """One step in the making, with places and tokens left of it. `ranked`: in the order of service.
+
+    `is_quiet`: runs, and decodes one token that no fork need hear of.
+    """
 
     fork: LedgerFork
     ranked: list[JobView]
     scores: list[float]
     is_reserved: list[bool]
+    is_quiet: list[bool]
     places_left: int
     tokens_left: int
     slots_left: int  # in memory
@@ -125,16 +129,24 @@ class Jit:
         return self._told(step)
 
     def _ranked(self, view: View, jobs: list[JobView]) -> Step:
-        needs = self._docket.needs(view, jobs, Progress.of(jobs))
+        progress = Progress.of(jobs)
+        needs = self._docket.needs(view, jobs, progress)
         is_by_bandwidth = self.rank_by == "bandwidth"
         is_reserved, score = reserve(needs, self.max_sequences, is_by_bandwidth)
         key: Floats = np.where(is_reserved, needs.latest_at, -score)
         ranks = np.lexsort((key, ~is_reserved))
+        fork = view.ledger.fork()
+        is_decode = (progress.todo == 1) & (progress.num_output > 0)
+        is_decode[len(view.running) :] = False
+        starts = np.array([job.computed + job.in_flight for job in jobs], dtype=np.intp)
+        within = starts % fork.block_size
+        is_quiet = is_decode & (within > 0) & (within < fork.block_size - 1)
         return Step(
-            view.ledger.fork(),
+            fork,
             [jobs[i] for i in ranks.tolist()],
             score[ranks].tolist(),
             is_reserved[ranks].tolist(),
+            is_quiet[ranks].tolist(),
             0,
             0,
             0,
@@ -147,7 +159,12 @@ class Jit:
         for place, job in enumerate(step.ranked):
             if step.places_left < 1 or step.tokens_left < 1:
                 return
-            if job.seq in step.gone:
+            if step.gone and job.seq in step.gone:
+                continue
+            if step.is_quiet[place]:
+                step.singles.append(job)
+                step.places_left -= 1
+                step.tokens_left -= 1
                 continue
             is_running = job.status == "running"
             todo = job.todo if is_running else job.known - step.fork.cached(job)
@@ -167,9 +184,7 @@ class Jit:
         job, fork = step.ranked[place], step.fork
         start = job.computed + job.in_flight
         upto = start + tokens
-        # As in decodes.all_decodes, a fork hears of single positions that begin or fill a block only.
-        is_quiet = tokens == 1 and 0 < start % fork.block_size < fork.block_size - 1
-        while not (is_quiet or fork.reserve(job, upto)):
+        while not fork.reserve(job, upto):
             among = step.behind(place)
             victims = among and view.victims(job, fork.need(job, upto) - fork.free, among, fork)
             if not victims:

@@ -38,7 +38,7 @@ from penstock.core.limits import Holder, Limits, Use
 from penstock.core.types import PlanId
 from penstock.core.views import Batch, Chunk, Eviction, JobView, Lane, LedgerFork, Singles
 from penstock.policy.batch import STABLE, Decision, View
-from penstock.policy.batch.decodes import all_decodes
+from penstock.policy.batch.decodes import all_decodes, is_quiet
 from penstock.policy.batch.sglang import Prefill, Sglang
 
 PREFILL, DECODE = "prefill", "decode"
@@ -236,7 +236,8 @@ class SemiPd(Sglang):
         for lane in told.batch.lanes:
             chunks = lane.chunks
         for job, tokens, _, _ in chunks:
-            fork.reserve(job, job.computed + tokens)
+            if not is_quiet(job.computed, fork.block_size):
+                fork.reserve(job, job.computed + tokens)
         return Decodes(fork, chunks, told.evicted, is_short=True)
 
     def _stuck(self, view: View, busy: set[str]) -> Decodes:

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 
 from penstock.core.views import Batch, Chunk, Eviction, JobView, Lane, LedgerFork
 from penstock.policy.batch import STABLE, Decision, View
-from penstock.policy.batch.decodes import all_decodes
+from penstock.policy.batch.decodes import all_decodes, is_quiet
 
 
 @dataclass(slots=True)
@@ -213,10 +213,17 @@ class Sglang:
         evicted: list[Eviction[JobView]] = []
         if not staying and view.running:
             evicted = self._unstick(view, fork)
-        while staying and shortage(fork, staying) > 0:
-            if not self._retract(view, fork, staying, evicted):
+        needs = {job.seq: fork.need(job, job.known) for job in staying}
+        while staying and sum(needs.values()) > fork.free:
+            if not self._retract(view, fork, staying, evicted, needs):
                 break
-        chunks = tuple(Chunk(job, 1) for job in staying if fork.reserve(job, job.known))
+        chunks = tuple(
+            [
+                Chunk(job, 1)
+                for job in staying
+                if is_quiet(job.known - 1, fork.block_size) or fork.reserve(job, job.known)
+            ]
+        )
         if evicted and staying:
             written = sum(job.num_output for job in staying) + self.retract_steps * len(staying)
             self._ratio = min(1.0, written / (sum(job.max_tokens for job in staying) + 1))
@@ -242,8 +249,12 @@ class Sglang:
         fork: LedgerFork,
         staying: list[JobView],
         evicted: list[Eviction[JobView]],
+        needs: dict[int, int],
     ) -> bool:
-        """Let somebody go, all but one of the decoding jobs first; False when nobody is left to go."""
+        """Let somebody go, all but one of the decoding jobs first; False when nobody is left to go.
+
+        `needs`: the blocks that one more position of each of those staying takes.
+        """
         gone = {eviction.item.seq for eviction in evicted}
         asker: JobView = staying[0]
         among: Sequence[JobView] = list(staying)
@@ -251,16 +262,11 @@ class Sglang:
             among = [job for job in view.running if job is not asker and job.seq not in gone]
         if not among:
             among = list(staying)  # it cannot grow even alone: it gives up
-        for eviction in view.victims(asker, shortage(fork, staying), among, fork):
+        for eviction in view.victims(asker, sum(needs.values()) - fork.free, among, fork):
             fork.release(eviction.item)
             evicted.append(eviction)
-            if eviction.item in staying:
+            if needs.pop(eviction.item.seq, None) is not None:
                 staying.remove(eviction.item)
-            if len(staying) < 2 or shortage(fork, staying) <= 0:
+            if len(staying) < 2 or sum(needs.values()) <= fork.free:
                 return True
         return len(evicted) > len(gone)
-
-
-def shortage(fork: LedgerFork, jobs: Sequence[JobView]) -> int:
-    """Blocks that one more position of each job lacks."""
-    return sum(fork.need(job, job.known) for job in jobs) - fork.free

@@ -45,4 +45,4 @@ class CacheAware:
             stays = ledger.held(job) - freed + self.kept * max(0, freed - view.need)
             return max(0.0, job.computed - ledger.block_size * stays)
 
-        return take_or_give_up(view, by_price(view, cost=cost, least=lambda job: 0.0))
+        return take_or_give_up(view, by_price(view, cost))

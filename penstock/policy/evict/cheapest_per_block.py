@@ -15,8 +15,7 @@ Parameters: none.
 
 Where we differ: nothing to differ from. Positions found in the prefix cache later are priced as if they were lost;
 cache-aware knows better. Asked about cached blocks (no asker) it takes them as offered, the longest unused first.
-Running jobs are looked at from
-the one with fewest positions on, until none that follows can be cheaper.
+Every running job is looked at, once for each question: about a microsecond each to count what it frees.
 """
 
 from __future__ import annotations
@@ -26,22 +25,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import cast
 
+import numpy as np
+
 from penstock.core.views import JobView
 from penstock.policy.evict import Decision, View, take, take_or_give_up
-
-
-@dataclass(slots=True)
-class Offer:
-    """What one job's leaving costs and gives."""
-
-    job: JobView
-    cost: float
-    freed: int
-
-    def price(self, need: int) -> tuple[float, float, int]:
-        """A block, at most `need` of them counting; equals by cost, then by the later arrival."""
-        price = self.cost / min(self.freed, need) if self.freed else inf
-        return price, self.cost, -self.job.seq
 
 
 @dataclass(slots=True)
@@ -49,34 +36,23 @@ class CheapestPerBlock:
     def decide(self, view: View) -> Decision:
         if view.asker is None:
             return take(view, view.items)
-        ranked = by_price(
-            view, cost=lambda job, freed: job.computed, least=lambda job: job.computed
-        )
-        return take_or_give_up(view, ranked)
+        return take_or_give_up(view, by_price(view, lambda job, freed: job.computed))
 
 
-def by_price(
-    view: View, *, cost: Callable[[JobView, int], float], least: Callable[[JobView], float]
-) -> Iterable[JobView]:
-    """Jobs from the cheapest on, priced again as the need shrinks.
-
-    `cost(job, blocks it frees)` in tokens is never below `least(job)`: counting what a job frees takes time, so those
-    that cannot be the cheapest are not looked at.
-    """
-    unseen = sorted(cast(Iterable[JobView], view.items), key=least, reverse=True)
-    offers: list[Offer] = []
+def by_price(view: View, cost: Callable[[JobView, int], float]) -> Iterable[JobView]:
+    """Jobs from the cheapest on, priced again as the need shrinks. `cost(job, blocks it frees)` in tokens."""
+    jobs = list(cast(Iterable[JobView], view.items))
+    frees = np.array([view.freed(job) for job in jobs], dtype=np.int64)
+    costs = np.array(list(map(cost, jobs, frees.tolist())), dtype=np.float64)
+    seqs = np.array([job.seq for job in jobs], dtype=np.int64)
+    ranks = np.lexsort((-seqs, costs))  # equals in price go in this order
+    frees, costs = frees[ranks], costs[ranks]
+    gives = frees > 0
     need = view.need
-    while unseen or offers:
-        wanted = max(1, need)
-        best = min(offers, key=lambda offer: offer.price(wanted), default=None)
-        while unseen and (best is None or least(unseen[-1]) / wanted <= best.price(wanted)[0]):
-            job = unseen.pop()
-            freed = view.freed(job)
-            offer = Offer(job, cost(job, freed), freed)
-            offers.append(offer)
-            if best is None or offer.price(wanted) < best.price(wanted):
-                best = offer
-        assert best is not None
-        offers.remove(best)
-        need -= best.freed
-        yield best.job
+    while gives.any():
+        blocks = np.clip(frees, 1, max(1, need))
+        best = int(np.where(gives, costs / blocks, inf).argmin())
+        gives[best] = False
+        need -= int(frees[best])
+        yield jobs[ranks[best]]
+    yield from (jobs[place] for place in ranks[frees == 0].tolist())

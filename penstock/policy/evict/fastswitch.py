@@ -47,7 +47,6 @@ class FastSwitch:
     def decide(self, view: View) -> Decision:
         if view.asker is None:
             return take(view, view.items)
-        jobs = cast(Iterable[JobView], view.items)
-        ranked = sorted(jobs, key=self._drawn.standing, reverse=True)
-        chosen = take_or_give_up(view, ranked)
+        jobs = list(cast(Iterable[JobView], view.items))
+        chosen = take_or_give_up(view, self._drawn.ranked(jobs, reverse=True))
         return Decision(tuple([Eviction(item, "host") for item, _ in chosen.evictions]), chosen.why)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
+from operator import itemgetter
+from typing import TYPE_CHECKING, Protocol
 
 from penstock.core.views import (
     NO_PROGRAMS,
@@ -20,6 +21,10 @@ from penstock.core.views import (
     Programs,
     Rng,
 )
+
+if TYPE_CHECKING:
+    from numpy import intp
+    from numpy.typing import NDArray
 
 STABLE = (
     1 << 30
@@ -74,6 +79,11 @@ def deadline_at(job: JobView) -> float:
     if slo.tpot_s is None:
         return at
     return min(at, job.first_token_at + slo.tpot_s * job.num_output)
+
+
+def in_order(waiting: Sequence[JobView], ranks: NDArray[intp]) -> list[JobView]:
+    """The jobs at these places, two at least, as a ranking."""
+    return list(itemgetter(*ranks.tolist())(waiting))
 
 
 def num_returned(waiting: Sequence[JobView]) -> int:

@@ -19,9 +19,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from penstock.core.events import Event
 from penstock.policy.drawn import Drawn, Pattern
-from penstock.policy.order import Decision, View
+from penstock.policy.order import FEW, Decision, View, in_order
 
 
 @dataclass(slots=True)
@@ -39,5 +41,10 @@ class DrawnPriority:
         self._drawn.observe(event)
 
     def decide(self, view: View) -> Decision:
-        drawn = self._drawn
-        return Decision(sorted(view.waiting, key=drawn.standing), stable_for=drawn.steps_left)
+        drawn, waiting = self._drawn, view.waiting
+        if len(waiting) <= FEW:
+            return Decision(drawn.ranked(waiting), stable_for=drawn.steps_left)
+        columns = view.columns()
+        numbers = drawn.numbers(columns["seq"])
+        ranks = np.lexsort((columns["seq"], columns["arrived_at"], numbers))
+        return Decision(in_order(waiting, ranks), stable_for=drawn.steps_left)

@@ -35,7 +35,7 @@ from math import ceil
 import numpy as np
 
 from penstock.core.events import Event, Finished
-from penstock.policy.order import STABLE, Decision, View
+from penstock.policy.order import STABLE, Decision, View, in_order
 from penstock.policy.order.tenants import Books, check_weights
 
 FORGOTTEN_AT = 256
@@ -84,9 +84,9 @@ class Drr:
         places = np.array([turn.place for turn in turns])
         owner = lines.owner
         rounds = np.ceil((used[owner] + lines.ahead + lines.charge) / quanta[owner])
-        ranks = np.lexsort((places[owner], rounds)).tolist()
+        ranks = np.lexsort((places[owner], rounds))
         why = f"the turn of {lines.tenants[owner[ranks[0]]]}"
-        return Decision([waiting[i] for i in ranks], why)
+        return Decision(in_order(waiting, ranks), why)
 
     def _quantum(self, tenant: str) -> float:
         return self.quantum * self.shares.get(tenant, 1.0)

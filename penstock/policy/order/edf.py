@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from penstock.policy.order import FEW, STABLE, Decision, View, deadline_at
+from penstock.policy.order import FEW, STABLE, Decision, View, deadline_at, in_order
 
 
 @dataclass(slots=True)
@@ -30,4 +30,4 @@ class Edf:
         if len(waiting) <= FEW:
             return Decision(sorted(waiting, key=deadline_at), stable_for=STABLE)
         ranks = np.argsort(view.columns()["deadline_at"], kind="stable")
-        return Decision([waiting[i] for i in ranks.tolist()], stable_for=STABLE)
+        return Decision(in_order(waiting, ranks), stable_for=STABLE)

@@ -36,7 +36,7 @@ import numpy as np
 
 from penstock.core.events import Event
 from penstock.policy.bandwidth import HOPELESS, LEAST, Docket, Floats, Places, Progress
-from penstock.policy.order import STABLE, Decision, View
+from penstock.policy.order import STABLE, Decision, View, in_order
 
 NEAR = 1e-9
 
@@ -84,7 +84,7 @@ class JitDensity:
             ranks = self._grouped(ranks, density, columns["known"])
         num_late = int((needs.worth < HOPELESS).sum())
         return Decision(
-            [waiting[i] for i in ranks.tolist()],
+            in_order(waiting, ranks),
             f"{num_late} cannot be in time" if num_late else "",
         )
 

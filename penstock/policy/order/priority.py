@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penstock.core.views import JobView
-from penstock.policy.order import FEW, STABLE, Decision, View
+from penstock.policy.order import FEW, STABLE, Decision, View, in_order
 
 
 def place(job: JobView) -> tuple[int, float, int]:
@@ -34,4 +34,4 @@ class Priority:
             return Decision(sorted(waiting, key=place), stable_for=STABLE)
         columns = view.columns()
         ranks = np.lexsort((columns["seq"], columns["arrived_at"], columns["priority"]))
-        return Decision([waiting[i] for i in ranks.tolist()], stable_for=STABLE)
+        return Decision(in_order(waiting, ranks), stable_for=STABLE)

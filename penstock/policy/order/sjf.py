@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.core.views import Chunk, Columns
-from penstock.policy.order import STABLE, Decision, View
+from penstock.policy.order import STABLE, Decision, View, in_order
 from penstock.policy.order.sizes import prefills_s
 
 POINTS = 9
@@ -68,7 +68,7 @@ class Sjf:
         else:
             waited = view.now - columns["arrived_at"]
             ranks = np.argsort(-(self.patience_s + waited) / size, kind="stable")
-        return Decision([waiting[i] for i in ranks.tolist()])
+        return Decision(in_order(waiting, ranks))
 
     def _expected(self, view: View, columns: Columns) -> NDArray[np.float64]:
         """Tokens each waiting job is expected to write still."""
@@ -77,10 +77,11 @@ class Sjf:
         newcomers = np.flatnonzero(np.isnan(left))[:ASKED]
         renewed = (self._next + np.arange(min(ASKED, 1 + len(left) // CALLS))) % len(left)
         self._next = int(renewed[-1]) + 1
-        for place in (*newcomers.tolist(), *renewed.tolist()):
-            job = view.waiting[place]
-            length = min(view.lengths.quantile(job, self.quantile), job.max_tokens)
-            left[place] = max(1, length - job.num_output)
+        places = np.concatenate((newcomers, renewed))
+        asked = [view.waiting[place] for place in places.tolist()]
+        lengths = np.array(view.lengths.quantiles(asked, self.quantile), dtype=np.float64)
+        lengths = np.minimum(lengths, columns["max_tokens"][places])
+        left[places] = np.maximum(1.0, lengths - columns["num_output"][places])
         self._seqs, self._left = seqs.copy(), left
         is_unknown = np.isnan(left)
         if is_unknown.any():
@@ -92,7 +93,9 @@ class Sjf:
         """What was expected in the call before, of those who were waiting then; nan of the others."""
         if not len(self._seqs):
             return np.full(len(seqs), np.nan)
-        by_seq = np.argsort(self._seqs)
+        if np.array_equal(seqs, self._seqs):
+            return self._left
+        by_seq = np.argsort(self._seqs, kind="stable")  # nearly in order: that is the fast kind
         known = self._seqs[by_seq]
         places = np.minimum(np.searchsorted(known, seqs), len(known) - 1)
         return np.where(known[places] == seqs, self._left[by_seq][places], np.nan)

@@ -29,12 +29,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.core.views import Chunk, JobView
-from penstock.policy.order import FEW, STABLE, Decision, View, deadline_at
+from penstock.core.views import Chunk, Columns, JobView
+from penstock.policy.order import FEW, STABLE, Decision, View, in_order
 from penstock.policy.order.sizes import prefill_s, prefills_s
 
 
@@ -53,58 +54,47 @@ class SlackEdf:
         waiting = view.waiting
         if len(waiting) < 2:
             return Decision(waiting, stable_for=STABLE)
+        columns = view.columns()
+        deadlines = columns["deadline_at"]
         if len(waiting) <= FEW:
-            deadlines = np.array([deadline_at(job) for job in waiting])
             seconds = np.array([prefill_s(view, job) for job in waiting])
         else:
-            columns = view.columns()
-            deadlines = columns["deadline_at"]
             seconds = prefills_s(view, columns["todo"])
-        slack = deadlines - view.now - seconds - self._answer_s(view, deadlines)
+        slack = deadlines - view.now - seconds - self._answer_s(view, columns)
         ranks, num_demoted = rank(deadlines, slack, self.margin_s)
-        return Decision(
-            [waiting[i] for i in ranks], f"{num_demoted} demoted" if num_demoted else ""
-        )
+        return Decision(in_order(waiting, ranks), f"{num_demoted} demoted" if num_demoted else "")
 
-    def _answer_s(
-        self, view: View, deadlines: Sequence[float] | NDArray[np.float64]
-    ) -> float | NDArray[np.float64]:
+    def _answer_s(self, view: View, columns: Columns) -> float | NDArray[np.float64]:
         """Seconds of the tokens after the next one, for jobs whose nearest promise is the last token's."""
-        bound_by_last = [
-            (place, job)
-            for place, (job, deadline) in enumerate(
-                zip(view.waiting, np.asarray(deadlines).tolist(), strict=True)
-            )
-            if (bound := job.request.slo.deadline_s) is not None
-            and job.arrived_at + bound <= deadline
-        ]
-        if not bound_by_last:
+        last_at = columns["last_at"]
+        places = np.flatnonzero((last_at < inf) & (last_at <= columns["deadline_at"]))
+        if not len(places):
             return 0.0
-        seconds, quantile = np.zeros(len(view.waiting)), view.lengths.quantile
-        rests = [
-            max(0, min(quantile(job, self.quantile), job.max_tokens) - job.num_output - 1)
-            for _, job in bound_by_last
-        ]
-        jobs = [job for _, job in bound_by_last]
-        seconds[[place for place, _ in bound_by_last]] = np.array(rests) * decode_s(view, jobs)
+        jobs = [view.waiting[place] for place in places.tolist()]
+        lengths = np.array(view.lengths.quantiles(jobs, self.quantile), dtype=np.float64)
+        lengths = np.minimum(lengths, columns["max_tokens"][places])
+        rests = np.maximum(0.0, lengths - columns["num_output"][places] - 1)
+        seconds = np.zeros(len(view.waiting))
+        seconds[places] = rests * decode_s(view, jobs, columns["known"][places])
         return seconds
 
 
-def decode_s(view: View, jobs: Sequence[JobView]) -> NDArray[np.float64]:
+def decode_s(
+    view: View, jobs: Sequence[JobView], contexts: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Seconds of one token of each job alone; of many, on a line between the least context and the most."""
     if len(jobs) <= FEW:
         return np.array([view.cost.predict((Chunk(job, 1),)) for job in jobs])
-    contexts = np.array([job.known for job in jobs])
-    ends = [jobs[int(contexts.argmin())], jobs[int(contexts.argmax())]]
-    known = [view.cost.predict((Chunk(job, 1),)) for job in ends]
-    line: NDArray[np.float64] = np.interp(contexts, [job.known for job in ends], known)
+    ends = [int(contexts.argmin()), int(contexts.argmax())]
+    known = [view.cost.predict((Chunk(jobs[place], 1),)) for place in ends]
+    line: NDArray[np.float64] = np.interp(contexts, contexts[ends], known)
     return line
 
 
 def rank(
     deadlines: NDArray[np.float64], slack: NDArray[np.float64], margin_s: float
-) -> tuple[list[int], int]:
+) -> tuple[NDArray[np.intp], int]:
     """Places in order of service, and how many were demoted. Equals keep their order."""
     is_demoted = slack < margin_s  # never those without a promise: their slack is infinite
     key = np.where(is_demoted, -deadlines, deadlines)
-    return np.lexsort((key, is_demoted)).tolist(), int(is_demoted.sum())
+    return np.lexsort((key, is_demoted)), int(is_demoted.sum())

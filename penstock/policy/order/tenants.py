@@ -16,6 +16,8 @@ from penstock.core.events import Arrived, Completed, Event, Finished, Stepped
 from penstock.core.views import JobView
 from penstock.policy.order import View, num_returned
 
+SHORT = 1 << 16
+
 
 @dataclass(slots=True)
 class Lines:
@@ -141,19 +143,22 @@ class Books:
 def lines_of(view: View, returned: int, prompt_weight: float) -> Lines:
     """`returned`: how many were preempted; these have been charged already."""
     waiting: Sequence[JobView] = view.waiting
-    places: dict[str, int] = {}
-    owners = [places.setdefault(job.request.tenant, len(places)) for job in waiting]
-    owner = np.array(owners, dtype=np.intp)
-    charge = prompt_weight * view.columns()["num_prompt"]
+    columns = view.columns()
+    numbers = columns["tenant"].astype(np.intp)
+    short = numbers.astype(np.uint16)  # sorted by digits, which is some times faster
+    by_owner = np.argsort(short if numbers.max(initial=0) < SHORT else numbers, kind="stable")
+    charge = prompt_weight * columns["num_prompt"]
     charge[:returned] = 0.0
-    by_owner = np.argsort(owner, kind="stable")
     ordered = charge[by_owner]
     ahead = np.cumsum(ordered) - ordered
-    starts = np.flatnonzero(np.diff(owner[by_owner], prepend=-1))
-    ahead -= np.repeat(ahead[starts], np.diff(starts, append=len(owner)))
-    found = np.empty_like(ahead)
+    begins = np.diff(numbers[by_owner], prepend=-1) > 0
+    starts = np.flatnonzero(begins)
+    ahead -= np.repeat(ahead[starts], np.diff(starts, append=len(numbers)))
+    owner, found = np.empty_like(by_owner), np.empty_like(ahead)
+    owner[by_owner] = np.cumsum(begins) - 1
     found[by_owner] = ahead
-    return Lines(view.columns()["seq"].copy(), returned, list(places), owner, charge, found)
+    tenants = [waiting[place].request.tenant for place in by_owner[starts].tolist()]
+    return Lines(columns["seq"].copy(), returned, tenants, owner, charge, found)
 
 
 def check_weights(prompt_weight: float, output_weight: float, shares: dict[str, float]) -> None:

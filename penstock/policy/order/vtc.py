@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from penstock.core.events import Event, Finished
-from penstock.policy.order import STABLE, Decision, View
+from penstock.policy.order import STABLE, Decision, View, in_order
 from penstock.policy.order.tenants import Books, check_weights
 
 FORGOTTEN_AT = 256  # counters kept before idle ones are looked at, and twice what was kept then
@@ -64,9 +64,9 @@ class Vtc:
         shares = np.array([self.shares.get(tenant, 1.0) for tenant in lines.tenants])
         counts = np.array([self._counts.get(tenant, 0.0) for tenant in lines.tenants])
         reached = counts[lines.owner] + lines.ahead / shares[lines.owner]
-        ranks = np.argsort(reached, kind="stable").tolist()
+        ranks = np.argsort(reached, kind="stable")
         why = f"{lines.tenants[lines.owner[ranks[0]]]} was served least"
-        return Decision([waiting[i] for i in ranks], why)
+        return Decision(in_order(waiting, ranks), why)
 
     def _charge(self, tenant: str, tokens: float) -> None:
         share = self.shares.get(tenant, 1.0)
