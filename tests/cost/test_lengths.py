@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -58,6 +58,7 @@ def test_before_enough_was_seen_the_cap_is_the_estimate() -> None:
     q=st.floats(0, 1),
     by=st.sampled_from([(), ("prompt",)]),
 )
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_many_are_told_what_each_is(
     outputs: list[int], asked: list[tuple[int, int]], q: float, by: tuple[Any, ...]
 ) -> None:
