@@ -72,6 +72,7 @@ def replica_specs(config: Config, index: int, text: str = "") -> list[ReplicaSpe
             num_blocks=fleet.cache.num_blocks,
             memory_bytes=fleet.cache.memory_bytes,
             has_prefix_cache=fleet.cache.prefix,
+            store=fleet.cache.store,
             swap=fleet.cache.swap,
             max_waiting=fleet.max_waiting,
             report_s=config.net.report_s,

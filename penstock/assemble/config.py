@@ -36,7 +36,7 @@ from penstock.core.errors import BadConfig
 from penstock.core.schema import check_schema
 from penstock.core.types import SCHEMA
 from penstock.cost.lengths import History
-from penstock.engine.swap import SwapConfig
+from penstock.engine.swap import Store, SwapConfig
 from penstock.gateway.config import GatewayConfig
 
 
@@ -109,13 +109,15 @@ class HubConfig:
 class CacheConfig:
     """Blocks of KV memory of one replica. Both sizes None: what fits beside the weights.
 
-    `swap`: host memory that jobs are evicted to instead of being computed again; see engine.swap.
+    `swap`: host memory that jobs are evicted to instead of being computed again; see engine.swap. `store`: how prompts
+    are found again, by the hashes of their blocks (engine.ledger) or in a tree of prefixes (engine.radix).
     """
 
     block_size: int = 16
     num_blocks: int | None = None
     memory_bytes: int | None = None
     prefix: bool = True
+    store: Store = "hash"
     swap: SwapConfig = SwapConfig()
 
     def __post_init__(self) -> None:
@@ -247,4 +249,14 @@ def check(config: Config) -> None:
             taken.add(name)
         where = f"fleet[{index}].policy"
         for slot, table in policy_tables(fleet.policy, fleet.cache.prefix, where).items():
-            policy_of(slot, table, f"{where}.{slot}")
+            made = policy_of(slot, table, f"{where}.{slot}")
+            if slot == "blocks" and fleet.cache.store != "radix":
+                _refuse_tree_policy(made, f"{where}.{slot}")
+
+
+def _refuse_tree_policy(blocks: object, where: str) -> None:
+    if getattr(blocks, "needs_tree", False):
+        raise BadConfig(
+            f"{where}: this policy ranks the nodes of a tree of prefixes, and cache.store is 'hash'",
+            hint='set cache.store = "radix", or take blocks = "lru"',
+        )

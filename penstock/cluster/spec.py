@@ -23,7 +23,7 @@ from penstock.cost.lengths import History
 from penstock.engine.host import Host
 from penstock.engine.limits import BoundLimits
 from penstock.engine.replica import OnOutputs, Replica, ReplicaConfig
-from penstock.engine.swap import SwapConfig
+from penstock.engine.swap import Store, SwapConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.report.made import MadeReplica, opened
 
@@ -107,6 +107,7 @@ class ReplicaSpec:
     num_blocks: int | None = None
     memory_bytes: int | None = None
     has_prefix_cache: bool = True
+    store: Store = "hash"
     swap: SwapConfig = SwapConfig()
     max_waiting: int | None = None
     report_s: float = 0.1
@@ -177,6 +178,7 @@ def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
         num_blocks=outside.num_blocks,
         block_size=spec.block_size,
         has_prefix_cache=spec.has_prefix_cache,
+        store=spec.store,
         max_waiting=spec.max_waiting,
         seed=spec.seed,
         is_checked=spec.is_checked,

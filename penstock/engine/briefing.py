@@ -169,8 +169,15 @@ class Briefing:
     def fetched(self, job: Job) -> None:
         """They are there: now others may find them. What a plan behind the copy computes has its name as well."""
         self._fetching.discard(job.seq)
-        planned = job.in_flight if self._names_ahead else 0
-        self._ledger.register(job, job.computed + planned)
+        if self._names_ahead:
+            self._ledger.register(job, job.computed + job.in_flight)
+        elif not job.in_flight and self._ledger.register(job, job.computed):
+            self.retell(job)
+
+    def retell(self, job: Job) -> None:
+        """It holds other blocks with the same contents from now on: the executor is told all of them again."""
+        self._told[job.seq] = 0
+        self._calm.pop(job.seq, None)
 
     def preempted(self, job: Job) -> None:
         self._told.pop(job.seq, None)

@@ -4,6 +4,8 @@ Order matters as it does for real: blocks booked for one job count as registered
 Cached blocks found by a job are promised to it from then on: the replica pins the cached blocks of all admitted jobs
 before it takes blocks for anybody, so that what a fork found is still there when the decision is applied.
 
+Where blocks get their names only when their step has ended, nothing booked here is found (`BlockLedger.names_ahead`).
+
 The ledger's runs are not cut here: of each run the fork remembers how many of its holders left, and how much of its
 beginning each booking takes.
 
@@ -167,7 +169,8 @@ class Fork:
                 return False
             self.free -= need
             self._held[seq] = held + need
-        if upto // self.block_size > job.computed // self.block_size:  # it will fill a block
+        fills = upto // self.block_size > job.computed // self.block_size
+        if fills and self._ledger.names_ahead:
             self._booked.append((cast(Job, job), upto))
         return True
 
@@ -180,8 +183,8 @@ class Fork:
         for run, size in found.real.items():
             self._shared.setdefault(run, []).append(size)
         self._held[job.seq] = max(-(-upto // self.block_size), found.num_real)
-        copies = self._ledger.copies
-        if not (copies and is_fetched(found, copies.get(job.seq), self.block_size)):
+        copies, names_ahead = self._ledger.copies, self._ledger.names_ahead
+        if names_ahead and not is_fetched(found, copies.get(job.seq), self.block_size):
             self._booked.append((job, upto))
         return True
 

@@ -8,6 +8,7 @@ from typing import cast
 from penstock.core.types import Job
 from penstock.engine.free_runs import FreeRuns
 from penstock.engine.ledger import BlockLedger
+from penstock.engine.radix import RadixLedger
 
 
 class GroupedLedger(BlockLedger):
@@ -40,3 +41,7 @@ class GroupedLedger(BlockLedger):
     def release(self, job: Job, computed: int | None = None) -> int:
         self._free_runs.leave(job.seq)
         return super().release(job, computed)
+
+
+class GroupedRadixLedger(GroupedLedger, RadixLedger):
+    """The same, with a tree of prefixes."""

@@ -92,7 +92,12 @@ class Outcomes:
             job.computed += work.tokens + extra
             job.carried = None
             if not self._parts.names_ahead:
-                self._ledger.register(job, job.computed)
+                self._name(job)
+
+    def _name(self, job: Job) -> None:
+        """What is computed gets its names; a store may know it already, as other blocks, and the job takes these."""
+        if self._ledger.register(job, job.computed):
+            self._parts.briefing.retell(job)
 
     def _apply_decodes(self, now: float, jobs: Sequence[Job], done: Counted) -> None:
         """Of the part that is written by columns, most of nearly every step: each job got a token a step."""
@@ -125,7 +130,7 @@ class Outcomes:
                 self._advance(job, work, extra, sampled.tokens)
             if sampled.filled and self._has_prefix_cache and not job.request.scores_prompt:
                 job.hashes.extend(sampled.filled)
-                self._ledger.register(job, job.computed)
+                self._name(job)
             if sampled.tokens:
                 job.num_output += sampled.tokens
                 job.last_token_at = done.ends[-1]

@@ -37,7 +37,7 @@ from penstock.engine.ledger import BlockLedger
 from penstock.engine.outcomes import Outcomes
 from penstock.engine.parts import Parts
 from penstock.engine.roster import Roster
-from penstock.engine.swap import Swap, SwapConfig, ledger_of
+from penstock.engine.swap import Store, Swap, SwapConfig, ledger_of
 from penstock.engine.turn import Council, Predictors, ReplicaPolicies
 
 OnOutputs = Callable[[tuple[tuple[str, Output], ...]], None]
@@ -56,6 +56,7 @@ class ReplicaConfig:
     num_blocks: int
     block_size: int = 16
     has_prefix_cache: bool = True
+    store: Store = "hash"
     max_waiting: int | None = None
     seed: int = 0
     is_checked: bool = False
@@ -80,7 +81,7 @@ class Replica:
     ) -> None:
         self.config = config
         self.ledger: BlockLedger = ledger_of(
-            config.swap, config.num_blocks, config.block_size, config.has_prefix_cache
+            config.swap, config.num_blocks, config.block_size, config.has_prefix_cache, config.store
         )
         self.max_context = min(executor.caps.max_context, config.num_blocks * config.block_size)
         self._executor = executor
@@ -115,7 +116,8 @@ class Replica:
         caps, emit = executor.caps, self._emit_to_all if self._observers else self._log.emit
         roster = Roster(config.name, ledger, emit, max_context=self.max_context, canvas=caps.canvas)
         # Beside a plan that is suspended or in another lane nobody may share what it has not written yet.
-        names_ahead = caps.max_lanes == 1 and not self._interrupts
+        names_ahead = ledger.names_ahead and caps.max_lanes == 1 and not self._interrupts
+        ledger.names_ahead = names_ahead
         briefing = Briefing(ledger, caps.num_layers, names_ahead=names_ahead)
         swap = None
         if config.swap.host_blocks:

@@ -12,9 +12,11 @@ one from its end, so its last block is older in this order than its first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import compress, count
 from operator import ne
+from typing import Any, Protocol
 
 from penstock.core.types import BlockHash
 
@@ -23,6 +25,26 @@ def num_alike(one: list[BlockHash], other: list[BlockHash]) -> int:
     """How many of the first hashes are the same in both."""
     size = min(len(one), len(other))
     return size if one == other else next(compress(count(), map(ne, one, other)), size)
+
+
+class IdleItem(Protocol):
+    """What a `blocks` policy chooses from; `id` tells its ledger which one."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class IdleBlock:
+    """A cached block nobody holds."""
+
+    id: int
+    num_blocks: int = 1
+
+
+Rank = Callable[[Any], tuple[float, ...]]
 
 
 class Run:

@@ -9,6 +9,22 @@ from penstock.core.types import BlockHash
 from penstock.engine.run import IdleRuns, Run
 
 
+def check_tables(
+    tables: dict[int, list[int]], registered: dict[int, int], free: list[int], total: int
+) -> None:
+    """Every block is held or free; only blocks that have a name are held by several jobs."""
+    held: set[int] = set()
+    own: list[int] = []
+    for seq, table in tables.items():
+        assert len(set(table)) == len(table), "a job holds a block twice"
+        held.update(table)
+        own += table[registered.get(seq, 0) :]
+    assert len(set(own)) == len(own), "two jobs hold a block that has no name"
+    assert len(set(free)) == len(free), "a block is free twice"
+    assert held.isdisjoint(free), "a held block is free"
+    assert len(held) + len(free) == total, "a block is lost"
+
+
 def check_runs(refs: Counter[Run], idle: IdleRuns, starts: dict[int, Run]) -> None:
     """Each run is found by its first block and has as many holders as it says; `refs`: those that jobs hold."""
     runs = {*refs, *idle}

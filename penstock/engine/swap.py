@@ -33,11 +33,13 @@ from penstock.core.plans import Transfer
 from penstock.core.types import HostLink, Job
 from penstock.core.views import Lane, Singles
 from penstock.engine.free_runs import FreeRuns
-from penstock.engine.grouped import GroupedLedger
+from penstock.engine.grouped import GroupedLedger, GroupedRadixLedger
 from penstock.engine.host_copy import HostCopy
 from penstock.engine.ledger import BlockLedger
+from penstock.engine.radix import RadixLedger
 
 Mode = Literal["sync", "async", "adaptive"]
+Store = Literal["hash", "radix"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,12 +256,18 @@ def joined(pairs: list[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:
 
 
 def ledger_of(
-    config: SwapConfig, num_blocks: int, block_size: int, has_prefix_cache: bool
+    config: SwapConfig,
+    num_blocks: int,
+    block_size: int,
+    has_prefix_cache: bool,
+    store: Store = "hash",
 ) -> BlockLedger:
     """The ledger of a replica: blocks are given out in groups if they are to be moved in groups."""
     if not config.host_blocks or config.group_blocks == 1:
-        return BlockLedger(num_blocks, block_size, has_prefix_cache=has_prefix_cache)
-    return GroupedLedger(
+        plain = RadixLedger if store == "radix" else BlockLedger
+        return plain(num_blocks, block_size, has_prefix_cache=has_prefix_cache)
+    grouped = GroupedRadixLedger if store == "radix" else GroupedLedger
+    return grouped(
         num_blocks, block_size, has_prefix_cache=has_prefix_cache, group=config.group_blocks
     )
 

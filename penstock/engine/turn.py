@@ -65,14 +65,6 @@ class Predictors:
     programs: Programs = NO_PROGRAMS
 
 
-@dataclass(frozen=True, slots=True)
-class IdleBlock:
-    """A cached block nobody holds, as the `blocks` policy sees it."""
-
-    id: int
-    num_blocks: int = 1
-
-
 class Verdict(Struct, gc=False):
     """What the policies decided for one step, and for how many more it would stay the same. `chunks`: by lane.
 
@@ -115,7 +107,11 @@ class Council:
         self._whys: list[str] = []
         self._outlasts = False  # the last decision goes on without those who end
         self._stands = FOREVER  # steps for which the answers of admit do
-        if is_checked or not getattr(policies.blocks, "takes_oldest", False):
+        rank = getattr(policies.blocks, "rank", None)
+        is_known = getattr(policies.blocks, "takes_oldest", False) or (
+            rank is not None and ledger.keeps_order(rank)
+        )
+        if is_checked or not is_known:
             ledger.choose_idle = self._choose_idle
         # Views are valid during the call only, so one of each is enough; what changes is set for each step.
         self._order_view = order.View(
@@ -251,8 +247,8 @@ class Council:
             rng=self._rng["blocks"],
             need=need,
             asker=None,
-            items=(IdleBlock(block) for block in self._ledger.idle_blocks()),
-            freed=lambda item: 1,
+            items=self._ledger.idle_items(),
+            freed=lambda item: item.num_blocks,  # type: ignore[union-attr]
         )
         if self._is_checked:
             view.items = list(view.items)  # the law looks at them once more

@@ -100,6 +100,7 @@ def parts_of(made: MadeReplica, profile: str = "") -> ReplicaParts:
             num_blocks=made.num_blocks,
             block_size=spec.block_size,
             has_prefix_cache=spec.has_prefix_cache,
+            store=spec.store,
             seed=spec.seed,
             swap=spec.swap,
         ),

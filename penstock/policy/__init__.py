@@ -63,6 +63,7 @@ TABLE: dict[str, dict[str, str]] = {
         "fastswitch": "penstock.policy.evict.fastswitch:FastSwitch",
         "cache-aware": "penstock.policy.evict.cache_aware:CacheAware",
         "lru": "penstock.policy.evict.lru:Lru",
+        "leaves": "penstock.policy.evict.leaves:Leaves",
     },
     "route": {
         "round-robin": "penstock.policy.route.round_robin:RoundRobin",
