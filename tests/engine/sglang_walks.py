@@ -5,7 +5,7 @@
 FOLDER holds an unpacked sglang 0.5.23 (its wheel; none of its dependencies but torch is needed). What runs is its
 RadixCache with its checkpoints, locks and evictions; only the memory behind it is a list of pages.
 
-After each deed is written what the tree matched, the pages that are free, the nodes and a digest of all cached prefixes.
+After each deed is written what the tree matched, the pages that are free, the nodes and a digest of what is cached.
 """
 
 from __future__ import annotations

@@ -243,3 +243,16 @@ def test_blocks_of_a_run_are_those_of_each_job_alone() -> None:
         all_at_once.extend_each(jobs[:2], SIZE + 1)
         all_at_once.check()
         assert one.tables == all_at_once.tables and one.free == all_at_once.free
+
+
+def test_a_fork_counts_on_no_booking_where_blocks_get_their_names_later() -> None:
+    """Another plan may run before this one has written them: who starts beside it computes its prompt as well."""
+    ledger = BlockLedger(8, SIZE)
+    ledger.names_ahead = False
+    jobs = [make_job(random.Random(1), seq, 1.0) for seq in range(2)]
+    for job in jobs:
+        job.num_prompt, job.num_output = 2 * SIZE + 1, 0
+        job.hashes = [BlockHash(b"one"), BlockHash(b"two")]
+    fork = ledger.fork()
+    assert fork.reserve(jobs[0], SIZE) and fork.reserve(jobs[0], 2 * SIZE)
+    assert fork.cached(jobs[1]) == 0 and fork.need(jobs[1], 2 * SIZE + 1) == 3

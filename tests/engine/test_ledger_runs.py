@@ -248,3 +248,81 @@ def test_a_block_behind_a_forgotten_one_is_still_known() -> None:
     ledger.release(again, 3 * SIZE)
     assert ledger.adopt(new_job(3, 4 * SIZE, path([0, 0, 0]))) == 3 * SIZE
     assert ledger.tables[3][2] == end
+
+
+def compute(ledger: BlockLedger, job: Job, upto: int) -> list[int]:
+    """Take the blocks of positions [0, upto) and name those that are full; they count as computed."""
+    ledger.extend(job, upto)
+    ledger.register(job, upto)
+    job.computed = upto
+    ledger.check()
+    return list(ledger.tables[job.seq])
+
+
+def test_of_three_copies_the_next_oldest_serves() -> None:
+    """Three jobs compute a prompt at once; it is cut; then whoever served is forgotten, twice."""
+    ledger, names = BlockLedger(30, SIZE), path([0, 0, 0])
+    jobs = [new_job(seq, 3 * SIZE + 1, list(names)) for seq in range(3)]
+    tables = [compute(ledger, job, 3 * SIZE) for job in jobs]
+    short = new_job(3, 2 * SIZE + 1, names[:2])
+    assert ledger.adopt(short) == 2 * SIZE and ledger.tables[3] == tables[0][:2]
+    ledger.release(short, 2 * SIZE)
+    for place in range(2):
+        ledger.release(jobs[place], 0)
+        ledger.check()
+        reader = new_job(10 + place, 3 * SIZE + 1, list(names))
+        assert ledger.adopt(reader) == 3 * SIZE
+        assert ledger.tables[reader.seq] == tables[place + 1]
+        ledger.release(reader, 3 * SIZE)
+
+
+def test_who_fills_a_gap_copies_what_is_known_behind_it() -> None:
+    """A policy emptied the middle of a prompt. It is computed again with all that follows; the older end serves."""
+    ledger, names = BlockLedger(20, SIZE), path([0, 0, 0])
+    first, again, reader = (new_job(seq, 3 * SIZE + 1, list(names)) for seq in range(3))
+    _, middle, end = compute(ledger, first, 3 * SIZE)
+    ledger.release(first, 3 * SIZE)
+    ledger.choose_idle = lambda need: [middle]
+    filler = new_job(9, 18 * SIZE, [])
+    ledger.extend(filler, 18 * SIZE)
+    ledger.release(filler, 0)
+    again.computed = ledger.adopt(again)
+    assert again.computed == SIZE
+    assert compute(ledger, again, 3 * SIZE)[2] != end
+    assert ledger.adopt(reader) == 3 * SIZE and ledger.tables[2][2] == end
+
+
+def test_what_follows_a_disowned_block_is_still_known() -> None:
+    """One job's step failed; another had gone on behind the same block, and wrote what it named."""
+    ledger, names = BlockLedger(20, SIZE), path([0, 0, 0])
+    short, long, again, reader = (new_job(seq, 3 * SIZE + 1, list(names)) for seq in range(4))
+    del short.hashes[2:]
+    compute(ledger, short, 2 * SIZE)
+    assert ledger.adopt(long) == 2 * SIZE
+    end = compute(ledger, long, 3 * SIZE)[2]
+    assert ledger.disown(short, SIZE) == {ledger.tables[0][1]}
+    ledger.check()
+    again.computed = ledger.adopt(again)
+    assert again.computed == SIZE
+    compute(ledger, again, 3 * SIZE)
+    assert ledger.adopt(reader) == 3 * SIZE and ledger.tables[3][2] == end
+
+
+def test_nobody_finds_what_comes_behind_a_disowned_block() -> None:
+    ledger, names = BlockLedger(20, SIZE), path([0, 0, 0])
+    job, reader = (new_job(seq, 3 * SIZE + 1, list(names)) for seq in range(2))
+    compute(ledger, job, 2 * SIZE)
+    ledger.disown(job, SIZE)
+    compute(ledger, job, 3 * SIZE)
+    assert set(ledger.index) == {names[0]}
+    assert ledger.adopt(reader) == SIZE
+
+
+def test_a_run_is_found_once() -> None:
+    """Names that repeat inside a prompt: no block may stand at a place that is not its own."""
+    ledger = BlockLedger(20, SIZE)
+    a, b = BlockHash(b"a"), BlockHash(b"b")
+    for seq, name in enumerate((a, b)):
+        compute(ledger, new_job(seq, SIZE + 1, [name]), SIZE)
+    reader = new_job(2, 3 * SIZE + 1, [a, a, b])
+    assert ledger.adopt(reader) == SIZE and ledger.tables[2] == ledger.tables[0]

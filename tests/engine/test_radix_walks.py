@@ -1,7 +1,7 @@
 """The tree of prefixes takes the walks that SGLang's took, and holds the same after each of them.
 
-Recorded from SGLang itself (tests/engine/sglang_walks.py): the same prefixes are found and kept, cut into as many nodes,
-and the same pages stay free, under every order of eviction, with pages of one position and of four.
+Recorded from SGLang itself (tests/engine/sglang_walks.py): the same prefixes are found and kept, cut into as many
+nodes, and as many pages stay free, under every order of eviction, with pages of one position and of four.
 """
 
 from __future__ import annotations

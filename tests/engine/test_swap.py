@@ -20,7 +20,7 @@ from penstock.cost.lengths import RecentLengths
 from penstock.cost.predict import StepPredictor
 from penstock.engine.free_runs import FreeRuns, stretches
 from penstock.engine.replica import Replica, ReplicaConfig
-from penstock.engine.swap import SwapConfig, joined
+from penstock.engine.swap import Store, SwapConfig, joined
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.policy import find
 from penstock.sim.executor import ModelledExecutor
@@ -92,6 +92,7 @@ def serve(
     gap_s: float = 0.05,
     cancels: Sequence[tuple[float, str]] = (),
     evict: Any = None,
+    store: Store = "hash",
     max_repeat: int = 1 << 20,
 ) -> tuple[Book, Watched]:
     book = Book()
@@ -106,7 +107,9 @@ def serve(
 
     async def main() -> None:
         replica = Replica(
-            ReplicaConfig(num_blocks=num_blocks, block_size=SIZE, swap=swap, is_checked=True),
+            ReplicaConfig(
+                num_blocks=num_blocks, block_size=SIZE, swap=swap, store=store, is_checked=True
+            ),
             executor,
             ReplicaPolicies(
                 order=find("order", "drawn-priority")(every_steps=every_steps),
@@ -188,6 +191,22 @@ def test_cancelled_at_any_moment(mode: Any) -> None:
             SwapConfig(host_blocks=60, mode=mode), lot(20, seed, 2 * (seed % 2)), cancels=cancels
         )
         assert len(book.of(Finished)) == 20
+
+
+@pytest.mark.parametrize("group_blocks", [1, 60])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tree_of_prefixes_beside_host_memory(mode: Any, group_blocks: int) -> None:
+    for host_blocks in (8, 60):
+        chance = random.Random(host_blocks)
+        requests = lot(20, host_blocks, 3)
+        cancelled = {f"r{place}" for place in range(0, 20, 4)}
+        cancels = [(chance.uniform(0, 2.0), name) for name in sorted(cancelled)]
+        swap = SwapConfig(host_blocks=host_blocks, mode=mode, group_blocks=group_blocks)
+        book, _ = serve(swap, requests, store="radix", cancels=cancels)
+        outputs = {event.request: event.num_output for event in book.of(Finished)}
+        kept = {one.id: one.true_output for one in requests if one.id not in cancelled}
+        assert len(outputs) == 20 and kept.items() <= outputs.items()
+        assert book.of(Transferred)
 
 
 def test_copies_that_stay_valid_move_less() -> None:

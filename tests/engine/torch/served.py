@@ -11,6 +11,7 @@ from penstock.core.events import Event, Finished
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Output, Request, RequestId, Sampling
 from penstock.engine.replica import Replica, ReplicaConfig
+from penstock.engine.swap import Store
 from penstock.engine.torch.open import EngineConfig, open_executor
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.policy.admit.watermark import Watermark
@@ -57,6 +58,7 @@ class Served:
 class Setting:
     budget: int = 64
     has_prefix_cache: bool = True
+    store: Store = "hash"
     num_blocks: int = 256
     is_alone: bool = False  # one request at a time
     policies: ReplicaPolicies | None = None  # None: vLLM's
@@ -83,6 +85,7 @@ async def serve(
             num_blocks=executor.num_blocks,
             block_size=executor.block_size,
             has_prefix_cache=setting.has_prefix_cache,
+            store=setting.store,
             is_checked=True,
         ),
         executor,
