@@ -69,6 +69,12 @@ def read_configurator(
 
 
 def _names(shape: ModelShape) -> list[str]:
+    if not shape.is_uniform:
+        raise BadConfig(
+            f"AIConfigurator's tables cannot price {shape.name}: its layers differ from each other, have no gate, "
+            "share an expert or cache latents",
+            hint="use the roofline of a card",
+        )
     names = ["gemm_perf", "generation_attention_perf", "context_attention_perf"]
     return names if shape.experts is None else [*names, "moe_perf"]
 

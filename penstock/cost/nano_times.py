@@ -41,6 +41,8 @@ def times_of(model: StepModel) -> LayerTimes:
 def _dense(shape: ModelShape) -> ModelShape:
     if shape.experts is not None:
         raise BadConfig(f"{shape.name} is a mixture of experts; nano-batches are of dense models")
+    if not shape.is_uniform:
+        raise BadConfig(f"the operators of {shape.name} are not those that nano-batches know")
     return shape
 
 

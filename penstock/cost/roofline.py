@@ -10,6 +10,9 @@ For m rows through weights of w parameters on g devices, with peak F, bandwidth 
     all-reduce   = 2 layers * (alpha + 2 (g-1)/g * m h item_bytes / B_link)
     host         = launches of kernels + a constant for each job
 
+In a layer with a window, a context is no longer than that and a query sees no more keys (model_shape.py); the line over
+contexts bends where their mean reaches it, and a run of steps is cut there.
+
 A mixture of experts passes k experts of w_e weights for each of m rows and reads E_m of them (cost.coverage); each is
 a product of its own, of m k / E_m rows.
 
@@ -30,7 +33,7 @@ from penstock.cost.coverage import Coverage, coverage_of
 from penstock.cost.hardware import FULL_BANDWIDTH_SHARE, Card, curve
 from penstock.cost.shapes import ModelShape
 from penstock.cost.step import StepCost, StepFeatures, line_of_steps
-from penstock.cost.work import work_of
+from penstock.cost.work import decode_context, prefill_pairs, work_of
 
 PARTS = (
     "layers", "head", "decode attention", "prefill attention", "elementwise", "all-reduce", "host",
@@ -82,13 +85,25 @@ class Roofline:
         return fixed + per_context * features.decode_context
 
     def run_seconds(self, features: StepFeatures, count: int, share: float = 1.0) -> list[float]:
+        narrow = self._steps_within_window(features)
+        if 0 < narrow < count:
+            first = line_of_steps(features, narrow, *self._line(features, share))
+            return first + self.run_seconds(features.grown(narrow), count - narrow, share)
         return line_of_steps(features, count, *self._line(features, share))
+
+    def _steps_within_window(self, features: StepFeatures) -> int:
+        """How many steps of a run the mean context stays below the window; after them another line holds."""
+        if self.shape.window is None or not features.num_decodes:
+            return 0
+        left = self.shape.window * features.num_decodes - features.decode_context
+        return max(0, -(-left // features.num_decodes))
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost:
         time_s = self.seconds(features, share)
         breakdown = dict(zip(PARTS, self._parts(features, share), strict=True))
-        slope = self._slope(features.layers, share)
-        breakdown["decode attention"] += slope * features.decode_context
+        breakdown["decode attention"] += self._slope(features.layers, share) * decode_context(
+            self.shape, features
+        )
         whole = work_of(self.shape, features, self.coverage)
         num_bytes, flops = whole[0] / self.tp, whole[1] / self.tp
         watts = self.card.watts(
@@ -99,7 +114,7 @@ class Roofline:
 
     def _line(self, features: StepFeatures, share: float) -> tuple[float, float]:
         """(fixed, slope): a step takes fixed + slope * decode_context. Decode steps hit the memory of `fixed`."""
-        slope = self._slope(features.layers, share)
+        slope = whole = self._slope(features.layers, share)
         if features.num_prefills:
             fixed = self._fixed_s(features, share)
         else:
@@ -111,7 +126,12 @@ class Roofline:
         if self.card.skew:
             # What depends on contexts only through their spread does not change within a run.
             spread = features.max_decode_context * features.num_decodes - features.decode_context
-            fixed += slope * self.card.skew * spread
+            fixed += whole * self.card.skew * spread
+        window = self.shape.window
+        if window is not None and features.decode_context >= window * features.num_decodes:
+            share_of_windows = self.shape.window_layers / self.shape.layers
+            fixed += whole * share_of_windows * window * features.num_decodes
+            slope = whole * (1.0 - share_of_windows)
         return fixed, slope
 
     def _fixed_s(self, features: StepFeatures, share: float) -> float:
@@ -156,7 +176,8 @@ class Roofline:
         found = self._rows.get(key)
         if found is None:
             shape = self.shape
-            ffn = shape.ffn if shape.top_k is None else shape.top_k * (shape.expert_ffn or 0)
+            taken = (shape.top_k or 0) * (shape.expert_ffn or 0) + (shape.shared_ffn or 0)
+            ffn = shape.ffn if shape.top_k is None else taken
             wide = layers * (8 * shape.hidden + 3 * ffn / self.tp) * shape.weight_item_bytes
             row_bytes = rows * shape.hidden * shape.weight_item_bytes
             found = self._rows[key] = (
@@ -171,13 +192,13 @@ class Roofline:
         shape = self.shape
         if self.coverage is None:
             return self._gemm(rows, shape.layer_params, share)
-        seconds = self._gemm(rows, shape.attention_params + shape.router_params, share)
+        seconds = self._gemm(rows, shape.fixed_params, share)
         reached, passed = self.coverage.distinct(rows), rows * (shape.top_k or 0)
-        return seconds + self._product_s(
+        return seconds + shape.expert_share * self._product_s(
             passed / reached, passed * shape.expert_params, reached * shape.expert_params, share
         )
 
-    def _gemm(self, rows: int, params: int, share: float) -> float:
+    def _gemm(self, rows: int, params: float, share: float) -> float:
         return self._product_s(rows, rows * params, params, share) if rows else 0.0
 
     def _product_s(self, rows: float, multiplied: float, read: float, share: float) -> float:
@@ -192,6 +213,6 @@ class Roofline:
             return 0.0
         shape, card = self.shape, self.card
         size = math.sqrt(2 * features.prefill_pairs / features.num_prefills)
-        flops = 4 * shape.heads * shape.head_dim * layers * features.prefill_pairs
+        flops = shape.pair_flops * layers * prefill_pairs(shape, features)
         speed = self.tp * share * card.flops * curve(card.prefill_attention_mfu, size)
         return flops / speed + layers * card.attention_floor_s

@@ -1,122 +1,20 @@
-"""Model shapes: the numbers of a transformer that decide what a step costs.
-
-Decoders of the Llama family (Llama, Mistral, Qwen 2/3). With hidden h, q heads H, kv heads K of width d, ffn f:
-
-    attention  h*H*d (q) + 2*h*K*d (k, v) + H*d*h (o)      mlp  3*h*f
-    KV bytes a token = 2 * layers * K * d * kv_item_bytes   flops a token = 2 * (weights it passes)
-
-Embedding look-up costs nothing; the LM head is charged only for rows that sample.
-
-In a mixture of experts (Mixtral, Qwen 3 MoE) the mlp is a router and E experts of 3*h*f_e weights each; a token passes
-k of them, so `layer_params` is what a token multiplies and `stored_layer_params` what memory holds. How many experts'
-weights a step reads depends on its tokens: cost.coverage. Every layer must be one; mixed stacks are refused.
-"""
+"""Models by name: shapes of published ones, and of a folder's config.json (model_files.py)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from penstock.core.errors import BadModel
+from penstock.cost.model_files import KINDS, shape_of_config
+from penstock.cost.model_shape import LatentShape, ModelShape
 
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
-    """A decoder. `weight_item_bytes` and `kv_item_bytes`: bytes of a stored weight and of a cached number.
-
-    `experts`, `top_k` and `expert_ffn` are None in dense models, whose mlp has width `ffn`.
-    """
-
-    name: str
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocab: int
-    max_context: int
-    is_tied: bool = False
-    has_qkv_bias: bool = False
-    has_qk_norm: bool = False
-    weight_item_bytes: float = 2.0
-    kv_item_bytes: float = 2.0
-    experts: int | None = None
-    top_k: int | None = None
-    expert_ffn: int | None = None
-
-    def __post_init__(self) -> None:
-        told = (self.experts, self.top_k, self.expert_ffn)
-        if None in told and told != (None, None, None):
-            raise ValueError("a mixture of experts needs experts, top_k and expert_ffn")
-        if self.experts is not None and not 1 <= (self.top_k or 0) <= self.experts:
-            raise ValueError(f"a token takes 1 to {self.experts} experts, not {self.top_k}")
-
-    @property
-    def expert_params(self) -> int:
-        """Of one expert; 0 in dense models."""
-        return 3 * self.hidden * (self.expert_ffn or 0)
-
-    @property
-    def router_params(self) -> int:
-        return self.hidden * (self.experts or 0)
-
-    @property
-    def attention_params(self) -> int:
-        """Of one layer's four projections."""
-        return self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-
-    @property
-    def mlp_params(self) -> int:
-        """Of one layer, as many as a token passes."""
-        if self.experts is None:
-            return 3 * self.hidden * self.ffn
-        return self.router_params + (self.top_k or 0) * self.expert_params
-
-    @property
-    def layer_params(self) -> int:
-        """Matrix weights of one layer: what every token multiplies."""
-        return self.attention_params + self.mlp_params
-
-    @property
-    def stored_layer_params(self) -> int:
-        """All matrix weights of one layer."""
-        idle = (self.experts or 0) - (self.top_k or 0)
-        return self.layer_params + idle * self.expert_params
-
-    @property
-    def head_params(self) -> int:
-        return self.vocab * self.hidden
-
-    @property
-    def params(self) -> int:
-        small = 2 * self.hidden  # the two norms of a layer
-        small += (self.heads + 2 * self.kv_heads) * self.head_dim if self.has_qkv_bias else 0
-        small += 2 * self.head_dim if self.has_qk_norm else 0
-        tables = self.head_params * (1 if self.is_tied else 2)
-        return self.layers * (self.stored_layer_params + small) + tables + self.hidden
-
-    @property
-    def weight_bytes(self) -> float:
-        return self.params * self.weight_item_bytes
-
-    @property
-    def kv_bytes(self) -> float:
-        """Of one position, over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_item_bytes
-
-    @property
-    def flops_per_token(self) -> int:
-        """Of one token through all layers and the LM head, attention scores not counted."""
-        return 2 * (self.layers * self.layer_params + self.head_params)
+__all__ = ["KINDS", "PRESETS", "LatentShape", "ModelShape", "shape_of", "shape_of_config"]
 
 
 def _preset(
-    name: str, sizes: tuple[int, ...], moe: tuple[int, int, int] | None = None, **more: bool
+    name: str, sizes: tuple[int, ...], moe: tuple[int, int, int] | None = None, **more: Any
 ) -> ModelShape:
     """`moe`: experts, how many of them a token takes, width of each."""
     hidden, layers, heads, kv_heads, head_dim, ffn, vocab, max_context = sizes
@@ -192,96 +90,3 @@ def shape_of(model: str) -> ModelShape:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadModel(f"{file} is not valid JSON: {error}") from None
     return shape_of_config(table, name=path.name or model)
-
-
-KINDS = ("llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen3_moe")
-
-
-def shape_of_config(table: Mapping[str, object], name: str) -> ModelShape:
-    """Read Hugging Face's config.json of a Llama, Mistral, Mixtral, Qwen 2/3, LLaDA or Dream model."""
-    table = _as_written(table)
-    kind = table.get("model_type")
-    if kind not in KINDS:
-        raise BadModel(
-            f"{name}: cannot price model type {kind!r}", hint=f"known: {', '.join(KINDS)}"
-        )
-    size = _Sizes(table, name)
-    experts, top_k, expert_ffn = _experts(kind, size)
-    hidden, heads = size("hidden_size"), size("num_attention_heads")
-    told = str(table.get("torch_dtype") or table.get("dtype") or "bfloat16")
-    item_bytes = float(ITEM_BYTES.get(told, 2))
-    return ModelShape(
-        name=name,
-        hidden=hidden,
-        layers=size("num_hidden_layers"),
-        heads=heads,
-        kv_heads=size("num_key_value_heads", heads),
-        head_dim=size("head_dim", hidden // heads),
-        ffn=size("intermediate_size"),
-        vocab=size("vocab_size"),
-        max_context=size("max_position_embeddings", 4096),
-        is_tied=bool(table.get("tie_word_embeddings", False)),
-        has_qkv_bias=kind == "qwen2" or bool(table.get("attention_bias", False)),
-        has_qk_norm=kind in ("qwen3", "qwen3_moe"),
-        weight_item_bytes=item_bytes,
-        kv_item_bytes=item_bytes,
-        experts=experts,
-        top_k=top_k,
-        expert_ffn=expert_ffn,
-    )
-
-
-def _as_written(table: Mapping[str, object]) -> Mapping[str, object]:
-    """Diffusion language models as the models they are made like: LLaDA a Llama, Dream a Qwen 2."""
-    kind = table.get("model_type")
-    if kind == "Dream":
-        return {**table, "model_type": "qwen2"}
-    if kind != "llada":
-        return table
-    named = {theirs: table[ours] for theirs, ours in LLADA_KEYS.items() if table.get(ours)}
-    return {**named, "model_type": "llama", "torch_dtype": table.get("torch_dtype")}
-
-
-LLADA_KEYS = {
-    "hidden_size": "d_model",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "num_key_value_heads": "n_kv_heads",
-    "intermediate_size": "mlp_hidden_size",
-    "vocab_size": "embedding_size",
-    "max_position_embeddings": "max_sequence_length",
-    "tie_word_embeddings": "weight_tying",
-}
-
-
-class _Sizes:
-    """The positive integers of a config.json. Raises BadModel that names the key."""
-
-    def __init__(self, table: Mapping[str, object], name: str) -> None:
-        self.table, self.name = table, name
-
-    def __call__(self, key: str, default: int | None = None) -> int:
-        value = self.table.get(key, default)
-        value = default if value is None else value
-        if not isinstance(value, int) or value < 1:
-            raise BadModel(
-                f"{self.name}: config.json has {key} = {value!r}, a positive integer is needed"
-            )
-        return value
-
-
-def _experts(kind: object, size: _Sizes) -> tuple[int | None, int | None, int | None]:
-    """(experts, top k, width of each). Raises BadModel where only some layers have experts."""
-    table = size.table
-    if kind == "mixtral":
-        width = size("intermediate_size")
-        return size("num_local_experts"), size("num_experts_per_tok"), width
-    if kind == "qwen3_moe":
-        if table.get("mlp_only_layers") or size("decoder_sparse_step", 1) != 1:
-            raise BadModel(f"{size.name}: layers with and without experts cannot be priced yet")
-        width = size("moe_intermediate_size")
-        name = "num_experts" if table.get("num_experts") else "num_local_experts"
-        return size(name), size("num_experts_per_tok"), width
-    if any(table.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
-        raise BadModel(f"{size.name}: experts in a model of type {kind!r} cannot be priced yet")
-    return None, None, None

@@ -15,13 +15,32 @@ def work_of(
     part = layers / shape.layers
     head = shape.head_params if features.num_samples else 0
     weights = layers * read_params(shape, features.num_tokens, coverage) + head
-    context = features.decode_context + features.prefill_context + features.num_tokens
+    context = read_context(shape, features) + features.num_tokens
     num_bytes = weights * shape.weight_item_bytes + part * shape.kv_bytes * context
-    pairs = features.decode_context + features.prefill_pairs
+    pairs = decode_context(shape, features) + prefill_pairs(shape, features)
     flops = 2 * features.num_tokens * layers * shape.layer_params
     flops += 2 * features.num_samples * shape.head_params
-    flops += 4 * shape.heads * shape.head_dim * layers * pairs
+    flops += shape.pair_flops * layers * pairs
     return num_bytes, flops
+
+
+def decode_context(shape: ModelShape, features: StepFeatures) -> float:
+    """Positions that decodes read in a layer, on average over the layers."""
+    limit = (shape.window or 0) * features.num_decodes
+    return shape.seen(features.decode_context, limit)
+
+
+def prefill_pairs(shape: ModelShape, features: StepFeatures) -> float:
+    """Pairs of prefill chunks: with a window, a token sees no more than that."""
+    tokens = features.num_tokens - features.num_decodes
+    return shape.seen(features.prefill_pairs, (shape.window or 0) * tokens)
+
+
+def read_context(shape: ModelShape, features: StepFeatures) -> float:
+    """Positions whose keys and values are read: a chunk reads its own and the window before it."""
+    tokens = features.num_tokens - features.num_decodes
+    limit = (shape.window or 0) * features.num_prefills + tokens
+    return decode_context(shape, features) + shape.seen(features.prefill_context, limit)
 
 
 def read_params(shape: ModelShape, tokens: int, coverage: Coverage | None = None) -> float:
@@ -31,4 +50,4 @@ def read_params(shape: ModelShape, tokens: int, coverage: Coverage | None = None
     coverage = coverage or coverage_of(shape)
     assert coverage is not None
     reached = coverage.distinct(tokens) * shape.expert_params
-    return shape.attention_params + shape.router_params + reached
+    return shape.fixed_params + shape.expert_share * reached

@@ -114,9 +114,12 @@ def test_parameters_equal_those_of_transformers(family: str, tmp_path: Path) -> 
     assert (found.experts, found.top_k) == (4, 2)
 
 
-def test_stacks_with_some_dense_layers_are_refused() -> None:
-    with pytest.raises(BadModel, match="with and without experts"):
-        shape_of_config({"model_type": "qwen3_moe", "mlp_only_layers": [0]}, "x")
+def test_mixtures_that_do_not_add_up() -> None:
+    with pytest.raises(BadModel, match="mlp_only_layers must be a list"):
+        shape_of_config(
+            {"model_type": "qwen3_moe", "hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 2,
+             "intermediate_size": 8, "moe_intermediate_size": 8, "num_experts": 4, "mlp_only_layers": 3}, "x",
+        )  # fmt: skip
     with pytest.raises(ValueError, match="needs experts, top_k and expert_ffn"):
         ModelShape(name="x", hidden=1, layers=1, heads=1, kv_heads=1, head_dim=1, ffn=1, vocab=1,
                    max_context=1, experts=4)  # fmt: skip
