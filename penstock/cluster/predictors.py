@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from penstock.cluster.spec import ExecutorSpec
 from penstock.core.errors import BadConfig
+from penstock.core.types import Request
+from penstock.core.views import Lengths
 from penstock.cost import engines
 from penstock.cost.energy import EnergyMeter, at_clock
 from penstock.cost.engines import Engine
@@ -31,12 +33,14 @@ from penstock.engine.turn import Predictors
 
 if TYPE_CHECKING:
     from penstock.cost.fitted import Fitted
+    from penstock.cost.forest import ForestLengths
     from penstock.cost.profile import Profile
     from penstock.cost.schedulers import Charged
     from penstock.cost.table import TableModel
 
 PRIOR_BYTES_S = 20e9  # of a small CPU server
 PRIOR_FLOPS = 100e9
+LEARNED = 20_000
 
 
 def profile_of(executor: ExecutorSpec) -> Profile | None:
@@ -151,7 +155,26 @@ def predictors_of(
     executor: ExecutorSpec, shape: ModelShape, history: History | None = None
 ) -> Predictors:
     cost = StepPredictor(step_model(executor, shape), shape.layers)
-    return Predictors(cost=cost, lengths=RecentLengths(history), programs=SeenPrograms())
+    lengths: Lengths = RecentLengths(history)
+    if history is not None and history.trained_on is not None:
+        lengths = forest_of(history.trained_on)
+    return Predictors(cost=cost, lengths=lengths, programs=SeenPrograms())
+
+
+@functools.cache
+def forest_of(trace: str) -> ForestLengths:
+    """Learned once a process from the first LEARNED requests of a trace."""
+    from penstock.cost.forest import ForestLengths
+    from penstock.traffic import open_trace
+
+    items = (item for _, item in open_trace(Path(trace), limit=LEARNED, rate_per_s=1.0))
+    return ForestLengths(
+        [
+            (item.prompt.num_tokens, item.true_output)
+            for item in items
+            if isinstance(item, Request) and item.true_output
+        ]
+    )
 
 
 def shape_of_model(model: str) -> ModelShape:

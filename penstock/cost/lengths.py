@@ -19,6 +19,9 @@ Until `enough` answers were seen every estimate is the cap: cautious, and what e
 begins with window / 2 of them): those that end first are the short ones, and a window of nothing else is too brave.
 `begin` are lengths known from an earlier run: with them nothing has to be learned first.
 
+`trained_on` names a trace: the lengths are then those of a forest learned from it (penstock.cost.forest), which minds
+how long a prompt is and learns nothing more; nothing else said here holds.
+
 `by` keeps a window for each tenant, priority, promise (slo) or size of prompt (doublings) besides the one of all
 answers, which speaks for those with less than `enough` answers of their own.
 """
@@ -29,7 +32,7 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from penstock.core.events import Event, Finished
@@ -54,6 +57,7 @@ class History:
     seeds: int = 0
     by: tuple[Trait, ...] = ()
     begin: tuple[int, ...] = ()
+    trained_on: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.enough <= self.window:
@@ -66,6 +70,8 @@ class History:
             )
         if len(set(self.by)) < len(self.by):
             raise ValueError(f"by names a trait twice: {', '.join(self.by)}")
+        if self.trained_on is not None and replace(self, trained_on=None) != History():
+            raise ValueError("trained_on takes the place of the other settings: leave them out")
         if any(length < 1 for length in self.begin):
             raise ValueError(f"begin must hold lengths of 1 or more, got {min(self.begin)}")
 
