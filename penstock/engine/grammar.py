@@ -28,6 +28,7 @@ from penstock.core.types import Grammar
 
 LONGEST_SPACE = 16
 MOST_KEPT = 256  # grammars
+SPACE = {"whitespace_pattern": rf"[ \n\t]{{0,{LONGEST_SPACE}}}"}
 
 
 class Grammars:
@@ -74,8 +75,7 @@ class Grammars:
 def _source(grammar: Grammar) -> str:
     match grammar.kind:
         case "json_schema":
-            space = {"whitespace_pattern": rf"[ \n\t]{{0,{LONGEST_SPACE}}}"}
-            return str(LLMatcher.grammar_from_json_schema(grammar.text, overrides=space))  # type: ignore[arg-type]
+            return str(LLMatcher.grammar_from_json_schema(grammar.text, overrides=SPACE))  # type: ignore[arg-type]
         case "regex":
             return str(LLMatcher.grammar_from_regex(grammar.text))
         case "lark":

@@ -13,15 +13,19 @@ from typing import TypeVar
 
 from penstock.core.errors import BadRequest, ContextTooLong
 from penstock.core.prompt import TokenPrompt
-from penstock.core.types import ProgramId, Request, RequestId, Sampling, Slo
+from penstock.core.types import Grammar, ProgramId, Request, RequestId, Sampling, Slo
 from penstock.gateway.answer import AnswerText
 from penstock.gateway.bodies import ChatBody, CompletionBody, SharedBody
 from penstock.gateway.config import GatewayConfig
 from penstock.gateway.errors import Unsupported
 from penstock.gateway.folder import Preferred
+from penstock.gateway.marks import FORMS, CallForm, Thinking, thinking_of
+from penstock.gateway.messages import plain_messages
+from penstock.gateway.parts import Splitter
 from penstock.gateway.stop import Stops
 from penstock.gateway.structured import grammar_of
 from penstock.gateway.text import TextModel
+from penstock.gateway.tools import Tool, as_template_wants, behind_thought, call_grammar, offered
 
 N = TypeVar("N", int, float)
 
@@ -56,6 +60,15 @@ class Ask:
     echo: bool = False
     echo_only: bool = False
     continues: bool = True  # the answer goes on with the prompt's text
+    form: CallForm | None = None  # of the calls it may hold
+    thinking: Thinking = "never"
+    most_calls: int | None = None
+
+    def splitter(self) -> Splitter | None:
+        """For one answer; None where all of it is said."""
+        if self.form is None and self.thinking == "never":
+            return None
+        return Splitter(self.form, self.thinking, self.most_calls)
 
     @property
     def num_prompt(self) -> int:
@@ -200,8 +213,56 @@ def ask_completion(
     )
 
 
-def ask_chat(body: ChatBody, text: TextModel, prompt: Given, config: GatewayConfig) -> Ask:
-    """What a chat body asks."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Laid:
+    """A chat laid out as a prompt: what the model was shown of tools, and how it will begin."""
+
+    words: str
+    tools: Sequence[Tool]
+    form: CallForm | None
+    thinking: Thinking
+
+
+def lay_out(body: ChatBody, text: TextModel, config: GatewayConfig) -> Laid:
+    """Raises BadRequest for messages or tools that the model's template cannot take."""
+    form = text.call_form if config.tools == "auto" else FORMS.get(config.tools)
+    tools = offered(body.tools, body.tool_choice, form)
+    words = text.render(
+        plain_messages(body.messages),
+        add_generation_prompt=body.add_generation_prompt,
+        tools=as_template_wants(tools),
+        extras=body.chat_template_kwargs,
+    )
+    return Laid(
+        words=words,
+        tools=tools,
+        form=form if tools else None,
+        thinking=thinking_of(words, text.does_think and config.reasoning == "auto"),
+    )
+
+
+def _chat_grammar(
+    body: ChatBody, laid: Laid, text: TextModel, asked: Grammar | None
+) -> Grammar | None:
+    """What the answer must be: a call, or what `asked` says; thoughts may come before it."""
+    if laid.form is not None:
+        is_parallel = body.parallel_tool_calls is not False
+        forced = call_grammar(
+            laid.tools, body.tool_choice, laid.form, text, is_parallel=is_parallel
+        )
+        if forced is not None and asked is not None:
+            raise BadRequest(
+                "an answer that must call a tool cannot follow another format",
+                param="response_format" if body.response_format else "structured_outputs",
+            )
+        asked = forced or asked
+    return None if asked is None else behind_thought(asked, laid.thinking, text)
+
+
+def ask_chat(
+    body: ChatBody, text: TextModel, ids: Sequence[int], laid: Laid, config: GatewayConfig
+) -> Ask:
+    """What a chat body asks; `ids` are those of `laid`'s words."""
     check_shared(body, config)
     limit, name = body.max_completion_tokens, "max_completion_tokens"
     if limit is None:
@@ -217,11 +278,12 @@ def ask_chat(body: ChatBody, text: TextModel, prompt: Given, config: GatewayConf
         check_logprobs("top_logprobs", wanted, config),
         as_model_prefers=config.model_defaults,
     )
+    sampling = replace(sampling, grammar=_chat_grammar(body, laid, text, sampling.grammar))
     return Ask(
         id="",
         model=body.model or "",
         text=text,
-        prompts=[prompt],
+        prompts=[Given(ids=ids)],
         n=body.n or 1,
         sampling=sampling,
         room_tokens=limit,
@@ -231,6 +293,9 @@ def ask_chat(body: ChatBody, text: TextModel, prompt: Given, config: GatewayConf
         stream=bool(body.stream),
         include_usage=_wants_usage(body),
         continues=False,
+        form=laid.form,
+        thinking=laid.thinking,
+        most_calls=1 if body.parallel_tool_calls is False else None,
     )
 
 

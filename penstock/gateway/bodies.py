@@ -18,6 +18,7 @@ from msgspec import UNSET, Meta, UnsetType
 from penstock.core.errors import BadRequest
 from penstock.gateway.errors import Unrecognised, Unsupported
 from penstock.gateway.structured import FormatBody, SchemaBody, StructuredBody
+from penstock.gateway.tools import Chosen, Function, Tool
 
 B = TypeVar("B", bound=msgspec.Struct)
 
@@ -94,13 +95,28 @@ class Part(msgspec.Struct, kw_only=True):
     text: str | None = None
 
 
+class Called(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A call that the assistant made earlier."""
+
+    function: Called
+    id: str | None = None
+    type: str = "function"
+    index: int | None = None
+
+
 class Message(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     role: str
     content: str | list[Part] | None = None
     name: str | None = None
     refusal: str | None = None
-    tool_calls: Any = None
-    tool_call_id: Any = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
     function_call: Any = None
     audio: Any = None
     annotations: Any = None
@@ -113,9 +129,9 @@ class ChatBody(SharedBody, forbid_unknown_fields=True, kw_only=True):
     top_logprobs: Count | None = None
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Any = UNSET
-    tool_choice: Any = UNSET
-    parallel_tool_calls: Any = UNSET
+    tools: list[Tool] | None = None
+    tool_choice: str | Chosen | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = UNSET
     function_call: Any = UNSET
     response_format: FormatBody | None = None
@@ -145,9 +161,6 @@ class DetokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 # field -> values that change nothing; any other value is refused
 REFUSED: dict[str, tuple[object, ...]] = {
     "suffix": (None, ""),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
@@ -203,8 +216,11 @@ def _unrecognised(cls: type[msgspec.Struct], name: str, path: str, last: str) ->
         "structured_outputs": StructuredBody,
         "response_format": FormatBody,
         "response_format.json_schema": SchemaBody,
+        "tools": Tool,
+        "tools.function": Function,
+        "tool_choice": Chosen,
     }
-    known = nested.get(path, Message) if path else cls
+    known = nested.get(path.replace("[...]", ""), Message) if path else cls
     near = difflib.get_close_matches(last, known.__struct_fields__, n=1)
     hint = f"did you mean {near[0]!r}?" if near else ""
     return Unrecognised(f"Unrecognized request argument supplied: {name}", hint=hint, param=name)

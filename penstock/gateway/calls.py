@@ -16,9 +16,17 @@ from penstock.core.clock import wall_anchor
 from penstock.core.errors import BadRequest, ContextTooLong, Overloaded, PenstockError, UnknownModel
 from penstock.core.ports import Service
 from penstock.core.types import Request
-from penstock.gateway.ask import Ask, Given, Origin, ask_chat, ask_completion, make_requests
+from penstock.gateway.ask import (
+    Ask,
+    Given,
+    Origin,
+    ask_chat,
+    ask_completion,
+    lay_out,
+    make_requests,
+)
 from penstock.gateway.bodies import ChatBody, CompletionBody, SharedBody, decode
-from penstock.gateway.chat import ChatShape, plain_messages
+from penstock.gateway.chat import ChatShape
 from penstock.gateway.completions import CompletionShape
 from penstock.gateway.config import GatewayConfig
 from penstock.gateway.errors import error_event, face
@@ -73,13 +81,9 @@ class Calls:
     async def chat(self, call: Call) -> None:
         body = decode(ChatBody, await self._body(call))
         body.model, text = self.find(body.model)
-        rendered = text.render(
-            plain_messages(body.messages),
-            add_generation_prompt=body.add_generation_prompt,
-            extras=body.chat_template_kwargs,
-        )
-        ids = await self.encode(text, rendered, add_special=False, param="messages")
-        ask = ask_chat(body, text, Given(ids=ids), self._config)
+        laid = lay_out(body, text, self._config)
+        ids = await self.encode(text, laid.words, add_special=False, param="messages")
+        ask = ask_chat(body, text, ids, laid, self._config)
         ask.id = f"chatcmpl-{self._prefix}{next(self._numbers):x}"
         await self._answer(call, ask, body, ChatShape(ask, int(wall_anchor()[1])))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from penstock.core.errors import BadRequest
+from penstock.core.types import FinishReason
 from penstock.gateway.answer import Entry
 from penstock.gateway.ask import Ask
-from penstock.gateway.bodies import Message
-from penstock.gateway.errors import Unsupported
+from penstock.gateway.parts import Part, Splitter
 from penstock.gateway.shapes import (
     Choice,
     Piece,
@@ -26,46 +26,6 @@ from penstock.gateway.text import TextModel
 
 KIND = "chat.completion"
 CHUNK = "chat.completion.chunk"
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-
-
-def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as chat templates want them: `content` is text, `developer` is what `system` was called before."""
-    if not messages:
-        raise BadRequest("messages: at least one message is needed", param="messages")
-    return [_plain(message, f"messages[{place}]") for place, message in enumerate(messages)]
-
-
-def _plain(message: Message, where: str) -> dict[str, Any]:
-    for name in ("tool_calls", "function_call", "audio"):
-        if getattr(message, name):
-            raise Unsupported(f"{where}.{name} is not supported", param=f"{where}.{name}")
-    if message.role not in ROLES:
-        known = ", ".join(ROLES)
-        raise BadRequest(
-            f"{where}.role: {message.role!r} is not one of {known}", param=f"{where}.role"
-        )
-    plain = {"role": ROLES[message.role], "content": _content(message, where)}
-    return plain if message.name is None else {**plain, "name": message.name}
-
-
-def _content(message: Message, where: str) -> str:
-    content = message.content
-    if isinstance(content, str):
-        return content
-    if content is None:
-        if message.role == "assistant":
-            return message.refusal or ""
-        raise BadRequest(f"{where}.content is missing", param=f"{where}.content")
-    texts = []
-    for place, part in enumerate(content):
-        if part.type != "text" or part.text is None:
-            name = f"{where}.content[{place}]"
-            raise Unsupported(
-                f"{name}: parts of type {part.type!r} are not supported, only text", param=name
-            )
-        texts.append(part.text)
-    return "\n".join(texts)
 
 
 class ChatShape:
@@ -81,6 +41,7 @@ class ChatShape:
             for choice in range(len(ask.prompts) * ask.n)
         ]
         self._tail = b'},"logprobs":null,"finish_reason":null}' + self._closing
+        self._splitters = [ask.splitter() for _ in self._heads]
 
     def open(self, choice: int, prompt_logprobs: PromptLogprobs) -> bytes:
         table = {
@@ -92,6 +53,9 @@ class ChatShape:
         return self._opening + encode(table) + self._closing
 
     def chunk(self, piece: Piece) -> bytes:
+        splitter = self._splitters[piece.choice]
+        if splitter is not None:
+            return self._parts_chunk(piece, splitter)
         if piece.finish is None and not piece.entries:
             return self._heads[piece.choice] + encode(piece.text) + self._tail
         table = {
@@ -103,6 +67,75 @@ class ChatShape:
         }
         return self._opening + encode(table) + self._closing
 
+    def _parts_chunk(self, piece: Piece, splitter: Splitter) -> bytes:
+        """An event a part; the log-probabilities go with the first, the reason with the last."""
+        parts = splitter.push(piece.text)
+        if piece.finish is not None:
+            parts += splitter.end()
+        deltas = [self._delta(piece.choice, part) for part in parts]
+        if piece.finish is not None or (piece.entries and not deltas):
+            deltas.append({})
+        events = []
+        for place, delta in enumerate(deltas):
+            is_last = piece.finish is not None and place == len(deltas) - 1
+            table = {
+                "index": piece.choice,
+                "delta": delta,
+                "logprobs": self._logprobs(piece.entries if place == 0 else ()),
+                "finish_reason": _reason(piece.finish, splitter) if is_last else None,
+            }
+            if is_last:
+                table["stop_reason"] = piece.stop_reason
+            events.append(self._opening + encode(table) + self._closing)
+        return b"".join(events)
+
+    def _delta(self, choice: int, part: Part) -> dict[str, Any]:
+        match part.kind:
+            case "said":
+                return {"content": part.text}
+            case "thought":
+                return {"reasoning_content": part.text}
+            case "call":
+                call = {**self._call(choice, part), "index": part.call}
+                return {"tool_calls": [call]}
+            case "arguments":
+                return {"tool_calls": [{"index": part.call, "function": {"arguments": part.text}}]}
+
+    def _call(self, choice: int, part: Part) -> dict[str, Any]:
+        """A call that has just begun. Mistral's template takes names of nine letters and digits only."""
+        told = f"{self._ask.id}.{choice}.{part.call}".encode()
+        name = hashlib.blake2b(told, digest_size=12).hexdigest()
+        form = self._ask.form
+        is_short = form is not None and form.is_list
+        return {
+            "id": name[:9] if is_short else f"call_{name}",
+            "type": "function",
+            "function": {"name": part.text, "arguments": ""},
+        }
+
+    def _message(self, number: int, choice: Choice) -> tuple[dict[str, Any], str | None]:
+        """A whole answer as the assistant's message, and the reason it ended."""
+        splitter = self._ask.splitter()
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if splitter is None:
+            return message, reason(choice.finish)
+        told = {"said": "", "thought": ""}
+        calls: list[dict[str, Any]] = []
+        for part in (*splitter.push(choice.text), *splitter.end()):
+            match part.kind:
+                case "call":
+                    calls.append(self._call(number, part))
+                case "arguments":
+                    calls[-1]["function"]["arguments"] += part.text
+                case _:
+                    told[part.kind] += part.text
+        message["content"] = told["said"] or (None if calls else "")
+        if told["thought"]:
+            message["reasoning_content"] = told["thought"]
+        if calls:
+            message["tool_calls"] = calls
+        return message, _reason(choice.finish, splitter)
+
     def usage_chunk(self, usage: Usage) -> bytes:
         return self._opening + b'],"usage":' + encode(usage.table()) + b"}\n\n"
 
@@ -110,15 +143,16 @@ class ChatShape:
         self, choices: Sequence[Choice], prompt_logprobs: Sequence[PromptLogprobs], usage: Usage
     ) -> dict[str, Any]:
         body = head(self._ask, KIND, self._created)
+        told = [self._message(number, choice) for number, choice in enumerate(choices)]
         body["choices"] = [
             {
                 "index": number,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": message,
                 "logprobs": self._logprobs(choice.entries),
-                "finish_reason": reason(choice.finish),
+                "finish_reason": finish,
                 "stop_reason": choice.stop_reason,
             }
-            for number, choice in enumerate(choices)
+            for number, (choice, (message, finish)) in enumerate(zip(choices, told, strict=True))
         ]
         body["usage"] = usage.table()
         return body
@@ -138,6 +172,11 @@ class ChatShape:
             for entry in entries
         ]
         return {"content": content, "refusal": None}
+
+
+def _reason(finish: FinishReason | None, splitter: Splitter) -> str | None:
+    told = reason(finish)
+    return "tool_calls" if told == "stop" and splitter.num_calls else told
 
 
 def _token(text: TextModel, id: int, logprob: float) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from penstock.core.errors import BadRequest, PenstockError
 from penstock.core.ports import Service
 from penstock.gateway.bodies import DetokenizeBody, TokenizeBody, decode
 from penstock.gateway.calls import Calls
-from penstock.gateway.chat import plain_messages
 from penstock.gateway.config import GatewayConfig
 from penstock.gateway.errors import (
     BodyTooLarge,
@@ -28,6 +27,7 @@ from penstock.gateway.errors import (
     error_headers,
     face,
 )
+from penstock.gateway.messages import plain_messages
 from penstock.gateway.metrics import Meter
 from penstock.gateway.text import TextModel
 from penstock.gateway.wire import read_body

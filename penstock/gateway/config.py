@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,8 @@ class GatewayConfig:
     isolate_tenants: tenants never share cached prompt blocks.
     thread_above_chars: longer prompts are tokenised in a thread; None = never (a virtual clock allows no threads).
     stall_timeout_s: a client that takes no byte for so long is dropped; None = never.
+    tools: how models write calls of tools, see gateway.marks; "auto" = as their chat templates show, "off" = never.
+    reasoning: "auto" = thoughts are told apart where the chat template knows them; "off" = never.
     retry_after_s: what refused callers are told when the service names no time.
     request_prefix: start of every request id, None = a random one per process. Set it where runs must be equal.
     """
@@ -34,6 +37,8 @@ class GatewayConfig:
     isolate_tenants: bool = False
     thread_above_chars: int | None = 4096
     stall_timeout_s: float | None = 60.0
+    tools: Literal["auto", "hermes", "mistral", "llama", "off"] = "auto"
+    reasoning: Literal["auto", "off"] = "auto"
     retry_after_s: float = 1.0
     request_prefix: str | None = None
 

@@ -69,6 +69,7 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except TemplateSyntaxError as error:
             raise BadModel(f"the chat template in {where} does not parse: {error}") from None
+        self.source = source
         self._names = dict(names)
 
     def render(
@@ -76,6 +77,7 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         extras: Mapping[str, Any] | None = None,
     ) -> str:
         """The conversation as the model was trained to see it. Raises BadRequest when the template refuses."""
@@ -83,7 +85,7 @@ class ChatTemplate:
             **self._names,
             **(extras or {}),
             "messages": messages,
-            "tools": None,
+            "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }

@@ -31,6 +31,7 @@ from penstock.gateway.folder import (
     load_tokenizer,
     preferred,
 )
+from penstock.gateway.marks import MARKS, form_of, thinks
 from penstock.gateway.template import ChatTemplate
 
 LONG_CHARS = 4096
@@ -54,6 +55,11 @@ class TextModel:
         self.eos_ids = eos_ids
         self.template = template
         self.preferred = preferred
+        source = "" if template is None else template.source
+        self.call_form, self.does_think = form_of(source), thinks(source)
+        special = tokenizer.get_added_tokens_decoder().items()
+        self._special = {id: token.content for id, token in special if token.special}
+        self._marks = frozenset(id for id, word in self._special.items() if word in MARKS)
         self.num_vocabulary: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self._pieces = _token_bytes(tokenizer)
         self.longest_token = max(map(len, self._pieces), default=1) or 1
@@ -78,10 +84,8 @@ class TextModel:
         )
 
     def _shown(self) -> list[bytes]:
-        """Bytes of each token, none for special ones: they are never shown."""
-        hidden = {
-            id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special
-        }
+        """Bytes of each token, none for special ones: they are never shown, but for marks of thoughts and calls."""
+        hidden = self._special.keys() - self._marks
         return [b"" if id in hidden else piece for id, piece in enumerate(self._pieces)]
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
@@ -99,13 +103,22 @@ class TextModel:
         return len(text) > tokens * self.longest_token
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        marked = [place for place, id in enumerate(ids) if id in self._marks] if self._marks else []
+        if not marked:
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        place = marked[0]
+        return self.decode(ids[:place]) + self._special[ids[place]] + self.decode(ids[place + 1 :])
+
+    def special_id(self, word: str) -> int | None:
+        """The special token that is spelt so."""
+        return next((id for id, spelt in self._special.items() if spelt == word), None)
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         extras: Mapping[str, Any] | None = None,
     ) -> str:
         """A chat as prompt text. Raises BadRequest when the model has no template or it refuses."""
@@ -116,7 +129,7 @@ class TextModel:
                 param="messages",
             )
         return self.template.render(
-            messages, add_generation_prompt=add_generation_prompt, extras=extras
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, extras=extras
         )
 
     def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:

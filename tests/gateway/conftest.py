@@ -78,12 +78,12 @@ Start = Callable[..., str]
 
 @pytest.fixture
 def start(text: TextModel) -> Iterator[Start]:
-    """`start(service, **config)` serves on a free port in a thread; the URL comes back."""
+    """`start(service, speaks=None, **config)` serves on a free port in a thread; the URL comes back."""
     with contextlib.ExitStack() as stack:
 
-        def run(service: Scripted, **settings: object) -> str:
+        def run(service: Scripted, speaks: TextModel = text, **settings: object) -> str:
             config = GatewayConfig(host="127.0.0.1", port=0, **settings)  # type: ignore[arg-type]
-            app = create_app(service, dict.fromkeys(service.names, text), config)
+            app = create_app(service, dict.fromkeys(service.names, speaks), config)
             return stack.enter_context(serving(app))
 
         yield run
