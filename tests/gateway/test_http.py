@@ -86,7 +86,6 @@ BAD: list[tuple[str, dict[str, Any], str | None, str]] = [
         "messages[0].content[0]",
         "only text",
     ),
-    (CHAT, {"tools": [{"type": "function"}]}, "tools", "not supported"),
     (CHAT, {"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
     (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens", "at least 1"),
 ]
