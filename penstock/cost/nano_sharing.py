@@ -5,14 +5,17 @@ the share s" when the product beside it runs at 1 - s of what it does alone; it 
 Kernels of the three kinds together are taken to share as in pairs: products at 1 - s - s', each other at its own P.
 
     time-slicing     P(s) = s            side by side is as good as one after the other
-    paper            P(s) > s            NanoFlow's measured pairs on an A100 (its Table 3)
+    paper            P(s) > s            what NanoFlow's own search reads, for its kernels on A100s
     none             P(0) = 1            no interference: the bound of what overlap could give
 
 A kernel is launched with its share (its number of thread blocks), so it keeps P(s) also while nothing runs beside it.
 
-The values of `paper` are those of the paper as we know them at shares of 0.1, 0.2, 0.8 and 0.9; between 0.2 and 0.8 the
-straight line is ours. They were taken from memory of the publication, not from its text or its measurements, and belong
-to its kernels on its card. `pessimistic` gives half of their gain over time-slicing.
+The values of `paper` are those of two files of the authors' repository (efeslab/Nanoflow, commit d1bbe277, autosearch/
+trace/gemv_interference.csv and net_interference.csv), in steps of 0.1: decode attention up to a share of 0.9, networks
+up to 0.5. The straight lines between, and beyond 0.5 for networks, are ours. As in their search (search-70.ipynb) a
+product with the part 1 - s of the device takes 1 / (1 - s) as long. The files are rounded to 0.05 and say neither how
+nor on which shapes they were measured; Table 3 of the publication, which is measured too, was not at hand.
+`pessimistic` gives half of their gain over time-slicing.
 """
 
 from __future__ import annotations
@@ -60,8 +63,13 @@ def halfway(points: Points) -> Points:
     return tuple((share, (share + speed) / 2) for share, speed in points)
 
 
-_MEMORY: Points = ((0, 0), (0.1, 0.2), (0.2, 0.3), (0.8, 0.85), (0.9, 0.95), (1, 1))
-_NETWORK: Points = ((0, 0), (0.1, 0.3), (0.2, 0.5), (0.8, 0.9), (0.9, 1), (1, 1))
+def tenths(*speeds: float) -> Points:
+    """The speeds at shares of 0.1, 0.2 and so on; nothing at 0, and all at 1."""
+    return ((0, 0), *zip(TENTHS, speeds, strict=False), (1, 1))
+
+
+_MEMORY = tenths(0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+_NETWORK = tenths(0.4, 0.6, 0.7, 0.8, 0.9)
 _EQUAL: Points = ((0, 0), (1, 1))
 _FREE: Points = ((0, 1), (1, 1))
 

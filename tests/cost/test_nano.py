@@ -216,6 +216,21 @@ def test_padding_is_computed() -> None:
     assert products == pytest.approx(full)
 
 
+def test_operators_take_about_what_the_authors_measured() -> None:
+    """Of Llama-2-70B on 8 A100, in ms: what NanoFlow's search-70.ipynb prints (efeslab/Nanoflow, commit d1bbe277).
+
+    Our sums are the faster ones (a quarter to a third), so there is less to hide than there was for them.
+    """
+    measured = {"gate up": (0.287, 0.587), "down": (0.138, 0.313), "out": (0.058, 0.104)}
+    for operator, known in measured.items():
+        found = [1e3 * TIMES.product_s(operator, rows) for rows in (640, 1408)]
+        assert found == pytest.approx(known, rel=0.29 if operator == "out" else 0.12), operator
+    for num, known_ms in ((256, 0.1156), (512, 0.1963), (1280, 0.4427), (2048, 0.6866)):
+        assert 1e3 * TIMES.decode_s(num, num * 1024) == pytest.approx(known_ms, rel=0.16)
+    for rows, known_ms in ((640, 0.150), (1408, 0.278)):
+        assert 0.65 * known_ms < 1e3 * TIMES.sum_s(rows) < known_ms
+
+
 def test_sharing_lies_between_time_slicing_and_none() -> None:
     for share, resource in itertools.product(SHARINGS["paper"].levels, ("memory", "network")):
         speeds = [
@@ -223,7 +238,10 @@ def test_sharing_lies_between_time_slicing_and_none() -> None:
             for name in ("time-slicing", "pessimistic", "paper", "none")
         ]
         assert speeds == sorted(speeds) and speeds[0] == pytest.approx(share)
-    assert sharing_of("pessimistic").speed("memory", 0.1) == pytest.approx(0.15)
+    assert sharing_of("pessimistic").speed("memory", 0.1) == pytest.approx(0.175)
+    paper = sharing_of("paper")  # the authors' files, and what their notebook makes of them
+    assert paper.speed("memory", 0.3) == 0.5 and paper.speed("memory", 0.9) == 0.95
+    assert 0.1189 / paper.speed("network", 0.2) == pytest.approx(0.1982, abs=1e-4)
     with pytest.raises(BadConfig, match="no sharing is named"):
         sharing_of("magic")
     with pytest.raises(BadConfig, match="rise"):

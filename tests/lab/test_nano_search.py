@@ -172,7 +172,7 @@ def test_fluid_bounds_by_hand() -> None:
     assert fluid_bound(busy, SHARINGS["time-slicing"]) == pytest.approx(1.15)
     assert fluid_bound(busy, NONE) == pytest.approx(1.0)
     # A tenth of the device gives a fifth of attention and three tenths of a sum; both fit beside the products.
-    assert fluid_bound(busy, PAPER) == pytest.approx(1.0 + 0.1 * 0.1 / 0.2 + 0.1 * 0.05 / 0.3)
+    assert fluid_bound(busy, PAPER) == pytest.approx(1.0 + 0.1 * 0.1 / 0.25 + 0.1 * 0.05 / 0.4)
     assert fluid_bound({**busy, "memory": 9.0}, NONE) == pytest.approx(9.0)
 
 
