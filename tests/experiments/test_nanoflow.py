@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
+from penstock.cost.schedulers import load_schedulers
+from penstock.cost.step import StepFeatures
 from penstock.experiments import find, nanoflow
 from penstock.lab.experiment import Row, Scale, check_plan
 
@@ -17,6 +19,9 @@ GOOD = {
     "free_to_products": 1.02,
     "search_s": 40.0,
     "late_share": 0.003,
+    "batch_tokens": 2000.0,
+    "num_devices": 8.0,
+    "decide_s": 0.01,
 }
 
 
@@ -46,6 +51,16 @@ def test_verdict_when_all_holds() -> None:
     assert first.values == (1.2, 1.2) and second.values == (1.05, 1.05)
     assert third.values == pytest.approx((60.0, 60.0)) and third.unit == "%"
     assert "pessimistic" in verdict.ratios[-1].name and "'pessimistic': 1.200" in verdict.why
+    # Steps of 2000 tokens take 250 ms and, overlapped, 208.3 ms; a decision 10 ms.
+    assert "4.8% to 4.8% of a step" in verdict.why and "leaves 1.191 to 1.191x" in verdict.why
+
+
+def test_forming_a_batch_is_priced_by_the_stored_times() -> None:
+    step = StepFeatures(1000, 900, 900, 900, 900 * 500, 500, 2, 5000)
+    found = nanoflow.decide_s([step, step])
+    stored = load_schedulers().nearest("fcfs/full-fit/constant-dense/recompute-last")
+    assert stored.policies.split("/")[2] == "constant-dense"
+    assert found == pytest.approx(stored.fixed_s + 900 * stored.per_running_s)
 
 
 @pytest.mark.parametrize(
