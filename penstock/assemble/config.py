@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from penstock.assemble.presets import policy_tables
+from penstock.assemble.presets import bring_host_memory, policy_tables
 from penstock.cluster.spec import SLOTS, ExecutorSpec, policy_of
 from penstock.core.config import Table, build, load_toml, set_path
 from penstock.core.errors import BadConfig
@@ -208,6 +208,9 @@ def load_config(
     for assignment in sets:
         _open_policies(fleets)
         set_path(table, assignment)
+    for fleet in fleets:
+        if isinstance(fleet, dict):
+            bring_host_memory(fleet)
     config = build(Config, table)
     check(config)
     return config

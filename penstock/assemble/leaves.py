@@ -7,7 +7,7 @@ modelled executors on modelled links. From here on inwards the code is the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,15 +22,17 @@ from penstock.cluster.predictors import (
     predictors_of,
     scheduler_of,
     shape_of_model,
+    templates_of,
 )
 from penstock.cluster.spec import ExecutorSpec, Outside, ReplicaSpec, lanes_of
 from penstock.core.errors import BadConfig
 from penstock.core.ports import Channel, Log
-from penstock.core.types import Caps, HostLink
+from penstock.core.types import Caps, HostLink, StepTemplate
 from penstock.cost.energy import EnergyMeter
 from penstock.cost.hardware import card_of, num_blocks
 from penstock.cost.shapes import ModelShape
 from penstock.cost.sharing import sharing_of
+from penstock.cost.step import StepModel
 from penstock.sim.channel import Link, pair
 from penstock.sim.executor import ModelledExecutor, SchedulerTime
 from penstock.sim.lanes import LanedExecutor
@@ -95,6 +97,8 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
     shape = shape_of_model(spec.model)
     charged = scheduler_of(executor, spec.policies)
     scheduler = None if charged is None else charged.cost.seconds
+    templates = templates_of(executor, shape)
+    _check_named(spec, templates)
     context = min(shape.max_context, executor.max_context or shape.max_context)
     lanes = lanes_of(executor, spec.policies)
     if executor.lanes is None and executor.gpu is None:
@@ -109,16 +113,34 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
         yield_grain="operator",
         host_blocks=spec.swap.host_blocks,
         link=_host_link(spec, shape),
+        templates=tuple(templates),
     )
     meter = None if meters is None else meter_of(executor, shape)
     if meters is not None and meter is not None:
         meters.setdefault(spec.name, []).append(meter)
     return Outside(
-        executor=_modelled(executor, shape, caps, scheduler, meter),
+        executor=_modelled(
+            executor,
+            shape,
+            caps,
+            scheduler=scheduler,
+            meter=meter,
+            templates={each.name: model for each, model in templates.items()},
+        ),
         num_blocks=_num_blocks(spec, shape),
         predictors=predictors_of(executor, shape, spec.lengths),
         log=log,
     )
+
+
+def _check_named(spec: ReplicaSpec, templates: Iterable[StepTemplate]) -> None:
+    """A policy that asks for one template by name would get none, and nobody would see it."""
+    asked, known = spec.policies["batch"].get("nano"), [each.name for each in templates]
+    if asked is not None and asked not in known:
+        raise BadConfig(
+            f"the batch policy asks for the template {asked!r}; this executor has {', '.join(known) or 'none'}",
+            hint="name its file in executor.templates, or leave `nano` out: whichever fits is taken",
+        )
 
 
 def _host_link(spec: ReplicaSpec, shape: ModelShape) -> HostLink | None:
@@ -138,12 +160,16 @@ def _modelled(
     executor: ExecutorSpec,
     shape: ModelShape,
     caps: Caps,
+    *,
     scheduler: SchedulerTime | None,
     meter: EnergyMeter | None,
+    templates: Mapping[str, StepModel],
 ) -> ModelledExecutor:
     model, sharing = executed(executor, shape), sharing_of(executor.sharing)
     if caps.max_lanes == 1:
-        return ModelledExecutor(model, caps=caps, scheduler=scheduler, meter=meter)
+        return ModelledExecutor(
+            model, caps=caps, scheduler=scheduler, meter=meter, templates=templates
+        )
     if executor.gpu is None:
         raise BadConfig(
             "lanes that share a device need `gpu`, the card whose memory they share",

@@ -1,12 +1,14 @@
 """Which policy fills each slot when nobody says so, and named sets of policies that belong together.
 
-A preset is a reproduction of a published scheduler; single slots may be changed on top of it.
+A preset is a reproduction of a published scheduler; single slots may be changed on top of it. What a scheduler needs
+beside policies comes with its preset too: HOST_BLOCKS, unless the fleet's `cache.swap` says how many.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import cast
 
 from penstock.cluster.spec import SLOTS
 from penstock.core.config import Table
@@ -70,6 +72,27 @@ PRESETS: dict[str, dict[str, str]] = {
         "evict": "retract",
         "blocks": "lru",
     },
+    "past-future": {
+        "order": "fcfs",
+        "admit": "past-future",
+        "batch": "prefill-first",
+        "evict": "recompute-last",
+        "blocks": "lru",
+    },
+    "fast-switch": {
+        "order": "drawn-priority",
+        "admit": "full-fit",
+        "batch": "resident",
+        "evict": "fastswitch",
+        "blocks": "lru",
+    },
+    "nanoflow": {
+        "order": "fcfs",
+        "admit": "full-fit",
+        "batch": "constant-dense",
+        "evict": "recompute-last",
+        "blocks": "lru",
+    },
     "dllm-serve": {
         "order": "fcfs",
         "admit": "full-fit",
@@ -78,6 +101,26 @@ PRESETS: dict[str, dict[str, str]] = {
         "blocks": "lru",
     },
 }
+
+HOST_BLOCKS = {"fast-switch": 1024}  # host memory that its jobs are evicted to; see engine.swap
+
+
+def bring_host_memory(fleet: dict[str, object]) -> None:
+    """Give the table of a fleet the host memory that its preset is made for: as much as KV memory where that is told.
+
+    Engines of several processes have none, so there its victims are computed again.
+    """
+    tables = [fleet.get(name, {}) for name in ("policy", "cache", "executor")]
+    if not all(isinstance(table, dict) for table in tables):
+        return  # whoever builds the configuration says so
+    policy, cache, executor = (cast(dict[str, object], table) for table in tables)
+    default = HOST_BLOCKS.get(str(policy.get("preset")))
+    is_split = executor.get("kind", "torch") == "torch" and executor.get("tensor_parallel", 1) != 1
+    swap = cache.get("swap", {})
+    if default is None or is_split or not isinstance(swap, dict):
+        return
+    num_blocks = cache.get("num_blocks", default)
+    fleet["cache"] = {**cache, "swap": {"host_blocks": num_blocks, **swap}}
 
 
 def policy_tables(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from penstock.cluster.spec import ExecutorSpec
 from penstock.core.errors import BadConfig
-from penstock.core.types import Request
+from penstock.core.types import Request, StepTemplate
 from penstock.core.views import Lengths
 from penstock.cost import engines
 from penstock.cost.energy import EnergyMeter, at_clock
@@ -34,6 +34,7 @@ from penstock.engine.turn import Predictors
 if TYPE_CHECKING:
     from penstock.cost.fitted import Fitted
     from penstock.cost.forest import ForestLengths
+    from penstock.cost.nano_model import NanoModel
     from penstock.cost.profile import Profile
     from penstock.cost.schedulers import Charged
     from penstock.cost.table import TableModel
@@ -96,6 +97,33 @@ def executed(executor: ExecutorSpec, shape: ModelShape) -> StepModel:
     model = step_model(executor, shape)
     engine = engine_of(executor)
     return ColdStart(model, engine.first_step_s) if engine.first_step_s else model
+
+
+def templates_of(executor: ExecutorSpec, shape: ModelShape) -> dict[StepTemplate, NanoModel]:
+    """What steps cost under each of the executor's templates, the smallest first. Raises BadConfig for another's."""
+    if not executor.templates:
+        return {}
+    from penstock.cost.nano_model import NanoModel
+    from penstock.cost.nano_template import read_template
+
+    if executor.lanes > 1:
+        raise BadConfig(
+            "templates cut a step of the whole device, and lanes share it",
+            hint="leave `templates` or `lanes` out",
+        )
+    plain = step_model(executor, shape)
+    found: dict[StepTemplate, NanoModel] = {}
+    for path in executor.templates:
+        template = read_template(path.expanduser())
+        model = NanoModel(plain, template)
+        if template.digest != model.times.digest:
+            raise BadConfig(
+                f"{path} was searched for {template.model} on {template.tp} {template.card}, not for {plain.name} "
+                "as it is configured here",
+                hint="search one for this deployment: penstock plan pipeline CONFIG",
+            )
+        found[StepTemplate(template.tokens, template.name)] = model
+    return dict(sorted(found.items()))
 
 
 def engine_of(executor: ExecutorSpec) -> Engine:

@@ -50,6 +50,8 @@ class ExecutorSpec:
     profile says.
     `lanes`: plans that run side by side; None: as many as the batch policy is made for (semi-pd: 2) where the executor
     can run them, else one. `sharing` says how modelled ones slow each other down (cost.sharing).
+    `templates`: files of `penstock plan pipeline`, which a modelled executor runs full steps under when the policies
+    ask for it (constant-dense does); they must have been searched for this very card, model and degree.
     `canvas`: how a diffusion language model fills its answers (core.canvas).
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
     """
@@ -70,6 +72,7 @@ class ExecutorSpec:
     max_context: int | None = None
     lanes: int | None = None
     sharing: str = "fair"
+    templates: tuple[Path, ...] = ()
     canvas: CanvasRule = CanvasRule()
     compiler: str | None = None
     kernel_cache: Path | None = None

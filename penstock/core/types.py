@@ -310,11 +310,19 @@ class CanvasRule:
         return math.ceil(self.retention * positions - 1e-9)
 
 
+class StepTemplate(NamedTuple):
+    """A pipeline of nano-batches that an executor knows by name, for steps of up to so many tokens."""
+
+    tokens: int
+    name: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caps:
     """What an executor can do. Batch policies must stay inside it; the replica validates.
 
     `host_blocks`: slower memory that blocks can be copied to, 0 = none; `link`: what that takes, None = not known.
+    `templates`: pipelines that a step may be run under (`Batch.nano`), the smallest first.
     """
 
     num_layers: int
@@ -332,6 +340,7 @@ class Caps:
     )
     host_blocks: int = 0
     link: HostLink | None = None
+    templates: tuple[StepTemplate, ...] = ()
 
 
 class Output(NamedTuple):

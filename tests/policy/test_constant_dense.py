@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import pytest
 
 from penstock.core.events import Finished
-from penstock.core.types import Slo
+from penstock.core.types import Slo, StepTemplate
 from penstock.lab.nano_offline import play_offline
 from penstock.policy.batch import STABLE, Decision
 from penstock.policy.batch.constant_dense import ConstantDense
@@ -112,16 +113,41 @@ def test_short_memory_preempts_the_last_admitted() -> None:
     assert it.plan() == Line(((0, 1),), evicted=(1,))
 
 
-@pytest.mark.parametrize(("prompt", "named"), [(8, "two"), (7, None)])
-def test_full_batches_name_their_template(prompt: int, named: str | None) -> None:
-    it = replica(100, nano="two", nano_from=8)
+TEMPLATES = (StepTemplate(8, "two"), StepTemplate(16, "four"))
+
+
+def with_templates(**parameters: Any) -> Replica:
+    it = replica(100, **parameters)
+    it.caps = dataclasses.replace(it.caps, templates=TEMPLATES)
+    return it
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"), [(3, None), (4, "two"), (8, "two"), (9, "four"), (16, "four"), (17, None)]
+)
+def test_the_smallest_template_that_holds_a_batch_is_named_if_half_full(
+    prompt: int, named: str | None
+) -> None:
+    it = with_templates()
     it.waiting = [make_job(0, prompt)]
     assert decision(it).batch.nano == named
 
 
-def test_a_named_template_is_asked_for_again_when_jobs_have_ended() -> None:
-    """Below nano_from the batch is a plain forward: whoever outlasts must not keep the template."""
-    it = replica(100, nano="two", nano_from=1)
+@pytest.mark.parametrize(("prompt", "named"), [(3, "four"), (8, "four"), (2, None)])
+def test_one_template_may_be_asked_for_and_how_full_it_must_be(
+    prompt: int, named: str | None
+) -> None:
+    it = with_templates(nano="four", nano_from=3)
+    it.waiting = [make_job(0, prompt)]
+    assert decision(it).batch.nano == named
+    it = replica(100, nano="four", nano_from=3)  # an executor that has none
+    it.waiting = [make_job(0, prompt)]
+    assert decision(it).batch.nano is None
+
+
+def test_a_template_is_asked_for_again_when_jobs_have_ended() -> None:
+    """Fewer tokens may need another template or none: whoever outlasts must not keep this one."""
+    it = with_templates(nano_from=1)
     it.start(make_job(0, 7, output=1, computed=7))
     said = decision(it)
     assert said.batch.nano == "two" and not said.outlasts

@@ -13,10 +13,13 @@ slot has then been computed once more for nothing.
 Parameters
     max_tokens      tokens of the dense batch, default 2048; never above the executor's own limit
     max_jobs        jobs running at once, default 1024; never above the executor's own limit
-    nano            the pipeline template that full batches run under, default None: the plain forward
-    nano_from       tokens from which a batch counts as full enough for the template, default 1024; the template
-                    computes its own size in any case
+    nano            the one pipeline template that may be used, default None: whichever the executor has
+    nano_from       tokens from which a batch counts as full enough for a template, default None: half of its size; the
+                    template computes its own size in any case
     is_late         charge late ends as above, default True
+
+The smallest of the executor's templates that holds a batch is taken (Caps.templates); where it has none, as engines on
+a CPU, all batches are plain forwards, and the rest stands.
 
 Where we differ: victims, admission and ranking are answers of other policies; NanoFlow admits by the memory that it
 expects from mean output lengths, and offloads KV to the host. Its admissions lag a step as its ends do; ours do not.
@@ -28,6 +31,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from penstock.core.events import Event, Finished
+from penstock.core.types import Caps
 from penstock.core.views import Batch, Chunk, Eviction, JobView, Lane, LedgerFork, Singles
 from penstock.policy.batch import STABLE, Decision, View
 from penstock.policy.batch.decodes import all_decodes
@@ -56,15 +60,16 @@ class ConstantDense:
     max_tokens: int = 2048
     max_jobs: int = 1024
     nano: str | None = None
-    nano_from: int = 1024
+    nano_from: int | None = None
     is_late: bool = True
     _late: int = field(init=False, default=0, repr=False)  # answers that ended at _ended_at
     _ended_at: float | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "max_jobs", "nano_from"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
     def observe(self, event: Event) -> None:
         """Count the answers that ended with the latest step; earlier ones have cost their token already."""
@@ -82,8 +87,8 @@ class ConstantDense:
         slots = min(self.max_jobs - late, caps.max_jobs) - len(running)
         decodes = all_decodes(running, fork) if len(running) <= budget else None
         if decodes and not view.waiting:
-            batch = self._batch(decodes, len(decodes))
-            return Decision(batch, stable_for=STABLE, outlasts=self.nano is None)
+            batch = self._batch(caps, decodes, len(decodes))
+            return Decision(batch, stable_for=STABLE, outlasts=not caps.templates)
         if decodes is not None:
             forming = Forming(fork, budget - len(decodes))
         else:
@@ -96,17 +101,25 @@ class ConstantDense:
             chunks = (*chunks, *forming.chunks.values())
         is_stable = bool(decodes) and not forming.admitted and forming.is_held and not late
         return Decision(
-            self._batch(chunks, budget - forming.budget),
+            self._batch(caps, chunks, budget - forming.budget),
             tuple(forming.admitted),
             tuple(forming.evicted),
             _told(late) or ("waits for memory" if forming.is_blocked else ""),
             STABLE if is_stable else 1,
         )
 
-    def _batch(self, chunks: tuple[Chunk, ...] | Singles, tokens: int) -> Batch:
+    def _batch(self, caps: Caps, chunks: tuple[Chunk, ...] | Singles, tokens: int) -> Batch:
         if not chunks:
             return Batch()
-        return Batch((Lane(chunks),), self.nano if tokens >= self.nano_from else None)
+        return Batch((Lane(chunks),), self._template(caps, tokens) if caps.templates else None)
+
+    def _template(self, caps: Caps, tokens: int) -> str | None:
+        """The smallest that holds so many tokens, if they fill it well enough."""
+        for template in caps.templates:
+            if self.nano in (None, template.name) and tokens <= template.tokens:
+                least = (template.tokens + 1) // 2 if self.nano_from is None else self.nano_from
+                return template.name if tokens >= least else None
+        return None
 
     def _continue(self, view: View, forming: Forming) -> None:
         """Decodes first, then prompts that were begun, each in the order of admission."""

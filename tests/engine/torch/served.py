@@ -11,7 +11,7 @@ from penstock.core.events import Event, Finished
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Output, Request, RequestId, Sampling
 from penstock.engine.replica import Replica, ReplicaConfig
-from penstock.engine.swap import Store
+from penstock.engine.swap import Store, SwapConfig
 from penstock.engine.torch.open import EngineConfig, open_executor
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.policy.admit.watermark import Watermark
@@ -62,6 +62,7 @@ class Setting:
     num_blocks: int = 256
     is_alone: bool = False  # one request at a time
     policies: ReplicaPolicies | None = None  # None: vLLM's
+    swap: SwapConfig = SwapConfig()
 
 
 async def serve(
@@ -87,6 +88,7 @@ async def serve(
             has_prefix_cache=setting.has_prefix_cache,
             store=setting.store,
             is_checked=True,
+            swap=setting.swap,
         ),
         executor,
         setting.policies
