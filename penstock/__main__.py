@@ -20,6 +20,7 @@ VERBS: dict[str, str] = {
     "serve": "Serve models over an OpenAI-compatible HTTP API.",
     "chat": "Talk to a served model in the terminal.",
     "simulate": "Run a deployment on a trace in virtual time.",
+    "plan": "Search what is made ahead of a deployment: pipelines of nano-batches.",
     "bench": "Measure a server under a trace, calibrate this machine, validate the simulator on it.",
     "reproduce": "Measure a published claim against its baselines.",
     "trace": "Look at a trace, generate one, or fit a generator to one.",

@@ -33,6 +33,9 @@ FLAGS: dict[str, set[str]] = {
         "--policy", "--quick", "--out", "--plot", "--json",
     },
     "chat": {"--model", "--api-key", "--system", "--complete", "--max-tokens"},
+    "plan pipeline": {
+        "--lengths", "--trace", "--tokens", "--sharing", "--quick", "--set", "--out", "--plot", "--json",
+    },
     "replay": {"--json"},
     "report": {"--out", "--json", "--perfetto", "--otel", "--request", "--title"},
     "reproduce": {
