@@ -33,7 +33,9 @@ def table_of(*policies: str) -> Schedulers:
     )
 
 
-NOT_MEASURED = {"fast-switch"}  # charged as the nearest: its batch policy under other orders and victims
+NOT_MEASURED = {
+    "fast-switch"
+}  # charged as the nearest: its batch policy under other orders and victims
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.keys() - NOT_MEASURED))
