@@ -97,12 +97,12 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
     shape = shape_of_model(spec.model)
     charged = scheduler_of(executor, spec.policies)
     scheduler = None if charged is None else charged.cost.seconds
-    templates = templates_of(executor, shape)
-    _check_named(spec, templates)
     context = min(shape.max_context, executor.max_context or shape.max_context)
     lanes = lanes_of(executor, spec.policies)
     if executor.lanes is None and executor.gpu is None:
         lanes = 1  # nobody asked for more, and how they slow each other down depends on the card
+    templates = templates_of(executor, shape, lanes)
+    _check_named(spec, templates)
     caps = Caps(
         num_layers=shape.layers,
         max_context=context,

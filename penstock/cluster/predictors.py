@@ -99,14 +99,16 @@ def executed(executor: ExecutorSpec, shape: ModelShape) -> StepModel:
     return ColdStart(model, engine.first_step_s) if engine.first_step_s else model
 
 
-def templates_of(executor: ExecutorSpec, shape: ModelShape) -> dict[StepTemplate, NanoModel]:
+def templates_of(
+    executor: ExecutorSpec, shape: ModelShape, num_lanes: int = 1
+) -> dict[StepTemplate, NanoModel]:
     """What steps cost under each of the executor's templates, the smallest first. Raises BadConfig for another's."""
     if not executor.templates:
         return {}
     from penstock.cost.nano_model import NanoModel
     from penstock.cost.nano_template import read_template
 
-    if executor.lanes > 1:
+    if num_lanes > 1:
         raise BadConfig(
             "templates cut a step of the whole device, and lanes share it",
             hint="leave `templates` or `lanes` out",
