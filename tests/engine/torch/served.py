@@ -28,6 +28,9 @@ class NoPredictions:
     def quantile(self, job: object, q: float) -> int:
         return 1
 
+    def quantiles(self, jobs: Sequence[object], q: float) -> list[int]:
+        return [1] * len(jobs)
+
     def sample(self, job: object, u: float) -> int:
         return 1
 
