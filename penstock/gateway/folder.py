@@ -10,6 +10,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from penstock.core.errors import BadModel
+from penstock.engine.folder import model_facts
 from penstock.gateway.template import ChatTemplate
 
 
@@ -104,6 +105,10 @@ def context_tokens(folder: Path) -> int:
         for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
             if isinstance(table.get(key), int):
                 return int(table[key])
+    if isinstance(
+        nested, dict
+    ):  # files about several models leave out what is usual in their family
+        return model_facts(folder).max_context
     raise BadModel(f"{folder / 'config.json'} does not say max_position_embeddings")
 
 

@@ -37,6 +37,37 @@ MISC = """{{ bos_token }}
 {% set ns = namespace(found=false) %}{% if not ns.found %}{{ strftime_now('%Y') | length }}{% endif %}
 {% if tools is not none or documents %}never{% endif %}{% if unknown is defined %}never{% endif %}
 """
+GEMMA = """{{ bos_token }}{% set first = '' %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set first = (messages[0]['content'] if messages[0]['content'] is string else messages[0]['content'][0]['text']) + '\n\n' %}
+    {%- set loop_messages = messages[1:] %}
+{%- else %}{% set loop_messages = messages %}{% endif %}
+{%- for message in loop_messages %}
+    {%- if (message['role'] == 'user') != (loop.index0 is even) %}{{ raise_exception('Roles take turns') }}{% endif %}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] %}
+    {{- '<start_of_turn>' + role + '\n' + (first if loop.first else '') }}
+    {%- if message['content'] is string %}{{ message['content'] | trim }}
+    {%- elif message['content'] is iterable %}{% for item in message['content'] %}{{ item['text'] | trim }}{% endfor %}
+    {%- else %}{{ raise_exception('Neither text nor parts') }}{% endif %}
+    {{- '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"""  # noqa: E501
+PHI3 = """{% for message in messages %}{% if message['role'] in ('system', 'user') and message['content'] %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% elif message['role'] == 'assistant' %}{{ '<|assistant|>\n' + message['content'] + '<|end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"""  # noqa: E501
+DEEPSEEK = """{% if add_generation_prompt is not defined %}{% set add_generation_prompt = false %}{% endif %}
+{{- bos_token }}
+{%- set names = {'user': 'User: ', 'assistant': 'Assistant: ', 'system': ''} %}
+{%- for message in messages %}
+    {{- names[message['role']] ~ message['content'] ~ (eos_token if message['role'] == 'assistant' else '\n\n') }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ names.assistant | trim }}{% endif %}"""
+TEMPLATES = {
+    "llama2": LLAMA2,
+    "chatml": CHATML,
+    "misc": MISC,
+    "gemma": GEMMA,
+    "phi3": PHI3,
+    "deepseek": DEEPSEEK,
+}
 CHATS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": " Hi <there> & żółw 🐢 "}],
     [
@@ -48,7 +79,7 @@ CHATS: list[list[dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("source", [LLAMA2, CHATML, MISC], ids=["llama2", "chatml", "misc"])
+@pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("chat", CHATS, ids=["short", "long"])
 @pytest.mark.parametrize("extras", [{}, {"enable_thinking": False}], ids=["plain", "extras"])
 @pytest.mark.parametrize("prompted", [True, False])
@@ -80,6 +111,15 @@ def test_a_file_of_its_own_wins(folder: Path, tmp_path: Path) -> None:
     copy(folder, tmp_path, chat_template="wrong")
     (tmp_path / "chat_template.jinja").write_text("right {{ messages | length }}")
     assert TextModel.load(tmp_path).render(CHATS[0]) == "right 1"
+
+
+def test_what_files_about_several_models_leave_out(folder: Path, tmp_path: Path) -> None:
+    """Gemma 3 with a vision tower says nothing of its context where it is the usual one."""
+    copy(folder, tmp_path)
+    text = {"model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 2}
+    told = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert TextModel.load(tmp_path).context_tokens == 131072
 
 
 def test_named_templates(folder: Path, tmp_path: Path) -> None:
