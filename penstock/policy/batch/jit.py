@@ -167,6 +167,8 @@ class Jit:
                 step.tokens_left -= 1
                 continue
             is_running = job.status == "running"
+            if not is_running and (step.is_blocked or step.slots_left < 1):
+                continue  # who waits must wait on
             todo = job.todo if is_running else job.known - step.fork.cached(job)
             tokens = 1 if todo == 1 else min(todo, room + 1, step.tokens_left)
             if todo > 1 and room < 0:
@@ -174,7 +176,7 @@ class Jit:
             if is_running:
                 is_served = self._go_on(view, step, place, tokens)
             else:
-                is_served = self._start(view, step, place, tokens)
+                is_served = self._start(view, step, place, tokens, job.known - todo)
             if is_served:
                 room -= tokens - 1
                 step.places_left -= 1
@@ -198,18 +200,17 @@ class Jit:
             step.chunks.append(Chunk(job, tokens))
         return True
 
-    def _start(self, view: View, step: Step, place: int, tokens: int) -> bool:
+    def _start(self, view: View, step: Step, place: int, tokens: int, cached: int) -> bool:
         """Admit a job that waits. When it must wait on, so must all behind it that wait."""
         job, fork = step.ranked[place], step.fork
-        if step.is_blocked or step.slots_left < 1:
-            return False
         need = fork.need(job, job.known) - fork.free
         if need > 0 and step.swaps_left:
             self._oust(step, place, need)
+            cached = fork.cached(job)  # who left may have been about to fill what was found
         answer = view.admit(job, tokens, fork)
         if answer == "no":
             return False
-        if answer == "later" or not fork.reserve(job, fork.cached(job) + tokens):
+        if answer == "later" or not fork.reserve(job, cached + tokens):
             step.is_blocked = True
             return False
         step.admitted.append(job)

@@ -24,6 +24,9 @@ Parameters
     ttft_s, tpot_s              promises to keep, default None: the tightest of those who arrived in the window
     may_overlap                 whether (1, 1) is a choice, default True
 
+What a call takes: at the end of a window, so once in `window_s` or `window_finished` answers, it grows with the prompts
+that arrived in it (all choices look at each of them); otherwise some microseconds.
+
 Where we differ: everything above is our reading. What prefill steps took counts half as much with every window that
 passes; decode steps, whose batch changes, are forgotten after MEMORY windows.
 """
