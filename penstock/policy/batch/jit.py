@@ -32,7 +32,10 @@ Parameters
 Where we differ: the source forms batches anew every 50 steps and swaps jobs that are left out to host memory; here
 every step chooses, since pausing costs nothing while memory lasts, and a job that must leave is computed again. Its
 grouping by length is order jit-density's. Who leaves for a running job is the evict policy's answer; candidates are
-offered in the order of service, so that recompute-last takes the one worth least."""
+offered in the order of service, so that recompute-last takes the one worth least.
+
+What a call takes: about a millisecond for 256 running jobs and the candidates, every step, and some 10 us for each job
+that starts: above 1 ms in steps in which dozens do (benchmarks/decide.py)."""
 
 from __future__ import annotations
 
