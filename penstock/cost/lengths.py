@@ -106,7 +106,9 @@ class Window:
 
 
 class RecentLengths:
-    """Implements core.views.Lengths; learns by `observe`, which its replica calls with every event."""
+    """Implements core.views.Lengths; learns by `observe`, which its replica calls with every event that it hears."""
+
+    hears = (Finished,)
 
     def __init__(self, history: History | None = None) -> None:
         self._history = history = history or History()

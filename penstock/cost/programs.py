@@ -81,7 +81,9 @@ class Run:
 
 
 class SeenPrograms:
-    """Implements core.views.Programs; learns by `observe`, which its replica calls with every event."""
+    """Implements core.views.Programs; learns by `observe`, which its replica calls with every event that it hears."""
+
+    hears = (Arrived, Finished)
 
     def __init__(self, recall: Recall | None = None) -> None:
         self._recall = recall = recall or Recall()

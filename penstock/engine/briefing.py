@@ -79,6 +79,20 @@ class Briefing:
             self._closed = []
         return plan, jobs, left
 
+    def decodes(self, jobs: Sequence[Job]) -> tuple[Plan, int]:
+        """The plan of one token of each of these, all of whom run and nobody else, and nobody waits."""
+        if not self._knows(jobs):
+            lane, num = Lane(Singles(tuple(jobs))), len(jobs)
+            plan, _, left = self.plan(0, lane, Batch(), num, 0)
+            return plan, left
+        work, left = self._decodes(jobs)
+        closed, number = self._closed, self._next_plan
+        self._next_plan = number + 1
+        if closed:
+            self._closed = []
+        plan = Plan(PlanId(number), work, (), tuple(closed), 0, 1.0, None, len(jobs), 0)
+        return plan, left
+
     def _knows(self, jobs: Sequence[JobView]) -> bool:
         """Whether each was planned since it last started to run."""
         return all(map(self._told.get, [job.seq for job in jobs]))

@@ -23,7 +23,7 @@ from penstock.core.events import Stepped
 from penstock.core.plans import Decodes, Plan
 from penstock.core.ports import MovingExecutor
 from penstock.core.types import Job, PlanId
-from penstock.core.views import Lane
+from penstock.core.views import Lane, Singles
 from penstock.engine.flights import Flight, Flights, seen
 from penstock.engine.parts import Parts
 from penstock.engine.roster import NOTHING
@@ -41,7 +41,11 @@ class Launch:
 
     def step(self, now: float) -> bool:
         """One step of decisions. False: nothing runs now, and they are to be asked again at once."""
-        roster, caps = self._roster, self._executor.caps
+        roster, caps, flights = self._roster, self._executor.caps, self._flights
+        if not (flights.running or flights.suspended):
+            if self._council.goes_on(roster.running, roster.waiting):
+                self._decode_on(now)
+                return True
         verdict = self._council.decide(
             now,
             running=roster.running,
@@ -137,21 +141,46 @@ class Launch:
         others = work.others if isinstance(work, Decodes) else work
         return tuple([one.seq for one in others if one.layers and one.layers[1] < caps.num_layers])
 
+    def _decode_on(self, now: float) -> None:
+        """One token of every running job, which has been decided: nobody is asked and nothing told but the launch."""
+        parts, jobs = self._parts, tuple(self._roster.running.jobs)
+        plan, left = parts.briefing.decodes(jobs)
+        repeat = self._num_steps(jobs, left)
+        self._flights.running[plan.id] = Flight(plan, jobs, repeat, now, Singles(jobs))
+        parts.emit_step(
+            Stepped(
+                at=now,
+                who=parts.name,
+                plan=plan.id,
+                lane=0,
+                digest="",
+                repeat=repeat,
+                chunks=tuple([(job.seq, 1) for job in jobs]),
+                admitted=(),
+                evicted=(),
+                num_running=len(jobs),
+                num_waiting=0,
+                free_blocks=self._ledger.free,
+            )
+        )
+        self._executor.launch(plan, repeat)
+
     def _launch(self, now: float, verdict: Verdict, place: int, lane: Lane, chunks: Chunks) -> None:
         running, waiting = len(self._roster.running.jobs), len(self._roster.waiting.jobs)
         plan, jobs, left = self._parts.briefing.plan(
             place, lane, verdict.decision.batch, running, waiting
         )
-        most = min(left, verdict.stable_for, self._executor.caps.max_repeat)
-        if self._swap is not None and self._swap.is_moving:
-            most = 1  # which blocks later steps take is known only when they are over
-        repeat = self._repeat(jobs, most) if most > 1 and len(jobs) == running else 1
+        most = min(left, verdict.stable_for) if len(jobs) == running else 1
+        repeat = self._num_steps(jobs, most) if most > 1 else 1
         self._flights.running[plan.id] = Flight(plan, jobs, repeat, now, lane.chunks)
         self._emit_stepped(now, verdict, plan, repeat, chunks)
         self._executor.launch(plan, repeat)
 
-    def _repeat(self, jobs: Sequence[Job], most: int) -> int:
+    def _num_steps(self, jobs: Sequence[Job], most: int) -> int:
         """How many of `most` decode steps can run as one: as many as fit in memory."""
+        most = min(most, self._executor.caps.max_repeat)
+        if most == 1 or (self._swap is not None and self._swap.is_moving):
+            return 1  # which blocks later steps take is known only when copies are over
         size, free = self._ledger.block_size, self._ledger.free
         if (most // size + 1) * len(jobs) <= free:
             return most
@@ -167,7 +196,7 @@ class Launch:
         self, now: float, verdict: Verdict, plan: Plan | None, repeat: int, chunks: Chunks
     ) -> None:
         decision = verdict.decision
-        self._parts.emit(
+        self._parts.emit_step(
             Stepped(
                 at=now,
                 who=self._parts.name,

@@ -174,7 +174,7 @@ class Outcomes:
                 ]
             )
             errors = tuple([(one.seq, one.error) for one in done.outputs if one.error is not None])
-        self._parts.emit(
+        self._parts.emit_step(
             Completed(
                 at=now,
                 who=self._parts.name,

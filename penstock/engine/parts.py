@@ -8,23 +8,52 @@ launch     what the policies decided becomes evictions, admissions and plans
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 from penstock.core.events import Event
 from penstock.core.plans import Sampled
-from penstock.core.ports import Executor
+from penstock.core.ports import Executor, Log
 from penstock.core.types import FinishReason, Job
 from penstock.engine.briefing import Briefing
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.roster import NOTHING, Roster
 from penstock.engine.swap import Swap
 
+Emit = Callable[[Event], None]
+
+
+class Ears:
+    """Who wants to hear of which events: all that have `observe`, of those kinds that `hears` names, if it does."""
+
+    def __init__(self, learners: Iterable[object], log: Log) -> None:
+        self._log = log
+        kinds = get_args(Event)
+        self._hearing: dict[type, tuple[Emit, ...]] = dict.fromkeys(kinds, ())
+        for learner in learners:
+            observe = getattr(learner, "observe", None)
+            if observe is not None:
+                for kind in getattr(learner, "hears", kinds):
+                    self._hearing[kind] += (observe,)
+
+    def emitter(self, *kinds: type) -> Emit:
+        """Where events of these kinds go: straight into the log if nobody wants to hear of them."""
+        if any(self._hearing[kind] for kind in kinds or self._hearing):
+            return self._emit
+        return self._log.emit
+
+    def _emit(self, event: Event) -> None:
+        self._log.emit(event)
+        for observe in self._hearing[type(event)]:
+            observe(event)
+
 
 @dataclass(slots=True)
 class Parts:
     """One per replica.
 
+    emit_step: as `emit`, for Stepped and Completed, which are most events and which few want to hear.
     names_ahead: full blocks get their names when they are planned; else when they are written.
     step_s: what the last step took.
     """
@@ -35,7 +64,8 @@ class Parts:
     briefing: Briefing
     executor: Executor
     swap: Swap | None
-    emit: Callable[[Event], None]
+    emit: Emit
+    emit_step: Emit
     names_ahead: bool
     step_s: float = 0.0
 

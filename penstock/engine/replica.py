@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from penstock.core.clock import now as loop_now
 from penstock.core.errors import ContextTooLong, Draining, Overloaded
-from penstock.core.events import Cancelled, Event, Refused
+from penstock.core.events import Cancelled, Completed, Refused, Stepped
 from penstock.core.plans import Done, Moved, Yielded
 from penstock.core.ports import Completion, Executor, Log
 from penstock.core.types import Output, Report, Request
@@ -35,7 +35,7 @@ from penstock.engine.flights import Flights
 from penstock.engine.launch import Launch
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.outcomes import Outcomes
-from penstock.engine.parts import Parts
+from penstock.engine.parts import Ears, Parts
 from penstock.engine.roster import Roster
 from penstock.engine.swap import Store, Swap, SwapConfig, ledger_of
 from penstock.engine.turn import Council, Predictors, ReplicaPolicies
@@ -88,9 +88,9 @@ class Replica:
         self._log = log
         self._on_outputs = on_outputs
         learners = (*policies.all(), predictors.cost, predictors.lengths, predictors.programs)
-        self._observers = [one.observe for one in learners if hasattr(one, "observe")]
+        ears = Ears(learners, log)
         self._interrupts: bool = getattr(policies.batch, "interrupts", False)
-        self._parts = parts = self._make_parts()
+        self._parts = parts = self._make_parts(ears)
         self._roster, self._briefing, self._swap = parts.roster, parts.briefing, parts.swap
         self._council = Council(
             policies, self.ledger, predictors, seed=config.seed, name=config.name,
@@ -111,9 +111,9 @@ class Replica:
         self._drained: list[asyncio.Future[None]] = []
         executor.listen(self._put)
 
-    def _make_parts(self) -> Parts:
+    def _make_parts(self, ears: Ears) -> Parts:
         config, executor, ledger = self.config, self._executor, self.ledger
-        caps, emit = executor.caps, self._emit_to_all if self._observers else self._log.emit
+        caps, emit = executor.caps, ears.emitter()
         roster = Roster(config.name, ledger, emit, max_context=self.max_context, canvas=caps.canvas)
         # Beside a plan that is suspended or in another lane nobody may share what it has not written yet.
         names_ahead = ledger.names_ahead and caps.max_lanes == 1 and not self._interrupts
@@ -123,7 +123,17 @@ class Replica:
         if config.swap.host_blocks:
             assert caps.host_blocks >= config.swap.host_blocks, "no such host memory"
             swap = Swap(config.swap, ledger, caps.link)
-        return Parts(config.name, ledger, roster, briefing, executor, swap, emit, names_ahead)
+        return Parts(
+            name=config.name,
+            ledger=ledger,
+            roster=roster,
+            briefing=briefing,
+            executor=executor,
+            swap=swap,
+            emit=emit,
+            emit_step=ears.emitter(Stepped, Completed),
+            names_ahead=names_ahead,
+        )
 
     # ------------------------------------------------------------------ what others call
 
@@ -292,11 +302,6 @@ class Replica:
             if not drained.done():
                 drained.set_result(None)
         self._drained.clear()
-
-    def _emit_to_all(self, event: Event) -> None:
-        self._log.emit(event)
-        for observe in self._observers:
-            observe(event)
 
     # ------------------------------------------------------------------ inputs
 

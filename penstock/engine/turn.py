@@ -105,7 +105,10 @@ class Council:
         self._trace = array("q")
         self._refused: list[tuple[JobView, str]] = []
         self._whys: list[str] = []
-        self._outlasts = False  # the last decision goes on without those who end
+        self._outlasts = (
+            False  # what is planned after the last decision is known; see batch.Decision
+        )
+        self._is_mixed = True  # somebody may have more than one position to compute
         self._stands = FOREVER  # steps for which the answers of admit do
         rank = getattr(policies.blocks, "rank", None)
         is_known = getattr(policies.blocks, "takes_oldest", False) or (
@@ -151,11 +154,7 @@ class Council:
         suspended: Sequence[Flying] = (),
     ) -> Verdict:
         """One transaction: rank the waiting, plan a batch. Nothing real is touched."""
-        # Asked again while a plan runs (several lanes, or one that may be stopped): there is nothing to go on with.
-        goes_on = self._outlasts and not (flying or suspended)
-        goes_on = goes_on and self._can_go_on(running, waiting)
-        if goes_on and not self._is_checked:
-            return _decode_on(running.jobs)
+        goes_on = not (flying or suspended) and self._can_go_on(running, waiting)
         self._now, self._running = now, running.jobs
         self._trace, self._refused, self._whys = array("q"), [], []
         self._stands = FOREVER
@@ -173,10 +172,9 @@ class Council:
             whys.append(decision.why)
         chunks, digest = self._digest(decision)
         if goes_on:
-            assert decision == _decode_on(running.jobs).decision, (
-                "the last decision did not outlast"
-            )
-        self._outlasts = decision.outlasts
+            told = batch.Decision(_decodes_of(running.jobs), stable_for=batch.STABLE, outlasts=True)
+            assert decision == told, "the last decision did not outlast"
+        self._outlasts, self._is_mixed = decision.outlasts, True
         why = whys[0] if len(whys) == 1 else "; ".join(whys)
         stable = min(stable, self._stands, decision.stable_for)
         return Verdict(decision, chunks, self._refused, digest, stable, why)
@@ -185,9 +183,21 @@ class Council:
         """A job has joined the running: the last decision is none for it."""
         self._outlasts = False
 
+    def goes_on(self, running: JobList, waiting: JobList) -> bool:
+        """Whether one token of every running job is decided, and nobody need be asked. Not while a plan runs."""
+        return self._outlasts and not self._is_checked and self._can_go_on(running, waiting)
+
     def _can_go_on(self, running: JobList, waiting: JobList) -> bool:
-        """Whether a decision that outlasts those who end is still the one: nobody waits, and blocks suffice."""
-        return not waiting.jobs and 0 < len(running.jobs) <= self._ledger.free
+        """Whether a decision that outlasts is still the one: nobody waits, all decode, and blocks suffice."""
+        jobs = running.jobs
+        if waiting.jobs or not (self._outlasts and 0 < len(jobs) <= self._ledger.free):
+            return False
+        if self._is_mixed:
+            for job in jobs:
+                if not job.num_output or job.num_prompt + job.num_output != job.computed + 1:
+                    return False
+            self._is_mixed = False
+        return True
 
     def _rank(self, running: JobList, waiting: JobList) -> tuple[Sequence[JobView], int]:
         view = self._order_view
@@ -301,11 +311,8 @@ def _told(chunks: tuple[Chunk, ...] | Singles) -> Chunks:
     return tuple(told)
 
 
-def _decode_on(running: Sequence[JobView]) -> Verdict:
-    """The verdict of a decision that outlasts those who have ended."""
-    singles = Singles(tuple(running))
-    decision = batch.Decision(Batch((Lane(singles),)), stable_for=batch.STABLE, outlasts=True)
-    return Verdict(decision, [_told(singles)], [], "", batch.STABLE, "")
+def _decodes_of(running: Sequence[JobView]) -> Batch:
+    return Batch((Lane(Singles(tuple(running))),))
 
 
 def _no_columns() -> Columns:

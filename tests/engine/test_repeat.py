@@ -64,7 +64,26 @@ def made(kind: str, named: Named) -> Any:
     return find(kind, name)(**parameters)
 
 
-def simulate(preset: str, num_blocks: int, max_repeat: int, seed: int) -> list[Event]:
+class Asked:
+    """A batch policy that counts how often it is asked."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self.num = inner, 0
+
+    def decide(self, view: Any) -> Any:
+        self.num += 1
+        return self._inner.decide(view)
+
+
+def simulate(
+    preset: str,
+    num_blocks: int,
+    max_repeat: int,
+    seed: int,
+    *,
+    is_checked: bool = False,
+    asked: list[Asked] | None = None,
+) -> list[Event]:
     order, admit, batch, evict = PRESETS[preset]
     shape, card = shape_of("llama-3.1-8b"), card_of("a100-80g")
     cost = Roofline(shape, card)
@@ -79,8 +98,11 @@ def simulate(preset: str, num_blocks: int, max_repeat: int, seed: int) -> list[E
         evict=made("evict", evict),
         blocks=made("evict", "lru"),
     )
+    if asked is not None:
+        asked.append(Asked(policies.batch))
+        policies = dataclasses.replace(policies, batch=asked[0])
     predictors = Predictors(cost=StepPredictor(cost, shape.layers), lengths=RecentLengths())
-    config = ReplicaConfig(num_blocks=num_blocks, seed=seed)
+    config = ReplicaConfig(num_blocks=num_blocks, seed=seed, is_checked=is_checked)
     chance = stream(seed, "traffic")
 
     async def main() -> None:
@@ -139,6 +161,21 @@ def test_repeated_steps_equal_single_ones(preset: str, num_blocks: int) -> None:
         assert num_steps[1] < num_steps[0] / 2
     if num_blocks == 140 and preset == "vllm":
         assert sum(event.num_preemptions for event in ends[0]) > 0
+
+
+@pytest.mark.parametrize("batch", ["vllm", "past-future-10", "conservative-split"])
+@pytest.mark.parametrize("num_blocks", [140, 4000])
+def test_decisions_that_need_no_asking_are_those_that_asking_gives(
+    batch: str, num_blocks: int
+) -> None:
+    """A checked replica asks each time, and compares. While nobody waits, only arrivals need a decision."""
+    asked: list[Asked] = []
+    found = simulate(batch, num_blocks, 1 << 30, seed=4, asked=asked)
+    assert simulate(batch, num_blocks, 1 << 30, seed=4, is_checked=True) == found
+    num_steps = len(seen(found, Stepped))
+    assert asked[0].num < num_steps
+    if num_blocks == 4000:
+        assert asked[0].num < 0.5 * num_steps
 
 
 def figures_of(events: list[Event]) -> tuple[Figures, list[float]]:

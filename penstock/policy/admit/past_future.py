@@ -34,6 +34,7 @@ While the job's prompt does not fit anyway, nothing is drawn.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from penstock.core.events import Completed, Event
 from penstock.policy.admit import STABLE, Decision, View, can_ever_fit
@@ -42,6 +43,7 @@ from penstock.policy.admit.peak import Crowd, Guess, left_of
 
 @dataclass(slots=True)
 class PastFuture:
+    hears: ClassVar = (Completed,)
     reserve: float = 0.03
     min_draws: int = 200
     max_sets: int = 5

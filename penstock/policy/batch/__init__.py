@@ -41,12 +41,10 @@ from penstock.core.views import (
     Eviction,
     Flying,
     JobView,
-    Lane,
     Ledger,
     Lengths,
     Programs,
     Rng,
-    Singles,
     Victims,
 )
 
@@ -80,8 +78,9 @@ class Decision(Struct, gc=False):
     """`stable_for`: steps for which the same chunks would be planned if nothing arrived, ended or ran short, and admit
     answered the same (for how long it does is asked of its answers).
 
-    `outlasts`: one token of every running job, and that is also the answer when some of them have ended, as long as
-    nobody waits and blocks suffice; the policy need not be asked again before that.
+    `outlasts`: from the next step on the answer is one token of every running job, without those who have ended, as
+    long as nobody waits, each of them has written something and has one position to compute, and blocks suffice; the
+    policy need not be asked again before that.
     """
 
     batch: Batch = Batch()
@@ -97,8 +96,9 @@ class Decision(Struct, gc=False):
 def law(view: View, decision: Decision) -> None:
     assert decision.stable_for >= 1, "stable_for counts this step, so it is at least 1"
     if decision.outlasts:
-        told = decision.batch == Batch((Lane(Singles(tuple(view.running))),))
-        assert told and not decision.why, "only a plain decode step of all that run outlasts them"
+        is_plain = len(decision.batch.lanes) < 2 and decision.batch.nano is None
+        is_plain = is_plain and not (decision.interrupt or decision.resume)
+        assert is_plain, "what follows a plan of several lanes, or one that stopped, is asked for"
     running = {job.seq for job in view.running}
     waiting = {job.seq for job in view.waiting}
     admitted = [job.seq for job in decision.admitted]

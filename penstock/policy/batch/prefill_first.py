@@ -85,7 +85,11 @@ class PrefillFirst:
         if prompts.chunks:
             lane = Lane(tuple(prompts.chunks))
             self._decoded = 0
-            return Decision(Batch((lane,)), tuple(prompts.admitted), why="prefill")
+            num = len(view.running) + len(prompts.admitted)
+            outlasts = not self.decodes_between and num <= view.caps.max_batch_tokens
+            return Decision(
+                Batch((lane,)), tuple(prompts.admitted), why="prefill", outlasts=outlasts
+            )
         self._decoded = min(self._decoded + 1, self.decodes_between)
         return self._decode(view, is_due and (not may_start or prompts.is_blocked))
 

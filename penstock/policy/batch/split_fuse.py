@@ -116,6 +116,7 @@ class SplitFuse:
             (),
             "waits for memory" if forward.is_blocked else "",
             STABLE if is_stable else 1,
+            len(running) + len(forward.admitted) <= min(tokens, self.max_sequences),
         )
 
     @staticmethod

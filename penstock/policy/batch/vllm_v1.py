@@ -102,6 +102,7 @@ class VllmV1:
             tuple(draft.evicted),
             "waits for memory" if draft.is_blocked else "",
             STABLE if is_stable else 1,
+            not self.is_ahead and len(running) + len(draft.admitted) <= budget,
         )
 
     def _taken(self, view: View) -> int:
