@@ -22,7 +22,7 @@ $(VENV)/.engine: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.engine
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,train,plot,lab,otel,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[engine,train,plot,lab,otel,forest,dev]'
 	touch $@
 
 setup: $(VENV)/.engine
