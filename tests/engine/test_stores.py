@@ -209,3 +209,20 @@ def test_blocks_hold_what_their_jobs_believe(store: str) -> None:
 def test_blocks_hold_what_their_jobs_believe_for_long(store: str) -> None:
     for seed in range(20):
         act_often(store, 100 + seed, 5_000)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_without_a_cache_only_living_jobs_share(store: str) -> None:
+    ledger = STORES[store](20, 4, has_prefix_cache=False)
+    jobs = [new_job(seq, 9, path([0, 0])) for seq in range(3)]
+    for job, found in zip(jobs[:2], (0, 8), strict=True):
+        assert ledger.adopt(job) == found
+        ledger.extend(job, 9)
+        ledger.register(job, 9)
+        job.computed = 9
+    assert ledger.tables[0][:2] == ledger.tables[1][:2]
+    for job in jobs[:2]:
+        ledger.release(job, job.computed)
+        ledger.check()
+    assert not list(ledger.idle_items())
+    assert ledger.adopt(jobs[2]) == 0
