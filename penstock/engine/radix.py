@@ -262,3 +262,5 @@ class RadixLedger(BlockLedger):
                 assert parent.refs >= below[id(parent)], "a lock count is less than those below"
                 assert parent.used_at >= node.used_at, "who walks to a node passes what it follows"
         assert not self.index and not self._twins, "names are found in the tree"
+        known = self._counted | self._given.keys()
+        assert known <= self.tables.keys(), "a job that has left is remembered"
