@@ -256,3 +256,16 @@ def test_a_fork_counts_on_no_booking_where_blocks_get_their_names_later() -> Non
     fork = ledger.fork()
     assert fork.reserve(jobs[0], SIZE) and fork.reserve(jobs[0], 2 * SIZE)
     assert fork.cached(jobs[1]) == 0 and fork.need(jobs[1], 2 * SIZE + 1) == 3
+
+
+def test_a_job_that_left_and_came_back_in_a_fork_leaves_only_what_it_took() -> None:
+    ledger = BlockLedger(8, SIZE)
+    job = make_job(random.Random(1), 0, 1.0)
+    job.num_prompt, job.num_output = 4 * SIZE, 0
+    job.hashes = [BlockHash(b"one"), BlockHash(b"two")]
+    ledger.extend(job, 4 * SIZE)
+    ledger.register(job, 4 * SIZE)
+    fork = ledger.fork()
+    assert fork.release(job) == 4 and fork.free == 8
+    assert fork.reserve(job, 3 * SIZE) and fork.free == 5
+    assert fork.release(job) == 3 and fork.free == 8

@@ -127,3 +127,17 @@ def test_an_answer_is_found_when_its_job_has_ended() -> None:
     ledger.release(job, job.computed)
     assert ledger.fork().cached(reader) == 4 * SIZE
     ledger.check()
+
+
+def test_old_entries_of_leaves_do_not_pile_up() -> None:
+    """One prompt comes and goes on an empty machine; its leaf is entered each time, and no eviction clears any."""
+    ledger = RadixLedger(20, SIZE)
+    assert ledger.keeps_order(Leaves("lfu").rank)
+    for seq in range(300):
+        job = new_job(seq, 2 * SIZE + 1, path([0, seq % 2]))
+        job.computed = ledger.adopt(job)
+        ledger.extend(job, job.known)
+        job.computed = job.known
+        ledger.release(job, job.computed)
+        ledger.check()
+        assert len(ledger._idle._heap) <= 64 + 2 * ledger.total
