@@ -46,6 +46,7 @@ class ModelledCanvases:
         self._answers: dict[int, _Answer] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._plan: PlanId | None = None
+        self._is_stopped = False
 
     @property
     def caps(self) -> Caps:
@@ -55,6 +56,7 @@ class ModelledCanvases:
         self._tell = on_completion
 
     def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
+        assert not self._is_stopped, "launched after stop"
         assert self._plan is None and plan.lane == 0, "the lane is busy"
         self.close_jobs(plan.closed)
         for seq, request, _ in plan.opened:
@@ -81,6 +83,7 @@ class ModelledCanvases:
             self._answers.pop(seq, None)
 
     async def stop(self) -> None:
+        self._is_stopped = True
         if self._plan is not None:
             self.abort(self._plan)
 
