@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.core.errors import missing_extra
-from penstock.verbs import calibrate, fail_loudly, gate, validate
+from penstock.verbs import agreement, calibrate, fail_loudly, gate, validate
 
 if TYPE_CHECKING:
     from penstock.lab.bench import Bench, Benched
@@ -54,6 +54,7 @@ app = typer.Typer(
 )
 app.command("calibrate", epilog=calibrate.EPILOG)(calibrate.calibrate)
 app.command("validate", epilog=validate.EPILOG)(validate.validate)
+app.command("agreement", epilog=agreement.EPILOG, no_args_is_help=True)(agreement.agreement)
 app.command("gate", epilog=gate.EPILOG, no_args_is_help=True)(gate.gate)
 
 

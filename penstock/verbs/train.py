@@ -1,4 +1,4 @@
-"""`penstock train default`: the model that comes along, from scratch."""
+"""`penstock train default`: the model that comes along, from scratch. `penstock train diffusion`: a tiny LLaDA."""
 
 from __future__ import annotations
 
@@ -48,6 +48,30 @@ def default(
         out, minutes=minutes, resume=is_resume, device=device, runs=runs, card=is_card
     )
     typer.echo(f"the model is in {folder}: penstock serve {folder}")
+
+
+@app.command(
+    epilog="Examples: `penstock train diffusion`; `penstock train diffusion --out my-canvas --steps 2000 --seed 1`"
+)
+def diffusion(
+    out: Annotated[Path, typer.Option(help="Folder for the model.")] = Path("tiny-diffusion"),
+    steps: Annotated[
+        int, typer.Option(min=1, help="Of 4096 tokens; 1000 take 9 minutes of one core.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Same seed, same Python: same model.")] = 0,
+    runs: Annotated[Path, typer.Option(help="Folder for the tokenised text.")] = Path(
+        "runs/diffusion"
+    ),
+) -> None:
+    """Train a tiny masked diffusion model that opens as LLaDA, from the standard library and made-up pages.
+
+    It is what the tests and `penstock bench agreement` are tried on. Needs the extra `train`.
+    """
+    _require(*PACKAGES)
+    from penstock.learn.local.diffusion import train_diffusion
+
+    folder = train_diffusion(out, steps=steps, seed=seed, runs=runs)
+    typer.echo(f"the model is in {folder}: penstock serve {folder} --policy dllm-serve")
 
 
 def _require(*packages: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.core.plans import Done, Opening, Plan, Sampled, Work
+from penstock.core.plans import Done, Opening, Plan, Work
 from penstock.core.ports import Completion, Executor
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import CanvasRule, Caps, Phase, PlanId, Request, RequestId, Sampling

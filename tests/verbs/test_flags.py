@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 # A flag is a promise. Before adding one: does `--set a.b=v` or the configuration file not do?
 FLAGS: dict[str, set[str]] = {
+    "bench agreement": {
+        "--prompts", "--max-tokens", "--retention", "--refresh-every", "--steps", "--device", "--json",
+    },
     "bench calibrate": {
         "--device", "--dtype", "--threads", "--policy", "--log", "--out", "--quick", "--scheduler-only",
         "--json",
@@ -59,6 +62,7 @@ FLAGS: dict[str, set[str]] = {
         "--out", "--format", "--columns", "--limit", "--speed", "--rate", "--seed", "--json",
     },
     "train default": {"--out", "--minutes", "--resume", "--fresh", "--device", "--runs", "--card", "--no-card"},
+    "train diffusion": {"--out", "--steps", "--seed", "--runs"},
     "version": {"--json"},
 }  # fmt: skip
 
