@@ -10,7 +10,7 @@ through the engine's own code, random weights in fp32:
                does it (Gumbel noise and softmax in fp64), as one slice of ours, and ours for the masked rows of active
                blocks in slices of 1024, 128 and 32 rows
     step       a whole full step of the model, with those slices
-    kept       a refresh of every answer, one after the other, then one reuse step of all, for several retentions
+    kept       an arena, a refresh of every answer one by one, then one reuse step of all, for several retentions
 
 `counted` is what the sizes say: rows x words x bytes a logit, and positions kept x bytes of a position's keys and
 values. Logits are fp32 here: the published sampler holds them beside two buffers in fp64 (20 bytes; 18 where they are
@@ -34,6 +34,7 @@ from safetensors.torch import save_file
 from penstock.core.types import CanvasRule
 from penstock.engine.folder import model_facts
 from penstock.engine.torch.build import EngineConfig
+from penstock.engine.torch.diffusion.attention import PackedAttention
 from penstock.engine.torch.diffusion.canvas import Canvas
 from penstock.engine.torch.diffusion.model import DiffusionModel
 from penstock.engine.torch.diffusion.open import llada_name, open_diffusion
@@ -182,12 +183,24 @@ def run(model: DiffusionModel, work: list) -> None:
         pass
 
 
+def arena(num_slots: int) -> PackedAttention:
+    return PackedAttention(
+        num_layers=LAYERS,
+        num_slots=num_slots,
+        num_kv_heads=HEADS,
+        head_dim=WIDTH // HEADS,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+
+
 def kept_lines(model: DiffusionModel, answers: int, positions: int) -> list[Line]:
     model.row_cap, found = 32, []
     for retention in RETENTIONS:
         canvases = begun(model, answers, positions, retention)
 
         def body(canvases: list[Canvas] = canvases) -> None:
+            model.decoder.attention = arena(answers * len(canvases[0].slots))
             for canvas in canvases:
                 run(model, [(canvas, "refresh")])
             run(model, [(canvas, "reuse") for canvas in canvases])
@@ -209,7 +222,7 @@ def main() -> None:
     torch.set_num_threads(1)
     answers, positions = told.answers, told.positions
     with TemporaryDirectory() as folder:
-        model = opened(Path(folder), told.vocab, told.kept_answers * -(-positions // 16))
+        model = opened(Path(folder), told.vocab, num_blocks=8)
     run(model, [(canvas, "full") for canvas in begun(model, 1, 2 * PROMPT, 1.0)])
     lines = sampler_lines(model, answers, positions, told.vocab)
     lines += step_lines(model, answers, positions)

@@ -20,7 +20,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.core.types import CanvasRule, Job, WorkOption
+from penstock.core.types import CanvasRule, Job, Sampling, WorkOption
+
+PLAIN = Sampling()
+MEANINGLESS = (
+    "min_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "logit_bias", "logprobs", "prompt_logprobs", "grammar",
+)  # fmt: skip
+
+
+def meaningless(chosen: Sampling) -> str | None:
+    """The first thing asked for that makes no sense where masks are filled in any order; None = all does."""
+    for name in MEANINGLESS:
+        if getattr(chosen, name) != getattr(PLAIN, name):
+            return name
+    return None
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -15,6 +15,9 @@ LLaDA's published sampler), 6 (a copy in fp32) or 2. Step by step the ladder is
     dllm-1.0   logits in slices of 1024 rows besides
     dllm-0.5   half of the positions outside a block kept besides: dLLM-Serve; 0.25 a quarter
 
+What memory can give is bounded: a batch of any size computes as long for a token as one that fills the card, and on
+48 GB the baseline's own batch is close to that (`python -m benchmarks.canvas_bound`).
+
 Whole sequences are computed twice a block by all of these, as dLLM-Serve does (full, then refresh). Fast-dLLM does it
 once; `fast` is the baseline so, and `dllm-fast` dLLM-Serve so. That the engine's retention of 1 is exact, and that its
 logits take what a slice takes, are tests of the engine (tests/engine/torch/test_canvases.py).

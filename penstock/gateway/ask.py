@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from penstock.core.canvas import meaningless
 from penstock.core.errors import BadRequest, ContextTooLong
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Grammar, ProgramId, Request, RequestId, Sampling, Slo
@@ -98,7 +99,7 @@ def sampling_of(
         stop_ids = (*stop_ids, *sorted(text.eos_ids.difference(stop_ids)))
     own = text.preferred if as_model_prefers else Preferred()
     top_k = _first(body.top_k, own.top_k, 0)
-    return Sampling(
+    chosen = Sampling(
         min_tokens=body.min_tokens or 0,
         temperature=_first(body.temperature, own.temperature, 1.0),
         top_p=_first(body.top_p, own.top_p, 1.0),
@@ -116,6 +117,14 @@ def sampling_of(
         stop_ids=stop_ids,
         ignore_eos=bool(body.ignore_eos),
     )
+    odd = meaningless(chosen) if text.is_canvas else None
+    if odd is not None:
+        raise Unsupported(
+            f"{odd} has no meaning for a model that fills masks in any order",
+            hint="leave it out",
+            param="response_format" if odd == "grammar" else odd,
+        )
+    return chosen
 
 
 def _first(given: N | None, preferred: N | None, default: N) -> N:

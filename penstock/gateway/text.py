@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from penstock.core.errors import BadRequest
 from penstock.engine.grammar import Grammars
+from penstock.engine.torch.diffusion.families import is_diffusion
 from penstock.gateway.detokenize import (
     ByteDetokenizer,
     ByteTable,
@@ -30,6 +31,7 @@ from penstock.gateway.folder import (
     load_template,
     load_tokenizer,
     preferred,
+    read_table,
 )
 from penstock.gateway.marks import MARKS, form_of, thinks
 from penstock.gateway.template import ChatTemplate
@@ -49,6 +51,7 @@ class TextModel:
         eos_ids: frozenset[int] = frozenset(),
         template: ChatTemplate | None = None,
         preferred: Preferred = Preferred(),  # noqa: B008 - frozen
+        is_canvas: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.context_tokens = context_tokens
@@ -60,6 +63,7 @@ class TextModel:
         special = tokenizer.get_added_tokens_decoder().items()
         self._special = {id: token.content for id, token in special if token.special}
         self._marks = frozenset(id for id, word in self._special.items() if word in MARKS)
+        self.is_canvas = is_canvas  # a diffusion language model, which fills masks in any order
         self.num_vocabulary: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self._pieces = _token_bytes(tokenizer)
         self.longest_token = max(map(len, self._pieces), default=1) or 1
@@ -75,12 +79,14 @@ class TextModel:
         """From a model folder. `max_context` narrows what config.json allows. Raises BadModel."""
         tokenizer = load_tokenizer(folder)
         context = context_tokens(folder)
+        wanted, is_canvas = preferred(folder), is_diffusion(read_table(folder / "config.json"))
         return cls(
             tokenizer,
             context_tokens=context if max_context is None else min(context, max_context),
             eos_ids=eos_ids(folder, tokenizer),
             template=load_template(folder),
-            preferred=preferred(folder),
+            preferred=Preferred(temperature=wanted.temperature) if is_canvas else wanted,
+            is_canvas=is_canvas,
         )
 
     def _shown(self) -> list[bytes]:

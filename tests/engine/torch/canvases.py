@@ -128,12 +128,36 @@ def dense_logits(model: PreTrainedModel, ids: Tensor, is_shifted: bool) -> Tenso
     return torch.cat((logits[:1], logits[:-1])) if is_shifted else logits
 
 
+def cached_logits(
+    model: torch.nn.Module, stale: Tensor, now: Tensor, start: int, is_shifted: bool
+) -> Tensor:
+    """transformers' own cache of all positions, its block cut out, and the block computed behind it."""
+    count, end = len(stale), start + len(now)
+    outside = torch.tensor([at for at in range(count) if not start <= at < end])
+    with torch.no_grad():
+        told = model(stale[None], attention_mask=torch.zeros(1, 1, count, count), use_cache=True)
+        cache = told.past_key_values
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, outside], layer.values[:, :, outside]
+        logits = model(
+            now[None],
+            attention_mask=torch.zeros(1, 1, len(now), count),
+            position_ids=torch.arange(start, end)[None],
+            past_key_values=cache,
+        ).logits[0]
+    return torch.cat((logits[:1], logits[:-1])) if is_shifted else logits
+
+
 def dense_answer(
     model: PreTrainedModel, prompt: list[int], num_masks: int, rule: CanvasRule, is_shifted: bool
 ) -> list[int]:
-    """The answer when every step computes everything: low-confidence remasking, block by block."""
+    """The answer when every step computes everything: low-confidence remasking, block by block.
+
+    Where the rule reuses, a step sees what transformers' own cache holds of all positions outside the block.
+    """
     ids = torch.tensor(prompt + [MASK] * num_masks)
     masked = torch.arange(len(ids)) >= len(prompt)
+    stale = ids
     for start in range(len(prompt), len(ids), rule.block_tokens):
         inside = torch.zeros(len(ids), dtype=torch.bool)
         inside[start : start + rule.block_tokens] = True
@@ -141,7 +165,13 @@ def dense_answer(
             here = (inside & masked).nonzero()[:, 0]
             if not len(here):
                 break
-            logits = dense_logits(model, ids, is_shifted)[here]
+            phase = rule.phase(step)
+            if phase == "reuse":
+                now = ids[start : start + rule.block_tokens]
+                logits = cached_logits(model, stale, now, start, is_shifted)[here - start]
+            else:
+                stale = ids.clone() if phase == "refresh" else ids
+                logits = dense_logits(model, ids, is_shifted)[here]
             logits[:, MASK] = -torch.inf
             best = logits.softmax(-1).max(-1)
             count = -(-len(here) // (rule.steps - step))

@@ -21,7 +21,14 @@ from penstock.engine.torch.diffusion.families import read_canvassed
 from penstock.engine.torch.diffusion.model import Counts, DiffusionModel
 from penstock.engine.torch.diffusion.open import open_diffusion
 from penstock.engine.torch.diffusion.unmask import Noise, guess
-from tests.engine.torch.canvases import CONFIGS, MASK, dense_answer, dense_logits, saved_canvas
+from tests.engine.torch.canvases import (
+    CONFIGS,
+    MASK,
+    cached_logits,
+    dense_answer,
+    dense_logits,
+    saved_canvas,
+)
 
 ENGINE = EngineConfig(device="cpu", dtype="fp32", threads=1, num_blocks=128)
 PROMPTS = ([3, 4, 5, 6, 7], [9] * 20, [11 + (7 * at) % 400 for at in range(33)])
@@ -126,24 +133,17 @@ def test_reuse_with_all_kept_sees_what_a_dense_cache_holds(model_root: Path, nam
     assert not canvas.is_masked[here[place]]
 
 
-def cached_logits(
-    model: torch.nn.Module, stale: Tensor, now: Tensor, start: int, is_shifted: bool
-) -> Tensor:
-    """transformers' own cache of all positions, its block cut out, and the block computed behind it."""
-    count, end = len(stale), start + len(now)
-    outside = torch.tensor([at for at in range(count) if not start <= at < end])
-    with torch.no_grad():
-        told = model(stale[None], attention_mask=torch.zeros(1, 1, count, count), use_cache=True)
-        cache = told.past_key_values
-        for layer in cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, outside], layer.values[:, :, outside]
-        logits = model(
-            now[None],
-            attention_mask=torch.zeros(1, 1, len(now), count),
-            position_ids=torch.arange(start, end)[None],
-            past_key_values=cache,
-        ).logits[0]
-    return torch.cat((logits[:1], logits[:-1])) if is_shifted else logits
+@pytest.mark.parametrize("name", ["llada", "dream"])
+@pytest.mark.parametrize("often", [{}, {"refresh_every": 3}, {"delay": 0}])
+def test_answers_that_keep_all_are_those_of_a_dense_cache(
+    model_root: Path, name: str, often: dict[str, int]
+) -> None:
+    """Retention 1 through whole answers, against transformers' cache."""
+    rule = replace(USUAL, **often)
+    model, reference = opened(model_root, name), saved_canvas(model_root, name)[1]
+    for prompt in PROMPTS:
+        want = dense_answer(reference, list(prompt), 24, rule, name == "dream")
+        assert finished(model, [begun(prompt, rule)]) == [want]
 
 
 @pytest.mark.parametrize("name", ["llada", "dream"])

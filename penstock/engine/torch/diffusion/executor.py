@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from penstock.core.canvas import meaningless
 from penstock.core.plans import Done, Opening, Plan, Sampled, Work
 from penstock.core.ports import Completion, Grain
 from penstock.core.prompt import TokenPrompt
 from penstock.core.rng import stream
-from penstock.core.types import CanvasRule, Caps, PlanId, Request, Sampling
+from penstock.core.types import CanvasRule, Caps, PlanId, Request
 from penstock.engine.folder import ModelFacts
 from penstock.engine.torch.chance import chance_of
 from penstock.engine.torch.diffusion.canvas import Canvas
@@ -31,11 +32,6 @@ from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Step
 if TYPE_CHECKING:
     from penstock.engine.torch.build import EngineConfig
 
-PLAIN = Sampling()
-MEANINGLESS = (
-    "min_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "logit_bias", "logprobs", "prompt_logprobs", "grammar",
-)  # fmt: skip
 BROKEN = "the model gave no finite numbers for the next tokens"
 
 
@@ -54,6 +50,7 @@ class DiffusionExecutor:
         self.num_blocks, self.block_size = num_blocks, config.block_size
         dtype = str(model.decoder.embedding.dtype).removeprefix("torch.")
         self.notes = {"device": str(model.device), "dtype": dtype, "attention": "packed, no mask"}
+        self.notes["canvas"] = described(rule)
         self.counts = Counts()  # of the last step
         self._model, self._rule = model, rule
         self._caps = Caps(
@@ -171,11 +168,9 @@ class DiffusionExecutor:
             return "the prompt has no token ids, which a real model needs"
         if request.parts or request.adapter is not None:
             return "this model takes text only, and has no adapters"
-        for name in MEANINGLESS:
-            if getattr(chosen, name) != getattr(PLAIN, name):
-                return (
-                    f"{name} has no meaning for a model that fills masks in any order: leave it out"
-                )
+        name = meaningless(chosen)
+        if name is not None:
+            return f"{name} has no meaning for a model that fills masks in any order: leave it out"
         ids = [*prompt.ids, *chosen.stop_ids]
         if not (0 <= min(ids) and max(ids) < self.facts.vocab_size):
             return (
@@ -214,3 +209,15 @@ class DiffusionExecutor:
         ends = [place for place, token in enumerate(told.tokens) if token in stops]
         ids = told.tokens[: ends[0] + 1] if ends else told.tokens
         return [Sampled(seq, len(ids), ids, bool(ends))]
+
+
+def described(rule: CanvasRule) -> str:
+    """How answers are filled, and whether that is what the model itself would write."""
+    every = rule.refresh_every
+    often = "once a block" if every is None else f"every {every} steps" if every > 1 else "always"
+    told = f"blocks of {rule.block_tokens} in {rule.steps} steps, refreshed {often}, "
+    if every == 1 or rule.delay >= rule.steps:
+        return told + "exact"
+    return (
+        told + f"retention {rule.retention:g}: `penstock bench agreement` tells what that changes"
+    )
