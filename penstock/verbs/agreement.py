@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
@@ -19,6 +19,11 @@ EPILOG = (
 )
 
 
+DTYPES: dict[str, Literal["auto", "fp32", "bf16"]] = {
+    "auto": "auto",
+    "fp32": "fp32",
+    "bf16": "bf16",
+}
 N = TypeVar("N", int, float)
 
 
@@ -37,6 +42,7 @@ def agreement(  # noqa: PLR0913 - one flag each
     ] = "8,4,1",
     steps: Annotated[int, typer.Option(help="Steps of a block of 32 tokens.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Serve the same prompts with every setting and compare the texts with those of the exact run.
@@ -53,6 +59,8 @@ def agreement(  # noqa: PLR0913 - one flag each
     from penstock.lab.agreement import settings, text_of
     from penstock.report.progress import Bar
 
+    if dtype not in DTYPES:
+        raise BadConfig(f"there is no dtype {dtype}", hint=f"use {', '.join(DTYPES)}")
     try:
         rules = settings(
             CanvasRule(steps=steps), _numbers(retention, float), _numbers(refresh_every, int)
@@ -68,7 +76,7 @@ def agreement(  # noqa: PLR0913 - one flag each
             prompts=prompts,
             rules=rules,
             num_masks=max_tokens,
-            config=EngineConfig(device=device),
+            config=EngineConfig(device=device, dtype=DTYPES[dtype]),
             on_done=bar.show,
         )
     typer.echo(json.dumps([asdict(one) for one in found]) if is_json else text_of(found))

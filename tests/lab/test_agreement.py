@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,11 @@ def test_settings_begin_with_the_exact_one() -> None:
 
 
 def test_exact_settings_agree_wholly_and_a_quarter_does_not(tmp_path: Path) -> None:
-    """A block of 16 in 8 steps. The pages' lower halves can be told only by whoever sees the upper ones."""
+    """A block of 16 in 8 steps."""
     usual = CanvasRule(block_tokens=16, steps=8)
-    rules = settings(usual, [1.0, 0.25], [1])
+    rules = [*settings(usual, [1.0, 0.25], []), replace(usual, refresh_every=1)]
     found = agreement(
-        str(TINY), prompts=some(tmp_path, 4), rules=rules, num_masks=32, config=CONFIG
+        str(TINY), prompts=some(tmp_path, 3), rules=rules, num_masks=32, config=CONFIG
     )
     by_name = {named(one.rule): one for one in found}
     first = by_name["exact (every step whole)"]
@@ -54,15 +55,15 @@ def test_exact_settings_agree_wholly_and_a_quarter_does_not(tmp_path: Path) -> N
     kept, quarter = by_name["retention 1, once a block"], by_name["retention 0.25, once a block"]
     assert (always.same, always.whole) == (first.same, first.whole) == (1.0, 1.0)
     assert kept.dense == 1.0 and quarter.dense is not None and quarter.dense < 1.0
-    assert first.right is not None and quarter.right is not None
-    assert first.right > 0.5 > quarter.right
-    assert quarter.infilled is not None and first.infilled is not None
-    assert quarter.infilled < first.infilled
+    assert quarter.same < 1.0 and quarter.right is not None
+    for one in (first, kept, quarter):  # guessed by a model that has learned something
+        assert one.infilled is not None and 0.3 < one.infilled < 1.0
+    assert always.infilled == first.infilled
     assert first.computed > kept.computed == quarter.computed
     assert first.computed == pytest.approx(always.computed)
     assert quarter.kept <= kept.kept // 4 + 1
     told = text_of(found)
-    assert "pages: 4 prompts" in told and "retention 0.25, once a block" in told
+    assert "pages: 3 prompts" in told and "retention 0.25, once a block" in told
 
 
 def test_shares_are_of_positions_that_both_have() -> None:

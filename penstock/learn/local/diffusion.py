@@ -35,7 +35,7 @@ from penstock.learn.local.tokenizer import save_tokenizer, special_id
 MASK = "<|mask|>"
 NUM_PAGES, NUM_HELD_OUT = 12_000, 100
 SOURCES_ONE_IN = 4
-NUM_ASKED, PIECE = 16, 600  # prompts of each kind that lie beside the weights; characters
+NUM_ASKED, PIECE = 12, 600  # prompts of each kind that lie beside the weights; characters
 HELD_OUT = "held_out.jsonl"
 SMALL = Recipe(
     shape=Shape(

@@ -1,13 +1,14 @@
 """Pages that are made up: a list of things, and below it what it says of them, told again line by line.
 
-Who fills in a page's lower half has to look things up in its upper half, so these pages show what a model loses when it
-keeps only some of what it has read (benchmarks of retention). Words, numbers and their order are drawn; no two pages
+Who has learned to fill in a page's lower half looks things up in its upper half; whether a model has is told by `facts`
+masked alone. Words, numbers and their order are drawn; no two pages
 are expected to be equal. Every word is ours: Apache-2.0.
 """
 
 from __future__ import annotations
 
 import random
+import re
 
 from penstock.learn.local.corpus import Document
 
@@ -57,3 +58,15 @@ def halves(text: str) -> tuple[str, str]:
     listed, end, recaps = rest.partition("\n\n")
     first, colon, told = recaps.partition(":")
     return head + gap + listed + end + first + colon, told
+
+
+def facts(text: str) -> list[list[tuple[int, int]]]:
+    """Where the facts of each recap stand, with the space before them: (start, end) of characters."""
+    told = len(text) - len(halves(text)[1])
+    found = []
+    for recap in RECAPS:
+        start = text.index(f"{recap}:", text.rindex("\n\n", 0, told)) + len(recap) + 1
+        line = text[start : text.index("\n", start)]
+        matches = re.finditer(r"[a-z]+( \w+)[,.]", line)
+        found.append([(start + one.start(1), start + one.end(1)) for one in matches])
+    return found
