@@ -3,8 +3,8 @@
     python -m benchmarks.canvas_memory [--positions 512] [--answers 8] [--kept-answers 32] [--vocab 32000] [--json FILE]
 
 Each line is a process of its own, forked when the model is loaded and has run: resident memory at its peak (VmHWM,
-reset first) less what it had before. `answers` canvases of `positions` go
-through the engine's own code, random weights in fp32:
+reset first) less what it had before; the C library is told to give back what is freed. `answers` canvases of
+`positions` go through the engine's own code, random weights in fp32:
 
     sampler    one full step's hidden rows turned into (token, confidence): all rows at once as LLaDA's published code
                does it (Gumbel noise and softmax in fp64), as one slice of ours, and ours for the masked rows of active
@@ -20,6 +20,7 @@ bf16), ours beside what the log-sum-exp takes (8 bytes; 10 where they are bf16 a
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import multiprocessing
@@ -42,6 +43,7 @@ from penstock.engine.torch.diffusion.unmask import guess
 
 WIDTH, HEADS, LAYERS, FFN, BLOCK = 256, 4, 4, 512, 32
 PROMPT = 64
+MMAP_THRESHOLD = -3  # of glibc's mallopt: larger pieces are given back when freed
 PUBLISHED_BYTES, OWN_BYTES = 20, 8
 SLICES = (1024, 128, 32)
 RETENTIONS = (1.0, 0.75, 0.5, 0.25)
@@ -70,6 +72,7 @@ def peak_bytes(body: Callable[[], None]) -> int:
 
     def child() -> None:
         torch.set_num_threads(1)
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 18)
         gc.collect()
         before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")

@@ -118,6 +118,7 @@ def agreement(
 ) -> list[Agreement]:
     """One entry a kind of prompt and rule; the first rule is what the others are compared with."""
     from penstock.engine.torch.build import EngineConfig
+    from penstock.engine.torch.diffusion.infill import infilled
     from penstock.engine.torch.diffusion.open import open_diffusion
 
     facts = model_facts(model)
@@ -134,7 +135,12 @@ def agreement(
     for place, rule in enumerate(rules):
         on_done(place, len(rules))
         texts.append(served(opened, rule, asked, num_masks))
-        infills.append([infilled(opened, rule, one) if one.truth else (0, 0) for one in asked])
+        infills.append(
+            [
+                infilled(opened.model, rule, one.prompt, one.truth) if one.truth else (0, 0)
+                for one in asked
+            ]
+        )
     on_done(len(rules), len(rules))
     return compared(asked, rules, texts, infills)
 
@@ -236,29 +242,6 @@ async def _serve(
     await replica.drain()
     await replica.stop()
     await running
-
-
-def infilled(opened: Opened, rule: CanvasRule, one: Asked) -> tuple[int, int]:
-    """Masked tokens of the first block behind the prompt that were guessed right, and how many there were."""
-    import torch
-
-    from penstock.engine.torch.diffusion.canvas import Canvas
-
-    canvas = Canvas.begun(list(one.prompt), len(one.truth), rule, opened.model.mask_id, None)
-    truth = torch.tensor(one.truth, dtype=torch.int64)
-    start, end = canvas.block
-    canvas.is_masked[:] = False
-    canvas.is_masked[start:end:2] = True
-    canvas.ids[start:] = truth
-    canvas.ids[canvas.is_masked] = opened.model.mask_id
-    canvas.slots = torch.arange(rule.num_kept(len(canvas.ids)))
-    wanted = canvas.is_masked.nonzero()[:, 0]
-    with torch.inference_mode():
-        while canvas.num_done == 0:
-            for _ in opened.model.step([(canvas, rule.phase(canvas.step))]):
-                pass
-    right = canvas.ids[wanted] == truth[wanted - start]
-    return int(right.sum()), len(wanted)
 
 
 def compared(

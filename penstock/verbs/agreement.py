@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -49,10 +50,8 @@ def agreement(  # noqa: PLR0913 - one flag each
 
     The exact run computes all positions in every step. One that refreshes in every step must say the same.
     """
-    try:
-        import torch  # noqa: F401 - not after minutes of other work
-    except ModuleNotFoundError:
-        raise missing_extra("torch", "engine") from None
+    if find_spec("torch") is None:
+        raise missing_extra("torch", "engine")
     from penstock.core.types import CanvasRule
     from penstock.engine.torch.build import EngineConfig
     from penstock.lab.agreement import agreement as measure

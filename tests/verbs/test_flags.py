@@ -158,11 +158,12 @@ def test_every_verb_is_a_file_and_every_file_a_verb() -> None:
     files = {path.stem for path in (ROOT / "penstock" / "verbs").glob("*.py")}
     parts = {
         "__init__",
+        "agreement",
         "calibrate",
         "gate",
         "validate",
         "sweeping",
-    }  # calibrate, gate and validate are commands of bench, sweeping a part of simulate
+    }  # agreement, calibrate, gate and validate are commands of bench, sweeping a part of simulate
     assert files - parts == set(VERBS)
 
 

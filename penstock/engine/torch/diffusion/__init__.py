@@ -5,6 +5,7 @@
     unmask.py     from hidden states to (token, confidence), in bounded slices of logit rows
     canvas.py     the tokens of one answer and which of them are still masked
     model.py      one forward over answers in different phases
+    infill.py     what is guessed right in the middle of a known text
 
 A forward sees an answer in one of three phases:
 
