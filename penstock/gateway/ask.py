@@ -117,12 +117,17 @@ def sampling_of(
         stop_ids=stop_ids,
         ignore_eos=bool(body.ignore_eos),
     )
+    return _meant(chosen, text, "response_format")
+
+
+def _meant(chosen: Sampling, text: TextModel, grammar_field: str) -> Sampling:
+    """The same. Raises Unsupported for what makes no sense where masks are filled in any order."""
     odd = meaningless(chosen) if text.is_canvas else None
     if odd is not None:
         raise Unsupported(
             f"{odd} has no meaning for a model that fills masks in any order",
             hint="leave it out",
-            param="response_format" if odd == "grammar" else odd,
+            param=grammar_field if odd == "grammar" else odd,
         )
     return chosen
 
@@ -287,7 +292,8 @@ def ask_chat(
         check_logprobs("top_logprobs", wanted, config),
         as_model_prefers=config.model_defaults,
     )
-    sampling = replace(sampling, grammar=_chat_grammar(body, laid, text, sampling.grammar))
+    grammar = _chat_grammar(body, laid, text, sampling.grammar)
+    sampling = _meant(replace(sampling, grammar=grammar), text, "tool_choice")
     return Ask(
         id="",
         model=body.model or "",
