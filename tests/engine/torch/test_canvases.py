@@ -134,14 +134,14 @@ def test_reuse_with_all_kept_sees_what_a_dense_cache_holds(model_root: Path, nam
 
 
 @pytest.mark.parametrize("name", ["llada", "dream"])
-@pytest.mark.parametrize("often", [{}, {"refresh_every": 3}, {"delay": 0}])
+@pytest.mark.parametrize("often", [{}, {"delay": 0, "refresh_every": 3}])
 def test_answers_that_keep_all_are_those_of_a_dense_cache(
     model_root: Path, name: str, often: dict[str, int]
 ) -> None:
     """Retention 1 through whole answers, against transformers' cache."""
     rule = replace(USUAL, **often)
     model, reference = opened(model_root, name), saved_canvas(model_root, name)[1]
-    for prompt in PROMPTS:
+    for prompt in PROMPTS[:2]:
         want = dense_answer(reference, list(prompt), 24, rule, name == "dream")
         assert finished(model, [begun(prompt, rule)]) == [want]
 
