@@ -152,7 +152,7 @@ def _host_link(spec: ReplicaSpec, shape: ModelShape) -> HostLink | None:
         dispatch_s=swap.dispatch_s,
         bytes_per_s=devices * swap.gb_s * 1e9,
         block_bytes=round(shape.kv_bytes * spec.block_size),
-        pieces=2 * shape.layers,
+        pieces=shape.kv_pieces,
     )
 
 

@@ -175,6 +175,11 @@ class ModelShape:
         return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_item_bytes
 
     @property
+    def kv_pieces(self) -> int:
+        """Stretches of memory that a block of positions is: one a layer for keys and one for values, or for latents."""
+        return self.layers * (2 if self.latent is None else 1)
+
+    @property
     def pair_flops(self) -> int:
         """Of one query and one key that it sees, in one layer."""
         if self.latent is not None:

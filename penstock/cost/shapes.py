@@ -69,6 +69,23 @@ PRESETS: dict[str, ModelShape] = {
             (128, 8, 1536),
             has_qk_norm=True,
         ),
+        _preset(
+            "gemma-2-9b",
+            (3584, 42, 16, 8, 256, 14336, 256000, 8192),
+            is_tied=True,
+            window=4096,
+            window_layers=21,
+            small_params=42 * 2 * 3584,
+        ),
+        _preset(
+            "deepseek-v2-lite",
+            (2048, 27, 16, 1, 192, 10944, 102400, 163840),
+            (64, 6, 1408),
+            expert_layers=26,
+            shared_ffn=2 * 1408,
+            latent=LatentShape(rank=512, rotated=64, plain=128, value=128),
+            small_params=27 * 512,
+        ),
     )
 }
 

@@ -11,7 +11,7 @@ from penstock.core.errors import BadConfig
 from penstock.cost.hardware import card_of
 from penstock.cost.nano_times import RooflineTimes
 from penstock.cost.roofline import Roofline
-from penstock.cost.shapes import ModelShape, shape_of_config
+from penstock.cost.shapes import ModelShape, shape_of, shape_of_config
 from penstock.cost.step import StepFeatures, features_of
 from penstock.cost.work import read_params, work_of
 
@@ -57,6 +57,14 @@ PUBLISHED = {  # parameters that the publishers' safetensors indices add up to
 def test_published_numbers_of_parameters(name: str) -> None:
     told, params = PUBLISHED[name]
     assert shape_of_config(told, name).params == params
+
+
+def test_presets_are_what_the_files_say() -> None:
+    lite, gemma = shape_of("deepseek-v2-lite"), shape_of("gemma-2-9b")
+    assert lite == shape_of_config(LITE, lite.name)
+    told = {**PUBLISHED["gemma-2-9b"][0], "max_position_embeddings": 8192}
+    assert gemma == shape_of_config(told, gemma.name)
+    assert (lite.kv_pieces, gemma.kv_pieces) == (27, 84)
 
 
 def test_parameters_equal_those_of_transformers(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
         Phi3Config,
         dict(
             num_attention_heads=2,
-            num_key_value_heads=1,
+            num_key_value_heads=2,
             original_max_position_embeddings=64,
             rope_parameters=LONGROPE,
         ),
