@@ -117,7 +117,8 @@ async def until(is_so: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("name", [pytest.param("llama-8", marks=pytest.mark.slow), "qwen3-moe-8"])
+@pytest.mark.slow  # test_policies_keep_the_text.py plays it with a smaller model
+@pytest.mark.parametrize("name", ["llama-8", "qwen3-moe-8"])
 async def test_layered_prefill(model_root: Path, name: str) -> None:
     """Shared prefixes, rounds of several prompts, prompts of several rounds, and too few blocks for all."""
     folder, _ = saved(model_root, name)
