@@ -86,7 +86,8 @@ class Live:
     def hear(self, items: Sequence[tuple[str, Output]]) -> None:
         self.played.hear(items)
         for name, _ in items:
-            told = sum(output.num_tokens for output in self.played.told[name, 0])
+            first = self.played.told.get((name, 0), [])
+            told = sum(output.num_tokens for output in first)
             if told >= self.cancel_at.get(name, 1 << 30):
                 self.played.cancelled.add(name)
                 self.replica.cancel(name)
