@@ -1,217 +1,369 @@
-"""Which scheduler carries the most load within a promise: every policy of the table below on four workloads.
+"""Which scheduler carries the most load within a promise: sets of policies from the whole table on four workloads.
 
-    python -m benchmarks.schedulers [--only chat,agents] [--seeds 2] [--processes 2] [--json FILE] [--page PAGE]
+    python -m benchmarks.schedulers [--only chat,agents] [--processes 2] [--json FILE] [--page PAGE] [--from-json FILE]
 
-For each workload of examples/workloads (chat, code, long_context, agents), three promises (prompt: an early first
-token; smooth: short gaps; relaxed) and a ladder of rates, one modelled A100-80G with an 8B model runs each scheduler.
-What is compared is the highest rate at which 90 % of all requests keep the promise (report.capacity: interpolated
-between two rates of the ladder). A scheduler that reads promises is told each of them and run again; the others are
-run once and judged by all three. Scheduler time is not charged. A winner is named when its capacity is above the
-runner-up's for every seed; else both are named.
+One modelled A100-80G with an 8B model serves the arrivals of examples/workloads (chat, code, long_context, agents; cut
+to the spans below). For each of four promises (prompt: an early first token; smooth: short gaps; relaxed; mixed: half
+the tenants want an answer at once, the others within half a minute) the highest rate is sought at which 90 % of all
+requests keep it: on a grid of rates STEP apart, from a guess up (or down) until one fails (or holds), then between the
+two. So a capacity is the highest rate of the grid that holds, and two within one step of each other count as equal. In
+`mixed` 90 % of either class must hold. A scheduler that reads promises or priorities is told each of them and run again; the
+others are run once a rate and judged by all four. A run in which no promise can be kept any more is ended early.
 
---page writes the table between the two marks in that file: docs/schedulers.md is made so.
+All sets are run with one seed; the best of each promise, and the default, once more with another, around the place that
+the first found. A second table compares admissions and victims where memory is short (an eighth of it).
+Scheduler time is not charged. --page writes the tables between the marks of docs/schedulers.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from benchmarks.schedulers_tables import Found, Key, page_with, tables
 from penstock.assemble import load_config
 from penstock.core.events import Event, Finished, Refused
 from penstock.core.types import Slo
+from penstock.lab.play import Played
 from penstock.lab.simulate import simulate
-from penstock.report.capacity import Capacity, capacity_of
-from penstock.traffic import open_trace
+from penstock.traffic import Trace, open_trace
+from penstock.traffic.promises import Promise
 
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- table of benchmarks/schedulers.py -->", "<!-- end of the table -->"
+WANTED, STEP = 0.9, 1.15
+LOWEST, HIGHEST = -25, 40  # places of the grid: 0.03 to 270 a second
+MIXED, LATER = "mixed", (30.0, 0.5)  # the promise of tenants with even numbers there
 PROMISES: dict[str, dict[str, tuple[float, float]]] = {  # workload -> promise -> (TTFT s, TPOT s)
     "chat": {"prompt": (0.5, 0.1), "smooth": (2.0, 0.035), "relaxed": (10.0, 0.1)},
     "code": {"prompt": (1.0, 0.2), "smooth": (2.0, 0.06), "relaxed": (5.0, 0.2)},
     "long_context": {"prompt": (3.0, 0.15), "smooth": (8.0, 0.06), "relaxed": (20.0, 0.2)},
     "agents": {"prompt": (1.0, 0.15), "smooth": (3.0, 0.05), "relaxed": (10.0, 0.15)},
 }
-RATES: dict[str, tuple[float, ...]] = {  # conversations, requests, requests, programs a second
-    "chat": (1.0, 1.5, 2.0, 2.5, 3.0, 4.0),
-    "code": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
-    "long_context": (0.1, 0.2, 0.3, 0.45, 0.6),
-    "agents": (0.1, 0.2, 0.3, 0.45, 0.6),
+SPANS = {  # instead of four minutes
+    "chat": "duration_s = 60",
+    "code": "num_requests = 400",
+    "long_context": "num_requests = 160",
+    "agents": "duration_s = 60",
 }
-SCHEDULERS: dict[str, dict[str, object]] = {
-    "vllm-v1 (2,048)": {"preset": "vllm-v1"},
-    "vllm-v1 (512)": {"preset": "vllm-v1", "batch": {"name": "vllm-v1", "max_tokens": 512}},
+GUESSES = {  # places at which the search begins, by promise
+    "chat": (9, 7, 10, 8),
+    "code": (0, -5, 8, 0),
+    "long_context": (-9, -7, -2, -11),
+    "agents": (3, 3, 5, 2),
+}
+V1 = "vllm-v1 (2,048)"
+Table = dict[str, object]
+SCHEDULERS: dict[str, Table] = {
+    V1: {"preset": "vllm-v1"},
+    "vllm-v1 (512)": {"preset": "vllm-v1", "batch": {"max_tokens": 512}},
     "sglang": {"preset": "sglang"},
     "split-fuse": {"preset": "split-fuse"},
     "prefill-first": {"preset": "prefill-first"},
+    "layered": {"preset": "layered"},
+    "constant-dense": {"preset": "vllm-v1", "batch": {"name": "constant-dense"}},
+    "semi-pd": {"preset": "semi-pd"},
     "past-future": {"preset": "vllm-v1", "admit": "past-future"},
     "sjf": {"preset": "vllm-v1", "order": "sjf"},
     "lpm": {"preset": "vllm-v1", "order": "lpm"},
+    "dfs-weight": {"preset": "vllm-v1", "order": "dfs-weight"},
     "vtc": {"preset": "vllm-v1", "order": "vtc"},
-    "layered": {"preset": "layered"},
+    "drr": {"preset": "vllm-v1", "order": "drr"},
+    "edf": {"preset": "vllm-v1", "order": "edf"},
     "slack-edf": {"preset": "vllm-v1", "order": "slack-edf"},
+    "priority": {"preset": "vllm-v1", "order": "priority"},
     "flow-prefill": {"preset": "flow-prefill"},
+    "jitserve": {"preset": "jitserve"},
+    "fast-switch": {
+        "preset": "vllm-v1", "order": "priority", "batch": {"name": "resident"}, "evict": "fastswitch",
+    },
+}  # fmt: skip
+READS: dict[str, Sequence[str]] = {  # who is told which promises
+    "slack-edf": ("prompt", "smooth", "relaxed", MIXED),
+    "flow-prefill": ("prompt", "smooth", "relaxed", MIXED),
+    "jitserve": ("relaxed", MIXED),  # made for promises that leave room
+    "edf": (MIXED,),  # the default's like where all are promised the same
+    "priority": (MIXED,),
+    "fast-switch": (MIXED,),
 }
-READS_PROMISES = ("slack-edf", "flow-prefill")
+SWAPPED = ("fast-switch", "fastswitch")
+SHORT: dict[str, Table] = {  # where memory is short: who is admitted, and who leaves
+    **{
+        f"admit {name}": {"preset": "vllm-v1", "admit": name}
+        for name in ("full-fit", "watermark", "past-future", "conservative")
+    },
+    **{
+        f"evict {name}": {"preset": "vllm-v1", "evict": name}
+        for name in ("least-computed", "cheapest-per-block", "cache-aware", "retract")
+    },
+    "sglang": {"preset": "sglang"},
+    "fastswitch": {
+        "preset": "vllm-v1", "order": "fcfs", "batch": {"name": "resident"}, "evict": "fastswitch",
+    },
+}  # fmt: skip
+SHORT_BLOCKS, HOST_BLOCKS = 3500, 14000  # of 16 tokens; the whole card holds some 28,000
+SHORT_WORKLOADS = ("chat", "long_context")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One simulation. `promise` None: told to nobody, judged by all."""
+class Search:
+    """What one scheduler carries of one workload. `promise` None: told to nobody, judged by all."""
 
     workload: str
     scheduler: str
-    rate: float
-    seed: int
     promise: str | None
+    seed: int = 0
+    is_short: bool = False
+    starts: tuple[tuple[str, int], ...] = ()  # places found with another seed
+
+    @property
+    def promises(self) -> list[str]:
+        every = [*PROMISES[self.workload], MIXED]
+        return every if self.promise is None else [self.promise]
+
+
+class Enough(Exception):
+    """No promise can be kept any more."""
 
 
 class Kept:
-    """Counts whose answers kept each promise. What was refused kept none."""
+    """Counts by promise and class who kept it. What was refused kept none."""
 
-    def __init__(self, promises: Mapping[str, tuple[float, float]]) -> None:
-        self.kept = dict.fromkeys(promises, 0)
-        self.num = 0
-        self._promises = promises
+    def __init__(self, search: Search, expected: int) -> None:
+        self._bounds = PROMISES[search.workload]
+        self._names, self._expected = search.promises, expected
+        self.kept = {name: [0, 0] for name in self._names}
+        self.num = [0, 0]
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Refused):
-            self.num += 1
+            self.num[0] += 1
         if not isinstance(event, Finished):
             return
-        self.num += 1
+        later_class = is_later(event.tenant)
+        self.num[later_class] += 1
         if event.first_token_at is None or event.last_token_at is None:
             return
-        ttft_s = event.first_token_at - event.arrived_at
-        later = event.num_output - 1
-        tpot_s = (event.last_token_at - event.first_token_at) / later if later > 0 else 0.0
-        for name, (most_ttft_s, most_tpot_s) in self._promises.items():
-            self.kept[name] += ttft_s <= most_ttft_s and tpot_s <= most_tpot_s
+        ttft_s, more = event.first_token_at - event.arrived_at, event.num_output - 1
+        tpot_s = (event.last_token_at - event.first_token_at) / more if more > 0 else 0.0
+        for name in self._names:
+            most_ttft_s, most_tpot_s = bounds_of(self._bounds, name, later_class)
+            self.kept[name][later_class] += ttft_s <= most_ttft_s and tpot_s <= most_tpot_s
+
+    def look(self, played: Played) -> None:
+        """Called whenever a request was sent."""
+        most = (1 - WANTED) * self._expected
+        if all(sum(self.num) - sum(kept) > most for kept in self.kept.values()):
+            raise Enough
+
+    def shares(self) -> dict[str, float]:
+        """Over those who ended; with `Enough`, an upper bound that is low enough."""
+        found = {}
+        for name, (now, later) in self.kept.items():
+            if name == MIXED:
+                found[name] = min(now / max(1, self.num[0]), later / max(1, self.num[1]))
+            else:
+                found[name] = (now + later) / max(1, sum(self.num))
+        return found
 
 
-def play(run: Run) -> tuple[Run, dict[str, float]]:
-    promises = PROMISES[run.workload]
-    slo = Slo()
-    if run.promise is not None:
-        promises = {run.promise: promises[run.promise]}
-        slo = Slo(ttft_s=promises[run.promise][0], tpot_s=promises[run.promise][1])
-    config = load_config(
-        model="llama-3.1-8b",
-        flags={
-            "seed": run.seed,
-            "fleet.0.name": "default",
-            "fleet.0.executor": {"kind": "modelled", "gpu": "a100-80g"},
-            "fleet.0.policy": SCHEDULERS[run.scheduler],
-        },
-    )
-    trace = open_trace(
-        ROOT / "examples" / "workloads" / f"{run.workload}.toml",
-        rate_per_s=run.rate,
-        seed=run.seed,
+def is_later(tenant: str) -> bool:
+    """Whose promise in `mixed` is the loose one."""
+    return int(tenant.rpartition("-")[2]) % 2 == 0
+
+
+def bounds_of(
+    promises: Mapping[str, tuple[float, float]], name: str, later_class: bool
+) -> tuple[float, float]:
+    if name != MIXED:
+        return promises[name]
+    return LATER if later_class else promises["prompt"]
+
+
+def told(search: Search) -> tuple[Slo, tuple[Promise, ...]]:
+    """What requests carry: one promise for all, or one for each class of tenants."""
+    promises, name = PROMISES[search.workload], search.promise
+    if name is None:
+        return Slo(), ()
+    if name != MIXED:
+        return slo_of(promises[name]), ()
+    later = Promise(pattern="*[02468]", slo=slo_of(LATER), priority=1)
+    return Slo(), (later, Promise(pattern="*", slo=slo_of(promises["prompt"])))
+
+
+def slo_of(bounds: tuple[float, float]) -> Slo:
+    return Slo(ttft_s=bounds[0], tpot_s=bounds[1])
+
+
+def trace_of(search: Search, rate: float) -> Trace:
+    """Of the workload's file with another span."""
+    text = (ROOT / "examples" / "workloads" / f"{search.workload}.toml").read_text(encoding="utf-8")
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", delete=False) as file:
+        file.write(text.replace("duration_s = 240", SPANS[search.workload]))
+    slo, promises = told(search)
+    return open_trace(
+        Path(file.name),
+        rate_per_s=rate,
+        seed=search.seed,
         model="default",
         slo=slo,
+        promises=promises,
     )
-    kept = Kept(promises)
-    simulate(config, trace, has_gaps=False, listeners=(kept,))
-    return run, {name: count / max(1, kept.num) for name, count in kept.kept.items()}
 
 
-def runs(workloads: Sequence[str], num_seeds: int) -> Iterator[Run]:
+def settings_of(search: Search) -> dict[str, object]:
+    name = search.scheduler
+    flags: dict[str, object] = {
+        "seed": search.seed,
+        "fleet.0.name": "default",
+        "fleet.0.executor": {"kind": "modelled", "gpu": "a100-80g"},
+        "fleet.0.policy": (SHORT if search.is_short else SCHEDULERS)[name],
+    }
+    if search.is_short:
+        flags["fleet.0.cache.num_blocks"] = SHORT_BLOCKS
+    if name in SWAPPED:
+        flags["fleet.0.cache.swap"] = {"host_blocks": HOST_BLOCKS}
+    return flags
+
+
+def run(search: Search, place: int) -> dict[str, float]:
+    """The share that kept each promise at a place of the grid."""
+    trace = trace_of(search, STEP**place)
+    num = sum(1 for _ in trace.timed()) and trace.meta.rows_kept
+    kept = Kept(search, num)
+    config = load_config(model="llama-3.1-8b", flags=settings_of(search))
+    try:
+        simulate(config, trace, has_gaps=False, listeners=(kept,), on_progress=kept.look)
+    except Enough:
+        return {name: min(share, WANTED - 0.01) for name, share in kept.shares().items()}
+    finally:
+        trace.path.unlink()
+    return kept.shares()
+
+
+def highest(holds: Callable[[int], bool], known: Iterable[int], start: int) -> int | None:
+    """The last place that holds, from a guess in steps that double, then halving. None: not even the lowest.
+
+    `known`: places whose answer costs nothing.
+    """
+    low = high = None
+    for place in sorted(known):
+        if high is not None:
+            break
+        low, high = (place, None) if holds(place) else (low, place)
+    place, width = start, 1
+    while low is None or high is None:
+        if low is not None:
+            place, width = low + width, 2 * width
+        elif high is not None:
+            place, width = high - width, 2 * width
+        if not LOWEST <= place <= HIGHEST:
+            return low
+        low, high = (place, high) if holds(place) else (low, place)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def seek(search: Search) -> tuple[Search, dict[str, int | None], int]:
+    """By promise the highest place of the grid that holds, and how many simulations it took."""
+    shares: dict[int, dict[str, float]] = {}
+    every = (*PROMISES[search.workload], MIXED)
+    starts = dict(zip(every, GUESSES[search.workload], strict=True)) | dict(search.starts)
+    found: dict[str, int | None] = {}
+    for name in search.promises:
+
+        def holds(place: int, name: str = name) -> bool:
+            if place not in shares:
+                shares[place] = run(search, place)
+            return shares[place][name] >= WANTED
+
+        found[name] = highest(holds, list(shares), starts[name])
+    return search, found, len(shares)
+
+
+def searches(workloads: Sequence[str]) -> Iterator[Search]:
     for workload in workloads:
-        points = itertools.product(SCHEDULERS, RATES[workload], range(num_seeds))
-        for scheduler, rate, seed in points:
-            told = PROMISES[workload] if scheduler in READS_PROMISES else (None,)
-            for promise in told:
-                yield Run(workload, scheduler, rate, seed, promise)
+        for scheduler in SCHEDULERS:
+            for promise in READS.get(scheduler, (None,)):
+                yield Search(workload, scheduler, promise)
+    for workload in SHORT_WORKLOADS:
+        if workload in workloads:
+            yield from (Search(workload, name, None, is_short=True) for name in SHORT)
 
 
-Ladders = dict[tuple[str, str], dict[str, dict[int, dict[float, float]]]]
+def again(found: Found, seed: int) -> Iterator[Search]:
+    """The three best of each promise and the default once more, from where they were found."""
+    for (workload, promise, is_short), ladder in places(found).items():
+        default = "admit full-fit" if is_short else V1
+        best = sorted(ladder, key=lambda name: -ladder[name])[:3]
+        for name in {*best, default} & ladder.keys():
+            yield Search(workload, name, promise, seed, is_short, ((promise, ladder[name]),))
 
 
-def measure(args: argparse.Namespace, workloads: Sequence[str]) -> Ladders:
-    """(workload, promise) -> scheduler -> seed -> rate -> share that kept it."""
-    todo = list(runs(workloads, args.seeds))
-    found: Ladders = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    with ProcessPoolExecutor(args.processes) as pool:
-        for done, (run, shares) in enumerate(pool.map(play, todo, chunksize=4), 1):
-            for promise, share in shares.items():
-                found[run.workload, promise][run.scheduler][run.seed][run.rate] = share
-            if sys.stderr.isatty():
-                print(f"\r{done} of {len(todo)}", end="", file=sys.stderr)
-    return found
+def places(found: Found) -> dict[tuple[str, str, bool], dict[str, int]]:
+    """(workload, promise, is_short) -> scheduler -> place with the first seed."""
+    table: dict[tuple[str, str, bool], dict[str, int]] = {}
+    for key, by_seed in found.items():
+        place = by_seed[0]
+        ladder = table.setdefault((key.workload, key.promise, key.is_short), {})
+        if place is not None:
+            ladder[key.scheduler] = place
+    return table
 
 
-def capacity(ladder: Mapping[int, Mapping[float, float]]) -> tuple[float, list[float]]:
-    """Mean and by seed; 0 when the lowest rate already misses."""
-    by_seed = [rate_of(capacity_of(dict(steps))) for steps in ladder.values()]
-    return sum(by_seed) / len(by_seed), by_seed
-
-
-def rate_of(found: Capacity) -> float:
-    return 0.0 if found.load is None else found.load
-
-
-def table(found: Ladders) -> str:
-    lines = [
-        "| workload | promise (TTFT, TPOT) | most load | next | vllm-v1 (2,048) | least |",
-        "|---|---|---|---|---|---|",
-    ]
-    for (workload, promise), ladders in sorted(found.items(), key=lambda item: place(*item[0])):
-        ttft_s, tpot_s = PROMISES[workload][promise]
-        carried = {name: capacity(ladder) for name, ladder in ladders.items()}
-        ranked = sorted(carried, key=lambda name: -carried[name][0])
-        first, second = ranked[:2]
-        pairs = zip(carried[first][1], carried[second][1], strict=True)
-        is_clear = all(one > other for one, other in pairs)
-        best = told(first, carried) if is_clear else f"{told(first, carried)} or {second}"
-        lines.append(
-            f"| {workload.replace('_', ' ')} | {promise} ({ttft_s:g} s, {1000 * tpot_s:g} ms) | {best} | "
-            f"{told(second, carried)} | {carried['vllm-v1 (2,048)'][0]:.2f} | {told(ranked[-1], carried)} |"
-        )
-    return "\n".join(lines)
-
-
-def place(workload: str, promise: str) -> tuple[int, int]:
-    return list(PROMISES).index(workload), list(PROMISES[workload]).index(promise)
-
-
-def told(name: str, carried: Mapping[str, tuple[float, list[float]]]) -> str:
-    mean, by_seed = carried[name]
-    return f"{name} {mean:.2f} [{min(by_seed):.2f}..{max(by_seed):.2f}]"
+def measure(todo: Sequence[Search], found: Found, pool: ProcessPoolExecutor) -> int:
+    num = 0
+    for done, (search, by_promise, runs) in enumerate(pool.map(seek, todo), 1):
+        num += runs
+        for promise, place in by_promise.items():
+            key = Key(search.workload, promise, search.scheduler, search.is_short)
+            found.setdefault(key, {})[search.seed] = place
+        if sys.stderr.isatty():
+            print(f"\r{done} of {len(todo)} searches, {num} runs ", end="", file=sys.stderr)
+    return num
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Which scheduler carries the most load.")
     parser.add_argument("--only", default=",".join(PROMISES), help="workloads, by comma")
-    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="all shares, to this file")
+    parser.add_argument("--json", type=Path, help="all capacities, to this file")
+    parser.add_argument(
+        "--from-json", type=Path, nargs="+", help="tables of earlier runs, no new one"
+    )
     parser.add_argument("--page", type=Path, help="a page with the two marks")
     args = parser.parse_args()
-    found = measure(args, args.only.split(","))
-    shown = table(found)
+    found: Found = {}
+    if args.from_json:
+        for path in args.from_json:
+            for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+                found.setdefault(Key(**row["key"]), {})[row["seed"]] = row["place"]
+    else:
+        with ProcessPoolExecutor(args.processes) as pool:
+            num = measure(list(searches(args.only.split(","))), found, pool)
+            num += measure(list(again(found, 1)), found, pool)
+        print(f"{num} simulations", file=sys.stderr)
+    shown = tables(found, PROMISES, STEP)
     print(shown)
     if args.json:
         rows = [
-            {"workload": w, "promise": p, "scheduler": s, "seed": seed, "rate": rate, "kept": kept}
-            for (w, p), ladders in found.items()
-            for s, ladder in ladders.items()
-            for seed, steps in ladder.items()
-            for rate, kept in steps.items()
+            {"key": dataclasses.asdict(key), "seed": seed, "place": place}
+            for key, by_seed in found.items()
+            for seed, place in by_seed.items()
         ]
-        args.json.write_text(json.dumps({"schema": 1, "is_simulation": True, "rows": rows}) + "\n")
+        told = {"schema": 1, "is_simulation": True, "step": STEP, "rows": rows}
+        args.json.write_text(json.dumps(told) + "\n")
     if args.page:
-        text = args.page.read_text(encoding="utf-8")
-        head, _, rest = text.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        args.page.write_text(f"{head}{BEGIN}\n{shown}\n{END}{tail}", encoding="utf-8")
+        args.page.write_text(
+            page_with(args.page.read_text(encoding="utf-8"), shown), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":
