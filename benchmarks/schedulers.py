@@ -7,8 +7,9 @@ to the spans below). For each of four promises (prompt: an early first token; sm
 the tenants want an answer at once, the others within half a minute) the highest rate is sought at which 90 % of all
 requests keep it: on a grid of rates STEP apart, from a guess up (or down) until one fails (or holds), then between the
 two. So a capacity is the highest rate of the grid that holds, and two within one step of each other count as equal. In
-`mixed` 90 % of either class must hold. A scheduler that reads promises or priorities is told each of them and run again; the
-others are run once a rate and judged by all four. A run in which no promise can be kept any more is ended early.
+`mixed` 90 % of either class must hold. A scheduler that reads promises or priorities is told each of them and run
+again; the others are run once a rate and judged by all four. A run in which no promise can be kept any more is ended
+early.
 
 All sets are run with one seed; the best of each promise, and the default, once more with another, around the place that
 the first found. A second table compares admissions and victims where memory is short (an eighth of it).
@@ -318,13 +319,28 @@ def places(found: Found) -> dict[tuple[str, str, bool], dict[str, int]]:
     return table
 
 
-def measure(todo: Sequence[Search], found: Found, pool: ProcessPoolExecutor) -> int:
+def keep(path: Path, found: Found) -> None:
+    rows = [
+        {"key": dataclasses.asdict(key), "seed": seed, "place": place}
+        for key, by_seed in found.items()
+        for seed, place in by_seed.items()
+    ]
+    told = {"schema": 1, "is_simulation": True, "step": STEP, "rows": rows}
+    path.write_text(json.dumps(told) + "\n", encoding="utf-8")
+
+
+def measure(
+    todo: Sequence[Search], found: Found, pool: ProcessPoolExecutor, path: Path | None
+) -> int:
+    """Into `found`, and after each search all of it to a file."""
     num = 0
     for done, (search, by_promise, runs) in enumerate(pool.map(seek, todo), 1):
         num += runs
         for promise, place in by_promise.items():
             key = Key(search.workload, promise, search.scheduler, search.is_short)
             found.setdefault(key, {})[search.seed] = place
+        if path is not None:
+            keep(path, found)
         if sys.stderr.isatty():
             print(f"\r{done} of {len(todo)} searches, {num} runs ", end="", file=sys.stderr)
     return num
@@ -347,19 +363,11 @@ def main() -> None:
                 found.setdefault(Key(**row["key"]), {})[row["seed"]] = row["place"]
     else:
         with ProcessPoolExecutor(args.processes) as pool:
-            num = measure(list(searches(args.only.split(","))), found, pool)
-            num += measure(list(again(found, 1)), found, pool)
+            num = measure(list(searches(args.only.split(","))), found, pool, args.json)
+            num += measure(list(again(found, 1)), found, pool, args.json)
         print(f"{num} simulations", file=sys.stderr)
     shown = tables(found, PROMISES, STEP)
     print(shown)
-    if args.json:
-        rows = [
-            {"key": dataclasses.asdict(key), "seed": seed, "place": place}
-            for key, by_seed in found.items()
-            for seed, place in by_seed.items()
-        ]
-        told = {"schema": 1, "is_simulation": True, "step": STEP, "rows": rows}
-        args.json.write_text(json.dumps(told) + "\n")
     if args.page:
         args.page.write_text(
             page_with(args.page.read_text(encoding="utf-8"), shown), encoding="utf-8"
