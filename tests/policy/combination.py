@@ -71,6 +71,7 @@ class Case:
     max_tokens: int = 1 << 20
     max_repeat: int = 1
     has_prefix_cache: bool = True
+    store: Any = "hash"
     has_layer_ranges: bool = True
     tokens: int | None = 12  # of a step; None: what each policy is made for
     num_ousted: int = 0
@@ -250,6 +251,7 @@ async def _serve(played: Played, ask: Asking) -> None:
             num_blocks=case.num_blocks,
             block_size=SIZE,
             has_prefix_cache=case.has_prefix_cache,
+            store=case.store,
             seed=case.seed,
             is_checked=True,
             swap=swap,

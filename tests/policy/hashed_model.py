@@ -130,7 +130,9 @@ class Memory:
         """Note the blocks a planned job got, and write what waited for them."""
         job = self.answers[work.seq]
         if work.is_fresh:
-            job.blocks, job.unplaced, job.carried = [], {}, None
+            # After a preemption, or because a store has changed the job's blocks: what it computed stays.
+            job.unplaced = {at: kept for at, kept in job.unplaced.items() if at < work.start}
+            job.blocks, job.carried = [], None
         job.blocks += work.blocks
         room = len(job.blocks) * self.size
         for at in [at for at in job.unplaced if at < room]:

@@ -61,22 +61,25 @@ def pairs(chosen: Mapping[str, str]) -> set[tuple[tuple[str, str], tuple[str, st
 
 def circumstances(seed: int) -> dict[str, Any]:
     rng = random.Random(f"circumstances {seed}")
-    host_blocks = rng.choice((0, 0, 12))
+    host_blocks, lanes = rng.choice((0, 0, 12)), rng.choice((1, 2))
+    # Blocks of repeated steps are not known where another lane takes some meanwhile, or where blocks move.
+    max_repeat = 1 if host_blocks or lanes > 1 else rng.choice((1, 40))
     return {
         "limit": rng.choice(names("limit")),
         "num_blocks": rng.randint(8, 20),
         "host_blocks": host_blocks,
         "mode": rng.choice(("sync", "async", "adaptive")),
-        "lanes": rng.choice((1, 2)),
+        "lanes": lanes,
         "max_jobs": rng.choice((2, 5, 50)),
         "max_tokens": rng.choice((3, 16, 1 << 20)),
-        "max_repeat": 1 if host_blocks else rng.choice((1, 1, 40)),
+        "max_repeat": max_repeat,
         "has_prefix_cache": rng.random() < 0.8,
         "has_layer_ranges": rng.random() < 0.8,
         "tokens": rng.choice((12, 12, 12, None)),
         "num_ousted": rng.choice((0, 0, 6)),
         "num_requests": rng.randint(1, 10),
         "seed": seed,
+        "store": rng.choice(("hash", "radix")),
     }
 
 

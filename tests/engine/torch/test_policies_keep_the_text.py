@@ -51,6 +51,7 @@ def drawn(seed: int, batching: str | None = None) -> Case:
         host_blocks=rng.choice((0, 20)),
         mode=rng.choice(("sync", "async", "adaptive")),
         has_prefix_cache=rng.random() < 0.8,
+        store=rng.choice(("hash", "radix")),
         tokens=rng.choice((48, 48, None)),
         num_ousted=6,
         num_requests=rng.randint(4, 9),
@@ -72,6 +73,7 @@ class Live:
             ReplicaConfig(
                 num_blocks=case.num_blocks,
                 has_prefix_cache=case.has_prefix_cache,
+                store=case.store,
                 seed=case.seed,
                 is_checked=True,
                 swap=SwapConfig(host_blocks=case.host_blocks, mode=case.mode, group_blocks=4),
