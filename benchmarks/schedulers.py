@@ -1,6 +1,7 @@
 """Which scheduler carries the most load within a promise: sets of policies from the whole table on four workloads.
 
-    python -m benchmarks.schedulers [--only chat,agents] [--processes 2] [--json FILE] [--page PAGE] [--from-json FILE]
+    python -m benchmarks.schedulers [--only chat,agents] [--sets sglang,lpm] [--seeds 2] [--processes 2]
+                                    [--json FILE] [--page PAGE] [--from-json FILE ...]
 
 One modelled A100-80G with an 8B model serves the arrivals of examples/workloads (chat, code, long_context, agents; cut
 to the spans below). For each of four promises (prompt: an early first token; smooth: short gaps; relaxed; mixed: half
@@ -13,7 +14,7 @@ early.
 
 All sets are run with one seed; the best of each promise, and the default, once more with another, around the place that
 the first found. A second table compares admissions and victims where memory is short (an eighth of it).
-Scheduler time is not charged. --page writes the tables between the marks of docs/schedulers.md.
+Scheduler time is not charged. --json goes on with what the file holds. --page writes the tables between the marks of docs/schedulers.md.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ GUESSES = {  # places at which the search begins, by promise
     "long_context": (-9, -7, -2, -11),
     "agents": (3, 3, 5, 2),
 }
-V1 = "vllm-v1 (2,048)"
+V1 = "vllm-v1 (2048)"
 Table = dict[str, object]
 SCHEDULERS: dict[str, Table] = {
     V1: {"preset": "vllm-v1"},
@@ -289,14 +290,16 @@ def seek(search: Search) -> tuple[Search, dict[str, int | None], int]:
     return search, found, len(shares)
 
 
-def searches(workloads: Sequence[str]) -> Iterator[Search]:
+def searches(workloads: Sequence[str], sets: Sequence[str]) -> Iterator[Search]:
     for workload in workloads:
-        for scheduler in SCHEDULERS:
+        for scheduler in [name for name in SCHEDULERS if name in sets]:
             for promise in READS.get(scheduler, (None,)):
                 yield Search(workload, scheduler, promise)
     for workload in SHORT_WORKLOADS:
         if workload in workloads:
-            yield from (Search(workload, name, None, is_short=True) for name in SHORT)
+            yield from (
+                Search(workload, name, None, is_short=True) for name in SHORT if name in sets
+            )
 
 
 def again(found: Found, seed: int) -> Iterator[Search]:
@@ -329,6 +332,26 @@ def keep(path: Path, found: Found) -> None:
     path.write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
+def read(path: Path, found: Found) -> None:
+    for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+        found.setdefault(Key(**row["key"]), {})[row["seed"]] = row["place"]
+
+
+def missing(todo: Sequence[Search], found: Found) -> list[Search]:
+    return [
+        search
+        for search in todo
+        if any(search.seed not in found.get(key, {}) for key in keys_of(search))
+    ]
+
+
+def keys_of(search: Search) -> list[Key]:
+    return [
+        Key(search.workload, promise, search.scheduler, search.is_short)
+        for promise in search.promises
+    ]
+
+
 def measure(
     todo: Sequence[Search], found: Found, pool: ProcessPoolExecutor, path: Path | None
 ) -> int:
@@ -351,20 +374,23 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PROMISES), help="workloads, by comma")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path, help="all capacities, to this file")
+    parser.add_argument("--sets", default=",".join([*SCHEDULERS, *SHORT]), help="sets of policies")
+    parser.add_argument("--seeds", type=int, default=2, help="the best are run with all of them")
     parser.add_argument(
-        "--from-json", type=Path, nargs="+", help="tables of earlier runs, no new one"
+        "--from-json", type=Path, nargs="+", default=[], help="tables of earlier runs, no new one"
     )
     parser.add_argument("--page", type=Path, help="a page with the two marks")
     args = parser.parse_args()
     found: Found = {}
-    if args.from_json:
-        for path in args.from_json:
-            for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-                found.setdefault(Key(**row["key"]), {})[row["seed"]] = row["place"]
-    else:
+    for path in [*args.from_json, *([args.json] if args.json else [])]:
+        if path.exists():
+            read(path, found)
+    if not args.from_json:
         with ProcessPoolExecutor(args.processes) as pool:
-            num = measure(list(searches(args.only.split(","))), found, pool, args.json)
-            num += measure(list(again(found, 1)), found, pool, args.json)
+            todo = list(searches(args.only.split(","), args.sets.split(",")))
+            num = measure(missing(todo, found), found, pool, args.json)
+            for seed in range(1, args.seeds):
+                num += measure(missing(list(again(found, seed)), found), found, pool, args.json)
         print(f"{num} simulations", file=sys.stderr)
     shown = tables(found, PROMISES, STEP)
     print(shown)

@@ -65,13 +65,13 @@ def tables(found: Found, promises: Promises, step: float) -> str:
 
 def winners(every: Sequence[Column], promises: Promises, step: float) -> str:
     lines = [
-        "| workload | promise (TTFT, TPOT) | most load, a second | within a step of it | vllm-v1 (2,048) | least |",
+        "| workload | promise (TTFT, TPOT) | most load, a second | within a step of it | vllm-v1 (2048) | least |",
         "|---|---|---|---|---|---|",
     ]
     for column in every:
         best, *equal = column.equals()
         rate = step ** (column.places[best] or 0.0)
-        default, last = column.places.get("vllm-v1 (2,048)"), column.ranked[-1]
+        default, last = column.places.get("vllm-v1 (2048)"), column.ranked[-1]
         lines.append(
             f"| {column.workload.replace('_', ' ')} | {told(column, promises)} | {best} {rate:.2g} | "
             f"{listed(equal)} | {'0' if default is None else f'{step**default:.2g}'} | "
