@@ -86,15 +86,24 @@ class Agreement:
 
 
 def settings(
-    usual: CanvasRule, retentions: Sequence[float], refreshes: Sequence[int]
+    usual: CanvasRule,
+    retentions: Sequence[float],
+    refreshes: Sequence[int],
+    thresholds: Sequence[float] = (),
 ) -> list[CanvasRule]:
-    """The exact run first, then what is kept refreshed once a block, then the usual refreshed more often."""
+    """The exact run first; then what is kept, refreshed once a block; the usual refreshed more often; and unmasked
+    in parallel.
+    """
     found = [exact(usual)]
     found += [replace(usual, retention=share, refresh_every=None) for share in retentions]
+    both = dict.fromkeys((1.0, usual.retention))
     found += [
         replace(usual, retention=share, refresh_every=every)
         for every in refreshes
-        for share in dict.fromkeys((1.0, usual.retention))
+        for share in both
+    ]
+    found += [
+        replace(usual, retention=share, threshold=least) for least in thresholds for share in both
     ]
     return list(dict.fromkeys(found))
 
@@ -301,12 +310,12 @@ def text_of(found: Sequence[Agreement]) -> str:
             ["", f"{kind}: {rows[0].num} prompts"] if lines else [f"{kind}: {rows[0].num} prompts"]
         )
         heads = ("same", "whole", "dense", "right", "infilled", "computed", "kept")
-        lines.append(f"  {'setting':30}" + "".join([f"{head:>10}" for head in heads]))
+        lines.append(f"  {'setting':36}" + "".join([f"{head:>10}" for head in heads]))
         for one in rows:
             shares = (one.same, one.whole, one.dense, one.right, one.infilled)
             told = [f"{_share(value):>10}" for value in shares]
             lines.append(
-                f"  {named(one.rule):30}{''.join(told)}{one.computed:>10.1f}{one.kept:>10}"
+                f"  {named(one.rule):36}{''.join(told)}{one.computed:>10.1f}{one.kept:>10}"
             )
     lines += [
         "",
@@ -322,7 +331,8 @@ def named(rule: CanvasRule) -> str:
     if is_exact(rule):
         return "exact (every step whole)"
     often = "once a block" if rule.refresh_every is None else f"every {rule.refresh_every}"
-    return f"retention {rule.retention:g}, {often}"
+    told = f"retention {rule.retention:g}, {often}"
+    return told if rule.threshold is None else f"{told}, over {rule.threshold:g}"
 
 
 def _share(value: float | None) -> str:

@@ -41,6 +41,9 @@ def agreement(  # noqa: PLR0913 - one flag each
     refresh_every: Annotated[
         str, typer.Option(help="Steps between refreshes; 1 computes everything every step.")
     ] = "8,4,1",
+    threshold: Annotated[
+        str, typer.Option(help="Confidences above which a step reveals every token at once.")
+    ] = "",
     steps: Annotated[int, typer.Option(help="Steps of a block of 32 tokens.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
@@ -62,11 +65,14 @@ def agreement(  # noqa: PLR0913 - one flag each
         raise BadConfig(f"there is no dtype {dtype}", hint=f"use {', '.join(DTYPES)}")
     try:
         rules = settings(
-            CanvasRule(steps=steps), _numbers(retention, float), _numbers(refresh_every, int)
+            CanvasRule(steps=steps),
+            _numbers(retention, float),
+            _numbers(refresh_every, int),
+            _numbers(threshold, float),
         )
     except ValueError as error:
         raise BadConfig(
-            f"--retention, --refresh-every or --steps: {error}",
+            f"--retention, --refresh-every, --threshold or --steps: {error}",
             hint="for example --retention 1,0.5 --refresh-every 8,1",
         ) from None
     with Bar("agreement", line_every=1) as bar:

@@ -29,7 +29,7 @@ def some(tmp_path: Path, num: int) -> Path:
 
 
 def test_settings_begin_with_the_exact_one() -> None:
-    found = settings(USUAL, [1.0, 0.5], [4, 1])
+    found = settings(USUAL, [1.0, 0.5], [4, 1], [0.9])
     assert is_exact(found[0]) and found[0] == exact(USUAL)
     assert [named(rule) for rule in found[1:]] == [
         "retention 1, once a block",
@@ -38,6 +38,8 @@ def test_settings_begin_with_the_exact_one() -> None:
         "retention 0.5, every 4",
         "retention 1, every 1",
         "retention 0.5, every 1",
+        "retention 1, once a block, over 0.9",
+        "retention 0.5, once a block, over 0.9",
     ]
     assert {exact(USUAL).phase(step) for step in range(32)} == {"full"}
 
@@ -46,6 +48,7 @@ def test_exact_settings_agree_wholly_and_a_quarter_does_not(tmp_path: Path) -> N
     """A block of 16 in 8 steps."""
     usual = CanvasRule(block_tokens=16, steps=8)
     rules = [*settings(usual, [1.0, 0.25], []), replace(usual, refresh_every=1)]
+    rules.append(replace(usual, retention=1.0, threshold=0.02))
     found = agreement(
         str(TINY), prompts=some(tmp_path, 3), rules=rules, num_masks=32, config=CONFIG
     )
@@ -58,6 +61,8 @@ def test_exact_settings_agree_wholly_and_a_quarter_does_not(tmp_path: Path) -> N
     assert quarter.same < 1.0 and quarter.right is not None
     for one in (first, kept, quarter):  # guessed by a model that has learned something
         assert one.infilled is not None and 0.3 < one.infilled < 1.0
+    parallel = by_name["retention 1, once a block, over 0.02"]
+    assert parallel.computed < kept.computed  # fewer steps
     assert always.infilled == first.infilled
     assert first.computed > kept.computed == quarter.computed
     assert first.computed == pytest.approx(always.computed)

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 # A flag is a promise. Before adding one: does `--set a.b=v` or the configuration file not do?
 FLAGS: dict[str, set[str]] = {
     "bench agreement": {
-        "--prompts", "--max-tokens", "--retention", "--refresh-every", "--steps", "--device",
-        "--dtype", "--json",
+        "--prompts", "--max-tokens", "--retention", "--refresh-every", "--threshold", "--steps",
+        "--device", "--dtype", "--json",
     },
     "bench calibrate": {
         "--device", "--dtype", "--threads", "--policy", "--log", "--out", "--quick", "--scheduler-only",
