@@ -310,12 +310,12 @@ def text_of(found: Sequence[Agreement]) -> str:
             ["", f"{kind}: {rows[0].num} prompts"] if lines else [f"{kind}: {rows[0].num} prompts"]
         )
         heads = ("same", "whole", "dense", "right", "infilled", "computed", "kept")
-        lines.append(f"  {'setting':36}" + "".join([f"{head:>10}" for head in heads]))
+        lines.append(f"  {'setting':38}" + "".join([f"{head:>10}" for head in heads]))
         for one in rows:
             shares = (one.same, one.whole, one.dense, one.right, one.infilled)
             told = [f"{_share(value):>10}" for value in shares]
             lines.append(
-                f"  {named(one.rule):36}{''.join(told)}{one.computed:>10.1f}{one.kept:>10}"
+                f"  {named(one.rule):38}{''.join(told)}{one.computed:>10.1f}{one.kept:>10}"
             )
     lines += [
         "",
