@@ -23,9 +23,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from penstock.core.views import Batch, Chunk, JobView, Lane, Singles
+from penstock.core.views import Batch, JobView, Lane
 from penstock.policy.batch import Decision, View
-from penstock.policy.batch.vllm_v1 import Draft, VllmV1, drop
+from penstock.policy.batch.vllm_v1 import Draft, VllmV1, columns_first, drop
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class Resident(VllmV1):
         self._last_at = view.now
         self._slots = len(view.running) + len(draft.admitted) - len(draft.gone)
         return Decision(
-            Batch((Lane(_chunks(draft)),) if draft.planned else ()),
+            Batch((Lane(columns_first(draft)),) if draft.planned else ()),
             tuple(draft.admitted),
             tuple(draft.evicted),
             "waits for memory" if draft.is_blocked else "",
@@ -95,19 +95,3 @@ class Resident(VllmV1):
                     return
             slots -= 1
             tokens_left -= job.known - fork.cached(job)
-
-
-def _chunks(draft: Draft) -> tuple[Chunk, ...] | Singles:
-    """Decodes by columns if they come first, which they nearly always do."""
-    chunks = tuple(draft.planned.values())
-    admitted = {job.seq for job in draft.admitted}
-    num = 0
-    for chunk in chunks:
-        job = chunk.job
-        is_decode = job.todo == 1 and (job.num_output > 0 or job.request.kind == "generate")
-        if job.seq in admitted or not is_decode:
-            break
-        num += 1
-    if not num:
-        return chunks
-    return Singles(tuple([chunk.job for chunk in chunks[:num]]), chunks[num:])

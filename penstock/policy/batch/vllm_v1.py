@@ -90,9 +90,11 @@ class VllmV1:
             self._walk_running(view, draft)
         if may_admit and not draft.gone:
             self._walk_waiting(view, draft, max_jobs - taken)
-        chunks: tuple[Chunk, ...] | Singles = tuple(draft.planned.values())
         if draft.decodes:
+            chunks: tuple[Chunk, ...] | Singles
             chunks = Singles(draft.decodes.jobs, tuple(draft.planned.values()))
+        else:
+            chunks = columns_first(draft)
         is_stable = decodes and not draft.admitted and (draft.is_held or not may_admit)
         if self.is_ahead and not self._is_settled(view, draft, taken, max_jobs):
             is_stable = False
@@ -129,16 +131,20 @@ class VllmV1:
         return longest
 
     def _walk_running(self, view: View, draft: Draft) -> None:
+        last = draft.fork.block_size - 1
         for job in view.running:
             if draft.budget < 1:
                 return
             if job.seq in draft.gone:
                 continue
-            tokens = min(self._limit(view, job.todo), draft.budget)
+            todo, start = job.todo, job.computed + job.in_flight
+            tokens = 1 if todo == 1 else min(self._limit(view, todo), draft.budget)
             if tokens < 1:
                 continue
-            upto = job.computed + job.in_flight + tokens
-            if draft.fork.reserve(job, upto) or make_room(view, draft, job, upto):
+            upto = start + tokens
+            # As in decodes.all_decodes: of single positions the fork hears of those that begin or fill a block.
+            is_quiet = tokens == 1 and 0 < start % (last + 1) < last
+            if is_quiet or draft.fork.reserve(job, upto) or make_room(view, draft, job, upto):
                 draft.planned[job.seq] = Chunk(job, tokens)
                 draft.budget -= tokens
             elif self.stops_on_self:
@@ -170,6 +176,22 @@ class VllmV1:
             draft.planned[job.seq] = Chunk(job, tokens)
             draft.admitted.append(job)
             draft.budget -= tokens
+
+
+def columns_first(draft: Draft) -> tuple[Chunk, ...] | Singles:
+    """Decodes by columns if they come first, which they nearly always do."""
+    chunks = tuple(draft.planned.values())
+    admitted = {job.seq for job in draft.admitted}
+    num = 0
+    for chunk in chunks:
+        job = chunk.job
+        is_decode = job.todo == 1 and (job.num_output > 0 or job.request.kind == "generate")
+        if job.seq in admitted or not is_decode:
+            break
+        num += 1
+    if not num:
+        return chunks
+    return Singles(tuple([chunk.job for chunk in chunks[:num]]), chunks[num:])
 
 
 def make_room(view: View, draft: Draft, job: JobView, upto: int) -> bool:
