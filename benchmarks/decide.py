@@ -202,7 +202,10 @@ def elsewhere(args: argparse.Namespace) -> Iterator[dict[str, object]]:
         for name in TABLE[kind]:
             if args.only in (None, name):
                 told = timed(
-                    find(kind, name)(), lambda policy, it=view: policy.decide(it), events, args.times
+                    find(kind, name)(),
+                    lambda policy, it=view: policy.decide(it),
+                    events,
+                    args.times,
                 )
                 yield row(kind, name, "", "", told)
 
