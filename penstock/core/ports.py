@@ -43,8 +43,11 @@ class Executor(Protocol):
 
     def launch(self, plan: Plan, repeat: int = 1) -> PlanId: ...
 
-    def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
-        """Stop at the next boundary not finer than `grain`. At "step" a repeated plan answers Done early."""
+    def interrupt(self, plan: PlanId, grain: Grain = "step") -> int | None:
+        """Stop at the next boundary not finer than `grain`. At "step" a repeated plan answers Done early.
+
+        How many steps that one will have run; None where plans are not repeated.
+        """
         ...
 
     def resume(self, plan: PlanId) -> None: ...

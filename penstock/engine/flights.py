@@ -51,10 +51,15 @@ class Flights:
         self.suspended: dict[PlanId, Flight] = {}
 
     def hurry(self) -> None:
-        """Something came in: plans that repeat a step end with the one that runs."""
+        """Something came in: plans that repeat a step end with the one that runs.
+
+        Where another lane may plan meanwhile they take their blocks now, as they would have step by step.
+        """
         for plan, flight in self.running.items():
             if flight.repeat > 1:
-                self._executor.interrupt(plan, "step")
+                steps = self._executor.interrupt(plan, "step")
+                if steps is not None and self._executor.caps.max_lanes > 1:
+                    self._parts.ledger.extend_each(flight.jobs, steps)
 
     def interrupt(self, plan: PlanId) -> None:
         flight = self.running[plan]

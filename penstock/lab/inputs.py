@@ -27,6 +27,7 @@ class ReplayedExecutor:
     def __init__(self, caps: Caps) -> None:
         self.caps = caps
         self.complete: Callable[[Completion], None] = lambda completion: None
+        self.steps_of: Callable[[PlanId], int | None] = lambda plan: None
 
     def listen(self, on_completion: Callable[[Completion], None]) -> None:
         self.complete = on_completion
@@ -34,8 +35,8 @@ class ReplayedExecutor:
     def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
         return plan.id
 
-    def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
-        pass
+    def interrupt(self, plan: PlanId, grain: Grain = "step") -> int | None:
+        return self.steps_of(plan) if grain == "step" and self.caps.max_lanes > 1 else None
 
     def resume(self, plan: PlanId) -> None:
         pass

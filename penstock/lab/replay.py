@@ -12,9 +12,11 @@ is how turns were divided, see engine.replica. A log that ends early (a killed p
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from penstock.cluster.predictors import predictors_of_model, profile_of
 from penstock.cluster.router import Router
@@ -111,11 +113,39 @@ def parts_of(made: MadeReplica, profile: str = "") -> ReplicaParts:
     )
 
 
+E = TypeVar("E", bound=Event)
+
+
+class Foreseen(Iterator[E]):
+    """Events, of which some may be looked up before their turn."""
+
+    def __init__(self, events: Iterator[E]) -> None:
+        self._events = events
+        self._seen: deque[E] = deque()
+        self._last: E | None = None  # taken, and perhaps not fed yet
+
+    def __next__(self) -> E:
+        self._last = self._seen.popleft() if self._seen else next(self._events)
+        return self._last
+
+    def steps_of(self, plan: PlanId) -> int | None:
+        """How many steps the plan will have run; None when the log ends before it does."""
+        for event in (self._last, *self._seen):
+            if isinstance(event, Completed) and event.plan == plan:
+                return event.steps_run
+        for event in self._events:
+            self._seen.append(event)
+            if isinstance(event, Completed) and event.plan == plan:
+                return event.steps_run
+        return None
+
+
 async def _feed(events: Iterable[Event], parts: ReplicaParts, judge: Judge) -> None:
     executor = ReplayedExecutor(parts.caps)
     replica = Replica(parts.config, executor, parts.policies, parts.predictors, log=judge)
     size = parts.config.block_size
-    told = (event for event in events if not isinstance(event, UNFED))
+    told = Foreseen(event for event in events if not isinstance(event, UNFED))
+    executor.steps_of = told.steps_of
     following = next(told, None)
     while following is not None:
         event, following = following, next(told, None)

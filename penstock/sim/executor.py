@@ -130,17 +130,17 @@ class ModelledExecutor:
         run.timer = self._loop.call_at(run.ends[-1], self._arrive, run)
         return plan.id
 
-    def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
+    def interrupt(self, plan: PlanId, grain: Grain = "step") -> int | None:
         run = self._runs[plan]
         if grain == "step" and run.target == 1:
-            return
+            return 1
         at = now()
         known = min(run.target, len(run.ends))
         step = bisect_left(run.ends, at, hi=known - 1)  # the step that runs now
         if grain == "step":
             if step + 1 < run.target:
                 self._schedule(run, step + 1)
-            return
+            return run.target
         began, end = (run.ends[step - 1] if step else run.started_at), run.ends[step]
         began += run.paused_s
         pieces = self._caps.num_layers * (OPERATORS_PER_LAYER if grain == "operator" else 1)
@@ -148,12 +148,13 @@ class ModelledExecutor:
         border = max(0, math.ceil((at - began) / piece_s)) if piece_s > 0 else pieces
         if border >= pieces:
             self._schedule(run, step + 1)
-            return
+            return run.target
         assert run.timer is not None, "the plan has yielded already"
         run.target = step + 1
         run.timer.cancel()
         yield_at = max(at, began + border * piece_s)
         run.timer = asyncio.get_running_loop().call_at(yield_at, self._yield, run)
+        return run.target
 
     def resume(self, plan: PlanId) -> None:
         run = self._runs[plan]

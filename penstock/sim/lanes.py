@@ -44,10 +44,11 @@ class LanedExecutor(ModelledExecutor):
         self._settle()
         return plan.id
 
-    def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
-        super().interrupt(plan, grain)
+    def interrupt(self, plan: PlanId, grain: Grain = "step") -> int | None:
+        steps = super().interrupt(plan, grain)
         if grain != "step":
             self._leaving.add(plan)
+        return steps
 
     def resume(self, plan: PlanId) -> None:
         super().resume(plan)

@@ -62,8 +62,8 @@ def pairs(chosen: Mapping[str, str]) -> set[tuple[tuple[str, str], tuple[str, st
 def circumstances(seed: int) -> dict[str, Any]:
     rng = random.Random(f"circumstances {seed}")
     host_blocks, lanes = rng.choice((0, 0, 12)), rng.choice((1, 2))
-    # Blocks of repeated steps are not known where another lane takes some meanwhile, or where blocks move.
-    max_repeat = 1 if host_blocks or lanes > 1 else rng.choice((1, 40))
+    # Blocks of repeated steps are not known where blocks move.
+    max_repeat = 1 if host_blocks else rng.choice((1, 40))
     return {
         "limit": rng.choice(names("limit")),
         "num_blocks": rng.randint(8, 20),
