@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from penstock.assemble.canvases import canvas_outside, fills_canvases
 from penstock.assemble.config import Config
 from penstock.assemble.print_config import print_config
 from penstock.cluster.inside import Inside
@@ -97,6 +98,8 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
     shape = shape_of_model(spec.model)
     charged = scheduler_of(executor, spec.policies)
     scheduler = None if charged is None else charged.cost.seconds
+    if fills_canvases(spec):
+        return canvas_outside(spec, shape, scheduler, log)
     context = min(shape.max_context, executor.max_context or shape.max_context)
     lanes = lanes_of(executor, spec.policies)
     if executor.lanes is None and executor.gpu is None:

@@ -26,20 +26,10 @@ from typing import NamedTuple
 from penstock.core.types import CanvasRule, Phase
 from penstock.cost.hardware import Card, curve
 from penstock.cost.roofline import Roofline
-from penstock.cost.shapes import ModelShape
+from penstock.cost.shapes import PRESETS, ModelShape
 from penstock.cost.step import StepFeatures
 
-LLADA_8B = ModelShape(
-    name="llada-8b",
-    hidden=4096,
-    layers=32,
-    heads=32,
-    kv_heads=32,
-    head_dim=128,
-    ffn=12288,
-    vocab=126464,
-    max_context=4096,
-)
+LLADA_8B = PRESETS["llada-8b"]
 LOGIT_BYTES = {"fp16": 2, "fp32": 6, "fp64": 18}
 OWN_LOGIT_BYTES = 10
 

@@ -77,6 +77,8 @@ PRESETS: dict[str, ModelShape] = {
             window_layers=21,
             small_params=42 * 2 * 3584,
         ),
+        _preset("llada-8b", (4096, 32, 32, 32, 128, 12288, 126464, 4096)),
+        _preset("dream-7b", (3584, 28, 28, 4, 128, 18944, 152064, 131072), has_qkv_bias=True),
         _preset(
             "deepseek-v2-lite",
             (2048, 27, 16, 1, 192, 10944, 102400, 163840),
@@ -88,6 +90,9 @@ PRESETS: dict[str, ModelShape] = {
         ),
     )
 }
+
+
+CANVASSED = frozenset({"llada-8b", "dream-7b"})  # those that fill masks in any order
 
 
 def shape_of(model: str) -> ModelShape:

@@ -16,6 +16,7 @@ from penstock.core.plans import Done, Plan, Sampled, Work
 from penstock.core.ports import Completion, Grain
 from penstock.core.types import CanvasRule, Caps, PlanId
 from penstock.cost.diffusion import CanvasPiece
+from penstock.sim.executor import SchedulerTime
 
 
 class Price(Protocol):
@@ -39,8 +40,9 @@ class _Answer:
 class ModelledCanvases:
     """See the module's text. `caps.canvas` is the rule."""
 
-    def __init__(self, price: Price, *, caps: Caps) -> None:
+    def __init__(self, price: Price, *, caps: Caps, scheduler: SchedulerTime | None = None) -> None:
         assert caps.canvas is not None, "an executor of canvases has a rule"
+        self._scheduler = scheduler
         self._price, self._caps, self._rule = price, caps, caps.canvas
         self._tell: Callable[[Completion], None] | None = None
         self._answers: dict[int, _Answer] = {}
@@ -62,6 +64,8 @@ class ModelledCanvases:
         for seq, request, _ in plan.opened:
             self._answers[seq] = _Answer(request.prompt.num_tokens, request.true_output)
         seconds = self._price.seconds([self._piece(work) for work in plan.work])
+        if self._scheduler is not None:
+            seconds += self._scheduler(plan.num_running, plan.num_waiting)
         loop = asyncio.get_running_loop()
         self._plan = plan.id
         self._timer = loop.call_at(loop.time() + seconds, self._finish, plan)
