@@ -35,6 +35,7 @@ from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.turn import Predictors
 from penstock.policy import TABLE
 
+BLOCKS = ("lru", "leaves")  # of the table's evict policies, those for the slot `blocks`
 RUNNING = (1, 8, 32, 128)
 WAITING = (0, 32, 256)
 STRETCHES = 5
@@ -156,7 +157,7 @@ def policy_sets() -> Iterator[dict[str, object]]:
     seen = set()
     for preset in PRESETS:
         changes: list[dict[str, object]] = [{}]
-        changes += [{slot: name} for slot in SLOTS for name in TABLE[slot] if name != "lru"]
+        changes += [{slot: name} for slot in SLOTS for name in TABLE[slot] if name not in BLOCKS]
         for change in changes:
             policy = {"preset": preset, **change}
             name = policies_name(policy_tables(policy, has_prefix_cache=True))

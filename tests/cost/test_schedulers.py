@@ -33,12 +33,7 @@ def table_of(*policies: str) -> Schedulers:
     )
 
 
-NOT_MEASURED = {
-    "fast-switch"
-}  # charged as the nearest: its batch policy under other orders and victims
-
-
-@pytest.mark.parametrize("preset", sorted(PRESETS.keys() - NOT_MEASURED))
+@pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_the_package_knows_every_preset_by_its_own_entry(preset: str) -> None:
     name = policies_name(policy_tables({"preset": preset}, has_prefix_cache=True))
     found = scheduler_of("stored", name)
