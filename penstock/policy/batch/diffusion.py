@@ -20,6 +20,8 @@ Parameters
 
 Where we differ: jobs that write from left to right are served too (their piece is as many tokens as fit), and there
 admission and victims are answers of other policies. A canvas asks neither: what it needs is known exactly.
+
+Deciding takes about 1 ms at 256 running and 2,000 waiting jobs (`python -m benchmarks.decide`), once a step.
 """
 
 from __future__ import annotations
