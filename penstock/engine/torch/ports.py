@@ -12,6 +12,8 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from penstock.engine.torch.quantised import Quantised
+
 
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
@@ -38,6 +40,16 @@ class LinearMethod(Protocol):
 
     def pack(self, weight: Tensor, bias: Tensor | None, shard: ShardSpec) -> Linear:
         """`weight` is this rank's shard, [out, in]; the original may be freed afterwards."""
+        ...
+
+
+class QuantisedMethod(Protocol):
+    """Packs weights of few bits, as they are. Where there is none, `Quantised.expand` and a LinearMethod do."""
+
+    name: str
+
+    def pack_quantised(self, weight: Quantised, bias: Tensor | None) -> Linear:
+        """`weight` is this rank's shard."""
         ...
 
 
