@@ -79,6 +79,7 @@ class Sampled(NamedTuple):
 
     tokens: how many tokens were produced. ids: the tokens, empty when modelled. is_stop: the last one ends the
     answer. filled: hashes of blocks that generated tokens completed. logprobs: one entry a token when asked.
+    vector: of a job that embeds, with its last chunk.
     """
 
     seq: int
@@ -89,6 +90,7 @@ class Sampled(NamedTuple):
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     error: str | None = None
+    vector: bytes = b""
 
 
 @dataclass(slots=True)

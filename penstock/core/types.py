@@ -120,6 +120,7 @@ class Request:
 
     `priority`: lower goes first. `n`: answers wanted; each becomes a Job and they share the prompt's blocks.
     `true_output`: the length a modelled executor will produce, known from a trace; no policy sees it.
+    `second_at`: where the second of a pair of texts begins in the prompt, for models that tell them apart.
     `text` is never part of a request: tokenising is the gateway's work.
     """
 
@@ -137,6 +138,7 @@ class Request:
     parts: tuple[Part, ...] = ()
     program: ProgramId | None = None
     true_output: int | None = None
+    second_at: int | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -149,8 +151,8 @@ class Request:
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether every prompt token must be computed, cached or not: its log-probability is wanted."""
-        return self.kind == "score" or self.sampling.prompt_logprobs is not None
+        """Whether every prompt token must be computed, cached or not: something is read off each of them."""
+        return self.kind != "generate" or self.sampling.prompt_logprobs is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,7 +346,10 @@ class Caps:
 
 
 class Output(NamedTuple):
-    """What a caller is told: new tokens of the request's `answer`-th answer, and why it ended if it did."""
+    """What a caller is told: new tokens of the request's `answer`-th answer, and why it ended if it did.
+
+    `vector`: what a request of kind "embed" ends with, as little-endian fp32.
+    """
 
     answer: int
     ids: tuple[int, ...]
@@ -355,6 +360,7 @@ class Output(NamedTuple):
     num_cached: int = 0  # prompt tokens taken from the prefix cache
     error: str | None = None
     code: str | None = None  # class of core.errors that `error` is raised as; None = StepFailed
+    vector: bytes = b""
 
 
 class Report(Struct, kw_only=True, gc=False):

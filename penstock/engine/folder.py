@@ -7,11 +7,13 @@ with the file at fault; whether the weights themselves are whole is found out wh
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from penstock.core.errors import BadModel
 from penstock.engine.torch.diffusion.families import Canvassed, is_diffusion, read_canvassed
+from penstock.engine.torch.encoders.package import Package, read_package
+from penstock.engine.torch.encoders.shape import EncoderShape, is_encoder, read_encoder
 from penstock.engine.torch.families import Shape, read_shape
 
 DEFAULT_NAME = "default"
@@ -22,7 +24,7 @@ DEFAULT_FOLDER = Path(__file__).parent / "default_model"
 class ModelFacts:
     """`eos_ids`: every token that ends a text. `kv_bytes_per_token` by dtype name ("fp32", "bf16").
 
-    `canvas` None: the model writes from left to right.
+    `canvas` None: the model writes from left to right. `encoder` None: it is a decoder. `package` makes vectors.
     """
 
     folder: Path
@@ -31,6 +33,8 @@ class ModelFacts:
     bos_id: int | None
     kv_bytes_per_token: dict[str, int]
     canvas: Canvassed | None = None
+    encoder: EncoderShape | None = None
+    package: Package = Package(modes=("last",))  # noqa: RUF009 - frozen
 
     @property
     def vocab_size(self) -> int:
@@ -66,7 +70,14 @@ def model_facts(folder: str | Path) -> ModelFacts:
     said = read_json(generation) if generation.exists() else {}
     where = str(place / "config.json")
     canvas = read_canvassed(config, where) if is_diffusion(config) else None
-    shape = read_shape(config, where) if canvas is None else canvas.shape
+    encoder = read_encoder(config, where) if is_encoder(config) else None
+    package = read_package(place, is_encoder=encoder is not None)
+    if encoder is not None:
+        shape = encoder.as_shape()
+    else:
+        shape = read_shape(config, where) if canvas is None else canvas.shape
+    if package.is_told:
+        shape = replace(shape, has_head=False, max_context=package.holds(shape.max_context))
     eos = said.get("eos_token_id", config.get("eos_token_id"))
     bos = said.get("bos_token_id", config.get("bos_token_id"))
     return ModelFacts(
@@ -76,6 +87,8 @@ def model_facts(folder: str | Path) -> ModelFacts:
         bos_id=bos if isinstance(bos, int) else None,
         kv_bytes_per_token={dtype: shape.kv_bytes_per_token(dtype) for dtype in ("fp32", "bf16")},
         canvas=canvas,
+        encoder=encoder,
+        package=package,
     )
 
 

@@ -80,7 +80,7 @@ class Roster:
         return Job(**facts) if self._canvas is None else CanvasJob(**facts, rule=self._canvas)
 
     def _hashes(self, request: Request) -> tuple[BlockHash, ...]:
-        """None for prompts that are scored: a block that is found again is one whose tokens nobody computes."""
+        """None for prompts that are read off: a block that is found again is one whose tokens nobody computes."""
         if request.scores_prompt:
             return ()
         size = self._ledger.block_size
@@ -193,7 +193,16 @@ class Roster:
         if not job.is_streamed:
             if reason is not None:
                 whole = Output(
-                    job.answer, (), job.num_output, reason, (), (), job.cached, error, code
+                    job.answer,
+                    (),
+                    job.num_output,
+                    reason,
+                    (),
+                    (),
+                    job.cached,
+                    error,
+                    code,
+                    sampled.vector,
                 )
                 self.outputs.append((job.request.id, whole))
             return
@@ -207,6 +216,7 @@ class Roster:
             job.cached,
             error,
             code,
+            sampled.vector,
         )
         self.outputs.append((job.request.id, output))
 

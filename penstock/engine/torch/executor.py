@@ -33,12 +33,13 @@ from penstock.engine.folder import ModelFacts
 from penstock.engine.grammar import Grammars
 from penstock.engine.torch.build import Built, EngineConfig
 from penstock.engine.torch.cores import Seat, cores_here
+from penstock.engine.torch.encoders.pooling import Pooler
 from penstock.engine.torch.jobs import JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
 from penstock.engine.torch.layered import forward_in_groups, settled
 from penstock.engine.torch.mlp import ExpertLoads
 from penstock.engine.torch.mover import Mover
-from penstock.engine.torch.outputs import note, score
+from penstock.engine.torch.outputs import embedded, gather, note, score
 from penstock.engine.torch.ports import Movable
 from penstock.engine.torch.sampler import Drawn, draw
 from penstock.engine.torch.step import StepArrays, lay_out
@@ -88,6 +89,8 @@ class TorchExecutor:
             num_layers=facts.num_layers,
             eos_ids=facts.eos_ids,
             grammars=grammars_of(facts),
+            pooler=Pooler(facts.package, built.device),
+            has_head=facts.shape.has_head,
         )
         self._seeds = stream(config.seed, "sampling")
         self._caps = Caps(
@@ -283,6 +286,7 @@ class TorchExecutor:
                 logits = self._decoder.logits(hidden[: len(samplers)])
                 drawn = draw(logits, table, samplers)
             score(self._decoder, table, arrays, hidden, work=work, jobs=jobs)
+            vectors = gather(table, arrays, hidden, work=work, jobs=jobs)
         except Exception as error:
             if self._crew is None:
                 raise
@@ -291,6 +295,7 @@ class TorchExecutor:
             if self.expert_loads is not None:
                 self.expert_loads.add(plan.id, step.taken)
             outputs += note(table, work, jobs, drawn)
+            outputs += embedded(vectors)
         return tuple(outputs)
 
     def _open(self, plan: Plan, seeds: Sequence[int]) -> dict[int, str]:

@@ -22,6 +22,7 @@ from penstock.core.plans import Opening, Work
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import BlockHash, Request, Sampling, TokenLogprob
 from penstock.engine.grammar import Grammars, Matcher
+from penstock.engine.torch.encoders.pooling import Gathered, Pooler
 from penstock.engine.torch.wishes import Wishes, wishes_of
 
 
@@ -62,6 +63,7 @@ class JobState:
     is_scored: bool = False  # the prompt's log-probabilities were told
     carried: Carried | None = None  # of a chunk that has not passed all layers yet
     matcher: Matcher | None = None  # of the grammar that the answer must follow
+    gathered: Gathered | None = None  # of a prompt that is embedded
 
     @property
     def num_output(self) -> int:
@@ -83,11 +85,13 @@ class JobTable:
         num_layers: int,
         eos_ids: tuple[int, ...],
         grammars: Callable[[], Grammars] | None = None,
+        pooler: Pooler | None = None,
+        has_head: bool = True,
     ) -> None:
-        """`grammars` None: answers that must follow a grammar are refused."""
+        """`grammars` None: answers that must follow a grammar are refused; `pooler` None: so is embedding."""
         self.vocab_size, self.block_size, self.num_layers = vocab_size, block_size, num_layers
         self.eos_ids = frozenset(eos_ids)
-        self._grammars = grammars
+        self._grammars, self.pooler, self._has_head = grammars, pooler, has_head
         self.jobs: dict[int, JobState] = {}
         self.tokens: NDArray[np.int32] = np.zeros((8, 256), np.int32)
         self.blocks: NDArray[np.int32] = np.zeros((8, 16), np.int32)
@@ -122,6 +126,7 @@ class JobTable:
             stops=frozenset(chosen.stop_ids) - self.eos_ids if chosen.ignore_eos else stops,
             hashes=list(prompt.blocks(self.block_size)),
             matcher=self._matcher(chosen),
+            gathered=self._gathered(request),
             num_prompt_logprobs=0
             if request.kind == "score" and chosen.prompt_logprobs is None
             else chosen.prompt_logprobs,
@@ -133,6 +138,12 @@ class JobTable:
             return None
         assert self._grammars is not None  # else it was refused
         return self._grammars().matcher(chosen.grammar)
+
+    def _gathered(self, request: Request) -> Gathered | None:
+        if request.kind != "embed":
+            return None
+        assert self.pooler is not None  # else it was refused
+        return self.pooler.gathered(request.prompt.num_tokens)
 
     def close(self, seq: int) -> None:
         job = self.jobs.pop(seq, None)
@@ -185,8 +196,10 @@ class JobTable:
 
     def _refusal(self, request: Request) -> str | None:
         prompt, chosen = request.prompt, request.sampling
-        if request.kind == "embed":
+        if request.kind == "embed" and self.pooler is None:
             return "this engine does not compute embeddings"
+        if request.kind != "embed" and not self._has_head:
+            return "this model makes embeddings and writes no text"
         if not isinstance(prompt, TokenPrompt):
             return "the prompt has no token ids, which a real model needs"
         if request.parts:

@@ -137,6 +137,8 @@ def load_decoder(folder: WeightFolder, shape: Shape, method: LinearMethod, rank:
 def _load_head(packer: Packer, embedding: Tensor) -> tuple[Linear, bool]:
     """(the head, whether ranks have parts of it)"""
     shape, rank = packer.shape, packer.rank
+    if not shape.has_head:
+        return packer.whole(embedding[:1]), False
     is_split = rank.world > 1 and shape.vocab_size % rank.world == 0
     spec = packer.shard("out" if is_split else "none")
     name = (

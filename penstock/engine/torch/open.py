@@ -20,6 +20,8 @@ from penstock.engine.torch.crew import TorchCrew
 from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.diffusion.executor import DiffusionExecutor
 from penstock.engine.torch.diffusion.open import open_diffusion
+from penstock.engine.torch.encoders.executor import EncoderExecutor
+from penstock.engine.torch.encoders.open import open_encoder
 from penstock.engine.torch.executor import TorchExecutor
 from penstock.engine.torch.hub import find_model
 
@@ -30,14 +32,15 @@ def open_executor(model: str, config: EngineConfig | None = None) -> TorchExecut
     """Load `model` (a folder, "default", or a Hub name). Raises BadModel, BadConfig."""
     executor = open_leaf(model, config)
     if not isinstance(executor, TorchExecutor):
-        raise BadModel(f"{model} is a diffusion language model: open_leaf opens it")
+        kind = "an encoder" if executor.facts.encoder else "a diffusion language model"
+        raise BadModel(f"{model} is {kind}: open_leaf opens it")
     return executor
 
 
 def open_leaf(
     model: str, config: EngineConfig | None = None, rule: CanvasRule | None = None
-) -> TorchExecutor | DiffusionExecutor:
-    """As open_executor, whichever way the model writes; `rule` is how one fills canvases."""
+) -> TorchExecutor | DiffusionExecutor | EncoderExecutor:
+    """As open_executor, whichever way the model writes, or reads; `rule` is how one fills canvases."""
     config = config or EngineConfig()
     folder = find_model(
         model,
@@ -48,6 +51,8 @@ def open_leaf(
     )
     facts = model_facts(folder)
     config, why_one_lane = _with_lanes(config, facts)
+    if facts.encoder is not None:
+        return open_encoder(facts, config)
     if facts.canvas is not None:
         opened, num_blocks = open_diffusion(facts, config)
         return DiffusionExecutor(opened, num_blocks, facts, config, rule or CanvasRule())
@@ -78,6 +83,8 @@ def _with_lanes(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, 
         reason = "a model that is split over several processes runs one plan at a time"
     elif facts.canvas is not None:
         reason = "a diffusion language model runs one plan at a time"
+    elif facts.encoder is not None:
+        reason = "an encoder runs one plan at a time"
     elif choose_device(config.device).type != "cpu":
         reason = "only on a CPU can lanes be given shares of the device"
     if reason is None:

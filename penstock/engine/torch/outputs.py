@@ -14,9 +14,10 @@ from torch import Tensor
 from penstock.core.plans import Sampled, Work
 from penstock.core.types import TokenLogprob
 from penstock.engine.torch.decoder import Decoder
+from penstock.engine.torch.encoders.pooling import BROKEN as NO_VECTOR
 from penstock.engine.torch.jobs import JobState, JobTable
 from penstock.engine.torch.sampler import Drawn, token_logprobs
-from penstock.engine.torch.step import StepArrays, prompt_span
+from penstock.engine.torch.step import StepArrays, gathered_span, prompt_span
 
 BROKEN = "the model gave no finite numbers for the next token"
 
@@ -31,7 +32,7 @@ def score(
     jobs: Sequence[JobState],
 ) -> None:
     """Log-probabilities of prompt tokens, for jobs that asked."""
-    if len(arrays.rows) == arrays.num_sampling:
+    if len(arrays.rows) == arrays.num_sampling + arrays.num_gathered:
         return
     spans = [(job, prompt_span(table, chunk, job)) for chunk, job in zip(work, jobs, strict=True)]
     targets = [(job, at + 1) for job, span in spans for at in span]
@@ -45,6 +46,39 @@ def score(
         known = job.prompt_logprobs
         known += [None] * (at - len(known))  # the first token, and what a prefix cache skipped
         known.append(entry)
+
+
+def gather(
+    table: JobTable,
+    arrays: StepArrays,
+    hidden: Tensor,
+    *,
+    work: Sequence[Work],
+    jobs: Sequence[JobState],
+) -> dict[int, bytes | None]:
+    """Take states into the vectors of jobs that embed; those that are whole now, by seq (None: not finite)."""
+    at, whole = len(arrays.rows) - arrays.num_gathered, []
+    for chunk, job in zip(work, jobs, strict=True):
+        span = gathered_span(table, chunk, job)
+        if span:
+            assert job.gathered is not None
+            job.gathered.add(hidden[at : at + len(span)], span.start)
+            at += len(span)
+            if span.stop == job.num_prompt:
+                whole.append((job.seq, job.gathered))
+    if not whole:
+        return {}
+    assert table.pooler is not None
+    vectors = table.pooler.vectors([gathered for _, gathered in whole])
+    return {seq: vector for (seq, _), vector in zip(whole, vectors, strict=True)}
+
+
+def embedded(vectors: dict[int, bytes | None]) -> list[Sampled]:
+    """What those jobs got."""
+    return [
+        Sampled(seq, 0, error=NO_VECTOR) if vector is None else Sampled(seq, 0, vector=vector)
+        for seq, vector in vectors.items()
+    ]
 
 
 def note(

@@ -31,12 +31,16 @@ class StepArrays(NamedTuple):
     max_query: int
     max_context: int
     num_sampling: int  # the first of `rows`; the rest score the prompt
+    num_gathered: int = (
+        0  # but for the last ones, of prompts that are embedded: nobody wants their logits
+    )
 
     def logit_slices(self) -> list[slice]:
         """Parts of `rows` whose logits are made together: those that sample, then the prompt's, bit by bit."""
         first = [slice(0, self.num_sampling)] if self.num_sampling else []
-        starts = range(self.num_sampling, len(self.rows), PROMPT_ROWS)
-        return first + [slice(at, min(at + PROMPT_ROWS, len(self.rows))) for at in starts]
+        last = len(self.rows) - self.num_gathered
+        starts = range(self.num_sampling, last, PROMPT_ROWS)
+        return first + [slice(at, min(at + PROMPT_ROWS, last)) for at in starts]
 
     def part(self, chunks: Sequence[int]) -> StepArrays:
         """Some chunks of this step as a step that wants no logits."""
@@ -91,10 +95,12 @@ def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> 
     places, inside = np.divmod(positions, table.block_size)
     blocks = table.blocks[holders, places].astype(np.int64)
     max_context = int(ends.max())
+    wanted = _wanted_rows(table, work, jobs, query_start)
+    gathered = _gathered_rows(table, work, jobs, query_start)
     return StepArrays(
         ids=table.tokens[holders, positions].astype(np.int64),
         positions=positions,
-        rows=_wanted_rows(table, work, jobs, query_start),
+        rows=np.concatenate((wanted, gathered)) if len(gathered) else wanted,
         slots=blocks * table.block_size + inside,
         query_start=query_start,
         context=ends.astype(np.int32),
@@ -102,6 +108,7 @@ def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> 
         max_query=int(counts.max()),
         max_context=max_context,
         num_sampling=sum([chunk.samples for chunk in work]),
+        num_gathered=len(gathered),
     )
 
 
@@ -156,3 +163,22 @@ def prompt_span(table: JobTable, work: Work, job: JobState) -> range:
         return range(0)
     first = max(work.start, len(job.prompt_logprobs) - 1, 0)
     return range(first, min(work.start + work.tokens, job.num_prompt - 1))
+
+
+def _gathered_rows(
+    table: JobTable, work: Sequence[Work], jobs: Sequence[JobState], query_start: NDArray[np.int32]
+) -> Ints:
+    """Rows whose states go into vectors, job by job."""
+    found = [
+        np.arange(span.start, span.stop) + (begin - chunk.start)
+        for begin, chunk, job in zip(query_start.tolist(), work, jobs, strict=False)
+        if (span := gathered_span(table, chunk, job))
+    ]
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+def gathered_span(table: JobTable, work: Work, job: JobState) -> range:
+    """Positions of this chunk whose states go into the job's vector."""
+    if job.gathered is None or table.is_inner(work):
+        return range(0)
+    return job.gathered.span(work.start, work.start + work.tokens)

@@ -15,6 +15,7 @@ Positions are read in positions.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from penstock.core.errors import BadModel
 from penstock.engine.torch.families.deepseek import deepseek_v2
@@ -57,6 +58,7 @@ ARCHITECTURES = {
     "Phi3ForCausalLM": "phi3",
     "DeepseekV2ForCausalLM": "deepseek_v2",
 }
+BARE, HEADED = "Model", "ForCausalLM"
 
 
 def read_shape(config: Config, where: str) -> Shape:
@@ -67,16 +69,28 @@ def read_shape(config: Config, where: str) -> Shape:
             f"{where}: the weights are quantised, which this engine cannot read",
             hint="use the unquantised checkpoint of the same model (bf16, fp16 or fp32 safetensors)",
         )
-    return FAMILIES[name](Reader(config, where))
+    shape = FAMILIES[name](Reader(config, where))
+    return replace(shape, has_head=False) if _is_bare(config) else shape
+
+
+def _named(config: Config) -> str | None:
+    listed = config.get("architectures")
+    return str(listed[0]) if isinstance(listed, list) and listed else None
+
+
+def _is_bare(config: Config) -> bool:
+    """Saved without a head, as models that embed are."""
+    name = _named(config)
+    return name is not None and name.endswith(BARE)
 
 
 def _architecture(config: Config, where: str) -> str:
     known = ", ".join(sorted(ARCHITECTURES))
-    listed = config.get("architectures")
-    name = listed[0] if isinstance(listed, list) and listed else None
+    name = _named(config)
     if name is None and config.get("model_type") in FAMILIES:
         return str(config["model_type"])
-    family = ARCHITECTURES.get(str(name))
+    family = ARCHITECTURES.get(str(name).removesuffix(BARE) + HEADED)
+    family = family if _is_bare(config) else ARCHITECTURES.get(str(name))
     if family is None:
         told = f"architecture {name!r}" if name else f"model_type {config.get('model_type')!r}"
         raise BadModel(f"{where}: {told} is not supported", hint=f"supported are {known}")

@@ -99,6 +99,7 @@ class Shape:
                    the mean is taken off first and a bias added
     score_scale    of queries times keys; None = head_dim ** -0.5
     score_cap      scores are squeezed into (-cap, cap) by a tanh; logit_cap the same of logits
+    has_head       False: nobody may ask for logits
     """
 
     family: str
@@ -115,6 +116,7 @@ class Shape:
     windows: tuple[int | None, ...]
     local_rope: Rope | None = None
     is_tied: bool = False
+    has_head: bool = True
     has_qkv_bias: bool = False
     has_out_bias: bool = False
     has_mlp_bias: bool = False
