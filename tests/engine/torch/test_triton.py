@@ -1,0 +1,156 @@
+"""The Triton kernels against float64 arithmetic: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+ON_GPU = torch.cuda.is_available()
+if not ON_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
+pytest.importorskip(
+    "triton",
+    reason="Triton comes with torch's CUDA builds; without one, pip install it to interpret",
+)
+
+from penstock.engine.torch.attention import GatherAttention, KvLayout  # noqa: E402
+from penstock.engine.torch.cuda import fused  # noqa: E402
+from penstock.engine.torch.cuda.attention import TritonPagedAttention  # noqa: E402
+from penstock.engine.torch.kernels import fused as plain  # noqa: E402
+from penstock.engine.torch.ports import Mask, StepMeta  # noqa: E402
+
+LAYOUT = KvLayout(
+    num_layers=2,
+    num_blocks=24,
+    block_size=16,
+    num_kv_heads=2,
+    head_dim=32,
+    dtype=torch.float32,
+    device=torch.device("cuda" if ON_GPU else "cpu"),
+)
+GROUPED = [(2, 1), (2, 4), (1, 3)]  # key/value heads, query heads of each
+
+
+def step(chunks: list[tuple[int, int]], seed: int, size: int) -> StepMeta:
+    """Chunks of (positions that are there before, tokens), on blocks in any order."""
+    free = list(range(24))
+    random.Random(seed).shuffle(free)
+    starts, slots, rows = [0], [], []
+    for before, tokens in chunks:
+        end = before + tokens
+        row = [free.pop() for _ in range(-(-end // size))]
+        slots += [row[p // size] * size + p % size for p in range(before, end)]
+        starts.append(starts[-1] + tokens)
+        rows.append(row)
+    width = max(map(len, rows))
+    return StepMeta(
+        query_start=torch.tensor(starts, dtype=torch.int32).to(LAYOUT.device),
+        context=torch.tensor([b + t for b, t in chunks], dtype=torch.int32).to(LAYOUT.device),
+        block_table=torch.tensor([r + [0] * (width - len(r)) for r in rows], dtype=torch.int32).to(
+            LAYOUT.device
+        ),
+        slots=torch.tensor(slots).to(LAYOUT.device),
+        max_query=max(t for _, t in chunks),
+        max_context=max(b + t for b, t in chunks),
+    )
+
+
+def compare(
+    layout: KvLayout, group: int, chunks: list[tuple[int, int]], mask: Mask, tolerance: float
+) -> None:
+    """Beside the gather backend in float64, over the same history."""
+    ours = TritonPagedAttention(layout, spare_blocks=1)
+    exact = GatherAttention(replace(layout, dtype=torch.float64))
+    ours.want_lse(True), exact.want_lse(True)
+    meta = step(chunks, 1, layout.block_size)
+    torch.manual_seed(0)
+    for of_ours, of_exact in zip(ours.cache, exact._kv, strict=True):
+        history = torch.randn(of_exact.shape, device=layout.device).to(layout.dtype)
+        of_exact.copy_(history)
+        of_ours[:, : layout.num_blocks].copy_(history.transpose(1, 2))
+    tokens, dim = len(meta.slots), layout.head_dim
+    q = torch.randn(tokens, group * layout.num_kv_heads, dim, device=layout.device).to(layout.dtype)
+    k, v = torch.randn(2, tokens, layout.num_kv_heads, dim, device=layout.device).to(layout.dtype)
+    v = v if layout.latent is None else k[..., : layout.latent]
+    out, lse = ours(1, q, k, v, meta, mask, dim**-0.5)
+    wanted, wanted_lse = exact(1, q.double(), k.double(), v.double(), meta, mask, dim**-0.5)
+    torch.testing.assert_close(out.double(), wanted, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(lse, wanted_lse, rtol=tolerance, atol=tolerance)
+    kept = ours.cache[:, :, : layout.num_blocks].transpose(2, 3).double()
+    assert torch.equal(kept, exact._kv)
+
+
+MIXED = [(0, 5), (37, 1), (20, 19), (0, 1)]
+DECODES = [(100, 1), (3, 1), (64, 1), (0, 1)]
+
+
+@pytest.mark.parametrize(("kv_heads", "group"), GROUPED)
+@pytest.mark.parametrize("chunks", [MIXED, DECODES], ids=["mixed", "decodes"])
+@pytest.mark.parametrize(
+    "mask",
+    [Mask(), Mask(window=7), Mask(cap=2.0), Mask("full")],
+    ids=["causal", "window", "cap", "full"],
+)
+def test_every_mask(kv_heads: int, group: int, chunks: list[tuple[int, int]], mask: Mask) -> None:
+    compare(replace(LAYOUT, num_kv_heads=kv_heads), group, chunks, mask, 2e-5)
+
+
+@pytest.mark.parametrize("chunks", [MIXED, DECODES], ids=["mixed", "decodes"])
+def test_sixteen_bits_and_odd_head_sizes(chunks: list[tuple[int, int]]) -> None:
+    """The interpreter cannot multiply bfloat16."""
+    dtype = torch.bfloat16 if ON_GPU else torch.float16
+    compare(replace(LAYOUT, dtype=dtype, head_dim=80, block_size=32), 2, chunks, Mask(), 2e-2)
+
+
+@pytest.mark.parametrize("chunks", [MIXED, DECODES], ids=["mixed", "decodes"])
+def test_a_cache_of_latents(chunks: list[tuple[int, int]]) -> None:
+    compare(replace(LAYOUT, num_kv_heads=1, head_dim=48, latent=32), 4, chunks, Mask(), 2e-5)
+
+
+SIXTEEN = torch.bfloat16 if ON_GPU else torch.float16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, SIXTEEN])
+@pytest.mark.parametrize("width", [64, 96])
+def test_small_operations_equal_torchs(dtype: torch.dtype, width: int) -> None:
+    torch.manual_seed(0)
+    device, near = (
+        LAYOUT.device,
+        {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2},
+    )
+    x, y = torch.randn(2, 5, 2 * width, device=device).to(dtype)[:, :, :width]
+    for weight in (torch.rand(width, device=device).to(dtype), torch.rand(width, device=device)):
+        normed, total = fused.rms_norm(x, y, weight, 1e-6)
+        torch.testing.assert_close(total, x + y)
+        torch.testing.assert_close(normed, plain._norm_in_torch(x + y, weight, 1e-6), **near)
+        torch.testing.assert_close(
+            fused.rms_norm(x, None, weight, 1e-6)[0], plain._norm_in_torch(x, weight, 1e-6), **near
+        )
+    gates = torch.randn(5, 2 * width, device=device).to(dtype)
+    gate, up = gates.chunk(2, 1)
+    torch.testing.assert_close(fused.gated(gates, False), F.silu(gate) * up, **near)
+    torch.testing.assert_close(
+        fused.gated(gates, True), F.gelu(gate, approximate="tanh") * up, **near
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, SIXTEEN])
+@pytest.mark.parametrize("rotary", [32, 24])
+@pytest.mark.parametrize("is_normed", [False, True])
+def test_turning_heads_equals_torchs(dtype: torch.dtype, rotary: int, is_normed: bool) -> None:
+    torch.manual_seed(0)
+    device = LAYOUT.device
+    x = torch.randn(5, 6, 32, device=device).to(dtype)[:, 1:4]
+    weight = torch.rand(32, device=device).to(dtype) if is_normed else None
+    table = torch.rand(40, rotary, device=device)
+    positions = torch.tensor([3, 0, 39, 7, 7], device=device)
+    wanted = x.clone()
+    plain._norm_rope_in_torch_(wanted, weight, 1e-6, table, positions)
+    fused.norm_turn_(x, weight, 1e-6, table, positions)
+    near = 1e-5 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(x, wanted, rtol=near, atol=near)
