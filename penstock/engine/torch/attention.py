@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from penstock.engine.torch.kernels import CpuPagedAttention, isas, why_not
+from penstock.engine.torch.kernels.fused import has_triton
 from penstock.engine.torch.ports import AttentionBackend, Mask, StepMeta
 
 TILE_BYTES = 64 << 20
+TRITON = "triton-paged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,8 +262,12 @@ def choose_backend(layout: KvLayout, *, wanted: str = "auto") -> tuple[Attention
     """The backend for a layout, and why. `wanted` "gather" asks for the portable one."""
     if wanted == "gather":
         return GatherAttention(layout), "asked for"
+    if layout.device.type == "cuda" and has_triton():
+        from penstock.engine.torch.cuda.attention import TritonPagedAttention
+
+        return TritonPagedAttention(layout, spare_blocks=1), "compiled by Triton"
     if layout.device.type != "cpu":
-        return GatherAttention(layout), f"{layout.device.type}: the portable backend"
+        return GatherAttention(layout), f"{layout.device.type} without Triton: the portable backend"
     reason = CpuPagedAttention.why_not_for(layout.head_dim, layout.block_size, layout.dtype)
     if layout.latent is not None:
         reason = "it does not know caches of latents"

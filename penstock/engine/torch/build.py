@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from penstock.core.errors import BadConfig
 from penstock.engine.folder import ModelFacts
-from penstock.engine.torch.attention import KvLayout, choose_backend
+from penstock.engine.torch.attention import TRITON, KvLayout, choose_backend
 from penstock.engine.torch.decoder import Decoder, Rank
 from penstock.engine.torch.kernels import build_with
 from penstock.engine.torch.linear import PlainLinear, choose_linear, is_bf16_fast
@@ -18,6 +18,9 @@ from penstock.engine.torch.load import check_split, load_decoder
 from penstock.engine.torch.memory import choose_num_blocks
 from penstock.engine.torch.ports import DTYPES
 from penstock.engine.torch.weights import WeightFolder
+
+if TYPE_CHECKING:
+    from penstock.engine.torch.cuda.graphs import DecodeGraphs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,7 @@ class EngineConfig:
     attention, linear   "auto", or the portable ones by name
     lanes       plans that run side by side: 1, or 2 on a CPU (cores.py); then `threads` says how many cores they share
     must_have_lanes   False: where two lanes cannot be had there is one, and the notes say why
+    graphs      "auto": decode steps of up to `graph_batch` jobs become CUDA graphs where they can; see cuda/graphs.py
     host_blocks, copy_threads   blocks of host memory that jobs may be moved to (0 = none), and who copies; see mover.py
     compiler, kernel_cache   of the CPU kernels: a C++ compiler, and the folder they are kept in; see kernels/build.py
     endpoint, cache_dir, revision, is_offline   where names that are no folders are looked up; see hub.py
@@ -51,6 +55,8 @@ class EngineConfig:
     linear: Literal["auto", "plain"] = "auto"
     lanes: int = 1
     must_have_lanes: bool = True
+    graphs: Literal["auto", "off"] = "auto"
+    graph_batch: int = 128
     host_blocks: int = 0
     copy_threads: int = 4
     compiler: str | None = None
@@ -68,6 +74,7 @@ class EngineConfig:
             "num_blocks",
             "max_context",
             "lanes",
+            "graph_batch",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -83,6 +90,7 @@ class Built:
     dtype: torch.dtype
     num_blocks: int
     notes: dict[str, str]
+    graphs: DecodeGraphs | None = None
 
 
 def choose_device(name: str, rank: int = 0) -> torch.device:
@@ -160,4 +168,39 @@ def build_decoder(
         notes["rope"] = f"{kind} factors: contexts up to {max_context}, trained on {trained}"
     if unread:
         notes["skipped"] = f"tensors this engine has no use for: {', '.join(unread)}"
-    return Built(decoder, device, dtype, count, notes)
+    built = Built(decoder, device, dtype, count, notes)
+    if device.type == "cuda":
+        built.graphs, notes["graphs"] = _record(built, config, max_context)
+    return built
+
+
+def _record(
+    built: Built, config: EngineConfig, max_context: int
+) -> tuple[DecodeGraphs | None, str]:
+    """Decode steps as graphs, or why there are none."""
+    decoder, backend = built.decoder, built.decoder.attention
+    reason = None
+    if config.graphs == "off":
+        reason = "asked for"
+    elif backend is None or backend.name != TRITON:
+        reason = "the attention in use cannot be recorded"
+    elif decoder.shape.experts is not None:
+        reason = "a model of experts chooses on the host"
+    elif decoder.rank.world > 1:
+        reason = "not over several processes"
+    if reason is not None:
+        return None, f"none: {reason}"
+    from penstock.engine.torch.cuda.graphs import CudaRecorder, DecodeGraphs, batch_sizes
+
+    sizes = batch_sizes(config.graph_batch)
+    with torch.inference_mode():
+        made = DecodeGraphs(
+            decoder,
+            CudaRecorder(),
+            sizes=sizes,
+            max_context=min(max_context, built.num_blocks * config.block_size),
+            block_size=config.block_size,
+            spare_block=built.num_blocks,
+            device=built.device,
+        )
+    return made, f"decode steps of up to {sizes[-1]} jobs, {len(sizes)} sizes"

@@ -83,6 +83,7 @@ class TorchExecutor:
         self.facts, self.config, self.notes = facts, config, built.notes
         self.num_blocks, self.block_size = built.num_blocks, config.block_size
         self._decoder, self._device, self._crew = built.decoder, built.device, crew
+        self._graphs = built.graphs
         self._table = JobTable(
             vocab_size=facts.vocab_size,
             block_size=config.block_size,
@@ -272,9 +273,12 @@ class TorchExecutor:
             arrays = lay_out(table, work, jobs)
         if self._crew is not None:
             self._crew.begin(arrays)
+        played = None if self._graphs is None or is_layered else self._graphs.play(arrays)
         step = arrays.on(self._device)
         try:
-            if is_layered:
+            if played is not None:
+                hidden = played[0]
+            elif is_layered:
                 hidden = yield from forward_in_groups(
                     self._decoder, arrays, step, work=work, jobs=jobs
                 )
@@ -283,7 +287,7 @@ class TorchExecutor:
             samplers = [job for chunk, job in zip(work, jobs, strict=True) if chunk.samples]
             drawn = NOTHING
             if samplers:
-                logits = self._decoder.logits(hidden[: len(samplers)])
+                logits = played[1] if played else self._decoder.logits(hidden[: len(samplers)])
                 drawn = draw(logits, table, samplers)
             score(self._decoder, table, arrays, hidden, work=work, jobs=jobs)
             vectors = gather(table, arrays, hidden, work=work, jobs=jobs)

@@ -35,6 +35,11 @@ class StepArrays(NamedTuple):
         0  # but for the last ones, of prompts that are embedded: nobody wants their logits
     )
 
+    @property
+    def is_plain_decode(self) -> bool:
+        """Every chunk is one token, every row is sampled, and no prompt is scored."""
+        return self.max_query == 1 and self.num_sampling == len(self.ids) == len(self.rows)
+
     def logit_slices(self) -> list[slice]:
         """Parts of `rows` whose logits are made together: those that sample, then the prompt's, bit by bit."""
         first = [slice(0, self.num_sampling)] if self.num_sampling else []

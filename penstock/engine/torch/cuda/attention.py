@@ -18,7 +18,7 @@ import torch
 import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 
-from penstock.engine.torch.attention import KvLayout
+from penstock.engine.torch.attention import TRITON, KvLayout
 from penstock.engine.torch.cuda import programs
 from penstock.engine.torch.ports import Mask, StepMeta
 
@@ -30,7 +30,7 @@ MOST_SPLITS = 16
 class TritonPagedAttention:
     """The AttentionBackend. `spare_blocks` lie behind those of the layout, for steps padded to a graph's size."""
 
-    name = "triton-paged"
+    name = TRITON
 
     def __init__(self, layout: KvLayout, *, spare_blocks: int = 0) -> None:
         self.layout = layout

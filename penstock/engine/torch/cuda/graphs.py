@@ -27,10 +27,10 @@ Play = Callable[[], None]
 
 def batch_sizes(most: int) -> list[int]:
     """1, 2, 4, 8, then every eighth, up to `most` or the first above."""
-    sizes = [1, 2, 4, 8]
+    sizes = [1]
     while sizes[-1] < most:
-        sizes.append(sizes[-1] + 8)
-    return [size for size in sizes if size < 2 * most]
+        sizes.append(min(2 * sizes[-1], sizes[-1] + 8))
+    return sizes
 
 
 class Recorder(Protocol):
@@ -82,7 +82,15 @@ class DecodeGraphs:
         device: torch.device,
     ) -> None:
         self._decoder, self._device = decoder, device
-        self._max_context, self._block_size, self._spare = max_context, block_size, spare_block
+        self._max_context, self._block_size = max_context, block_size
+        # Rows of nobody: one position of the spare block.
+        self._vacant = {
+            "ids": 0,
+            "positions": 0,
+            "context": 1,
+            "slots": spare_block * block_size,
+            "block_table": spare_block,
+        }
         self._sizes, shape = sorted(sizes), decoder.shape
         most = self._sizes[-1]
         # Of all sizes, and held by none of them: what a recording leaves alive cannot be used by the next.
@@ -90,45 +98,36 @@ class DecodeGraphs:
         self._logits = torch.zeros(most, shape.vocab_size, device=device)
         self._slots = {size: self._record(size, recorder) for size in reversed(self._sizes)}
 
-    def can_play(self, arrays: StepArrays) -> bool:
-        """Every chunk is one token that is sampled, and no prompt is scored."""
+    def play(self, arrays: StepArrays) -> tuple[Tensor, Tensor] | None:
+        """(hidden [R, hidden], logits fp32 [R, vocabulary]), kept until the next; None: not a step to play."""
         count = len(arrays.ids)
-        is_plain = arrays.max_query == 1 and arrays.num_sampling == count == len(arrays.rows)
-        return is_plain and count <= self._sizes[-1]
-
-    def play(self, arrays: StepArrays) -> tuple[Tensor, Tensor]:
-        """(hidden [R, hidden], logits fp32 [R, vocabulary]) of `arrays`; the next step writes over them."""
-        count = len(arrays.ids)
-        size = next(size for size in self._sizes if size >= count)
-        slot = self._slots[size]
-        self._stage(slot.staged, arrays, count)
-        for name, fixed in slot.inputs.items():
-            fixed.copy_(slot.staged[name], non_blocking=True)
+        if not arrays.is_plain_decode or count > self._sizes[-1]:
+            return None
+        slot = self._slots[next(size for size in self._sizes if size >= count)]
+        self._stage(slot, arrays, count)
         slot.play()
         return self._hidden[:count], self._logits[:count]
 
-    def _stage(self, staged: dict[str, Tensor], arrays: StepArrays, count: int) -> None:
-        """The host's copy. The device has read the last one: its tokens were fetched since."""
-        self._vacate(staged)
+    def _stage(self, slot: _Slot, arrays: StepArrays, count: int) -> None:
+        """What the host wrote last was read: the tokens of that step were fetched since."""
         for name in ("ids", "positions", "slots", "context"):
-            staged[name][:count] = torch.from_numpy(getattr(arrays, name))
-        table = torch.from_numpy(arrays.block_table)
-        staged["block_table"][:count, : table.shape[1]] = table
-
-    def _vacate(self, staged: dict[str, Tensor]) -> None:
-        """Rows of nobody: one position of the spare block."""
-        staged["ids"].zero_()
-        staged["positions"].zero_()
-        staged["context"].fill_(1)
-        staged["slots"].fill_(self._spare * self._block_size)
-        staged["block_table"].fill_(self._spare)
+            staged = slot.staged[name]
+            staged[:count] = torch.from_numpy(getattr(arrays, name))
+            staged[count:] = self._vacant[name]
+            slot.inputs[name].copy_(staged, non_blocking=True)
+        # Only as many columns as somebody reads; together in memory, so that one copy does.
+        table, fixed = torch.from_numpy(arrays.block_table), slot.inputs["block_table"]
+        size, width = len(fixed), table.shape[1]
+        staged = slot.staged["block_table"].flatten()[: size * width].view(size, width)
+        staged[:count] = table
+        staged[count:, 0] = self._vacant["block_table"]
+        fixed[:, :width] = staged.to(self._device, non_blocking=True)
 
     def _record(self, size: int, recorder: Recorder) -> _Slot:
         staged = self._room(size, torch.device("cpu"), is_pinned=self._device.type == "cuda")
-        self._vacate(staged)
         inputs = self._room(size, self._device)
-        for name, fixed in inputs.items():
-            fixed.copy_(staged[name])
+        for name, value in self._vacant.items():
+            inputs[name].fill_(value)
         meta = StepMeta(
             query_start=torch.arange(size + 1, dtype=torch.int32, device=self._device),
             context=inputs["context"],

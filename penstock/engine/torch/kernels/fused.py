@@ -12,6 +12,10 @@ dimension i together with i + R / 2; the rest stays. Positions must lie inside t
 from __future__ import annotations
 
 import ctypes
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -23,6 +27,9 @@ from penstock.engine.torch.kernels import library as native
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., D] scaled to a root mean square of one, times weight [D]."""
     if x.shape[-1] % 16 or not _is_fast(x) or not _fits(x, weight):
+        if x.is_cuda and has_triton():
+            normed: Tensor = _triton().rms_norm(_rows(x), None, weight, eps)[0]
+            return normed.view(x.shape)
         return _norm_in_torch(x, weight, eps)
     rows = _rows(x)
     out = torch.empty_like(rows)
@@ -34,6 +41,9 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """(norm of the sum, the sum) of x and residual [..., D]."""
     assert x.shape == residual.shape
     if x.shape[-1] % 16 or not _is_fast(x, residual) or not _fits(x, weight):
+        if x.is_cuda and has_triton():
+            out, total = _triton().rms_norm(_rows(x), _rows(residual), weight, eps)
+            return out.view(x.shape), total.view(x.shape)
         total = x + residual
         return _norm_in_torch(total, weight, eps), total
     rows = _rows(x)
@@ -60,6 +70,10 @@ def qk_norm_rope_(
     weights = [w for w in (q_weight, k_weight) if w is not None]
     fits = rotary % 32 == 0 and q.shape[2] % 16 == 0 and _heads_touch(q) and _heads_touch(k)
     is_fast = fits and _is_fast(q, k) and _fits(q, *weights)
+    if q.is_cuda and has_triton() and _heads_touch(q) and _heads_touch(k):
+        _triton().norm_turn_(q, q_weight, eps, cos_sin, positions)
+        _triton().norm_turn_(k, k_weight, eps, cos_sin, positions)
+        return
     if not is_fast or cos_sin.dtype != torch.float32:
         _norm_rope_in_torch_(q, q_weight, eps, cos_sin, positions)
         _norm_rope_in_torch_(k, k_weight, eps, cos_sin, positions)
@@ -100,6 +114,9 @@ def gelu_mul(gate_up: Tensor) -> Tensor:
 def _gate(gate_up: Tensor, is_gelu: bool) -> Tensor:
     width = gate_up.shape[-1] // 2
     if width % 16 or not _is_fast(gate_up):
+        if gate_up.is_cuda and has_triton():
+            gated: Tensor = _triton().gated(_rows(gate_up), is_gelu)
+            return gated.view(*gate_up.shape[:-1], width)
         gate, up = gate_up.chunk(2, dim=-1)
         return (F.gelu(gate, approximate="tanh") if is_gelu else F.silu(gate)) * up
     rows = _rows(gate_up)
@@ -174,6 +191,17 @@ def _rows(x: Tensor) -> Tensor:
 
 def _heads_touch(x: Tensor) -> bool:
     return x.stride(2) == 1 and x.stride(1) == x.shape[2]
+
+
+@cache
+def has_triton() -> bool:
+    """It comes with torch's CUDA builds."""
+    return find_spec("triton") is not None
+
+
+@cache
+def _triton() -> ModuleType:
+    return import_module("penstock.engine.torch.cuda.fused")
 
 
 def _norm_in_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
