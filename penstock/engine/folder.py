@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from penstock.core.errors import BadModel
+from penstock.engine.torch.checkpoints.scheme import read_scheme
 from penstock.engine.torch.diffusion.families import Canvassed, is_diffusion, read_canvassed
 from penstock.engine.torch.encoders.package import Package, read_package
 from penstock.engine.torch.encoders.shape import EncoderShape, is_encoder, read_encoder
@@ -69,6 +70,7 @@ def model_facts(folder: str | Path) -> ModelFacts:
     generation = place / "generation_config.json"
     said = read_json(generation) if generation.exists() else {}
     where = str(place / "config.json")
+    read_scheme(config, where)  # which raises where nobody could read the weights
     canvas = read_canvassed(config, where) if is_diffusion(config) else None
     encoder = read_encoder(config, where) if is_encoder(config) else None
     package = read_package(place, is_encoder=encoder is not None)

@@ -11,14 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.core.errors import BadModel
+from penstock.engine.torch.checkpoints.join import Apart, Weight, expanded, joined, rows_of
 from penstock.engine.torch.decoder import Decoder, Layer, Rank
 from penstock.engine.torch.families import Experts, Latent, Shape
 from penstock.engine.torch.heads import GroupedHeads, Heads, LatentHeads
 from penstock.engine.torch.kernels import gelu_mul, silu_mul
 from penstock.engine.torch.mlp import ExactRouter, Mixture, Mlp, PlainMlp, Shared
 from penstock.engine.torch.norms import LayerNorm, Norm, RmsNorm
-from penstock.engine.torch.ports import Linear, LinearMethod, Mask, ShardSpec
+from penstock.engine.torch.ports import Linear, LinearMethod, Mask, QuantisedMethod, ShardSpec
 from penstock.engine.torch.positions import Rope
+from penstock.engine.torch.quantised import Quantised
 from penstock.engine.torch.rope import RopeTable
 from penstock.engine.torch.weights import WeightFolder
 
@@ -27,12 +29,21 @@ Sized = tuple[str, int]  # the name of a part, and how many outputs it has as a 
 
 
 class Packer:
-    """Reads and packs one model's layers with this rank's shards."""
+    """Reads and packs one model's layers with this rank's shards.
+
+    Weights that are stored in few bits go to `quantised` as they are. Where that is None they are dequantised first.
+    """
 
     def __init__(
-        self, folder: WeightFolder, shape: Shape, method: LinearMethod, rank: Rank
+        self,
+        folder: WeightFolder,
+        shape: Shape,
+        method: LinearMethod,
+        rank: Rank,
+        quantised: QuantisedMethod | None = None,
     ) -> None:
         self.folder, self.shape, self.method, self.rank = folder, shape, method, rank
+        self.quantised = quantised
         self._ropes: dict[Rope, RopeTable] = {}
 
     def shard(self, dim: Literal["none", "out", "in"]) -> ShardSpec:
@@ -41,34 +52,57 @@ class Packer:
     def merged(self, parts: Sequence[Sized], width: int, has_bias: bool) -> Linear:
         """Layers that read the same input, as one."""
         shard = self.shard("out")
-        weights = self._stacked(parts, "weight", (width,), shard)
-        bias = self._stacked(parts, "bias", (), shard) if has_bias else None
-        return self.method.pack(weights, bias, shard)
+        weights = self._read(parts, "weight", (width,), shard)
+        biases = self._read(parts, "bias", (), shard) if has_bias else None
+        return self.pack(weights, None if biases is None else torch.cat(_floats(biases)), shard)
 
-    def _stacked(
+    def pack(self, parts: Sequence[Weight], bias: Tensor | None, shard: ShardSpec) -> Linear:
+        """One layer of the rows of all parts."""
+        if self.quantised is None:
+            dtype = self.folder.dtype
+            parts = [
+                expanded(part, dtype) if isinstance(part, Quantised) else part for part in parts
+            ]
+        whole = joined(parts)
+        biases = (
+            [None] * len(whole)
+            if bias is None
+            else torch.split(bias, [part.shape[0] for part in whole])
+        )
+        layers = [self._packed(part, one, shard) for part, one in zip(whole, biases, strict=True)]
+        return layers[0] if len(layers) == 1 else Apart(tuple(layers))
+
+    def _packed(self, weight: Weight, bias: Tensor | None, shard: ShardSpec) -> Linear:
+        if isinstance(weight, Tensor):
+            return self.method.pack(weight, bias, shard)
+        assert self.quantised is not None
+        return self.quantised.pack_quantised(weight, bias)
+
+    def _read(
         self, parts: Sequence[Sized], kind: str, width: tuple[int, ...], shard: ShardSpec
-    ) -> Tensor:
+    ) -> list[Weight]:
         """Parts of one name are rows of one tensor, in order."""
         sizes: dict[str, int] = {}
         for name, size in parts:
             sizes[name] = sizes.get(name, 0) + size
-        found, starts = [], dict.fromkeys(sizes, 0)
+        found: list[Weight] = []
+        starts = dict.fromkeys(sizes, 0)
         for name, size in parts:
             rows = range(starts[name], starts[name] + size)
-            found.append(self.folder.get(f"{name}.{kind}", (sizes[name], *width), shard, rows))
+            found.append(self.folder.weight(f"{name}.{kind}", (sizes[name], *width), shard, rows))
             starts[name] = rows.stop
-        return torch.cat(found)
+        return found
 
     def split_input(self, name: str, size: int, width: int, has_bias: bool) -> Linear:
         """A layer whose partial sums are added over ranks: only the first rank adds the bias."""
         shard = self.shard("in")
-        weight = self.folder.get(f"{name}.weight", (size, width), shard)
+        weight = self.folder.weight(f"{name}.weight", (size, width), shard)
         bias = self.folder.get(f"{name}.bias", (size,)) if has_bias else None
-        return self.method.pack(weight, bias if self.rank.rank == 0 else None, shard)
+        return self.pack([weight], bias if self.rank.rank == 0 else None, shard)
 
-    def whole(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    def whole(self, weight: Weight, bias: Tensor | None = None) -> Linear:
         """A layer that every rank has whole."""
-        return self.method.pack(weight, bias, self.shard("none"))
+        return self.pack([weight], bias, self.shard("none"))
 
     def mlp(
         self, names: tuple[str | None, str, str], width: int, has_bias: bool = False
@@ -108,15 +142,22 @@ class Packer:
         return self._ropes[rope]
 
 
-def load_decoder(folder: WeightFolder, shape: Shape, method: LinearMethod, rank: Rank) -> Decoder:
+def load_decoder(
+    folder: WeightFolder,
+    shape: Shape,
+    method: LinearMethod,
+    rank: Rank,
+    quantised: QuantisedMethod | None = None,
+) -> Decoder:
     """Read and pack all layers; the attention backend is set afterwards, from the memory left. Raises BadModel."""
-    packer = Packer(folder, shape, method, rank)
+    packer = Packer(folder, shape, method, rank, quantised)
     prefix = folder.prefix
-    embedding = folder.get(f"{prefix}embed_tokens.weight", (shape.vocab_size, shape.hidden))
+    tokens = folder.weight(f"{prefix}embed_tokens.weight", (shape.vocab_size, shape.hidden))
+    embedding = expanded(tokens, folder.dtype) if isinstance(tokens, Quantised) else tokens
     layers = [
         _load_layer(packer, index, f"{prefix}layers.{index}.") for index in range(shape.num_layers)
     ]
-    head, is_split = _load_head(packer, embedding)
+    head, is_split = _load_head(packer, tokens if quantised else embedding)
     final_norm = packer.norm(f"{prefix}{shape.names.final_norm}")
     folder.check_layers(shape.num_layers)
     scale = shape.embedding_scale
@@ -134,7 +175,7 @@ def load_decoder(folder: WeightFolder, shape: Shape, method: LinearMethod, rank:
     )
 
 
-def _load_head(packer: Packer, embedding: Tensor) -> tuple[Linear, bool]:
+def _load_head(packer: Packer, tokens: Weight) -> tuple[Linear, bool]:
     """(the head, whether ranks have parts of it)"""
     shape, rank = packer.shape, packer.rank
     if not shape.has_head:
@@ -145,15 +186,21 @@ def _load_head(packer: Packer, embedding: Tensor) -> tuple[Linear, bool]:
         "language_model.lm_head" if packer.folder.prefix == "language_model.model." else "lm_head"
     )
     if shape.is_tied:
-        each = shape.vocab_size // rank.world
-        weight = embedding[rank.rank * each : (rank.rank + 1) * each] if is_split else embedding
+        weight = _rows_of_rank(tokens, rank) if is_split else tokens
     else:
         whole = (shape.vocab_size, shape.hidden)
-        weight = packer.folder.get(f"{name}.weight", whole, spec)
+        weight = packer.folder.weight(f"{name}.weight", whole, spec)
     bias = None
     if shape.has_head_bias:
         bias = packer.folder.get(f"{name}.bias", (shape.vocab_size,), spec)
-    return packer.method.pack(weight, bias, spec), is_split
+    return packer.pack([weight], bias, spec), is_split
+
+
+def _rows_of_rank(weight: Weight, rank: Rank) -> Weight:
+    each = weight.shape[0] // rank.world
+    if isinstance(weight, Tensor):
+        return weight[rank.rank * each : (rank.rank + 1) * each]
+    return rows_of(weight, torch.arange(rank.rank * each, (rank.rank + 1) * each))
 
 
 def _load_layer(packer: Packer, index: int, prefix: str) -> Layer:
@@ -203,19 +250,22 @@ def _load_heads(packer: Packer, index: int, prefix: str) -> Heads:
 def load_latent_heads(packer: Packer, told: Latent, index: int, prefix: str) -> LatentHeads:
     """The names are DeepSeek's. What all heads share, every rank has whole."""
     shape, get, shard = packer.shape, packer.folder.get, packer.shard("out")
+    stored = packer.folder.weight
     hidden, heads = shape.hidden, shape.num_heads // packer.rank.world
     query_down, name, width = None, "q_proj", hidden
     if told.query_rank is not None:
         name, width = "q_b_proj", told.query_rank
-        weight = get(f"{prefix}q_a_proj.weight", (width, hidden))
+        weight = stored(f"{prefix}q_a_proj.weight", (width, hidden))
         norm = get(f"{prefix}q_a_layernorm.weight", (width,))
         query_down = (packer.whole(weight), norm, LATENT_EPS)
     each = told.plain + told.rotated
-    query = get(f"{prefix}{name}.weight", (shape.num_heads * each, width), shard)
-    plain, rotated = torch.split(query.view(heads, each, width), [told.plain, told.rotated], 1)
-    parts = (plain.flatten(0, 1), _unlaced(rotated).flatten(0, 1))
-    down = get(f"{prefix}kv_a_proj_with_mqa.weight", (told.cached, hidden))
-    latent, key = torch.split(down, [told.width, told.rotated])
+    query = stored(f"{prefix}{name}.weight", (shape.num_heads * each, width), shard)
+    places = torch.arange(heads * each).view(heads, each)
+    plain, rotated = torch.split(places, [told.plain, told.rotated], 1)
+    query_rows = torch.cat((plain.flatten(), _unlaced(rotated).flatten()))
+    down = stored(f"{prefix}kv_a_proj_with_mqa.weight", (told.cached, hidden))
+    latent, key = torch.split(torch.arange(told.cached), [told.width, told.rotated])
+    down_rows = torch.cat((latent, _unlaced(key[None])[0]))
     each = told.plain + told.value
     up = get(f"{prefix}kv_b_proj.weight", (shape.num_heads * each, told.width), shard)
     to_key, to_value = torch.split(up.view(heads, each, told.width), [told.plain, told.value], 1)
@@ -227,8 +277,8 @@ def load_latent_heads(packer: Packer, told: Latent, index: int, prefix: str) -> 
         scale=shape.scale,
         rope=packer.rope(index, told.rotated),
         query_down=query_down,
-        query=packer.method.pack(torch.cat(parts), None, shard),
-        down=packer.whole(torch.cat((latent, _unlaced(key[None])[0]))),
+        query=packer.pack([rows_of(query, query_rows)], None, shard),
+        down=packer.whole(rows_of(down, down_rows)),
         norm=(get(f"{prefix}kv_a_layernorm.weight", (told.width,)), LATENT_EPS),
         to_latent=to_key.contiguous(),
         to_value=to_value.transpose(1, 2).contiguous(),
@@ -238,8 +288,13 @@ def load_latent_heads(packer: Packer, told: Latent, index: int, prefix: str) -> 
     )
 
 
+def _floats(parts: Sequence[Weight]) -> list[Tensor]:
+    assert all(isinstance(part, Tensor) for part in parts), "a bias is never in few bits"
+    return [part for part in parts if isinstance(part, Tensor)]
+
+
 def _unlaced(rows: Tensor) -> Tensor:
-    """Rows [H, R, in] that turn as neighbours (2i, 2i + 1), in the order in which (i, i + R/2) turn."""
+    """Rows [H, R] that turn as neighbours (2i, 2i + 1), in the order in which (i, i + R/2) turn."""
     return torch.cat((rows[:, 0::2], rows[:, 1::2]), 1)
 
 

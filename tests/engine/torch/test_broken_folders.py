@@ -87,7 +87,7 @@ def unknown_family(folder: Path) -> None:
 
 
 def quantised(folder: Path) -> None:
-    edit(folder / "config.json", quantization_config={"quant_method": "gptq"})
+    edit(folder / "config.json", quantization_config={"quant_method": "aqlm"})
 
 
 def dynamic_rope(folder: Path) -> None:
@@ -112,7 +112,7 @@ BREAKS: list[tuple[Callable[[Path], None], str]] = [
     (broken_index, "index.json"),
     (without_config, "config.json is missing"),
     (unknown_family, "GPT2LMHeadModel"),
-    (quantised, "quantised"),
+    (quantised, "quantised by aqlm"),
     (dynamic_rope, "dynamic"),
     (no_layers, "num_hidden_layers"),
 ]

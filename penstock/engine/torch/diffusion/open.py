@@ -20,6 +20,7 @@ from penstock.engine.torch.linear import PlainLinear, choose_linear
 from penstock.engine.torch.load import load_decoder
 from penstock.engine.torch.memory import choose_num_blocks
 from penstock.engine.torch.ports import ShardSpec
+from penstock.engine.torch.quantised import Quantised
 from penstock.engine.torch.weights import WeightFolder
 
 LLADA_NAMES = (
@@ -90,14 +91,14 @@ class LladaFolder(WeightFolder):
         super().__init__(folder, dtype, device)
         self.prefix = "model."
 
-    def get(
+    def weight(
         self,
         name: str,
         shape: Sequence[int],
         shard: ShardSpec | None = None,
         rows: range | None = None,
-    ) -> Tensor:
-        return super().get(llada_name(name), shape, shard, rows)
+    ) -> Tensor | Quantised:
+        return super().weight(llada_name(name), shape, shard, rows)
 
 
 def llada_name(name: str) -> str:

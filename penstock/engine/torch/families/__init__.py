@@ -64,11 +64,6 @@ BARE, HEADED = "Model", "ForCausalLM"
 def read_shape(config: Config, where: str) -> Shape:
     """Read a parsed config.json. `where` names the file in errors. Raises BadModel."""
     name = _architecture(config, where)
-    if "quantization_config" in config:
-        raise BadModel(
-            f"{where}: the weights are quantised, which this engine cannot read",
-            hint="use the unquantised checkpoint of the same model (bf16, fp16 or fp32 safetensors)",
-        )
     shape = FAMILIES[name](Reader(config, where))
     return replace(shape, has_head=False) if _is_bare(config) else shape
 
