@@ -179,14 +179,15 @@ def _load_head(packer: Packer, tokens: Weight) -> tuple[Linear, bool]:
     """(the head, whether ranks have parts of it)"""
     shape, rank = packer.shape, packer.rank
     if not shape.has_head:
-        return packer.whole(embedding[:1]), False
+        return packer.whole(_rows(tokens, 0, 1)), False
     is_split = rank.world > 1 and shape.vocab_size % rank.world == 0
     spec = packer.shard("out" if is_split else "none")
     name = (
         "language_model.lm_head" if packer.folder.prefix == "language_model.model." else "lm_head"
     )
     if shape.is_tied:
-        weight = _rows_of_rank(tokens, rank) if is_split else tokens
+        each = shape.vocab_size // rank.world
+        weight = _rows(tokens, rank.rank * each, (rank.rank + 1) * each) if is_split else tokens
     else:
         whole = (shape.vocab_size, shape.hidden)
         weight = packer.folder.weight(f"{name}.weight", whole, spec)
@@ -196,11 +197,12 @@ def _load_head(packer: Packer, tokens: Weight) -> tuple[Linear, bool]:
     return packer.pack([weight], bias, spec), is_split
 
 
-def _rows_of_rank(weight: Weight, rank: Rank) -> Weight:
-    each = weight.shape[0] // rank.world
-    if isinstance(weight, Tensor):
-        return weight[rank.rank * each : (rank.rank + 1) * each]
-    return rows_of(weight, torch.arange(rank.rank * each, (rank.rank + 1) * each))
+def _rows(weight: Weight, first: int, last: int) -> Weight:
+    return (
+        weight[first:last]
+        if isinstance(weight, Tensor)
+        else rows_of(weight, torch.arange(first, last))
+    )
 
 
 def _load_layer(packer: Packer, index: int, prefix: str) -> Layer:
