@@ -154,6 +154,15 @@ class Moved(Struct, frozen=True, gc=False):
     at: float
 
 
+class Adapted(Struct, frozen=True, gc=False):
+    """An adapter is in its slot, or `error` says why it cannot be."""
+
+    adapter: str
+    slot: int
+    at: float
+    error: str | None = None
+
+
 class Yielded(Struct, frozen=True, gc=False):
     """A plan stopped inside its forward and can be resumed; `activation_bytes` stay held meanwhile."""
 

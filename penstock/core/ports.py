@@ -15,10 +15,10 @@ from typing import Literal, Protocol
 
 from penstock.core.errors import PenstockError
 from penstock.core.events import Event
-from penstock.core.plans import Done, Moved, Plan, Transfer, Yielded
+from penstock.core.plans import Adapted, Done, Moved, Plan, Transfer, Yielded
 from penstock.core.types import Caps, Output, PlanId, Report, Request
 
-Completion = Done | Yielded | Moved
+Completion = Done | Yielded | Moved | Adapted
 Grain = Literal["step", "layer", "operator"]
 
 
@@ -77,6 +77,16 @@ class MovingExecutor(Executor, Protocol):
     """
 
     def transfer(self, transfer: Transfer) -> None: ...
+
+
+class AdaptingExecutor(Executor, Protocol):
+    """An executor with `caps.max_adapters` slots for adapters, each of which holds one.
+
+    `load_adapter` puts one into a slot that no job uses, beside the plans that run, and Adapted comes to the listener,
+    once, unless the executor is stopped. Jobs that use an adapter are opened after that.
+    """
+
+    def load_adapter(self, adapter: str, slot: int) -> None: ...
 
 
 class Channel(Protocol):

@@ -341,6 +341,7 @@ class Caps:
         None  # how answers are filled in; None = they are written from left to right
     )
     host_blocks: int = 0
+    max_adapters: int = 0  # that can be resident at once, and so be used in one step
     link: HostLink | None = None
     templates: tuple[StepTemplate, ...] = ()
 

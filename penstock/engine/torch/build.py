@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -37,6 +38,8 @@ class EngineConfig:
     must_have_lanes   False: where two lanes cannot be had there is one, and the notes say why
     graphs      "auto": decode steps of up to `graph_batch` jobs become CUDA graphs where they can; see cuda/graphs.py
     host_blocks, copy_threads   blocks of host memory that jobs may be moved to (0 = none), and who copies; see mover.py
+    max_adapters, adapter_rank, adapters   LoRA adapters that can be resident at once (0 = none), the largest rank, and
+        the folders of those that are known from the start, by key; see adapters/
     compiler, kernel_cache   of the CPU kernels: a C++ compiler, and the folder they are kept in; see kernels/build.py
     endpoint, cache_dir, revision, is_offline   where names that are no folders are looked up; see hub.py
     """
@@ -59,6 +62,9 @@ class EngineConfig:
     graph_batch: int = 128
     host_blocks: int = 0
     copy_threads: int = 4
+    max_adapters: int = 0
+    adapter_rank: int = 16
+    adapters: Mapping[str, Path] = field(default_factory=dict)
     compiler: str | None = None
     kernel_cache: Path | None = None
     endpoint: str | None = None
@@ -75,6 +81,7 @@ class EngineConfig:
             "max_context",
             "lanes",
             "graph_batch",
+            "adapter_rank",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from penstock.engine.torch.adapters.rows import AdapterRows
 from penstock.engine.torch.families import Shape
 from penstock.engine.torch.heads import Heads
 from penstock.engine.torch.mlp import Mlp, Taken
@@ -73,13 +74,14 @@ class Alone:
 class StepInput:
     """One step's tokens. `rows` are those whose logits are wanted; None = all of them, in order.
 
-    `taken` is filled by the forward.
+    `adapters`: which rows use which; None = none does. `taken` is filled by the forward.
     """
 
     ids: Tensor  # int64 [T]
     positions: Tensor  # int64 [T]
     rows: Tensor | None  # int64 [R]
     meta: StepMeta
+    adapters: AdapterRows | None = None
     taken: Taken = field(default_factory=dict)
 
 
@@ -97,7 +99,7 @@ class Layer:
 
 @dataclass(slots=True)
 class Decoder:
-    """Packed weights of one rank."""
+    """Packed weights of one rank. `adapted`: the layers with what adapters add (adapters/), where there can be any."""
 
     shape: Shape
     rank: Rank
@@ -108,6 +110,7 @@ class Decoder:
     is_head_split: bool
     embedding_scale: float | None = None
     attention: AttentionBackend | None = None
+    adapted: list[Layer] | None = None
 
     def forward(self, step: StepInput) -> Generator[Piece, None, Tensor]:
         """Yields after every piece; returns the hidden states of `step.rows`, normed, [R, hidden]."""
@@ -129,8 +132,9 @@ class Decoder:
         """
         each = x.numel() * x.element_size()
         part: Tensor | None = None
+        held = self._layers_for(step)
         for index in range(*layers):
-            layer = self.layers[index]
+            layer = held[index]
             normed, x = layer.attention_norm(part, x)
             part = self._attend(layer, normed, step)
             if layer.mlp_norm is None:
@@ -159,11 +163,21 @@ class Decoder:
         cap = self.shape.logit_cap
         return found if cap is None else found.div_(cap).tanh_().mul_(cap)
 
+    def _layers_for(self, step: StepInput) -> list[Layer]:
+        if step.adapters is None:
+            return self.layers
+        assert self.adapted is not None, "no adapter was loaded"
+        return self.adapted
+
     def _attend(self, layer: Layer, x: Tensor, step: StepInput) -> Tensor:
         assert self.attention is not None
+        if step.adapters is not None:
+            step.adapters.enter()
         part = self.rank.reduce(layer.attention(x, step.positions, step.meta, self.attention))
         return part if layer.attention_post is None else layer.attention_post(None, part)[0]
 
     def _pass_mlp(self, layer: Layer, x: Tensor, step: StepInput) -> Tensor:
+        if step.adapters is not None:
+            step.adapters.enter()
         part = self.rank.reduce(layer.mlp(x, step.taken))
         return part if layer.mlp_post is None else layer.mlp_post(None, part)[0]

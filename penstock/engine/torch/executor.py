@@ -22,15 +22,17 @@ import asyncio
 import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from penstock.core.errors import BadConfig, StepFailed
-from penstock.core.plans import Done, Moved, Plan, Sampled, Transfer, Yielded
+from penstock.core.plans import Adapted, Done, Moved, Plan, Sampled, Transfer, Yielded
 from penstock.core.ports import Completion, Grain
 from penstock.core.rng import stream
 from penstock.core.types import Caps, PlanId
 from penstock.engine.folder import ModelFacts
 from penstock.engine.grammar import Grammars
+from penstock.engine.torch.adapters.store import AdapterStore
 from penstock.engine.torch.build import Built, EngineConfig
 from penstock.engine.torch.cores import Seat, cores_here
 from penstock.engine.torch.encoders.pooling import Pooler
@@ -84,6 +86,7 @@ class TorchExecutor:
         self.num_blocks, self.block_size = built.num_blocks, config.block_size
         self._decoder, self._device, self._crew = built.decoder, built.device, crew
         self._graphs = built.graphs
+        self.adapters = _open_adapters(built, config)
         self._table = JobTable(
             vocab_size=facts.vocab_size,
             block_size=config.block_size,
@@ -92,6 +95,7 @@ class TorchExecutor:
             grammars=grammars_of(facts),
             pooler=Pooler(facts.package, built.device),
             has_head=facts.shape.has_head,
+            **({} if self.adapters is None else {"slot_of": self.adapters.slot_of}),
         )
         self._seeds = stream(config.seed, "sampling")
         self._caps = Caps(
@@ -102,6 +106,7 @@ class TorchExecutor:
             has_layer_ranges=crew is None,
             yield_grain="operator" if crew is None else "step",
             host_blocks=config.host_blocks,
+            max_adapters=config.max_adapters,
             max_lanes=config.lanes,
             max_total_share=float(config.lanes),
         )
@@ -222,6 +227,25 @@ class TorchExecutor:
             assert self._on_completion is not None, "nobody listens"
             self._on_completion(Moved(transfer, asyncio.get_running_loop().time()))
 
+    def load_adapter(self, adapter: str, slot: int) -> None:
+        assert self.adapters is not None and 0 <= slot < self._caps.max_adapters
+        self._loop = asyncio.get_running_loop()
+        self.adapters.begin(adapter, slot, self._tell_adapted)
+
+    def _tell_adapted(self, adapter: str, slot: int, error: str | None) -> None:
+        """On the loading thread."""
+        assert self._loop is not None
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._adapted, adapter, slot, error)
+
+    def _adapted(self, adapter: str, slot: int, error: str | None) -> None:
+        if not self._is_stopped:
+            assert self.adapters is not None and self._on_completion is not None
+            if error is None:
+                self.adapters.settle(adapter, slot)
+            at = asyncio.get_running_loop().time()
+            self._on_completion(Adapted(adapter, slot, at, error))
+
     async def stop(self) -> None:
         if not self._is_stopped:
             self._is_stopped = True
@@ -230,6 +254,8 @@ class TorchExecutor:
             self._live.clear()
             if self._mover is not None:
                 self._mover.close()
+            if self.adapters is not None:
+                self.adapters.close()
             if self._crew is not None:
                 self._crew.close()
 
@@ -327,6 +353,21 @@ def _expert_loads(built: Built, facts: ModelFacts) -> ExpertLoads | None:
         num_experts=shape.experts.count,
         each_bytes=weights * built.dtype.itemsize,
     )
+
+
+def _open_adapters(built: Built, config: EngineConfig) -> AdapterStore | None:
+    """None where none can be used. Raises BadModel for one that cannot be served."""
+    if not config.max_adapters:
+        return None
+    store = AdapterStore(
+        built.decoder,
+        slots=config.max_adapters,
+        rank=config.adapter_rank,
+        device=built.device,
+        folders=config.adapters,
+    )
+    built.notes["adapters"] = f"{config.max_adapters} at once, of ranks up to {config.adapter_rank}"
+    return store
 
 
 def grammars_of(facts: ModelFacts) -> Callable[[], Grammars] | None:

@@ -11,7 +11,7 @@ heard of is forgotten (`place`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor
 from penstock.core.plans import Opening, Work
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import BlockHash, Request, Sampling, TokenLogprob
+from penstock.engine.adapter_folder import name_of
 from penstock.engine.grammar import Grammars, Matcher
 from penstock.engine.torch.encoders.pooling import Gathered, Pooler
 from penstock.engine.torch.wishes import Wishes, wishes_of
@@ -64,6 +65,7 @@ class JobState:
     carried: Carried | None = None  # of a chunk that has not passed all layers yet
     matcher: Matcher | None = None  # of the grammar that the answer must follow
     gathered: Gathered | None = None  # of a prompt that is embedded
+    slot: int | None = None  # of its adapter
 
     @property
     def num_output(self) -> int:
@@ -87,11 +89,16 @@ class JobTable:
         grammars: Callable[[], Grammars] | None = None,
         pooler: Pooler | None = None,
         has_head: bool = True,
+        slot_of: Callable[[str], int | None] = lambda adapter: None,
     ) -> None:
-        """`grammars` None: answers that must follow a grammar are refused; `pooler` None: so is embedding."""
+        """`grammars` None: answers that must follow a grammar are refused; `pooler` None: so is embedding.
+
+        `slot_of` a resident adapter.
+        """
         self.vocab_size, self.block_size, self.num_layers = vocab_size, block_size, num_layers
         self.eos_ids = frozenset(eos_ids)
         self._grammars, self.pooler, self._has_head = grammars, pooler, has_head
+        self._slot_of, self._num_adapted = slot_of, 0
         self.jobs: dict[int, JobState] = {}
         self.tokens: NDArray[np.int32] = np.zeros((8, 256), np.int32)
         self.blocks: NDArray[np.int32] = np.zeros((8, 16), np.int32)
@@ -103,8 +110,11 @@ class JobTable:
         reason = self._refusal(request)
         if reason is not None or opening.seq in self.jobs:
             return reason
-        prompt = request.prompt
+        prompt, slot = request.prompt, None
         assert isinstance(prompt, TokenPrompt)
+        if request.adapter is not None:
+            slot = self._slot_of(request.adapter)
+            self._num_adapted += 1
         if not self._free:
             self._grow_rows()
         row = self._free.pop()
@@ -130,6 +140,7 @@ class JobTable:
             num_prompt_logprobs=0
             if request.kind == "score" and chosen.prompt_logprobs is None
             else chosen.prompt_logprobs,
+            slot=slot,
         )
         return None
 
@@ -149,6 +160,14 @@ class JobTable:
         job = self.jobs.pop(seq, None)
         if job is not None:
             self._free.append(job.row)
+            self._num_adapted -= job.slot is not None
+
+    def slots_of(self, jobs: Sequence[JobState]) -> tuple[int | None, ...] | None:
+        """Slots of their adapters; None where none has one."""
+        if not self._num_adapted:
+            return None
+        slots = tuple([job.slot for job in jobs])
+        return slots if any([slot is not None for slot in slots]) else None
 
     def place(self, work: Work) -> JobState:
         """Note the blocks a planned job got, and forget what an aborted plan drew or another chunk carried."""
@@ -204,8 +223,8 @@ class JobTable:
             return "the prompt has no token ids, which a real model needs"
         if request.parts:
             return "this model takes text only"
-        if request.adapter is not None:
-            return f"this engine has no adapter {request.adapter!r}"
+        if request.adapter is not None and self._slot_of(request.adapter) is None:
+            return f"this engine has no adapter {name_of(request.adapter)!r}"
         if chosen.grammar is not None and request.kind == "generate":
             if self._grammars is None:
                 return "this engine has no tokenizer, so answers cannot be made to follow a grammar"

@@ -54,12 +54,19 @@ def open_leaf(
     if facts.encoder is not None:
         return open_encoder(facts, config)
     if facts.canvas is not None:
+        if config.max_adapters:
+            raise BadConfig("a diffusion language model has no adapters", hint="leave them out")
         opened, num_blocks = open_diffusion(facts, config)
         return DiffusionExecutor(opened, num_blocks, facts, config, rule or CanvasRule())
     if config.host_blocks and config.tensor_parallel > 1:
         raise BadConfig(
             "jobs cannot be moved to host memory when a model is split over several processes",
             hint="leave cache.swap.host_blocks out, or use one process",
+        )
+    if config.max_adapters and config.tensor_parallel > 1:
+        raise BadConfig(
+            "adapters cannot be used when a model is split over several processes",
+            hint="leave the fleet's adapters out, or use one process",
         )
     if config.tensor_parallel > 1:
         crew, built = TorchCrew.hire(facts, config)

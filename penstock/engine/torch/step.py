@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from penstock.core.plans import Work
+from penstock.engine.torch.adapters.rows import rows_of
 from penstock.engine.torch.decoder import StepInput
 from penstock.engine.torch.jobs import JobState, JobTable
 from penstock.engine.torch.ports import StepMeta
@@ -34,11 +35,13 @@ class StepArrays(NamedTuple):
     num_gathered: int = (
         0  # but for the last ones, of prompts that are embedded: nobody wants their logits
     )
+    adapters: tuple[int | None, ...] | None = None  # slots by chunk; None = none uses any
 
     @property
     def is_plain_decode(self) -> bool:
-        """Every chunk is one token, every row is sampled, and no prompt is scored."""
-        return self.max_query == 1 and self.num_sampling == len(self.ids) == len(self.rows)
+        """Every chunk is one token, every row is sampled, no prompt is scored and no adapter used."""
+        is_plain = self.max_query == 1 and self.num_sampling == len(self.ids) == len(self.rows)
+        return is_plain and self.adapters is None
 
     def logit_slices(self) -> list[slice]:
         """Parts of `rows` whose logits are made together: those that sample, then the prompt's, bit by bit."""
@@ -66,6 +69,7 @@ class StepArrays(NamedTuple):
             max_query=int(counts.max()),
             max_context=int(context.max()),
             num_sampling=0,
+            adapters=None if self.adapters is None else tuple([self.adapters[at] for at in chunks]),
         )
 
     def on(self, device: torch.device) -> StepInput:
@@ -83,7 +87,10 @@ class StepArrays(NamedTuple):
         )
         is_whole = self.num_sampling == len(self.ids)  # single tokens that all sample, in order
         rows = None if is_whole else moved(self.rows)
-        return StepInput(moved(self.ids), moved(self.positions), rows, meta)
+        adapters = None
+        if self.adapters is not None:
+            adapters = rows_of(self.adapters, self.query_start.tolist(), device)
+        return StepInput(moved(self.ids), moved(self.positions), rows, meta, adapters)
 
 
 def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> StepArrays:
@@ -114,6 +121,7 @@ def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> 
         max_context=max_context,
         num_sampling=sum([chunk.samples for chunk in work]),
         num_gathered=len(gathered),
+        adapters=table.slots_of(jobs),
     )
 
 
@@ -143,6 +151,7 @@ def _lay_out_decodes(table: JobTable, work: Sequence[Work], jobs: Sequence[JobSt
         max_query=1,
         max_context=max_context,
         num_sampling=count,
+        adapters=table.slots_of(jobs),
     )
 
 
