@@ -95,8 +95,9 @@ class TorchExecutor:
             grammars=grammars_of(facts),
             pooler=Pooler(facts.package, built.device),
             has_head=facts.shape.has_head,
-            **({} if self.adapters is None else {"slot_of": self.adapters.slot_of}),
         )
+        if self.adapters is not None:
+            self._table.slot_of = self.adapters.slot_of
         self._seeds = stream(config.seed, "sampling")
         self._caps = Caps(
             num_layers=facts.num_layers,

@@ -89,16 +89,13 @@ class JobTable:
         grammars: Callable[[], Grammars] | None = None,
         pooler: Pooler | None = None,
         has_head: bool = True,
-        slot_of: Callable[[str], int | None] = lambda adapter: None,
     ) -> None:
-        """`grammars` None: answers that must follow a grammar are refused; `pooler` None: so is embedding.
-
-        `slot_of` a resident adapter.
-        """
+        """`grammars` None: answers that must follow a grammar are refused; `pooler` None: so is embedding."""
         self.vocab_size, self.block_size, self.num_layers = vocab_size, block_size, num_layers
         self.eos_ids = frozenset(eos_ids)
         self._grammars, self.pooler, self._has_head = grammars, pooler, has_head
-        self._slot_of, self._num_adapted = slot_of, 0
+        self.slot_of: Callable[[str], int | None] = lambda adapter: None  # of a resident adapter
+        self._num_adapted = 0
         self.jobs: dict[int, JobState] = {}
         self.tokens: NDArray[np.int32] = np.zeros((8, 256), np.int32)
         self.blocks: NDArray[np.int32] = np.zeros((8, 16), np.int32)
@@ -113,7 +110,7 @@ class JobTable:
         prompt, slot = request.prompt, None
         assert isinstance(prompt, TokenPrompt)
         if request.adapter is not None:
-            slot = self._slot_of(request.adapter)
+            slot = self.slot_of(request.adapter)
             self._num_adapted += 1
         if not self._free:
             self._grow_rows()
@@ -223,7 +220,7 @@ class JobTable:
             return "the prompt has no token ids, which a real model needs"
         if request.parts:
             return "this model takes text only"
-        if request.adapter is not None and self._slot_of(request.adapter) is None:
+        if request.adapter is not None and self.slot_of(request.adapter) is None:
             return f"this engine has no adapter {name_of(request.adapter)!r}"
         if chosen.grammar is not None and request.kind == "generate":
             if self._grammars is None:
