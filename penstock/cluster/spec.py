@@ -54,6 +54,7 @@ class ExecutorSpec:
     ask for it (constant-dense does); they must have been searched for this very card, model and degree.
     `canvas`: how a diffusion language model fills its answers (core.canvas).
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
+    `graphs`: decode steps of up to `graph_batch` jobs are recorded on CUDA where that is possible, or never ("off").
     """
 
     kind: Literal["torch", "modelled"] = "torch"
@@ -76,6 +77,8 @@ class ExecutorSpec:
     canvas: CanvasRule = CanvasRule()
     compiler: str | None = None
     kernel_cache: Path | None = None
+    graphs: Literal["auto", "off"] = "auto"
+    graph_batch: int = 128
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
@@ -94,6 +97,8 @@ class ExecutorSpec:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
         if self.max_context is not None and self.max_context < 1:
             raise ValueError(f"max_context must be at least 1, got {self.max_context}")
+        if self.graph_batch < 1:
+            raise ValueError(f"graph_batch must be at least 1, got {self.graph_batch}")
 
 
 @dataclass(frozen=True, kw_only=True)

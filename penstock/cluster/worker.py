@@ -57,6 +57,8 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         copy_threads=spec.swap.threads,
         compiler=wanted.compiler,
         kernel_cache=wanted.kernel_cache,
+        graphs=wanted.graphs,
+        graph_batch=wanted.graph_batch,
         seed=stream(spec.seed, spec.name, "engine").getrandbits(63),  # replicas draw differently
     )
     executor = open_leaf(spec.model, config, wanted.canvas)
