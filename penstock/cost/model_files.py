@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from penstock.core.errors import BadModel
+from penstock.cost.encoder_files import BERTS, ENCODERS, as_decoder, small_params
 from penstock.cost.model_shape import LatentShape, ModelShape
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
@@ -48,7 +49,7 @@ DEFAULTS: dict[str, dict[str, object]] = {
 }
 KINDS = (
     "llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3", "gemma3_text",
-    "phi", "phi3", "deepseek_v2",
+    "phi", "phi3", "deepseek_v2", *ENCODERS,
 )  # fmt: skip
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2")
 EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts")
@@ -81,11 +82,11 @@ def shape_of_config(table: Mapping[str, object], name: str) -> ModelShape:
         vocab=size("vocab_size"),
         max_context=size("max_position_embeddings", 4096),
         is_tied=size.flag("tie_word_embeddings"),
-        has_qkv_bias=has_bias or kind in ("qwen2", "phi") or size.flag("qkv_bias"),
+        has_qkv_bias=has_bias or kind in ("qwen2", "phi", *BERTS) or size.flag("qkv_bias"),
         has_qk_norm=kind in FEW_NORMS,
         weight_item_bytes=item_bytes,
         kv_item_bytes=item_bytes,
-        mlp_matrices=2 if kind == "phi" else 3,
+        mlp_matrices=2 if kind in ("phi", *BERTS) else 3,
         latent=latent,
         small_params=_small_params(kind, size, latent),
         **experts,
@@ -96,6 +97,8 @@ def shape_of_config(table: Mapping[str, object], name: str) -> ModelShape:
 def _as_written(table: Mapping[str, object]) -> Mapping[str, object]:
     """Diffusion models as what they are made like: LLaDA a Llama, Dream a Qwen 2. Of Gemma 3 the text model."""
     kind = table.get("model_type")
+    if kind in ENCODERS:
+        return as_decoder(table)
     if kind == "Dream":
         return {**table, "model_type": "qwen2"}
     if kind == "gemma3":
@@ -208,6 +211,8 @@ def _small_params(kind: str, size: Sizes, latent: LatentShape | None) -> int:
     """Norms beyond the two of a layer, and biases beyond those of queries, keys and values."""
     hidden, layers, ffn = size("hidden_size"), size("num_hidden_layers"), size("intermediate_size")
     small = 0
+    if kind in ENCODERS:
+        return small_params(kind, size.table)
     if kind in ("gemma2", "gemma3_text"):
         small += 2 * hidden
     if kind == "phi":  # one norm with a bias is as large as two without

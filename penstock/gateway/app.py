@@ -21,6 +21,7 @@ from penstock.gateway.calls import Call, Calls
 from penstock.gateway.cold import OPEN_PATHS, Cold
 from penstock.gateway.config import GatewayConfig
 from penstock.gateway.door import Door
+from penstock.gateway.embeddings import Embeddings
 from penstock.gateway.errors import INTERNAL, WrongMethod, error_bytes, error_headers, face
 from penstock.gateway.metrics import Meter
 from penstock.gateway.text import TextModel
@@ -45,9 +46,13 @@ class Gateway:
         self.is_draining = False
         self._door = Door(config)
         calls = Calls(service, texts, config, self.meter, hash_key)
+        wholes = Embeddings(calls, service, config, self.meter, hash_key)
         self._hot: dict[str, Callable[[Call], Awaitable[None]]] = {
             "/v1/completions": calls.completions,
             "/v1/chat/completions": calls.chat,
+            "/v1/embeddings": wholes.embeddings,
+            "/v1/rerank": wholes.rerank,
+            "/v1/score": wholes.score,
         }
         self._started_at: int | None = None
         self._cold = Cold(

@@ -16,7 +16,7 @@ from penstock.core.errors import BadRequest, ContextTooLong
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Grammar, ProgramId, Request, RequestId, Sampling, Slo
 from penstock.gateway.answer import AnswerText
-from penstock.gateway.bodies import ChatBody, CompletionBody, SharedBody
+from penstock.gateway.bodies import ChatBody, CompletionBody, SharedBody, SloBody
 from penstock.gateway.config import GatewayConfig
 from penstock.gateway.errors import Unsupported
 from penstock.gateway.folder import Preferred
@@ -347,7 +347,7 @@ class Origin:
 
 def make_requests(ask: Ask, body: SharedBody, origin: Origin) -> list[Request]:
     """One request a prompt, named after the call's id. Raises ContextTooLong."""
-    slo = _slo(body)
+    slo = slo_of(body.slo)
     salt = f"{origin.tenant}\0{body.cache_salt or ''}" if origin.isolate else body.cache_salt or ""
     program = ProgramId(body.program) if body.program else None
 
@@ -369,8 +369,7 @@ def make_requests(ask: Ask, body: SharedBody, origin: Origin) -> list[Request]:
     return [request(number, prompt) for number, prompt in enumerate(ask.prompts)]
 
 
-def _slo(body: SharedBody) -> Slo:
-    told = body.slo
+def slo_of(told: SloBody | None) -> Slo:
     if told is None:
         return Slo()
     return Slo(

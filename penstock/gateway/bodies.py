@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -144,6 +144,40 @@ class ChatBody(SharedBody, forbid_unknown_fields=True, kw_only=True):
     moderation: Any = UNSET
 
 
+class WholeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Fields of calls whose texts are read whole."""
+
+    model: str | None = None
+    user: Any = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
+    priority: int | None = None
+    slo: SloBody | None = None
+
+
+class EmbeddingBody(WholeBody, forbid_unknown_fields=True, kw_only=True):
+    input: str | list[str | int | list[int]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Positive | None = None
+    add_special_tokens: bool = True
+    prompt_name: str | None = None
+
+
+class Document(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    text: str
+
+
+class RerankBody(WholeBody, forbid_unknown_fields=True, kw_only=True):
+    query: str
+    documents: list[str | Document]
+    top_n: Positive | None = None
+    return_documents: bool = False
+
+
+class ScoreBody(WholeBody, forbid_unknown_fields=True, kw_only=True):
+    text_1: str | list[str]
+    text_2: str | list[str]
+
+
 class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: str | None = None
     prompt: str | None = None
@@ -213,6 +247,7 @@ def _unrecognised(cls: type[msgspec.Struct], name: str, path: str, last: str) ->
     nested: dict[str, type[msgspec.Struct]] = {
         "slo": SloBody,
         "stream_options": StreamOptions,
+        "documents": Document,
         "structured_outputs": StructuredBody,
         "response_format": FormatBody,
         "response_format.json_schema": SchemaBody,

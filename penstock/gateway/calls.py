@@ -36,6 +36,7 @@ from penstock.gateway.reading import Reading
 from penstock.gateway.shapes import DONE, Choice, Piece, Shape
 from penstock.gateway.structured import check_grammar
 from penstock.gateway.text import TextModel
+from penstock.gateway.vectors import must_write
 from penstock.gateway.wire import EVENTS, JSON, ClientGone, Headers, read_body, send_json
 
 
@@ -73,6 +74,7 @@ class Calls:
     async def completions(self, call: Call) -> None:
         body = decode(CompletionBody, await self._body(call))
         body.model, text = self.find(body.model)
+        must_write(text, body.model)
         prompts = await self._prompts(body.prompt, text)
         ask = ask_completion(body, text, prompts, self._config)
         ask.id = f"cmpl-{self._prefix}{next(self._numbers):x}"
@@ -81,6 +83,7 @@ class Calls:
     async def chat(self, call: Call) -> None:
         body = decode(ChatBody, await self._body(call))
         body.model, text = self.find(body.model)
+        must_write(text, body.model)
         laid = lay_out(body, text, self._config)
         ids = await self.encode(text, laid.words, add_special=False, param="messages")
         ask = ask_chat(body, text, ids, laid, self._config)
@@ -166,15 +169,8 @@ class Calls:
         requests = make_requests(ask, body, origin)
         await self._check_grammar(ask)
         meter = self._meter.of(ask.model)
-        try:
-            with self._place(len(requests), ask.n, meter):
-                await self._run(call, ask, requests, shape)
-        except PenstockError as error:
-            meter.refused(face(error).code or "error").inc(len(requests))
-            raise
-        except ClientGone:
-            meter.finished("abort").inc(len(requests) * ask.n)
-            raise
+        with self.inside(len(requests), ask.n, meter):
+            await self._run(call, ask, requests, shape)
 
     async def _check_grammar(self, ask: Ask) -> None:
         """In a thread, as the first one has the vocabulary read. Raises BadRequest."""
@@ -192,6 +188,19 @@ class Calls:
             check()
         else:
             await asyncio.to_thread(check)
+
+    @contextmanager
+    def inside(self, num_requests: int, n: int, meter: ModelMeter) -> Iterator[None]:
+        """A place inside for each answer; how it went wrong is counted."""
+        try:
+            with self._place(num_requests, n, meter):
+                yield
+        except PenstockError as error:
+            meter.refused(face(error).code or "error").inc(num_requests)
+            raise
+        except ClientGone:
+            meter.finished("abort").inc(num_requests * n)
+            raise
 
     @contextmanager
     def _place(self, num_requests: int, n: int, meter: ModelMeter) -> Iterator[None]:

@@ -67,6 +67,10 @@ class Exchange:
         if rest:
             await asyncio.wait(rest)
 
+    @property
+    def elapsed_s(self) -> float:
+        return self._loop.time() - self.arrived_at
+
     def finish(self) -> None:
         """The answer is about to be complete: from here on the client may leave."""
         assert self._watcher is not None

@@ -35,6 +35,7 @@ from penstock.gateway.folder import (
 )
 from penstock.gateway.marks import MARKS, form_of, thinks
 from penstock.gateway.template import ChatTemplate
+from penstock.gateway.vectors import Vectors, vectors_of
 
 LONG_CHARS = 4096
 SPACE = "▁"  # sentencepiece's mark for a space
@@ -52,12 +53,14 @@ class TextModel:
         template: ChatTemplate | None = None,
         preferred: Preferred = Preferred(),  # noqa: B008 - frozen
         is_canvas: bool = False,
+        vectors: Vectors | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.context_tokens = context_tokens
         self.eos_ids = eos_ids
         self.template = template
         self.preferred = preferred
+        self.vectors = vectors
         source = "" if template is None else template.source
         self.call_form, self.does_think = form_of(source), thinks(source)
         special = tokenizer.get_added_tokens_decoder().items()
@@ -78,8 +81,12 @@ class TextModel:
     def load(cls, folder: Path, *, max_context: int | None = None) -> TextModel:
         """From a model folder. `max_context` narrows what config.json allows. Raises BadModel."""
         tokenizer = load_tokenizer(folder)
+        config = read_table(folder / "config.json")
+        vectors = vectors_of(folder, config)
         context = context_tokens(folder)
-        wanted, is_canvas = preferred(folder), is_diffusion(read_table(folder / "config.json"))
+        if vectors is not None and vectors.context_tokens is not None:
+            context = min(context, vectors.context_tokens)
+        wanted, is_canvas = preferred(folder), is_diffusion(config)
         return cls(
             tokenizer,
             context_tokens=context if max_context is None else min(context, max_context),
@@ -87,6 +94,7 @@ class TextModel:
             template=load_template(folder),
             preferred=Preferred(temperature=wanted.temperature) if is_canvas else wanted,
             is_canvas=is_canvas,
+            vectors=vectors,
         )
 
     def _shown(self) -> list[bytes]:
