@@ -28,6 +28,7 @@ from penstock.engine.torch.hub import find_model
 from penstock.gateway.app import Gateway, create_app
 from penstock.gateway.server import Server, listen, url_of
 from penstock.gateway.text import TextModel
+from penstock.gateway.vectors import Use, use_of
 
 STILL_S = 10.0  # silence of engines that load before people are told that they do
 SAME_SIGNAL_S = 0.3  # people take longer to press Ctrl-C again
@@ -35,7 +36,7 @@ SAME_SIGNAL_S = 0.3  # people take longer to press Ctrl-C again
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """What there is to tell once the server answers. `abouts`: what each replica runs on."""
+    """What there is to tell once the server answers. `abouts`: what each replica runs on; `use`: of the first model."""
 
     url: str
     config: Config
@@ -43,6 +44,7 @@ class Ready:
     abouts: tuple[str, ...]
     num_blocks: int
     max_context: int
+    use: Use = "writes"
 
 
 def localise(config: Config) -> Config:
@@ -124,7 +126,8 @@ async def serve(
             app = create_app(service, texts, config.gateway, hash_key=secrets.token_bytes(16))
             _tell_policies(app, config)
             listener = listen(config.gateway.host, config.gateway.port)
-            ready = _ready(url_of(listener), config, service, processes)
+            use = use_of(texts[service.models()[0]])
+            ready = _ready(url_of(listener), config, service, processes, use)
             stopper.server = server = Announced(app, lambda: on_ready(ready))
             await server._serve([listener])  # serve() would take the signals
         finally:
@@ -150,7 +153,7 @@ def _tell_policies(app: Gateway, config: Config) -> None:
         app.meter.tell_policies(fleet.served_name, names)
 
 
-def _ready(url: str, config: Config, service: Fleets, processes: Processes) -> Ready:
+def _ready(url: str, config: Config, service: Fleets, processes: Processes, use: Use) -> Ready:
     reports = service.reports()
     return Ready(
         url=url,
@@ -159,6 +162,7 @@ def _ready(url: str, config: Config, service: Fleets, processes: Processes) -> R
         abouts=tuple(engine.link.about for engine in processes.engines),
         num_blocks=sum(report.total_blocks for report in reports),
         max_context=max(report.max_context for report in reports),
+        use=use,
     )
 
 

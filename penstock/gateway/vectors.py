@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers import Encoding
 
@@ -21,6 +21,9 @@ from penstock.gateway.errors import Unsupported
 
 if TYPE_CHECKING:
     from penstock.gateway.text import TextModel
+
+
+Use = Literal["writes", "embeds", "ranks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +73,13 @@ def _is_chance(config: Mapping[str, Any]) -> bool:
     told = newer.get("activation_fn") if isinstance(newer, Mapping) else None
     told = told or config.get("sbert_ce_default_activation_function")
     return not str(told or "").endswith("Identity")
+
+
+def use_of(text: TextModel) -> Use:
+    told = text.vectors
+    if told is None or told.writes:
+        return "writes"
+    return "embeds" if told.labels is None else "ranks"
 
 
 def must_write(text: TextModel, model: str) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from penstock.assemble import load_config, print_config
 from penstock.assemble.serving import Ready, run
+from penstock.gateway.vectors import Use
 
 app = typer.Typer(add_completion=False)
 
@@ -80,6 +81,13 @@ def _say(phase: str) -> None:
     typer.echo(f"penstock: {phase}", err=True)
 
 
+EXAMPLES: dict[Use, tuple[str, dict[str, object]]] = {
+    "writes": ("completions", {"prompt": "def ", "max_tokens": 32, "stream": True}),
+    "embeds": ("embeddings", {"input": "a sentence"}),
+    "ranks": ("rerank", {"query": "a question", "documents": ["one answer", "another"]}),
+}
+
+
 def _welcome(ready: Ready) -> None:
     fleets = ready.config.fleet
     runs_on = "; ".join(sorted({about for about in ready.abouts if about}))
@@ -88,10 +96,9 @@ def _welcome(ready: Ready) -> None:
         f"penstock: ready at {ready.url}/v1 - {', '.join(ready.models)} on {runs_on}, "
         f"{ready.num_blocks} blocks of {fleets[0].cache.block_size} tokens, policy {', '.join(presets)}"
     )
-    body = json.dumps(
-        {"model": ready.models[0], "prompt": "def ", "max_tokens": 32, "stream": True}
-    )
+    path, fields = EXAMPLES[ready.use]
+    body = json.dumps({"model": ready.models[0], **fields})
     key = ' -H "authorization: Bearer $PENSTOCK_API_KEY"' if ready.config.gateway.api_keys else ""
     typer.echo(
-        f"  curl -N {ready.url}/v1/completions -H 'content-type: application/json'{key} -d '{body}'"
+        f"  curl -N {ready.url}/v1/{path} -H 'content-type: application/json'{key} -d '{body}'"
     )

@@ -185,7 +185,7 @@ async def test_context(service: Scripted, text: TextModel, room: int | None) -> 
         ("GET", COMPLETION, 405, "method_not_allowed"),
         ("POST", "/v1/models", 405, "method_not_allowed"),
         ("GET", "/v1/nothing", 404, "unknown_url"),
-        ("POST", "/v1/embeddings", 404, "unknown_url"),
+        ("POST", "/v1/images/generations", 404, "unknown_url"),
         ("GET", "/v1/models/none", 404, "model_not_found"),
     ],
 )
