@@ -1,5 +1,4 @@
-"""`penstock bench URL --trace FILE`: what does this server do under that traffic? And `penstock bench calibrate`
-and `penstock bench validate`."""
+"""`penstock bench URL --trace FILE`: what does this server do under that traffic? And the other commands of bench."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.core.errors import missing_extra
-from penstock.verbs import agreement, calibrate, fail_loudly, gate, validate
+from penstock.verbs import agreement, calibrate, engine, fail_loudly, gate, validate
 
 if TYPE_CHECKING:
     from penstock.lab.bench import Bench, Benched
@@ -55,6 +54,7 @@ app = typer.Typer(
 app.command("calibrate", epilog=calibrate.EPILOG)(calibrate.calibrate)
 app.command("validate", epilog=validate.EPILOG)(validate.validate)
 app.command("agreement", epilog=agreement.EPILOG, no_args_is_help=True)(agreement.agreement)
+app.command("engine", epilog=engine.EPILOG)(engine.engine)
 app.command("gate", epilog=gate.EPILOG, no_args_is_help=True)(gate.gate)
 
 

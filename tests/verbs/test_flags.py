@@ -26,6 +26,10 @@ FLAGS: dict[str, set[str]] = {
         "--device", "--dtype", "--threads", "--policy", "--log", "--out", "--quick", "--scheduler-only",
         "--json",
     },
+    "bench engine": {
+        "--model", "--peer", "--weights", "--threads", "--only", "--repeats", "--context", "--steps", "--prefills",
+        "--requests", "--port", "--scratch", "--from", "--page", "--out", "--json",
+    },
     "bench gate": {"--op-tables", "--plot", "--json"},
     "bench url": {
         "--trace", "--format", "--columns", "--limit", "--speed", "--rate", "--model", "--api-key", "--chat",
@@ -160,10 +164,11 @@ def test_every_verb_is_a_file_and_every_file_a_verb() -> None:
         "__init__",
         "agreement",
         "calibrate",
+        "engine",
         "gate",
         "validate",
         "sweeping",
-    }  # agreement, calibrate, gate and validate are commands of bench, sweeping a part of simulate
+    }  # agreement, calibrate, engine, gate and validate are commands of bench, sweeping a part of simulate
     assert files - parts == set(VERBS)
 
 
