@@ -18,6 +18,7 @@ from penstock.engine.torch.linear import PlainLinear, choose_linear, is_bf16_fas
 from penstock.engine.torch.load import check_split, load_decoder
 from penstock.engine.torch.memory import choose_num_blocks
 from penstock.engine.torch.ports import DTYPES
+from penstock.engine.torch.recorded import spaces_of
 from penstock.engine.torch.weights import WeightFolder
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ def build_decoder(
     )
     backend, why_attention = choose_backend(layout.holding(count), wanted=config.attention)
     decoder.attention = backend
+    decoder.spaces = spaces_of(decoder)
     notes = {
         "device": str(device),
         "dtype": f"{str(dtype).removeprefix('torch.')}: {why_dtype}",

@@ -8,6 +8,8 @@
 A part's result is added to x by the next part's norm, in one pass. Some models norm it once more before (Gemma), and
 in some both parts read the same norm and are added together (Phi).
 
+On a CPU steps of few rows run the same pieces as recorded kernel calls (recorded.py).
+
 `forward` yields after each piece, so that whoever drives it may stop between any two and go on later; nothing
 outside the generator holds activations. Over N ranks each has 1/N of the heads and of each MLP: both parts then yield
 partial sums, which `reduce` adds up. Layers are made in load.py.
@@ -19,6 +21,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from penstock.engine.torch.adapters.rows import AdapterRows
@@ -27,6 +30,7 @@ from penstock.engine.torch.heads import Heads
 from penstock.engine.torch.mlp import Mlp, Taken
 from penstock.engine.torch.norms import Norm
 from penstock.engine.torch.ports import AttentionBackend, Linear, StepMeta
+from penstock.engine.torch.recorded import Space, Spaces, Visit
 
 Part = Literal["attention", "mlp"]
 
@@ -111,6 +115,7 @@ class Decoder:
     embedding_scale: float | None = None
     attention: AttentionBackend | None = None
     adapted: list[Layer] | None = None
+    spaces: Spaces | None = None  # None: layers run plainly
 
     def forward(self, step: StepInput) -> Generator[Piece, None, Tensor]:
         """Yields after every piece; returns the hidden states of `step.rows`, normed, [R, hidden]."""
@@ -131,6 +136,8 @@ class Decoder:
         `beside`: bytes of activations that whoever drives this holds besides.
         """
         each = x.numel() * x.element_size()
+        if step.adapters is None and (space := self._space_for(x)) is not None:
+            return (yield from _through_space(space, Visit(step, len(x), x), layers, beside))
         part: Tensor | None = None
         held = self._layers_for(step)
         for index in range(*layers):
@@ -149,6 +156,9 @@ class Decoder:
             yield Piece(index, "mlp", beside + 2 * each)
         assert part is not None, "no layers to pass"
         return x, part
+
+    def _space_for(self, x: Tensor) -> Space | None:
+        return None if self.spaces is None else self.spaces.find(x)
 
     def finish(self, x: Tensor, part: Tensor | None, rows: Tensor | None) -> Tensor:
         """The last norm, of `rows` only."""
@@ -181,3 +191,20 @@ class Decoder:
             step.adapters.enter()
         part = self.rank.reduce(layer.mlp(x, step.taken))
         return part if layer.mlp_post is None else layer.mlp_post(None, part)[0]
+
+
+def _through_space(
+    space: Space, visit: Visit, layers: tuple[int, int], beside: int
+) -> Generator[Piece, None, tuple[Tensor, Tensor]]:
+    """`Decoder.through` by recorded calls. What comes out is good until this thread runs another step."""
+    assert visit.x is not None
+    held, threads = beside + 2 * visit.x.nbytes, torch.get_num_threads()
+    try:
+        for index in range(*layers):
+            space.run(visit, 2 * index, threads)
+            yield Piece(index, "attention", held)
+            space.run(visit, 2 * index + 1, threads)
+            yield Piece(index, "mlp", held)
+        return space.end(visit)
+    finally:
+        space.leave(visit)

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from penstock.engine.torch.families import Latent
-from penstock.engine.torch.kernels import qk_norm_rope_, rms_norm, rope_
+from penstock.engine.torch.kernels import CpuPagedAttention, qk_norm_rope_, rms_norm, rope_
+from penstock.engine.torch.kernels.program import Recorder
+from penstock.engine.torch.kernels.recording import record_rope
 from penstock.engine.torch.ports import AttentionBackend, Linear, Mask, StepMeta
 from penstock.engine.torch.rope import RopeTable
 
@@ -61,6 +63,18 @@ class GroupedHeads:
         qk_norm_rope_(q, k, self.qk_norm, self.rope.upto(meta.max_context), positions)
         out, _ = attention(self.layer, q, k, v, meta, self.mask, self.scale)
         return self.out(out.flatten(1))
+
+    def record(self, into: Recorder, x: Tensor, out: Tensor, attention: CpuPagedAttention) -> None:
+        """The same over buffers; whoever changes one changes the other."""
+        heads, kv_heads, dim = self.num_heads, self.num_kv_heads, self.head_dim
+        qkv = into.scratch("qkv", (heads + 2 * kv_heads) * dim)
+        seen = into.scratch("seen", heads * dim)
+        into.linear(self.qkv, x, qkv)
+        q, k, v = torch.split(qkv.view(into.rows, -1, dim), [heads, kv_heads, kv_heads], 1)
+        record_rope(into, (q, k), self.qk_norm, self.rope)
+        attended = seen.view(into.rows, heads, dim)
+        attention.record(into, self.layer, (q, k, v), attended, self.mask, self.scale)
+        into.linear(self.out, seen, out)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -27,7 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.core.types import PlanId
-from penstock.engine.torch.kernels import silu_mul
+from penstock.engine.torch.kernels import gelu_mul, silu_mul
+from penstock.engine.torch.kernels.program import Recorder
+from penstock.engine.torch.kernels.recording import record_gate
 from penstock.engine.torch.ports import Linear
 
 Taken = dict[int, list[int]]  # layer -> rows that each expert took in one step
@@ -50,6 +52,16 @@ class PlainMlp:
 
     def __call__(self, x: Tensor, taken: Taken) -> Tensor:
         return self.down(self.activate(self.gate_up(x)))
+
+    def can_record(self) -> bool:
+        return self.activate in (silu_mul, gelu_mul)
+
+    def record(self, into: Recorder, x: Tensor, out: Tensor, width: int) -> None:
+        """The same over buffers, `width` numbers between up and down."""
+        wide, narrow = into.scratch("gate_up", 2 * width), into.scratch("between", width)
+        into.linear(self.gate_up, x, wide)
+        record_gate(into, wide, narrow, self.activate is gelu_mul)
+        into.linear(self.down, narrow, out)
 
 
 @dataclass(slots=True)

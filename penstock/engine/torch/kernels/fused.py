@@ -65,21 +65,47 @@ def qk_norm_rope_(
     positions: Tensor,
 ) -> None:
     """As `rope_`, after an RMS norm of each head: norm is (weight of q [D], weight of k [D], eps)."""
-    q_weight, k_weight, eps = norm if norm is not None else (None, None, 0.0)
-    rotary = cos_sin.shape[1]
-    weights = [w for w in (q_weight, k_weight) if w is not None]
-    fits = rotary % 32 == 0 and q.shape[2] % 16 == 0 and _heads_touch(q) and _heads_touch(k)
-    is_fast = fits and _is_fast(q, k) and _fits(q, *weights)
     if q.is_cuda and has_triton() and _heads_touch(q) and _heads_touch(k):
+        q_weight, k_weight, eps = norm if norm is not None else (None, None, 0.0)
         _triton().norm_turn_(q, q_weight, eps, cos_sin, positions)
         _triton().norm_turn_(k, k_weight, eps, cos_sin, positions)
         return
-    if not is_fast or cos_sin.dtype != torch.float32:
+    if not takes_rope(q, k, norm, cos_sin):
+        q_weight, k_weight, eps = norm if norm is not None else (None, None, 0.0)
         _norm_rope_in_torch_(q, q_weight, eps, cos_sin, positions)
         _norm_rope_in_torch_(k, k_weight, eps, cos_sin, positions)
         return
     assert positions.dtype == torch.int64 and positions.is_contiguous() and cos_sin.is_contiguous()
-    call = native.RopeCall(
+    call = rope_call(q, k, norm, cos_sin, positions)
+    library, table = native.pick(None)
+    library.rope(table, ctypes.byref(call), torch.get_num_threads())
+
+
+def takes_rope(
+    q: Tensor, k: Tensor, norm: tuple[Tensor, Tensor, float] | None, cos_sin: Tensor
+) -> bool:
+    """Whether the kernel takes these shapes and types."""
+    if cos_sin.shape[1] % 32 or q.shape[2] % 16 or cos_sin.dtype != torch.float32:
+        return False
+    if not (_heads_touch(q) and _heads_touch(k) and _is_fast(q, k)):
+        return False
+    return norm is None or _fits(q, *norm[:2])
+
+
+def takes_rows(x: Tensor, width: int, *weights: Tensor) -> bool:
+    """Whether the kernels take rows [M, ..] in parts of `width`, normed by `weights`."""
+    return width % 16 == 0 and _is_fast(x) and _fits(x, *weights)
+
+
+def rope_call(
+    q: Tensor,
+    k: Tensor,
+    norm: tuple[Tensor, Tensor, float] | None,
+    cos_sin: Tensor,
+    positions: Tensor,
+) -> native.RopeCall:
+    q_weight, k_weight, eps = norm if norm is not None else (None, None, 0.0)
+    return native.RopeCall(
         q.data_ptr(),
         k.data_ptr(),
         native.address(q_weight),
@@ -92,13 +118,11 @@ def qk_norm_rope_(
         q.shape[1],
         k.shape[1],
         q.shape[2],
-        rotary,
+        cos_sin.shape[1],
         eps,
         native.is_bf16(q),
-        bool(weights) and weights[0].dtype is torch.float32,
+        q_weight is not None and q_weight.dtype is torch.float32,
     )
-    library, table = native.pick(None)
-    library.rope(table, ctypes.byref(call), torch.get_num_threads())
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -121,18 +145,22 @@ def _gate(gate_up: Tensor, is_gelu: bool) -> Tensor:
         return (F.gelu(gate, approximate="tanh") if is_gelu else F.silu(gate)) * up
     rows = _rows(gate_up)
     out = rows.new_empty(rows.shape[0], width)
-    call = native.GateCall(
-        rows.data_ptr(),
-        out.data_ptr(),
-        rows.shape[0],
-        width,
-        rows.stride(0),
-        native.is_bf16(rows),
-        is_gelu,
-    )
+    call = gate_call(rows, out, is_gelu)
     library, table = native.pick(None)
     library.gate(table, ctypes.byref(call), torch.get_num_threads())
     return out.view(*gate_up.shape[:-1], width)
+
+
+def gate_call(gate_up: Tensor, out: Tensor, is_gelu: bool) -> native.GateCall:
+    return native.GateCall(
+        gate_up.data_ptr(),
+        out.data_ptr(),
+        gate_up.shape[0],
+        out.shape[1],
+        gate_up.stride(0),
+        native.is_bf16(gate_up),
+        is_gelu,
+    )
 
 
 def _norm(
@@ -142,8 +170,20 @@ def _norm(
     out: tuple[Tensor, Tensor | None],
     eps: float,
 ) -> None:
+    call = norm_call(x, residual, weight, out, eps)
+    library, table = native.pick(None)
+    library.norm(table, ctypes.byref(call), torch.get_num_threads())
+
+
+def norm_call(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    out: tuple[Tensor, Tensor | None],
+    eps: float,
+) -> native.NormCall:
     assert weight.shape == x.shape[1:]
-    call = native.NormCall(
+    return native.NormCall(
         x.data_ptr(),
         native.address(residual),
         weight.data_ptr(),
@@ -157,8 +197,6 @@ def _norm(
         native.is_bf16(x),
         weight.dtype is torch.float32,
     )
-    library, table = native.pick(None)
-    library.norm(table, ctypes.byref(call), torch.get_num_threads())
 
 
 def _is_fast(first: Tensor, *others: Tensor) -> bool:

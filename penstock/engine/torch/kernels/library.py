@@ -99,6 +99,9 @@ class Library:
         for entry in (self.attention, self.norm, self.rope, self.gate, self.linear, self.draw):
             entry.argtypes = (c_void_p, c_void_p, ctypes.c_int)
             entry.restype = None
+        self.program = dll.penstock_program
+        self.program.argtypes = (c_void_p, c_void_p, c_int64, ctypes.c_int)
+        self.program.restype = None
         self.large_pages = dll.penstock_large_pages
         self.large_pages.argtypes, self.large_pages.restype = (c_void_p, c_int64), None
         self.tables = {

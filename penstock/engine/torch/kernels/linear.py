@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from penstock.engine.torch.kernels import library as native
 from penstock.engine.torch.kernels.build import AVX2, AVX512, processor_flags
+from penstock.engine.torch.kernels.program import Recorder
 from penstock.engine.torch.ports import Linear, ShardSpec
 
 PANEL = 16
@@ -71,16 +72,22 @@ class _Packed:
         assert x.dtype == self.panels.dtype and x.dim() == 2 and x.shape[1] == num_in
         x = x if x.stride(1) == 1 else x.contiguous()
         out = torch.empty(x.shape[0], self.num_out, dtype=x.dtype)
-        call = native.LinearCall(
+        call = self._call(x, out)
+        self.library.linear(self.table, ctypes.byref(call), torch.get_num_threads())
+        return out
+
+    def record(self, into: Recorder, x: Tensor, out: Tensor) -> None:
+        into.call(self.library.linear, self._call(x, out), {"num_rows": into.ROWS})
+
+    def _call(self, x: Tensor, out: Tensor) -> native.LinearCall:
+        return native.LinearCall(
             x.data_ptr(),
             self.panels.data_ptr(),
             native.address(self.bias),
             out.data_ptr(),
             x.shape[0],
-            num_in,
+            x.shape[1],
             self.num_out,
             x.stride(0),
             native.is_bf16(x),
         )
-        self.library.linear(self.table, ctypes.byref(call), torch.get_num_threads())
-        return out

@@ -86,6 +86,13 @@ struct DrawCall {
     int64_t num_rows, width, stride;
 };
 
+// One call of a program: who takes it, and its struct. All entries that Python calls have this form.
+struct Kernels;
+struct ProgramStep {
+    void (*entry)(const Kernels*, const void* call, int threads);
+    const void* call;
+};
+
 // One table per instruction set, exported as penstock_<name>. Row and token ranges are [begin, end).
 struct Kernels {
     void (*write)(const AttentionCall&, int64_t begin, int64_t end);

@@ -227,3 +227,8 @@ EXPORT void penstock_draw(const Kernels* kernels, const DrawCall* call, int thre
         kernels->draw(*call, begin, end, reinterpret_cast<double*>(edges.at_least(bytes)));
     });
 }
+
+// Runs recorded calls one after the other; see program.py.
+EXPORT void penstock_program(const Kernels* kernels, const ProgramStep* steps, int64_t count, int threads) {
+    for (int64_t i = 0; i < count; ++i) steps[i].entry(kernels, steps[i].call, threads);
+}
