@@ -51,6 +51,7 @@ class Space:
         self._x, self._part, self._normed = (recorder.buffer(hidden) for _ in range(3))
         self._visit: Visit | None = None
         self._turns: list[Tensor] = []
+        self._nowhere = recorder.now.positions
         for layer in decoder.layers:
             self._record(layer)
         self.program = recorder.program()
@@ -70,6 +71,7 @@ class Space:
     def leave(self, visit: Visit) -> None:
         if self._visit is visit:
             self._visit, self._turns = None, []
+            self._recorder.now.positions = self._nowhere
 
     def _exchange(self, visit: Visit) -> None:
         """Move out whose rows are here, and this visit's in."""
