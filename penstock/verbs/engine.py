@@ -1,4 +1,4 @@
-"""`penstock bench engine`: the engine beside others, in turns. `penstock bench quality`: what fewer bits cost."""
+"""`penstock bench engine`: the engine beside others, in turns."""
 
 from __future__ import annotations
 

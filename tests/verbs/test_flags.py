@@ -31,6 +31,7 @@ FLAGS: dict[str, set[str]] = {
         "--requests", "--port", "--scratch", "--from", "--page", "--out", "--json",
     },
     "bench gate": {"--op-tables", "--plot", "--json"},
+    "bench quality": {"--weights", "--kv", "--text", "--context", "--tokens", "--json"},
     "bench url": {
         "--trace", "--format", "--columns", "--limit", "--speed", "--rate", "--model", "--api-key", "--chat",
         "--slo-ttft", "--slo-tpot", "--promise", "--concurrency-cap", "--timeout", "--tokenizer", "--seed", "--out",
@@ -166,9 +167,10 @@ def test_every_verb_is_a_file_and_every_file_a_verb() -> None:
         "calibrate",
         "engine",
         "gate",
+        "quality",
         "validate",
         "sweeping",
-    }  # agreement, calibrate, engine, gate and validate are commands of bench, sweeping a part of simulate
+    }  # agreement, calibrate, engine, gate, quality and validate are commands of bench, sweeping a part of simulate
     assert files - parts == set(VERBS)
 
 
