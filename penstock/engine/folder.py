@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from penstock.core.errors import BadModel
+from penstock.engine.torch.checkpoints.gguf.folder import folder_of, gguf_file
 from penstock.engine.torch.checkpoints.scheme import read_scheme
 from penstock.engine.torch.diffusion.families import Canvassed, is_diffusion, read_canvassed
 from penstock.engine.torch.encoders.package import Package, read_package
@@ -51,11 +52,17 @@ class ModelFacts:
 
 
 def local_folder(name: str | Path) -> Path | None:
-    """The folder a name means without asking anybody: "default", or an existing folder; else None."""
+    """The folder a name means without asking anybody: "default", or an existing folder; else None.
+
+    A GGUF file, or a folder with nothing but one, means the folder that stands for it. Raises BadModel.
+    """
     if str(name) == DEFAULT_NAME:
         return DEFAULT_FOLDER
-    folder = Path(name).expanduser()
-    return folder if folder.is_dir() else None
+    path = Path(name).expanduser()
+    file = gguf_file(path)
+    if file is not None:
+        return folder_of(file)
+    return path if path.is_dir() else None
 
 
 def model_facts(folder: str | Path) -> ModelFacts:

@@ -104,6 +104,15 @@ class Packer:
         """A layer that every rank has whole."""
         return self.pack([weight], bias, self.shard("none"))
 
+    def tied(self, embedding: Tensor, spec: ShardSpec) -> Weight:
+        """The head that is the embedding, which is in few bits where both the file and its method have it so."""
+        name = f"{self.folder.prefix}embed_tokens.weight"
+        if self.quantised is not None and self.folder.is_quantised(name):
+            return self.folder.weight(name, (self.shape.vocab_size, self.shape.hidden), spec)
+        each = len(embedding) // spec.world
+        is_whole = spec.dim == "none"
+        return embedding if is_whole else embedding[spec.rank * each : (spec.rank + 1) * each]
+
     def mlp(
         self, names: tuple[str | None, str, str], width: int, has_bias: bool = False
     ) -> PlainMlp:
@@ -152,12 +161,11 @@ def load_decoder(
     """Read and pack all layers; the attention backend is set afterwards, from the memory left. Raises BadModel."""
     packer = Packer(folder, shape, method, rank, quantised)
     prefix = folder.prefix
-    tokens = folder.weight(f"{prefix}embed_tokens.weight", (shape.vocab_size, shape.hidden))
-    embedding = expanded(tokens, folder.dtype) if isinstance(tokens, Quantised) else tokens
+    embedding = folder.get(f"{prefix}embed_tokens.weight", (shape.vocab_size, shape.hidden))
     layers = [
         _load_layer(packer, index, f"{prefix}layers.{index}.") for index in range(shape.num_layers)
     ]
-    head, is_split = _load_head(packer, tokens if quantised else embedding)
+    head, is_split = _load_head(packer, embedding)
     final_norm = packer.norm(f"{prefix}{shape.names.final_norm}")
     folder.check_layers(shape.num_layers)
     scale = shape.embedding_scale
@@ -175,19 +183,18 @@ def load_decoder(
     )
 
 
-def _load_head(packer: Packer, tokens: Weight) -> tuple[Linear, bool]:
+def _load_head(packer: Packer, embedding: Tensor) -> tuple[Linear, bool]:
     """(the head, whether ranks have parts of it)"""
     shape, rank = packer.shape, packer.rank
     if not shape.has_head:
-        return packer.whole(_rows(tokens, 0, 1)), False
+        return packer.whole(embedding[:1]), False
     is_split = rank.world > 1 and shape.vocab_size % rank.world == 0
     spec = packer.shard("out" if is_split else "none")
     name = (
         "language_model.lm_head" if packer.folder.prefix == "language_model.model." else "lm_head"
     )
     if shape.is_tied:
-        each = shape.vocab_size // rank.world
-        weight = _rows(tokens, rank.rank * each, (rank.rank + 1) * each) if is_split else tokens
+        weight = packer.tied(embedding, spec)
     else:
         whole = (shape.vocab_size, shape.hidden)
         weight = packer.folder.weight(f"{name}.weight", whole, spec)
@@ -195,14 +202,6 @@ def _load_head(packer: Packer, tokens: Weight) -> tuple[Linear, bool]:
     if shape.has_head_bias:
         bias = packer.folder.get(f"{name}.bias", (shape.vocab_size,), spec)
     return packer.pack([weight], bias, spec), is_split
-
-
-def _rows(weight: Weight, first: int, last: int) -> Weight:
-    return (
-        weight[first:last]
-        if isinstance(weight, Tensor)
-        else rows_of(weight, torch.arange(first, last))
-    )
 
 
 def _load_layer(packer: Packer, index: int, prefix: str) -> Layer:

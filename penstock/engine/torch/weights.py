@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from penstock.core.errors import BadModel
+from penstock.engine.torch.checkpoints.hints import SAME
 from penstock.engine.torch.checkpoints.join import expanded, moved
 from penstock.engine.torch.checkpoints.open import open_stored
-from penstock.engine.torch.checkpoints.stored import SAME
 from penstock.engine.torch.ports import ShardSpec
 from penstock.engine.torch.quantised import Quantised
 
@@ -58,7 +58,7 @@ class WeightFolder:
         rows: range | None = None,
     ) -> Tensor:
         """This rank's part of tensor `name`, whose whole shape must be `shape`, or of some `rows`. Raises BadModel."""
-        found = self.weight(name, shape, shard, rows)
+        found = self.value(name, shape, shard, rows, as_numbers=True)
         return expanded(found, self.dtype) if isinstance(found, Quantised) else found
 
     def weight(
@@ -69,9 +69,21 @@ class WeightFolder:
         rows: range | None = None,
     ) -> Tensor | Quantised:
         """As `get`, but a weight in few bits is given as it is."""
+        return self.value(name, shape, shard, rows)
+
+    def value(
+        self,
+        name: str,
+        shape: Sequence[int],
+        shard: ShardSpec | None = None,
+        rows: range | None = None,
+        *,
+        as_numbers: bool = False,
+    ) -> Tensor | Quantised:
+        """What `get` and `weight` read, the former `as_numbers`."""
         self._asked.add(name)
         if name not in self._names:
-            raise BadModel(f"{self.folder} has no tensor {name!r}", hint=SAME)
+            raise BadModel(f"{self._stored.where} has no tensor {name!r}", hint=SAME)
         found = self._stored.shape(name)
         if tuple(found) != tuple(shape):
             raise BadModel(
@@ -79,7 +91,7 @@ class WeightFolder:
                 f"config.json asks for {list(shape)}",
                 hint=SAME,
             )
-        value = self._stored.read(name, _part(found, shard, rows))
+        value = self._stored.read(name, _part(found, shard, rows), as_numbers=as_numbers)
         if isinstance(value, Quantised):
             return moved(value, self.device)
         if value.dtype not in NUMBERS:
@@ -89,6 +101,10 @@ class WeightFolder:
                 hint="of quantised checkpoints, config.json must say so in quantization_config",
             )
         return value.to(device=self.device, dtype=self.dtype).contiguous()
+
+    def is_quantised(self, name: str) -> bool:
+        """Whether `weight` gives codes."""
+        return name in self._names and self._stored.is_quantised(name)
 
     def check_layers(self, count: int) -> None:
         """Raises BadModel when a tensor of one of the first `count` layers was not asked for."""

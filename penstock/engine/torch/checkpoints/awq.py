@@ -12,7 +12,7 @@ from torch import Tensor
 
 from penstock.core.errors import BadModel
 from penstock.engine.torch.checkpoints.groups import codes_in, groups_of, unless_middle
-from penstock.engine.torch.checkpoints.stored import SAME
+from penstock.engine.torch.checkpoints.hints import SAME
 from penstock.engine.torch.checkpoints.tensors import SafetensorsFiles
 from penstock.engine.torch.quantised import Quantised
 

@@ -27,7 +27,7 @@ from penstock.engine.torch.checkpoints.groups import (
     unless_middle,
     words_of,
 )
-from penstock.engine.torch.checkpoints.stored import SAME
+from penstock.engine.torch.checkpoints.hints import SAME
 from penstock.engine.torch.checkpoints.tensors import SafetensorsFiles
 from penstock.engine.torch.quantised import Bits, Quantised
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from penstock.core.errors import BadModel
-from penstock.engine.torch.checkpoints.stored import SAME
+from penstock.engine.torch.checkpoints.hints import SAME
 from penstock.engine.torch.checkpoints.tensors import SafetensorsFiles
 
 FLOATS = ("F8_E4M3", "F8_E5M2")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from penstock.core.errors import BadModel
-from penstock.engine.torch.checkpoints.stored import SAME
+from penstock.engine.torch.checkpoints.hints import SAME
 from penstock.engine.torch.quantised import MIDDLE, Bits
 
 

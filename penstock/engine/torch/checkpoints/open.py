@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from penstock.engine.folder import read_json
+from penstock.engine.torch.checkpoints.gguf.folder import POINTER
+from penstock.engine.torch.checkpoints.gguf.tensors import GgufTensors
 from penstock.engine.torch.checkpoints.packed import PackedTensors
 from penstock.engine.torch.checkpoints.scheme import read_scheme
 from penstock.engine.torch.checkpoints.stored import Stored
@@ -13,6 +15,8 @@ from penstock.engine.torch.checkpoints.tensors import SafetensorsFiles
 
 def open_stored(folder: Path) -> Stored:
     """Raises BadModel."""
+    if (folder / POINTER).exists():
+        return GgufTensors(folder)
     told = folder / "config.json"
     scheme = read_scheme(read_json(told), str(told)) if told.exists() else None
     files = SafetensorsFiles(folder)

@@ -62,6 +62,10 @@ class PackedTensors:
         self._names = self._logical()
         self._read: Counter[str] = Counter()
 
+    @property
+    def where(self) -> Path:
+        return self._files.folder
+
     def names(self) -> Collection[str]:
         return self._names.keys()
 
@@ -74,7 +78,10 @@ class PackedTensors:
             return self._files.shape(name)
         return self._packing.shape(self._files, module)
 
-    def read(self, name: str, part: Part) -> Tensor | Quantised:
+    def is_quantised(self, name: str) -> bool:
+        return self._module(name) is not None
+
+    def read(self, name: str, part: Part, *, as_numbers: bool = False) -> Tensor | Quantised:
         module = self._module(name)
         if module is None:
             return self._files.read(name, part)

@@ -11,12 +11,15 @@ from torch import Tensor
 from penstock.engine.torch.quantised import Quantised
 
 Part = tuple[slice, ...]  # of a tensor, one slice a dimension, each with a start and a stop
-AGAIN = "the download or copy was cut short: fetch the file again"
-SAME = "config.json and the weights must come from the same checkpoint"
 
 
 class Stored(Protocol):
     """Tensors under their Hugging Face names. Whatever is wrong with a file is a BadModel that names it."""
+
+    @property
+    def where(self) -> Path:
+        """The folder or file, for errors."""
+        ...
 
     def names(self) -> Collection[str]:
         """A weight in few bits has one name, `....weight`, however many tensors hold it."""
@@ -28,8 +31,12 @@ class Stored(Protocol):
 
     def shape(self, name: str) -> tuple[int, ...]: ...
 
-    def read(self, name: str, part: Part) -> Tensor | Quantised:
-        """Part of a tensor, on the CPU, as it is stored."""
+    def is_quantised(self, name: str) -> bool:
+        """Whether `read` gives codes."""
+        ...
+
+    def read(self, name: str, part: Part, *, as_numbers: bool = False) -> Tensor | Quantised:
+        """Part of a tensor, on the CPU, as it is stored. `as_numbers`: codes are not needed, numbers may be exacter."""
         ...
 
     def said(self) -> str | None:

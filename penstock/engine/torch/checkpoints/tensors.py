@@ -11,7 +11,8 @@ from torch import Tensor
 
 from penstock.core.errors import BadModel
 from penstock.engine.folder import read_json
-from penstock.engine.torch.checkpoints.stored import AGAIN, SAME, Part
+from penstock.engine.torch.checkpoints.hints import AGAIN, SAME
+from penstock.engine.torch.checkpoints.stored import Part
 
 INDEX = "model.safetensors.index.json"
 
@@ -39,6 +40,10 @@ class SafetensorsFiles:
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
 
+    @property
+    def where(self) -> Path:
+        return self.folder
+
     def names(self) -> Collection[str]:
         return self._file_of.keys()
 
@@ -55,7 +60,10 @@ class SafetensorsFiles:
         """The number format, in safetensors' words: F32, BF16, I8, F8_E4M3 ..."""
         return self._slice(name).get_dtype()
 
-    def read(self, name: str, part: Part) -> Tensor:
+    def is_quantised(self, name: str) -> bool:
+        return False
+
+    def read(self, name: str, part: Part, *, as_numbers: bool = False) -> Tensor:
         try:
             return self._slice(name)[part]
         except (SafetensorError, OSError) as error:

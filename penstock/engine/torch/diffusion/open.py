@@ -91,14 +91,16 @@ class LladaFolder(WeightFolder):
         super().__init__(folder, dtype, device)
         self.prefix = "model."
 
-    def weight(
+    def value(
         self,
         name: str,
         shape: Sequence[int],
         shard: ShardSpec | None = None,
         rows: range | None = None,
+        *,
+        as_numbers: bool = False,
     ) -> Tensor | Quantised:
-        return super().weight(llada_name(name), shape, shard, rows)
+        return super().value(llada_name(name), shape, shard, rows, as_numbers=as_numbers)
 
 
 def llada_name(name: str) -> str:
