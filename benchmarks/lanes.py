@@ -1,11 +1,12 @@
 """What a long prompt does to those who are being answered: in one lane, in chunks, and in two lanes by their cores.
 
-    python benchmarks/lanes.py [--model FOLDER] [--prompt 2048] [--answers 4] [--rounds 5] [--json FILE]
+    python benchmarks/lanes.py [--model FOLDER] [--prompt 1024] [--answers 4] [--rounds 3] [--minutes 4] [--json FILE]
 
 A replica on the real engine writes some answers; then one prompt arrives. Measured are the gaps between the tokens of
 the answers before it arrives and while it is computed, and how long its first token takes. Settings take turns, so
 that other work on the machine falls on all of them; medians of rounds are shown, with the lowest and highest. Without
---model it is a random Llama of 25 M parameters.
+--model it is a random Llama of 25 M parameters. No round is begun after so many minutes, and a trial that takes more
+than one is given up and said so: two lanes that share cores with other work may starve each other.
 
     whole        one lane, the prompt in one step of its own (SGLang's order)
     chunk N      one lane, N tokens a step, answers and prompt together (vLLM's)
@@ -21,6 +22,7 @@ import asyncio
 import json
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +40,7 @@ from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.policy import find
 
 CORES = 2
+LONGEST_S = 60.0  # of a trial
 BEFORE = 20  # tokens of each answer before the prompt arrives
 SPLITS = {"1/1": (0.5, 0.5), "2/1": (1.0, 0.5), "1/2": (0.5, 1.0), "2/2": (1.0, 1.0)}
 Row = dict[str, Any]
@@ -142,15 +145,24 @@ class Trial:
 
 async def measure(args: argparse.Namespace) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
-    for _ in range(args.rounds):
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 60 * args.minutes
+    for number in range(args.rounds):
         for name, (lanes, make) in settings(args.chunks).items():
+            if loop.time() > end:
+                return found
             config = EngineConfig(
                 device="cpu", threads=CORES, lanes=lanes, num_blocks=args.prompt // 16 + 1024
             )
             executor = open_executor(args.model, config)
             trial = Trial(executor, make(), args)
             task = asyncio.create_task(trial.replica.run())
-            found.setdefault(name, []).append(await trial.run())
+            try:
+                row = await asyncio.wait_for(trial.run(), LONGEST_S)
+                found.setdefault(name, []).append(row)
+                print(f"round {number + 1} {name}: {row}", file=sys.stderr, flush=True)
+            except TimeoutError:
+                print(f"round {number + 1} {name}: given up", file=sys.stderr, flush=True)
             await trial.replica.stop()
             await task
     return found
@@ -172,9 +184,10 @@ def show(found: dict[str, list[Row]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model")
-    parser.add_argument("--prompt", type=int, default=2048)
+    parser.add_argument("--prompt", type=int, default=1024)
     parser.add_argument("--answers", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--chunks", type=int, nargs="*", default=[256, 512])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
