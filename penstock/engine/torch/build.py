@@ -154,7 +154,7 @@ def build_decoder(
         method, why_linear = PlainLinear(), "asked for"
     folder = WeightFolder(facts.folder, dtype, device, rank=rank.rank, world=rank.world)
     decoder = load_decoder(folder, shape, method, rank)
-    unread = folder.unread()
+    unread, stored = folder.unread(), folder.said()
     folder.close()
     count = num_blocks or choose_num_blocks(
         layout,
@@ -172,9 +172,11 @@ def build_decoder(
         "linear": f"{method.name}: {why_linear}",
         "attention": f"{backend.name}: {why_attention}",
     }
-    if shape.rope.kind == "longrope":
+    if shape.rope.kind == "longrope" and shape.rope.short_factors != shape.rope.long_factors:
         kind, trained = "long" if shape.rope.is_long else "short", shape.rope.original_context
         notes["rope"] = f"{kind} factors: contexts up to {max_context}, trained on {trained}"
+    if stored:
+        notes["stored"] = stored
     if unread:
         notes["skipped"] = f"tensors this engine has no use for: {', '.join(unread)}"
     built = Built(decoder, device, dtype, count, notes)

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from penstock.core.errors import BadModel
+from penstock.engine.folder import model_facts
+from penstock.engine.torch.checkpoints.gguf import folder as gguf_folder
 from penstock.engine.torch.hub import find_model
 from penstock.engine.torch.open import EngineConfig, open_executor
+from tests.engine.torch.checkpoints.gguf_files import write_gguf
 from tests.engine.torch.driver import GREEDY, Driver
 from tests.engine.torch.fake_hub import FakeHub
 from tests.engine.torch.models import saved
@@ -88,3 +91,36 @@ def test_a_file_that_never_comes_whole(hub: FakeHub, tmp_path: Path) -> None:
     hub.cut_again = True
     with pytest.raises(BadModel, match="could not be fetched"):
         find_model(NAME, endpoint=hub.endpoint, cache_dir=tmp_path / "cache")
+
+
+def with_ggufs(hub: FakeHub, tmp_path: Path, **files: str) -> None:
+    """A repository of GGUF files only, written from the models of those names."""
+    for path in hub.folder.iterdir():
+        path.unlink()
+    for name, family in files.items():
+        write_gguf(hub.folder / f"{name}.gguf", saved(tmp_path, family)[1])
+
+
+def test_a_repository_of_gguf_files(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_folder, "_cache", lambda: tmp_path / "made")
+    cache = tmp_path / "cache"
+    with_ggufs(hub, tmp_path, tiny_Q8="qwen3")
+    place = find_model(NAME, endpoint=hub.endpoint, cache_dir=tmp_path / "first")
+    assert model_facts(place).shape.family == "qwen3"
+    write_gguf(hub.folder / "other_Q4.gguf", saved(tmp_path, "qwen2")[1])
+    with pytest.raises(BadModel, match="several GGUF files"):
+        find_model(NAME, endpoint=hub.endpoint, cache_dir=cache)
+    for wanted in ("other_Q4.gguf", "q4"):
+        hub.asked.clear()
+        place = find_model(f"{NAME}:{wanted}", endpoint=hub.endpoint, cache_dir=cache)
+        assert model_facts(place).shape.family == "qwen2"
+        assert not [path for _, path, _ in hub.asked if "tiny_Q8" in path]
+    hub.asked.clear()
+    offline = dict(endpoint=hub.endpoint, cache_dir=cache, is_offline=True)
+    assert find_model(f"{NAME}:other_Q4.gguf", **offline) == place and not hub.asked  # type: ignore[arg-type]
+    with pytest.raises(BadModel, match=r"no GGUF file Q9[^*]*tiny_Q8"):
+        find_model(f"{NAME}:Q9", endpoint=hub.endpoint, cache_dir=cache)
+    with pytest.raises(BadModel, match="no model folder nowhere.gguf"):
+        find_model("nowhere.gguf", endpoint=hub.endpoint, cache_dir=cache)
