@@ -10,8 +10,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
+from penstock.assemble.adapters import adapters_of, rank_of, slots_of
 from penstock.assemble.config import Config, FleetConfig, load_config
 from penstock.assemble.leaves import Leaves, modelled_leaves, process_leaves
 from penstock.assemble.presets import policy_tables
@@ -21,6 +24,7 @@ from penstock.cluster.fleets import Fleets
 from penstock.cluster.link import ReplicaLink
 from penstock.cluster.router import Router
 from penstock.cluster.spec import ReplicaSpec, policy_of
+from penstock.core.adapters import Adapter
 from penstock.core.clock import now
 from penstock.policy import route
 from penstock.report.made import MadeFleet, opened
@@ -35,8 +39,11 @@ async def assemble(config: Config, leaves: Leaves) -> Fleets:
     by_name: dict[str, Fleet] = {}
     starting: list[tuple[ReplicaSpec, ReplicaLink]] = []
     text = print_config(config)
+    adapters: dict[str, Adapter] = {}
     for index, fleet in enumerate(config.fleet):
-        specs = replica_specs(config, index, text)
+        own = adapters_of(fleet)
+        adapters.update(own)
+        specs = replica_specs(config, index, text, tuple(own.values()))
         links = [ReplicaLink(spec.name) for spec in specs]
         made = Fleet(
             fleet.served_name,
@@ -46,7 +53,7 @@ async def assemble(config: Config, leaves: Leaves) -> Fleets:
         )
         by_name.update(dict.fromkeys((fleet.served_name, *fleet.aliases), made))
         starting.extend(zip(specs, links, strict=True))
-    service = Fleets(by_name, after=leaves.stop)
+    service = Fleets(by_name, after=leaves.stop, adapters=adapters)
     try:
         await asyncio.gather(*(leaves.start(spec, link) for spec, link in starting))
     except BaseException:
@@ -55,7 +62,9 @@ async def assemble(config: Config, leaves: Leaves) -> Fleets:
     return service
 
 
-def replica_specs(config: Config, index: int, text: str = "") -> list[ReplicaSpec]:
+def replica_specs(
+    config: Config, index: int, text: str = "", adapters: Sequence[Adapter] = ()
+) -> list[ReplicaSpec]:
     """What each replica of a fleet is made from; their names say fleet and number."""
     fleet = config.fleet[index]
     tables = policy_tables(fleet.policy, fleet.cache.prefix, f"fleet[{index}].policy")
@@ -74,6 +83,9 @@ def replica_specs(config: Config, index: int, text: str = "") -> list[ReplicaSpe
             has_prefix_cache=fleet.cache.prefix,
             store=fleet.cache.store,
             swap=fleet.cache.swap,
+            adapters={each.key: Path(each.folder) for each in adapters},
+            max_adapters=slots_of(config, fleet),
+            adapter_rank=rank_of(fleet),
             max_waiting=fleet.max_waiting,
             report_s=config.net.report_s,
             is_checked=config.is_checked,

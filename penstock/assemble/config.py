@@ -134,6 +134,9 @@ class FleetConfig:
     """The replicas of one model: a folder, "default", or a Hub name (of which `revision`). `name` None = made from it.
 
     `max_waiting` bounds a replica's queue, `max_outstanding` the requests of the whole fleet; None = no bound.
+    `adapters`: names of LoRA adapters and their folders. `max_adapters` of them are in memory at once; None = all that
+    are named, from FEWEST_SLOTS to MOST_SLOTS, and none where there can be none. `adapter_rank`: the largest that is
+    held; None = that of those that are named, at least LEAST_RANK.
     """
 
     model: str = "default"
@@ -145,12 +148,24 @@ class FleetConfig:
     cache: CacheConfig = CacheConfig()
     lengths: History = History()
     policy: Table = field(default_factory=Table)
+    adapters: dict[str, Path] = field(default_factory=dict)
+    max_adapters: int | None = None
+    adapter_rank: int | None = None
     max_waiting: int | None = None
     max_outstanding: int | None = None
 
     def __post_init__(self) -> None:
         if self.replicas < 1:
             raise ValueError(f"replicas must be at least 1, got {self.replicas}")
+        if self.max_adapters is not None and self.max_adapters < bool(self.adapters):
+            raise ValueError(
+                f"max_adapters must be at least {int(bool(self.adapters))}, got {self.max_adapters}"
+            )
+        if self.adapter_rank is not None and self.adapter_rank < 1:
+            raise ValueError(f"adapter_rank must be at least 1, got {self.adapter_rank}")
+        for name in self.adapters:
+            if not name or "@" in name:
+                raise ValueError(f"{name!r} cannot name an adapter: it may not be empty or hold @")
         for name in ("max_waiting", "max_outstanding"):
             bound = getattr(self, name)
             if bound is not None and bound < 1:
@@ -243,7 +258,7 @@ def check(config: Config) -> None:
         raise BadConfig("there is no fleet to serve", hint="add a [[fleet]] with a model")
     taken: set[str] = set()
     for index, fleet in enumerate(config.fleet):
-        for name in (fleet.served_name, *fleet.aliases):
+        for name in (fleet.served_name, *fleet.aliases, *fleet.adapters):
             if name in taken:
                 raise BadConfig(
                     f"fleet[{index}]: two models would be called {name!r}",

@@ -117,19 +117,22 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
         host_blocks=spec.swap.host_blocks,
         link=_host_link(spec, shape),
         templates=tuple(templates),
+        max_adapters=spec.max_adapters,
     )
     meter = None if meters is None else meter_of(executor, shape)
     if meters is not None and meter is not None:
         meters.setdefault(spec.name, []).append(meter)
+    made = _modelled(
+        executor,
+        shape,
+        caps,
+        scheduler=scheduler,
+        meter=meter,
+        templates={each.name: model for each, model in templates.items()},
+    )
+    made.adapter_load_s = executor.adapter_load_s
     return Outside(
-        executor=_modelled(
-            executor,
-            shape,
-            caps,
-            scheduler=scheduler,
-            meter=meter,
-            templates={each.name: model for each, model in templates.items()},
-        ),
+        executor=made,
         num_blocks=_num_blocks(spec, shape),
         predictors=predictors_of(executor, shape, spec.lengths),
         log=log,

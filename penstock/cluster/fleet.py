@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import cast
 
 from penstock.cluster.router import Router
 from penstock.core.clock import now
@@ -27,7 +28,7 @@ from penstock.core.errors import (
     ReplicaLost,
     StepFailed,
 )
-from penstock.core.ports import OnEnded, OnOutput, ReplicaPort
+from penstock.core.ports import AdapterPort, OnEnded, OnOutput, ReplicaPort
 from penstock.core.types import Output, Report, Request
 
 RETRY_AFTER_S = 1.0  # what a caller is told when nothing better is known
@@ -144,6 +145,21 @@ class Fleet:
         self._tickets[request.id] = ticket
         self._place(ticket, at, None)
         return ticket
+
+    async def take_adapter(self, adapter: str, folder: str) -> None:
+        """Tell all replicas of an adapter; if one refuses, none has it. Raises why."""
+        ports = [cast(AdapterPort, port) for port in self._ports.values()]
+        told = await asyncio.gather(
+            *(port.take_adapter(adapter, folder) for port in ports), return_exceptions=True
+        )
+        errors = [each for each in told if isinstance(each, BaseException)]
+        if errors:
+            self.drop_adapter(adapter)
+            raise errors[0]
+
+    def drop_adapter(self, adapter: str) -> None:
+        for port in self._ports.values():
+            cast(AdapterPort, port).drop_adapter(adapter)
 
     async def drain(self) -> None:
         """Refuse new requests; return when the running ones have ended."""

@@ -8,6 +8,7 @@ of the next process. Nothing waits here: messages queue in an outbox, bounded by
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from msgspec.structs import replace
@@ -16,9 +17,11 @@ from penstock.core import errors
 from penstock.core.clock import now
 from penstock.core.errors import PenstockError, ReplicaLost, SchemaMismatch, StepFailed
 from penstock.core.messages import (
+    AdapterTaken,
     Cancel,
     Drain,
     Drained,
+    DropAdapter,
     Failed,
     Hello,
     Outputs,
@@ -26,6 +29,7 @@ from penstock.core.messages import (
     Say,
     Stop,
     Submit,
+    TakeAdapter,
 )
 from penstock.core.ports import Channel, OnFailed, OnOutput
 from penstock.core.schema import check_schema
@@ -34,6 +38,7 @@ from penstock.net.outbox import Outbox
 
 SMALL_BYTES = 256  # what a modelled link is charged for a message without tokens
 TOKEN_BYTES = 4
+_log = logging.getLogger("penstock.cluster")
 
 
 class _Held:
@@ -68,6 +73,8 @@ class ReplicaLink:
         self._ready: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] | None = None
         self._drained: list[asyncio.Future[None]] = []
+        self._adapters: dict[str, str] = {}  # told of while it ran: its successor is told again
+        self._taking: dict[str, asyncio.Future[None]] = {}
 
     @property
     def name(self) -> str:
@@ -125,6 +132,9 @@ class ReplicaLink:
                 replace(self._report, at=now(), is_alive=False, num_running=0, num_waiting=0)
             )
         self._tell_drained()
+        for taking in self._taking.values():  # its successor will be told
+            if not taking.done():
+                taking.set_result(None)
         held, self._held = list(self._held.values()), {}
         lost = ReplicaLost(error.message, hint="send the request again")
         for one in held:
@@ -152,6 +162,29 @@ class ReplicaLink:
     def cancel(self, request_id: str) -> None:
         if request_id in self._held and self._outbox is not None:
             self._outbox.put(Cancel(request_id), SMALL_BYTES)
+
+    async def take_adapter(self, adapter: str, folder: str) -> None:
+        """See core.ports.AdapterPort."""
+        if adapter in self._taking:
+            await asyncio.shield(self._taking[adapter])
+            return
+        self._adapters[adapter] = folder
+        if self._channel is None or self._outbox is None:
+            return
+        taking = self._taking[adapter] = asyncio.get_running_loop().create_future()
+        self._outbox.put(TakeAdapter(adapter, folder), SMALL_BYTES)
+        try:
+            await taking
+        except PenstockError:
+            self._adapters.pop(adapter, None)
+            raise
+        finally:
+            self._taking.pop(adapter, None)
+
+    def drop_adapter(self, adapter: str) -> None:
+        self._adapters.pop(adapter, None)
+        if self._channel is not None and self._outbox is not None:
+            self._outbox.put(DropAdapter(adapter), SMALL_BYTES)
 
     def listen(self, on_report: Callable[[Report], None]) -> None:
         self._on_report = on_report
@@ -189,6 +222,8 @@ class ReplicaLink:
             self._greet(message)
         elif isinstance(message, Refuse):
             self._hear_refusal(message)
+        elif isinstance(message, AdapterTaken):
+            self._hear_taken(message)
         elif isinstance(message, Drained):
             self._tell_drained()
         elif isinstance(message, Failed):
@@ -204,6 +239,9 @@ class ReplicaLink:
             return
         self._tell(hello.report)
         self._about = hello.about
+        assert self._outbox is not None
+        for adapter, folder in self._adapters.items():
+            self._outbox.put(TakeAdapter(adapter, folder), SMALL_BYTES)
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
 
@@ -229,6 +267,19 @@ class ReplicaLink:
                 retry_after_s=refusal.retry_after_s,
             )
             one.on_failed(error)
+
+    def _hear_taken(self, answer: AdapterTaken) -> None:
+        taking = self._taking.get(answer.adapter)
+        error = None
+        if answer.code is not None:
+            error = error_class(answer.code)(answer.message, hint=answer.hint)
+        if taking is None or taking.done():
+            if error is not None:
+                _log.warning("%s does not take an adapter again: %s", self._name, error.message)
+        elif error is None:
+            taking.set_result(None)
+        else:
+            taking.set_exception(error)
 
     def _tell(self, report: Report) -> None:
         self._report = report

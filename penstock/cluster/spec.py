@@ -21,6 +21,7 @@ from penstock.core.ports import Channel, Executor, Log
 from penstock.core.types import CanvasRule
 from penstock.cost.lengths import History
 from penstock.engine.host import Host
+from penstock.engine.host_adapters import Check, HostAdapters
 from penstock.engine.limits import BoundLimits
 from penstock.engine.replica import OnOutputs, Replica, ReplicaConfig
 from penstock.engine.swap import Store, SwapConfig
@@ -48,6 +49,7 @@ class ExecutorSpec:
     card is locked to (roofline only).
     `scheduler` says what deciding a step costs a modelled replica: "stored" or a file (cost.schedulers); None: as the
     profile says.
+    `adapter_load_s`: what it takes a modelled replica to load an adapter.
     `lanes`: plans that run side by side; None: as many as the batch policy is made for (semi-pd: 2) where the executor
     can run them, else one. `sharing` says how modelled ones slow each other down (cost.sharing).
     `templates`: files of `penstock plan pipeline`, which a modelled executor runs full steps under when the policies
@@ -73,6 +75,7 @@ class ExecutorSpec:
     max_context: int | None = None
     lanes: int | None = None
     sharing: str = "fair"
+    adapter_load_s: float = 0.05
     templates: tuple[Path, ...] = ()
     canvas: CanvasRule = CanvasRule()
     compiler: str | None = None
@@ -91,6 +94,8 @@ class ExecutorSpec:
             raise ValueError("engine_costs change an engine's numbers: name it with engine")
         if self.engine is not None and self.op_tables is None and self.tables is None:
             raise ValueError("engine adds to kernel times: give op_tables or tables too")
+        if not 0 <= self.adapter_load_s < float("inf"):
+            raise ValueError(f"adapter_load_s must be seconds from 0 up, got {self.adapter_load_s}")
         if self.lanes is not None and self.lanes < 1:
             raise ValueError(f"lanes must be at least 1, got {self.lanes}")
         if self.threads is not None and self.threads < 1:
@@ -103,7 +108,10 @@ class ExecutorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaSpec:
-    """`num_blocks` and `memory_bytes` None: the executor decides."""
+    """`num_blocks` and `memory_bytes` None: the executor decides.
+
+    `max_adapters` can be resident at once, of ranks up to `adapter_rank`; `adapters` are known from the start, by key.
+    """
 
     name: str
     model: str
@@ -117,6 +125,9 @@ class ReplicaSpec:
     has_prefix_cache: bool = True
     store: Store = "hash"
     swap: SwapConfig = SwapConfig()
+    adapters: dict[str, Path] = field(default_factory=dict)
+    max_adapters: int = 0
+    adapter_rank: int = 16
     max_waiting: int | None = None
     report_s: float = 0.1
     is_checked: bool = False
@@ -170,13 +181,17 @@ def policies_of(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outside:
-    """What a replica touches or asks: its executor, its predictors and its log. `about`: for people."""
+    """What a replica touches or asks: its executor, its predictors and its log. `about`: for people.
+
+    `check_adapter` reads one that comes while it runs (engine.host_adapters).
+    """
 
     executor: Executor
     num_blocks: int
     predictors: Predictors
     log: Log
     about: str = ""
+    check_adapter: Check | None = None
 
 
 def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
@@ -208,7 +223,12 @@ def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
             on_outputs=on_outputs,
         )
 
-    return Host(channel, open_replica, report_s=spec.report_s, about=outside.about)
+    adapters = HostAdapters(
+        slots=outside.executor.caps.max_adapters, folders=spec.adapters, check=outside.check_adapter
+    )
+    return Host(
+        channel, open_replica, report_s=spec.report_s, about=outside.about, adapters=adapters
+    )
 
 
 OpenOutside = Callable[[ReplicaSpec], Outside]

@@ -55,6 +55,9 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         must_have_lanes=wanted.lanes is not None,
         host_blocks=spec.swap.host_blocks,
         copy_threads=spec.swap.threads,
+        max_adapters=spec.max_adapters,
+        adapter_rank=spec.adapter_rank,
+        adapters=spec.adapters,
         compiler=wanted.compiler,
         kernel_cache=wanted.kernel_cache,
         graphs=wanted.graphs,
@@ -85,6 +88,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         predictors=predictors_of_model(spec.executor, spec.model, spec.lengths),
         log=open_log(spec.log_dir, header),
         about=f"{executor.notes['device']}, {executor.notes['dtype'].partition(':')[0]}",
+        check_adapter=getattr(executor, "check_adapter", None),
     )
 
 

@@ -200,6 +200,17 @@ class Transferred(Struct, kw_only=True, gc=False):
     num_runs: int
 
 
+class AdapterLoaded(Struct, kw_only=True, frozen=True, gc=False):
+    """An adapter is in a slot, or `error` says why it cannot be (input)."""
+
+    kind: Literal["adapter_loaded"] = "adapter_loaded"
+    at: float
+    who: str
+    adapter: str
+    slot: int
+    error: str | None = None
+
+
 class Completed(Struct, kw_only=True, gc=False):
     """A plan ended (input). `outputs` lists (seq, tokens, is_stop, hex hashes of blocks its tokens filled).
 
@@ -279,6 +290,7 @@ Event = (
     | Stepped
     | Suspended
     | Transferred
+    | AdapterLoaded
     | Completed
     | Finished
     | Reported

@@ -29,6 +29,23 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeAdapter:
+    """Fleet -> replica: from now on there is this adapter, in this folder; say AdapterTaken."""
+
+    adapter: str
+    folder: str
+    kind: Literal["take_adapter"] = "take_adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class DropAdapter:
+    """Fleet -> replica: take no more requests for this adapter."""
+
+    adapter: str
+    kind: Literal["drop_adapter"] = "drop_adapter"
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Fleet -> replica: refuse new requests; say Drained when the running ones ended."""
 
@@ -61,6 +78,17 @@ class Refuse:
     param: str | None = None
     retry_after_s: float | None = None
     kind: Literal["refuse"] = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterTaken:
+    """Replica -> fleet: the answer to TakeAdapter; with a `code`, a class name of core.errors, why it was not taken."""
+
+    adapter: str
+    code: str | None = None
+    message: str = ""
+    hint: str = ""
+    kind: Literal["adapter_taken"] = "adapter_taken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +126,18 @@ class Failed:
     kind: Literal["failed"] = "failed"
 
 
-Message = Submit | Cancel | Drain | Stop | Outputs | Refuse | Hello | Say | Drained | Failed
+Message = (
+    Submit
+    | Cancel
+    | TakeAdapter
+    | DropAdapter
+    | Drain
+    | Stop
+    | Outputs
+    | Refuse
+    | AdapterTaken
+    | Hello
+    | Say
+    | Drained
+    | Failed
+)

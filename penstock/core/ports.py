@@ -10,9 +10,10 @@ Storage    keeps bytes                    a folder             | memory
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
+from penstock.core.adapters import Adapter
 from penstock.core.errors import PenstockError
 from penstock.core.events import Event
 from penstock.core.plans import Adapted, Done, Moved, Plan, Transfer, Yielded
@@ -146,6 +147,24 @@ class Service(Protocol):
         ...
 
 
+class AdapterService(Service, Protocol):
+    """A Service whose models have adapters that come and go."""
+
+    def adapters(self) -> Mapping[str, Adapter]:
+        """By name."""
+        ...
+
+    async def load_adapter(
+        self, name: str, folder: str, *, model: str | None = None, replaces: bool = False
+    ) -> None:
+        """Return when every replica of the model has checked it. Raises BadModel, BadRequest, UnknownModel."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Take no more requests for it; those under way end. Raises UnknownModel."""
+        ...
+
+
 class StartService(Service, Protocol):
     """A Service that also calls back."""
 
@@ -186,6 +205,16 @@ class ReplicaPort(Protocol):
     async def drain(self) -> None: ...
 
     async def stop(self) -> None: ...
+
+
+class AdapterPort(ReplicaPort, Protocol):
+    """A replica that can be told of adapters."""
+
+    async def take_adapter(self, adapter: str, folder: str) -> None:
+        """Return when it has checked it, or is not there to ask (it is told when it comes). Raises why it refuses."""
+        ...
+
+    def drop_adapter(self, adapter: str) -> None: ...
 
 
 class Log(Protocol):

@@ -12,7 +12,8 @@ steps. One step runs a `Batch` of `Lane`s of `Chunk`s. Positions of a job fall i
 protocols of core.views and never see token ids, block ids or the true output length.
 
 Times are seconds of the running loop's clock, sizes are tokens unless the name says bytes or blocks.
-This module and core.views import the standard library, msgspec and no asyncio: `policy` imports them and must be pure.
+This module, core.adapters and core.views import the standard library, msgspec and no asyncio: `policy` imports them
+and must be pure.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, NewType, Protocol, runtime_checkable
 
 from msgspec import Struct
+
+from penstock.core.adapters import AdapterReport
 
 SCHEMA = 1  # major version of everything written or sent; see core.schema
 
@@ -384,4 +387,5 @@ class Report(Struct, kw_only=True, gc=False):
     max_context: int = 0
     step_s: float = 0.0  # duration of the last step
     lanes: tuple[tuple[float, int], ...] = ()
+    adapters: AdapterReport | None = None  # None: there can be none
     schema: int = SCHEMA

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 
 from penstock.core.clock import now, running_loop
 from penstock.core.errors import BadRequest, PenstockError
 from penstock.core.messages import (
+    AdapterTaken,
     Cancel,
     Drain,
     Drained,
+    DropAdapter,
     Failed,
     Hello,
     Outputs,
@@ -24,9 +27,11 @@ from penstock.core.messages import (
     Say,
     Stop,
     Submit,
+    TakeAdapter,
 )
 from penstock.core.ports import Channel
 from penstock.core.types import Output, Request
+from penstock.engine.host_adapters import HostAdapters
 from penstock.engine.replica import OnOutputs, Replica
 from penstock.net.outbox import Outbox
 
@@ -44,12 +49,14 @@ class Host:
         *,
         report_s: float = 0.1,
         about: str = "",
+        adapters: HostAdapters | None = None,
     ) -> None:
         self.replica = open_replica(self._send_outputs)
         self._channel = channel
         self._outbox = Outbox(channel)
         self._report_s = report_s
         self._about = about
+        self._adapters = adapters or HostAdapters()
         self._said_at = now()
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,6 +86,10 @@ class Host:
             self._submit(message.request, message.every_token)
         elif isinstance(message, Cancel):
             self.replica.cancel(message.request)
+        elif isinstance(message, TakeAdapter):
+            self._spawn(self._take_adapter(message))
+        elif isinstance(message, DropAdapter):
+            self._adapters.folders.pop(message.adapter, None)
         elif isinstance(message, Drain):
             self._spawn(self._drain())
         elif isinstance(message, Stop):
@@ -89,6 +100,7 @@ class Host:
 
     def _submit(self, request: Request, every_token: bool) -> None:
         try:
+            self._adapters.refuse_if_unknown(request)
             self._hash(request)
             self.replica.submit(request, every_token=every_token)
         except PenstockError as error:
@@ -101,6 +113,14 @@ class Host:
                 error.retry_after_s,
             )
             self._outbox.put(refusal, SMALL_BYTES)
+
+    async def _take_adapter(self, told: TakeAdapter) -> None:
+        answer = AdapterTaken(told.adapter)
+        try:
+            await self._adapters.take(told.adapter, Path(told.folder))
+        except PenstockError as error:
+            answer = AdapterTaken(told.adapter, type(error).__name__, error.message, error.hint)
+        self._outbox.put(answer, SMALL_BYTES)
 
     def _hash(self, request: Request) -> None:
         """Block hashes are computed here, once, so that a prompt that cannot be hashed harms nobody else."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from penstock.core.canvas import CanvasJob
-from penstock.core.events import Completed, Transferred
-from penstock.core.plans import Counted, Decodes, Done, Moved, Sampled, Work
+from penstock.core.events import AdapterLoaded, Completed, Transferred
+from penstock.core.plans import Adapted, Counted, Decodes, Done, Moved, Sampled, Work
 from penstock.core.types import FinishReason, Job
 from penstock.engine.flights import Flight, Flights
 from penstock.engine.parts import Parts
@@ -186,6 +186,19 @@ class Outcomes:
                 error=done.error,
             )
         )
+
+    def apply_adapted(self, now: float, adapted: Adapted) -> None:
+        told = AdapterLoaded(
+            at=now,
+            who=self._parts.name,
+            adapter=adapted.adapter,
+            slot=adapted.slot,
+            error=adapted.error,
+        )
+        self._parts.emit(told)
+        is_there = adapted.error is None
+        for job in self._roster.adapted(adapted.adapter, adapted.slot, is_there):
+            self._parts.finish(now, job, "error", NOTHING, adapted.error, "BadRequest")
 
     def apply_moved(self, now: float, moved: Moved) -> None:
         swap = self._parts.swap

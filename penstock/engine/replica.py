@@ -23,12 +23,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from penstock.core.clock import now as loop_now
 from penstock.core.errors import ContextTooLong, Draining, Overloaded
 from penstock.core.events import Cancelled, Completed, Refused, Stepped
-from penstock.core.plans import Done, Moved, Yielded
-from penstock.core.ports import Completion, Executor, Log
+from penstock.core.plans import Adapted, Done, Moved, Yielded
+from penstock.core.ports import AdaptingExecutor, Completion, Executor, Log
 from penstock.core.types import Output, Report, Request
 from penstock.engine.briefing import Briefing
 from penstock.engine.flights import Flights
@@ -36,6 +37,7 @@ from penstock.engine.launch import Launch
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.outcomes import Outcomes
 from penstock.engine.parts import Ears, Parts
+from penstock.engine.residents import Residents
 from penstock.engine.roster import Roster
 from penstock.engine.swap import Store, Swap, SwapConfig, ledger_of
 from penstock.engine.turn import Council, Predictors, ReplicaPolicies
@@ -114,7 +116,12 @@ class Replica:
     def _make_parts(self, ears: Ears) -> Parts:
         config, executor, ledger = self.config, self._executor, self.ledger
         caps, emit = executor.caps, ears.emitter()
-        roster = Roster(config.name, ledger, emit, max_context=self.max_context, canvas=caps.canvas)
+        residents = None
+        if caps.max_adapters:
+            residents = Residents(caps.max_adapters, cast(AdaptingExecutor, executor).load_adapter)
+        roster = Roster(
+            config.name, ledger, emit, max_context=self.max_context, canvas=caps.canvas, residents=residents,
+        )  # fmt: skip
         # Beside a plan that is suspended or in another lane nobody may share what it has not written yet.
         names_ahead = ledger.names_ahead and caps.max_lanes == 1 and not self._interrupts
         ledger.names_ahead = names_ahead
@@ -166,7 +173,7 @@ class Replica:
             at=loop_now(),
             is_draining=self._is_draining,
             num_running=len(self._roster.running),
-            num_waiting=len(waiting) + self._num_arriving,
+            num_waiting=len(waiting) + self._roster.num_blocked + self._num_arriving,
             waiting_tokens=sum(job.todo for job in waiting),
             free_blocks=self.ledger.free,
             total_blocks=self.ledger.total,
@@ -174,6 +181,7 @@ class Replica:
             max_context=self.max_context,
             step_s=self._parts.step_s,
             lanes=self._flights.lanes(self._parts.executor.caps.max_lanes),
+            adapters=None if self._roster.residents is None else self._roster.residents.report(),
         )
 
     @property
@@ -225,7 +233,7 @@ class Replica:
                 param="prompt",
             )
         bound = self.config.max_waiting
-        queued = len(self._roster.waiting) + self._num_arriving
+        queued = len(self._roster.waiting) + self._roster.num_blocked + self._num_arriving
         if bound is not None and queued and queued + request.n > bound:
             raise Overloaded(
                 f"{queued} answers wait already; the queue holds {bound}",
@@ -270,6 +278,8 @@ class Replica:
                 self._apply_cancel(now, item)
             elif isinstance(item, Moved):
                 self._outcomes.apply_moved(now, item)
+            elif isinstance(item, Adapted):
+                self._outcomes.apply_adapted(now, item)
             else:
                 assert isinstance(item, Yielded)
                 self._flights.apply_yielded(now, item)
@@ -277,7 +287,8 @@ class Replica:
         if flights.running:
             flights.hurry()
         has_idle_lane = len(flights.running) < self._executor.caps.max_lanes
-        if (has_idle_lane or self._interrupts) and not self._roster.is_empty:
+        is_idle = self._roster.is_empty or self._roster.is_all_blocked
+        if (has_idle_lane or self._interrupts) and not is_idle:
             if not self._launch.step(now):
                 self._poke()
         self._settle()

@@ -17,6 +17,7 @@ from penstock.core.prompt import private_hashes
 from penstock.core.types import BlockHash, CanvasRule, FinishReason, Job, Output, Request
 from penstock.engine.joblist import JobList
 from penstock.engine.ledger import BlockLedger
+from penstock.engine.residents import Residents
 
 NOTHING = Sampled(0, 0)
 
@@ -32,12 +33,14 @@ class Roster:
         *,
         max_context: int,
         canvas: CanvasRule | None = None,
+        residents: Residents | None = None,
     ) -> None:
         self._name = name
         self._ledger = ledger
         self._emit = emit
         self._max_context = max_context
         self._canvas = canvas
+        self.residents = residents
         self.waiting = JobList(is_live=False)
         self.running = JobList(is_live=True)
         self.fetched: dict[int, Job] = {}  # admitted, and their blocks are on the way to the device
@@ -48,6 +51,15 @@ class Roster:
     @property
     def is_empty(self) -> bool:
         return not self._by_request
+
+    @property
+    def num_blocked(self) -> int:
+        """Jobs whose adapters are not there yet, whom no policy sees."""
+        return 0 if self.residents is None else self.residents.num_blocked
+
+    @property
+    def is_all_blocked(self) -> bool:
+        return self.num_blocked > 0 and not (self.running.jobs or self.waiting.jobs or self.fetched)
 
     def jobs_of(self, request_id: str) -> list[Job]:
         return list(self._by_request.get(request_id, ()))
@@ -73,8 +85,36 @@ class Roster:
             )
             self._next_seq += 1
             jobs.append(job)
-            self.waiting.append(job)
+            self._line_up(job)
         self._by_request[request.id] = jobs
+        self._settle(request)
+
+    def _line_up(self, job: Job) -> None:
+        """Among the waiting, unless its adapter has to come first."""
+        if self.residents is None or job.request.adapter is None or self.residents.take(job):
+            self.waiting.append(job)
+        else:
+            job.status = "blocked"
+
+    def _settle(self, request: Request) -> None:
+        """Jobs of an adapter came or went: others may come in."""
+        if self.residents is None or request.adapter is None:
+            return
+        for job in self.residents.settle():
+            self._unblock(job)
+
+    def _unblock(self, job: Job) -> None:
+        job.status = "waiting"
+        self.waiting.append(job)
+
+    def adapted(self, adapter: str, slot: int, is_there: bool) -> list[Job]:
+        """An adapter was loaded, or could not be; then the jobs that cannot be served, which are to be finished."""
+        assert self.residents is not None
+        jobs = self.residents.loaded(adapter, slot, is_there)
+        ready = jobs if is_there else []
+        for job in (*ready, *self.residents.settle()):
+            self._unblock(job)
+        return [] if is_there else jobs
 
     def _make(self, **facts: Any) -> Job:
         return Job(**facts) if self._canvas is None else CanvasJob(**facts, rule=self._canvas)
@@ -148,17 +188,21 @@ class Roster:
     ) -> None:
         """End one answer: free its blocks, tell its caller, write the Finished event."""
         assert job.status != "in_transfer", "its blocks are being written"
-        (self.running if job.status == "running" else self.waiting).remove(job)
+        if job.status != "blocked":
+            (self.running if job.status == "running" else self.waiting).remove(job)
         self._ledger.release(job, job.computed)
         if job.status == "running":
             job.num_recomputed -= max(0, job.furthest - job.computed)
+        request = job.request
+        if self.residents is not None and request.adapter is not None:
+            self.residents.end(job)
         job.status = "ended"
         self.tell(job, sampled, reason, error, code)
-        request = job.request
         jobs = self._by_request[request.id]
         jobs.remove(job)
         if not jobs:
             del self._by_request[request.id]
+        self._settle(request)
         self._emit(
             Finished(
                 at=now,
@@ -224,8 +268,11 @@ class Roster:
         """Recompute the invariants of the lists and of what they hold."""
         fetched = self.fetched.values()
         listed = [job.seq for job in (*self.running, *self.waiting, *fetched)]
-        owed = [job.seq for jobs in self._by_request.values() for job in jobs]
+        owing = [job for jobs in self._by_request.values() for job in jobs]
+        owed = [job.seq for job in owing if job.status != "blocked"]
         assert sorted(listed) == sorted(owed), "jobs listed and answers owed differ"
+        if self.residents is not None:
+            self.residents.check([*self.running, *self.waiting, *fetched])
         assert len(set(listed)) == len(listed), "a job stands in two lists"
         holders = (*self.running, *fetched)
         assert set(self._ledger.tables) <= {job.seq for job in holders}, "a stranger holds blocks"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from penstock.core.adapters import Adapter
 from penstock.core.canvas import meaningless
 from penstock.core.errors import BadRequest, ContextTooLong
 from penstock.core.prompt import TokenPrompt
@@ -64,6 +65,7 @@ class Ask:
     form: CallForm | None = None  # of the calls it may hold
     thinking: Thinking = "never"
     most_calls: int | None = None
+    adapter: Adapter | None = None
 
     def splitter(self) -> Splitter | None:
         """For one answer; None where all of it is said."""
@@ -173,12 +175,6 @@ def check_shared(body: SharedBody, config: GatewayConfig) -> None:
     if body.stream_options is not None and not body.stream:
         raise BadRequest(
             "stream_options is only allowed when stream is true", param="stream_options"
-        )
-    if body.adapter is not None:
-        raise Unsupported(
-            f"no adapters are served here, so {body.adapter!r} cannot be used",
-            hint="leave the field out",
-            param="adapter",
         )
     if (body.n or 1) > config.max_answers:
         raise BadRequest(f"n: at most {config.max_answers} answers are allowed here", param="n")
@@ -350,18 +346,21 @@ def make_requests(ask: Ask, body: SharedBody, origin: Origin) -> list[Request]:
     slo = slo_of(body.slo)
     salt = f"{origin.tenant}\0{body.cache_salt or ''}" if origin.isolate else body.cache_salt or ""
     program = ProgramId(body.program) if body.program else None
+    model, adapter = ask.model, None
+    if ask.adapter is not None:
+        model, adapter = ask.adapter.model, ask.adapter.key
 
     def request(number: int, prompt: Given) -> Request:
         return Request(
             id=RequestId(ask.id if len(ask.prompts) == 1 else f"{ask.id}-{number}"),
-            model=ask.model,
-            prompt=TokenPrompt(prompt.ids, key=origin.hash_key, adapter=body.adapter, salt=salt),
+            model=model,
+            prompt=TokenPrompt(prompt.ids, key=origin.hash_key, adapter=adapter, salt=salt),
             sampling=_bounded(ask, prompt),
             slo=slo,
             n=ask.n,
             tenant=origin.tenant,
             priority=body.priority or 0,
-            adapter=body.adapter,
+            adapter=adapter,
             cache_salt=salt,
             program=program,
         )

@@ -16,6 +16,7 @@ from penstock.core.clock import wall_anchor
 from penstock.core.errors import BadRequest, ContextTooLong, Overloaded, PenstockError, UnknownModel
 from penstock.core.ports import Service
 from penstock.core.types import Request
+from penstock.gateway.adapters import Adapters
 from penstock.gateway.ask import (
     Ask,
     Given,
@@ -67,6 +68,7 @@ class Calls:
         self._config = config
         self._meter = meter
         self._hash_key = hash_key
+        self.adapters = Adapters(service, may_change=config.runtime_adapters)
         self._prefix = config.request_prefix or secrets.token_hex(5)
         self._numbers = itertools.count()
         self._num_inside = 0
@@ -75,8 +77,10 @@ class Calls:
         body = decode(CompletionBody, await self._body(call))
         body.model, text = self.find(body.model)
         must_write(text, body.model)
+        adapter = self.adapters.asked(body)
         prompts = await self._prompts(body.prompt, text)
         ask = ask_completion(body, text, prompts, self._config)
+        ask.adapter = adapter
         ask.id = f"cmpl-{self._prefix}{next(self._numbers):x}"
         await self._answer(call, ask, body, CompletionShape(ask, int(wall_anchor()[1])))
 
@@ -84,9 +88,11 @@ class Calls:
         body = decode(ChatBody, await self._body(call))
         body.model, text = self.find(body.model)
         must_write(text, body.model)
+        adapter = self.adapters.asked(body)
         laid = lay_out(body, text, self._config)
         ids = await self.encode(text, laid.words, add_special=False, param="messages")
         ask = ask_chat(body, text, ids, laid, self._config)
+        ask.adapter = adapter
         ask.id = f"chatcmpl-{self._prefix}{next(self._numbers):x}"
         await self._answer(call, ask, body, ChatShape(ask, int(wall_anchor()[1])))
 
@@ -101,9 +107,11 @@ class Calls:
                 model = names[0]
             else:
                 raise BadRequest("the required field 'model' is missing", param="model")
-        text = self._texts.get(model) if model in names else None
+        adapter = self.adapters.named(model)
+        base = model if adapter is None else adapter.model
+        text = self._texts.get(base) if base in names else None
         if text is None:
-            served = ", ".join(names) or "none"
+            served = ", ".join([*names, *self.adapters.all()]) or "none"
             raise UnknownModel(
                 f"the model {model!r} does not exist here", hint=f"served: {served}", param="model"
             )

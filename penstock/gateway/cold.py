@@ -16,6 +16,7 @@ from starlette.routing import Route
 import penstock
 from penstock.core.errors import BadRequest, PenstockError
 from penstock.core.ports import Service
+from penstock.gateway.adapters import LOAD, UNLOAD
 from penstock.gateway.bodies import DetokenizeBody, TokenizeBody, decode
 from penstock.gateway.calls import Calls
 from penstock.gateway.config import GatewayConfig
@@ -70,6 +71,8 @@ class Cold:
                 Route("/metrics", self.metrics, methods=get),
                 Route("/tokenize", self.tokenize, methods=post),
                 Route("/detokenize", self.detokenize, methods=post),
+                Route(LOAD, self.load_adapter, methods=post),
+                Route(UNLOAD, self.unload_adapter, methods=post),
             ],
             exception_handlers={
                 HTTPException: _http_error,
@@ -81,19 +84,22 @@ class Cold:
         return Response((UI / "index.html").read_bytes(), media_type="text/html")
 
     async def models(self, _: HttpRequest) -> Response:
-        return _json({"object": "list", "data": [self._model(n) for n in self._service.models()]})
+        names = [*self._service.models(), *self._calls.adapters.all()]
+        return _json({"object": "list", "data": [self._model(name) for name in names]})
 
     async def model(self, http: HttpRequest) -> Response:
         name, _ = self._calls.find(http.path_params["name"])
         return _json(self._model(name))
 
     def _model(self, name: str) -> dict[str, Any]:
-        text = self._texts.get(name)
+        adapter = self._calls.adapters.named(name)
+        text = self._texts.get(name if adapter is None else adapter.model)
         return {
             "id": name,
             "object": "model",
             "created": self._started_at(),
             "owned_by": "penstock",
+            "parent": None if adapter is None else adapter.model,
             "max_model_len": None if text is None else text.context_tokens,
         }
 
@@ -134,6 +140,12 @@ class Cold:
         body = decode(DetokenizeBody, await self._body(http))
         _, text = self._calls.find(body.model)
         return _json({"prompt": text.decode(body.tokens)})
+
+    async def load_adapter(self, http: HttpRequest) -> Response:
+        return Response(await self._calls.adapters.load(await self._body(http)) + "\n")
+
+    async def unload_adapter(self, http: HttpRequest) -> Response:
+        return Response(await self._calls.adapters.unload(await self._body(http)) + "\n")
 
     async def _body(self, http: HttpRequest) -> bytes:
         headers = dict(http.scope["headers"])

@@ -21,6 +21,7 @@ class GatewayConfig:
     tools: how models write calls of tools, see gateway.marks; "auto" = as their chat templates show, "off" = never.
     reasoning: "auto" = thoughts are told apart where the chat template knows them; "off" = never.
     retry_after_s: what refused callers are told when the service names no time.
+    runtime_adapters: callers may load and unload LoRA adapters, which are read from folders of this machine.
     request_prefix: start of every request id, None = a random one per process. Set it where runs must be equal.
     """
 
@@ -40,6 +41,7 @@ class GatewayConfig:
     tools: Literal["auto", "hermes", "mistral", "llama", "off"] = "auto"
     reasoning: Literal["auto", "off"] = "auto"
     retry_after_s: float = 1.0
+    runtime_adapters: bool = False
     request_prefix: str | None = None
 
     def __post_init__(self) -> None:

@@ -151,6 +151,7 @@ class _Live(Collector):
             "lane_share", "Share of the device that a lane's step has; 0 = idle.", reports, 0
         )
         yield _lanes("lane_tokens", "Tokens of the step that a lane runs.", reports, 1)
+        yield from _adapters(reports)
         generated = CounterMetricFamily(
             "penstock:generation_tokens", "Tokens generated.", labels=("model_name",)
         )
@@ -175,6 +176,25 @@ def _lanes(name: str, told: str, reports: Sequence[Report], place: int) -> Metri
         for lane, said in enumerate(report.lanes):
             family.add_metric((report.replica, str(lane)), said[place])
     return family
+
+
+def _adapters(reports: Sequence[Report]) -> Iterable[Metric]:
+    """Of replicas that have any; the others have no such series."""
+    resident = GaugeMetricFamily(
+        "penstock:lora_adapters_resident", "Adapters in memory.", labels=("engine",)
+    )
+    loads = CounterMetricFamily(
+        "penstock:lora_adapter_loads", "Adapters loaded into memory.", labels=("engine",)
+    )
+    evictions = CounterMetricFamily(
+        "penstock:lora_adapter_evictions", "Adapters that made way for others.", labels=("engine",)
+    )
+    for report in reports:
+        if report.adapters is not None:
+            resident.add_metric((report.replica,), len(report.adapters.resident))
+            loads.add_metric((report.replica,), report.adapters.num_loads)
+            evictions.add_metric((report.replica,), report.adapters.num_evictions)
+    return (resident, loads, evictions)
 
 
 def _running(report: Report) -> float:

@@ -47,6 +47,9 @@ class ReplayedExecutor:
     def close_jobs(self, seqs: Sequence[int]) -> None:
         pass
 
+    def load_adapter(self, adapter: str, slot: int) -> None:
+        """Its end is in the log."""
+
     def transfer(self, transfer: Transfer) -> None:
         pass
 

@@ -24,6 +24,7 @@ from penstock.cluster.spec import ReplicaSpec, policies_of, policy_of
 from penstock.core.config import build
 from penstock.core.errors import BadConfig, BadTrace
 from penstock.core.events import (
+    AdapterLoaded,
     Arrived,
     Cancelled,
     Completed,
@@ -39,7 +40,7 @@ from penstock.core.events import (
     Suspended,
     Transferred,
 )
-from penstock.core.plans import Moved, Yielded
+from penstock.core.plans import Adapted, Moved, Yielded
 from penstock.core.types import Caps, PlanId, Request
 from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
@@ -161,6 +162,8 @@ async def _feed(events: Iterable[Event], parts: ReplicaParts, judge: Judge) -> N
             executor.complete(Yielded(PlanId(event.plan), event.at, event.activation_bytes))
         elif isinstance(event, Transferred):
             executor.complete(Moved(event.transfer, event.at))
+        elif isinstance(event, AdapterLoaded):
+            executor.complete(Adapted(event.adapter, event.slot, event.at, event.error))
         elif isinstance(event, Stepped):
             # What the same turn, or the next of this instant, said further needs no input either.
             while isinstance(following, SAID) and following.at == event.at:

@@ -32,7 +32,17 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from penstock.core.clock import now
-from penstock.core.plans import Count, Counted, Decodes, Moved, Plan, Transfer, Work, Yielded
+from penstock.core.plans import (
+    Adapted,
+    Count,
+    Counted,
+    Decodes,
+    Moved,
+    Plan,
+    Transfer,
+    Work,
+    Yielded,
+)
 from penstock.core.ports import Completion, Grain
 from penstock.core.types import Caps, PlanId, Request
 from penstock.cost.step import StepFeatures, StepModel, features_of, layer_segments
@@ -99,6 +109,8 @@ class ModelledExecutor:
         self._busy: dict[int, PlanId] = {}  # lane -> plan
         self._wires = Wires(caps.link) if caps.host_blocks and caps.link is not None else None
         self._moving: dict[int, asyncio.TimerHandle] = {}
+        self.adapter_load_s = 0.0
+        self._loading: dict[int, asyncio.TimerHandle] = {}  # by slot
         self._is_stopped = False
 
     @property
@@ -194,12 +206,24 @@ class ModelledExecutor:
         assert self._tell is not None, "nobody listens"
         self._tell(Moved(transfer, end))
 
+    def load_adapter(self, adapter: str, slot: int) -> None:
+        assert not self._is_stopped and 0 <= slot < self._caps.max_adapters
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self.adapter_load_s
+        self._loading[slot] = loop.call_at(end, self._adapted, adapter, slot, end)
+
+    def _adapted(self, adapter: str, slot: int, end: float) -> None:
+        del self._loading[slot]
+        assert self._tell is not None, "nobody listens"
+        self._tell(Adapted(adapter, slot, end))
+
     async def stop(self) -> None:
         for plan in list(self._runs):
             self.abort(plan)
-        for timer in self._moving.values():
+        for timer in (*self._moving.values(), *self._loading.values()):
             timer.cancel()
         self._moving.clear()
+        self._loading.clear()
         self._stops.clear()
         self._is_stopped = True
 

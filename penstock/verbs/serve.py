@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from penstock.assemble import load_config, print_config
 from penstock.assemble.serving import Ready, run
+from penstock.core.errors import BadConfig
 from penstock.gateway.vectors import Use
 
 app = typer.Typer(add_completion=False)
@@ -31,6 +33,10 @@ def serve(  # noqa: PLR0913 - every argument is a flag
     policy: Annotated[
         str | None,
         typer.Option(help="Preset of scheduling policies, say vllm-v1; docs/schedulers.md."),
+    ] = None,
+    lora_modules: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA adapter, NAME=FOLDER; callers ask for it as a model of that name."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; flags win over it.")] = None,
     sets: Annotated[
@@ -59,6 +65,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
         "fleet.0.executor.device": device,
         "fleet.0.executor.dtype": dtype,
         "fleet.0.policy.preset": policy,
+        "fleet.0.adapters": adapters_named(lora_modules) if lora_modules else None,
         "log.dir": log,
         "serve.drain_timeout_s": drain_timeout,
     }
@@ -69,6 +76,20 @@ def serve(  # noqa: PLR0913 - every argument is a flag
     _log_to_stderr()
     if not run(built, on_phase=_say, on_ready=_welcome):
         raise typer.Exit(1)
+
+
+def adapters_named(told: Sequence[str]) -> dict[str, str]:
+    """NAME=FOLDER of each. Raises BadConfig."""
+    found: dict[str, str] = {}
+    for one in told:
+        name, equals, folder = one.partition("=")
+        if not (name and equals and folder) or name in found:
+            raise BadConfig(
+                f"--lora-modules wants NAME=FOLDER, each name once; got {one!r}",
+                hint="repeat the flag for several: --lora-modules a=/adapters/a --lora-modules b=/adapters/b",
+            )
+        found[name] = folder
+    return found
 
 
 def _log_to_stderr() -> None:

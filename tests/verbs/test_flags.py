@@ -52,7 +52,7 @@ FLAGS: dict[str, set[str]] = {
     },
     "serve": {
         "--host", "--port", "--device", "--dtype", "--policy", "--config", "--set", "--print-config", "--log",
-        "--api-key", "--drain-timeout",
+        "--api-key", "--lora-modules", "--drain-timeout",
     },
     "simulate": {
         "--trace", "--columns", "--limit", "--speed", "--rate", "--model", "--seed", "--slo-ttft", "--slo-tpot",

@@ -51,22 +51,16 @@ def open_leaf(
     )
     facts = model_facts(folder)
     config, why_one_lane = _with_lanes(config, facts)
+    config = _with_adapters(config, facts)
     if facts.encoder is not None:
         return open_encoder(facts, config)
     if facts.canvas is not None:
-        if config.max_adapters:
-            raise BadConfig("a diffusion language model has no adapters", hint="leave them out")
         opened, num_blocks = open_diffusion(facts, config)
         return DiffusionExecutor(opened, num_blocks, facts, config, rule or CanvasRule())
     if config.host_blocks and config.tensor_parallel > 1:
         raise BadConfig(
             "jobs cannot be moved to host memory when a model is split over several processes",
             hint="leave cache.swap.host_blocks out, or use one process",
-        )
-    if config.max_adapters and config.tensor_parallel > 1:
-        raise BadConfig(
-            "adapters cannot be used when a model is split over several processes",
-            hint="leave the fleet's adapters out, or use one process",
         )
     if config.tensor_parallel > 1:
         crew, built = TorchCrew.hire(facts, config)
@@ -77,6 +71,22 @@ def open_leaf(
     elif why_one_lane is not None:
         built.notes["lanes"] = f"1: {why_one_lane}"
     return TorchExecutor(built, facts, config)
+
+
+def _with_adapters(config: EngineConfig, facts: ModelFacts) -> EngineConfig:
+    """The same without room for adapters where there can be none. Raises BadConfig when some are named."""
+    reason = None
+    if config.tensor_parallel > 1:
+        reason = "a model that is split over several processes"
+    elif facts.canvas is not None:
+        reason = "a diffusion language model"
+    elif facts.encoder is not None:
+        reason = "an encoder"
+    if reason is None:
+        return config
+    if config.adapters:
+        raise BadConfig(f"{reason} takes no adapters", hint="leave the fleet's adapters out")
+    return replace(config, max_adapters=0)
 
 
 def _with_lanes(config: EngineConfig, facts: ModelFacts) -> tuple[EngineConfig, str | None]:
