@@ -49,6 +49,11 @@ class Adapters:
     def named(self, name: str | None) -> Adapter | None:
         return None if name is None else self.all().get(name)
 
+    def split(self, name: str) -> tuple[str, str | None]:
+        """The model that a name stands for, and what requests call the adapter, if it is one's."""
+        found = self.named(name)
+        return (name, None) if found is None else (found.model, found.key)
+
     def asked(self, body: SharedBody) -> Adapter | None:
         """The adapter that a body asks for, its model having been found. Raises Unsupported, BadRequest."""
         as_model = self.named(body.model)

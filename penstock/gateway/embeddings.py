@@ -238,11 +238,13 @@ class Embeddings:
 
     def _requests(self, call: Call, asked: Asked) -> list[Request]:
         slo, alone = slo_of(asked.body.slo), len(asked.prompts) == 1
+        model, adapter = self._calls.adapters.split(asked.model)
         return [
             Request(
                 id=RequestId(asked.id if alone else f"{asked.id}-{place}"),
-                model=asked.model,
-                prompt=TokenPrompt(prompt.ids, key=self._hash_key),
+                model=model,
+                prompt=TokenPrompt(prompt.ids, key=self._hash_key, adapter=adapter),
+                adapter=adapter,
                 sampling=Sampling(max_tokens=1),
                 slo=slo,
                 tenant=call.tenant,
