@@ -37,6 +37,19 @@ DEFAULTS: dict[str, dict[str, object]] = {
         "n_shared_experts": 2,
         "moe_intermediate_size": 1407,
     },
+    "deepseek_v3": {
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "n_routed_experts": 256,
+        "num_experts_per_tok": 8,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 2048,
+        "first_k_dense_replace": 3,
+    },
+    "smollm3": {"max_position_embeddings": 32768, "tie_word_embeddings": True},
     "qwen2_moe": {
         "num_experts": 60,
         "num_experts_per_tok": 4,
@@ -49,9 +62,11 @@ DEFAULTS: dict[str, dict[str, object]] = {
 }
 KINDS = (
     "llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3", "gemma3_text",
-    "phi", "phi3", "deepseek_v2", *ENCODERS,
+    "phi", "phi3", "deepseek_v2", "deepseek_v3", "smollm3", "granite", "olmo2", *ENCODERS,
 )  # fmt: skip
-MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2")
+DEEPSEEK = ("deepseek_v2", "deepseek_v3")
+LLAMAS = ("llama", "smollm3", "granite", "olmo2")
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", *DEEPSEEK)
 EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts")
 FEW_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")  # with norms of queries and keys
 
@@ -68,7 +83,7 @@ def shape_of_config(table: Mapping[str, object], name: str) -> ModelShape:
     size = Sizes({**DEFAULTS.get(kind, {}), **table}, name)
     told = str(table.get("torch_dtype") or table.get("dtype") or "bfloat16")
     item_bytes = float(ITEM_BYTES.get(told, 2))
-    latent, experts = _latent(size) if kind == "deepseek_v2" else None, _experts(kind, size)
+    latent, experts = _latent(size) if kind in DEEPSEEK else None, _experts(kind, size)
     has_bias = size.flag("attention_bias")
     hidden, heads = size("hidden_size"), size("num_attention_heads")
     return ModelShape(
@@ -99,6 +114,8 @@ def _as_written(table: Mapping[str, object]) -> Mapping[str, object]:
     kind = table.get("model_type")
     if kind in ENCODERS:
         return as_decoder(table)
+    if kind == "kimi_k2":
+        return {**table, "model_type": "deepseek_v3"}
     if kind == "Dream":
         return {**table, "model_type": "qwen2"}
     if kind == "gemma3":
@@ -180,7 +197,7 @@ def _experts(kind: str, size: Sizes) -> dict[str, Any]:
 def _sparse_layers(kind: str, size: Sizes) -> list[int]:
     """Layers that have experts."""
     layers = range(size("num_hidden_layers"))
-    if kind == "deepseek_v2":
+    if kind in DEEPSEEK:
         return [layer for layer in layers if layer >= size.count("first_k_dense_replace")]
     plain, step = size.table.get("mlp_only_layers") or [], size("decoder_sparse_step", 1)
     if not isinstance(plain, list):
@@ -218,10 +235,13 @@ def _small_params(kind: str, size: Sizes, latent: LatentShape | None) -> int:
     if kind == "phi":  # one norm with a bias is as large as two without
         small += 2 * hidden + ffn
         return layers * small + hidden + size("vocab_size")
-    if kind in ("llama", "qwen3", "qwen3_moe", "gemma2", "gemma3_text"):
+    if kind in (*LLAMAS, "qwen3", "qwen3_moe", "gemma2", "gemma3_text"):
         small += hidden if size.flag("attention_bias") else 0
-    if kind == "llama" and size.flag("mlp_bias"):
+    if kind in LLAMAS and size.flag("mlp_bias"):
         small += 2 * ffn + hidden
+    if kind == "olmo2":  # norms over all heads of queries, and of keys
+        heads = size("num_attention_heads")
+        small += hidden + hidden // heads * size("num_key_value_heads", heads)
     if latent is not None:
         small += latent.rank + (latent.query_rank or 0)
     gates = len(_sparse_layers(kind, size)) if kind == "qwen2_moe" else 0

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from penstock.core.errors import BadConfig
 from penstock.cost.hardware import card_of
@@ -165,3 +166,17 @@ def test_a_run_that_reaches_the_window_equals_its_steps() -> None:
 def test_which_layers_have_windows(told: dict[str, object], expected: tuple[int, int]) -> None:
     shape = shape_of_config({**config("llama", (64, 4, 4, 4, 64, 128)), **told}, "x")
     assert (shape.window, shape.window_layers) == expected
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "smollm3", "granite", "olmo2"])
+def test_as_many_parameters_as_transformers_makes(kind: str) -> None:
+    """With the defaults of each class; of DeepSeek-V3 that is the published model."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    told = AutoConfig.for_model(kind)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(told)
+    shape = shape_of_config(told.to_dict(), kind)
+    assert shape.params == sum(value.numel() for value in model.parameters())
+    if kind == "deepseek_v3":
+        assert round(shape.params / 1e9) == 671

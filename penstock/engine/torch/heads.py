@@ -53,6 +53,7 @@ class GroupedHeads:
     qkv: Linear
     qk_norm: tuple[Tensor, Tensor, float] | None  # weights of q and of k [head_dim], epsilon
     out: Linear
+    wide_norm: tuple[Tensor, Tensor, float] | None = None  # the same over all heads together
 
     def __call__(
         self, x: Tensor, positions: Tensor, meta: StepMeta, attention: AttentionBackend
@@ -60,6 +61,10 @@ class GroupedHeads:
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv = self.qkv(x).view(-1, heads + 2 * kv_heads, self.head_dim)
         q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
+        if self.wide_norm is not None:
+            q_weight, k_weight, eps = self.wide_norm
+            q = rms_norm(q.flatten(1), q_weight, eps).view_as(q)
+            k = rms_norm(k.flatten(1), k_weight, eps).view_as(k)
         qk_norm_rope_(q, k, self.qk_norm, self.rope.upto(meta.max_context), positions)
         out, _ = attention(self.layer, q, k, v, meta, self.mask, self.scale)
         return self.out(out.flatten(1))

@@ -17,13 +17,14 @@ from penstock.engine.torch.families import Experts, Latent, Shape
 from penstock.engine.torch.heads import GroupedHeads, Heads, LatentHeads
 from penstock.engine.torch.kernels import gelu_mul, silu_mul
 from penstock.engine.torch.mlp import ExactRouter, Mixture, Mlp, PlainMlp, Shared
-from penstock.engine.torch.norms import LayerNorm, Norm, RmsNorm
+from penstock.engine.torch.norms import LayerNorm, Norm, RmsNorm, Scaled, Unnormed
 from penstock.engine.torch.ports import Linear, LinearMethod, Mask, QuantisedMethod, ShardSpec
 from penstock.engine.torch.positions import Rope
 from penstock.engine.torch.quantised import Quantised
 from penstock.engine.torch.rope import RopeTable
 from penstock.engine.torch.weights import WeightFolder
 
+CORRECTION = "e_score_correction_bias"
 LATENT_EPS = 1e-6  # of the norms of latents, whatever the model's other norms have
 Sized = tuple[str, int]  # the name of a part, and how many outputs it has as a whole
 
@@ -135,9 +136,11 @@ class Packer:
         weight = self.folder.get(f"{name}.weight", (width,))
         return weight.float() + 1 if self.shape.norm == "rms_offset" else weight
 
-    def norm(self, name: str) -> Norm:
+    def norm(self, name: str, scale: float = 1.0) -> Norm:
+        """`scale`: of what it puts out."""
         shape = self.shape
         weight = self.weight_of_norm(name, shape.hidden)
+        weight = weight if scale == 1.0 else weight * scale
         if shape.norm == "layer":
             bias = self.folder.get(f"{name}.bias", (shape.hidden,))
             return LayerNorm(weight, bias, shape.norm_eps)
@@ -166,7 +169,7 @@ def load_decoder(
         _load_layer(packer, index, f"{prefix}layers.{index}.") for index in range(shape.num_layers)
     ]
     head, is_split = _load_head(packer, embedding)
-    final_norm = packer.norm(f"{prefix}{shape.names.final_norm}")
+    final_norm = packer.norm(f"{prefix}{shape.names.final_norm}", shape.logit_scale)
     folder.check_layers(shape.num_layers)
     scale = shape.embedding_scale
     if scale is not None:  # rounded like the embeddings that it multiplies
@@ -205,18 +208,23 @@ def _load_head(packer: Packer, embedding: Tensor) -> tuple[Linear, bool]:
 
 
 def _load_layer(packer: Packer, index: int, prefix: str) -> Layer:
-    names = packer.shape.names
+    shape, names = packer.shape, packer.shape.names
 
-    def norm(name: str | None) -> Norm | None:
-        return None if name is None else packer.norm(f"{prefix}{name}")
+    def before(name: str) -> Norm:
+        return Unnormed() if shape.is_post_normed else packer.norm(f"{prefix}{name}")
+
+    def behind(name: str | None) -> Norm | None:
+        if name is not None:
+            return packer.norm(f"{prefix}{name}")
+        return None if shape.part_scale == 1.0 else Scaled(shape.part_scale)
 
     return Layer(
-        attention_norm=packer.norm(f"{prefix}{names.attention_norm}"),
+        attention_norm=before(names.attention_norm),
         attention=_load_heads(packer, index, prefix),
-        mlp_norm=norm(names.mlp_norm),
+        mlp_norm=None if names.mlp_norm is None else before(names.mlp_norm),
         mlp=_load_mlp(packer, index, prefix),
-        attention_post=norm(names.attention_post),
-        mlp_post=norm(names.mlp_post),
+        attention_post=behind(names.attention_post),
+        mlp_post=behind(names.mlp_post),
     )
 
 
@@ -226,9 +234,11 @@ def _load_heads(packer: Packer, index: int, prefix: str) -> Heads:
     shape, names, dim = packer.shape, packer.shape.names, packer.shape.head_dim
     query, key = shape.num_heads * dim, shape.num_kv_heads * dim
     qk_norm = None
-    if shape.has_qk_norm:
+    if shape.has_qk_norm or shape.has_wide_norm:
+        widths = (query, key) if shape.has_wide_norm else (dim, dim)
         q_weight, k_weight = (
-            packer.weight_of_norm(f"{prefix}self_attn.{name}", dim) for name in ("q_norm", "k_norm")
+            packer.weight_of_norm(f"{prefix}self_attn.{name}", width)
+            for name, width in zip(("q_norm", "k_norm"), widths, strict=True)
         )
         qk_norm = (q_weight, k_weight, shape.norm_eps)
     parts = [(names.q, query), (names.k, key), (names.v, key)]
@@ -243,7 +253,8 @@ def _load_heads(packer: Packer, index: int, prefix: str) -> Heads:
         qkv=packer.merged(
             [(f"{prefix}{name}", size) for name, size in parts], shape.hidden, shape.has_qkv_bias
         ),
-        qk_norm=qk_norm,
+        qk_norm=None if shape.has_wide_norm else qk_norm,
+        wide_norm=qk_norm if shape.has_wide_norm else None,
         out=packer.split_input(f"{prefix}{names.out}", shape.hidden, query, shape.has_out_bias),
     )
 
@@ -332,12 +343,18 @@ def _load_mixture(packer: Packer, mixed: Experts, index: int, block: str) -> Mix
         shared=shared,
         scaling=mixed.scaling,
         groups=mixed.groups,
+        scores=mixed.scores,
+        correction=packer.folder.exact(f"{block}gate.{CORRECTION}", (mixed.count,))
+        if mixed.is_corrected
+        else None,
     )
 
 
 def check_split(shape: Shape, world: int, where: str) -> None:
     """Raises BadModel unless heads and MLPs divide over `world` ranks."""
     mixed = shape.experts
+    if shape.has_wide_norm and world > 1:
+        raise BadModel(f"{where}: norms over all heads cannot be split over {world} processes")
     for what, size in (
         ("attention heads", shape.num_heads),
         ("key/value heads", shape.num_kv_heads if shape.latent is None else 0),

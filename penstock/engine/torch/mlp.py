@@ -1,10 +1,11 @@
 """The second half of a layer: one MLP, or a mixture of them of which each token takes a few.
 
     plain      down(silu(gate x) * up x); some families have GELU for SiLU, and some no gate: down(gelu(up x))
-    mixture    p = softmax(router x) in fp32; the top_k experts of largest p, weighted by p (scaled to sum to one where
-               the family says so, or by a constant); + shared(x), times sigmoid(g x) where it has a gate, where every
-               token takes a shared expert besides. Where experts lie in groups, only those of the few groups with the
-               largest p are there to be taken
+    mixture    p = softmax(router x), or a sigmoid, in fp32; the top_k experts of largest p, weighted by p (scaled to
+               sum to one where the family says so, or by a constant); + shared(x), times sigmoid(g x) where it has a
+               gate, where every token takes a shared expert besides. Where experts lie in groups, only those of the few
+               groups with the largest p (of sigmoids: the largest sum of two) are there to be taken. DeepSeek-V3
+               chooses by p + a bias of each expert, which evens out how often they are taken, and weighs by p
 
 In a mixture the rows of a step are sorted by expert, and an expert multiplies the rows that chose it and no others;
 one that nobody chose is not read at all. What a step reads is therefore known exactly: each mixture notes how many rows
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -94,6 +95,8 @@ class Mixture:
     shared: Shared | None
     scaling: float = 1.0
     groups: tuple[int, int] | None = None  # how many there are, how many a token may take from
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    correction: Tensor | None = None  # fp32 [experts], added to what they are chosen by
 
     def __call__(self, x: Tensor, taken: Taken) -> Tensor:
         chosen, weights = self.route(x)
@@ -113,19 +116,27 @@ class Mixture:
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(experts int64, their weights), both [M, top_k], the likeliest first."""
-        chance = self.router(x).softmax(-1, dtype=torch.float32)
-        if self.groups is not None:
-            count, kept = self.groups
-            grouped = chance.view(len(chance), count, -1)
-            best = grouped.amax(-1).topk(kept).indices
-            is_open = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(1, best, True)
-            chance = grouped.masked_fill(~is_open[..., None], 0.0).flatten(1)
-        weights, chosen = chance.topk(self.top_k)
+        told = self.router(x).float()
+        chance = told.sigmoid() if self.scores == "sigmoid" else told.softmax(-1)
+        wanted = chance if self.correction is None else chance + self.correction
+        chosen = self._in_groups(wanted).topk(self.top_k).indices
+        weights = chance.gather(1, chosen)
         if self.is_normed:
             weights = weights / weights.sum(-1, keepdim=True)
         if self.scaling != 1.0:
             weights = weights * self.scaling
         return chosen, weights.to(x.dtype)
+
+    def _in_groups(self, wanted: Tensor) -> Tensor:
+        """[M, experts], the same with groups that a token may not take from closed."""
+        if self.groups is None:
+            return wanted
+        count, kept = self.groups
+        grouped = wanted.view(len(wanted), count, -1)
+        speak = 2 if self.scores == "sigmoid" else 1
+        best = grouped.topk(speak).values.sum(-1).topk(kept).indices
+        is_open = torch.zeros_like(grouped[..., 0], dtype=torch.bool).scatter_(1, best, True)
+        return grouped.masked_fill(~is_open[..., None], float("-inf")).flatten(1)
 
     def _begin(self, x: Tensor, taken: Taken) -> Tensor:
         """What is there before the chosen experts add theirs."""

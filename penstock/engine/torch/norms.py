@@ -3,6 +3,8 @@
 rms      x / sqrt(mean(x^2) + eps) * weight. A weight in fp32 multiplies before the result is rounded (Gemma), one in
          the model's own type after (Llama)
 layer    (x - mean) / sqrt(var + eps) * weight + bias
+
+What stands in their place where a model has none: the stream as it is (OLMo 2), and a factor (Granite).
 """
 
 from __future__ import annotations
@@ -52,3 +54,23 @@ class LayerNorm:
         if part is not None:
             x = x + part
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps), x
+
+
+@dataclass(slots=True)
+class Unnormed:
+    """Of models that norm only what a part puts out."""
+
+    def __call__(self, part: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x if part is None else x + part
+        return x, x
+
+
+@dataclass(slots=True)
+class Scaled:
+    """A factor of what a part puts out."""
+
+    scale: float
+
+    def __call__(self, part: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x if part is None else x + part
+        return x * self.scale, x

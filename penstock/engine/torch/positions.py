@@ -17,7 +17,7 @@ from typing import Literal
 from penstock.core.errors import BadModel
 from penstock.engine.torch.reading import Config, number
 
-RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
+RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope", "none"]
 ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3", "yarn", "longrope")
 OLDER_NAMES = {"su": "longrope"}
 
@@ -54,6 +54,9 @@ class Rope:
     def serving(self, context: int) -> Rope:
         """As it is for texts of at most `context` positions."""
         return replace(self, is_long=self.kind == "longrope" and context > self.original_context)
+
+
+STILL = Rope(kind="none")  # of layers to which positions are not told
 
 
 def stretched(told: int, rope: Rope) -> int:

@@ -115,7 +115,7 @@ class Space:
         recorder, normed, part = self._recorder, self._normed, self._part
         self._record_norm(layer.attention_norm, normed)
         heads, backend = layer.attention, self.backend
-        if isinstance(heads, GroupedHeads):
+        if isinstance(heads, GroupedHeads) and heads.wide_norm is None:
             heads.record(recorder, normed, part, backend)
         else:
             recorder.python(lambda: self._put(layer.attention(*self._seen(), backend)))

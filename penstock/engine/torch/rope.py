@@ -9,6 +9,7 @@ position * frequency_i. Frequencies: theta^(-2i/R), then
              beta_fast and beta_slow times in the original context; cosines and sines times `attention_factor`
     longrope each divided by a factor of its own, one set of them for short texts and one for long ones; cosines and
              sines times `attention_factor` in both
+    none     0: nothing turns, for layers to which positions are not told
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def frequencies(rope: Rope, head_dim: int) -> Tensor:
     dims = rope.dims(head_dim)
     powers = rope.theta ** (torch.arange(0, dims, 2, dtype=torch.float32) / dims)
     plain = 1.0 / powers
+    if rope.kind == "none":
+        return torch.zeros_like(plain)
     if rope.kind == "linear":
         return plain / rope.factor
     if rope.kind == "llama3":

@@ -79,8 +79,9 @@ class WeightFolder:
         rows: range | None = None,
         *,
         as_numbers: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Tensor | Quantised:
-        """What `get` and `weight` read, the former `as_numbers`."""
+        """What `get` and `weight` read, the former `as_numbers`. `dtype` None: the wanted one."""
         self._asked.add(name)
         if name not in self._names:
             raise BadModel(f"{self._stored.where} has no tensor {name!r}", hint=SAME)
@@ -100,7 +101,13 @@ class WeightFolder:
                 "number of 16 bits or more",
                 hint="of quantised checkpoints, config.json must say so in quantization_config",
             )
-        return value.to(device=self.device, dtype=self.dtype).contiguous()
+        return value.to(device=self.device, dtype=dtype or self.dtype).contiguous()
+
+    def exact(self, name: str, shape: Sequence[int]) -> Tensor:
+        """A whole tensor in fp32, whatever the model computes in."""
+        found = self.value(name, shape, as_numbers=True, dtype=torch.float32)
+        assert isinstance(found, Tensor)
+        return found
 
     def is_quantised(self, name: str) -> bool:
         """Whether `weight` gives codes."""

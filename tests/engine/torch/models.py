@@ -9,16 +9,22 @@ import torch
 from transformers import (
     DeepseekV2Config,
     DeepseekV2ForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PhiConfig,
@@ -32,6 +38,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 SIZE = dict(
@@ -176,6 +184,35 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
             routed_scaling_factor=1.5,
         ),
     ),
+    "deepseek-v3": (
+        DeepseekV3ForCausalLM,
+        DeepseekV3Config,
+        dict(
+            **{**LATENT, "n_routed_experts": 16, "n_shared_experts": 1},
+            q_lora_rank=24,
+            n_group=4,
+            topk_group=2,
+            rope_parameters=DEEPSEEK_YARN,
+        ),
+    ),
+    "kimi-k2": (
+        DeepseekV3ForCausalLM,
+        DeepseekV3Config,
+        dict(**LATENT, q_lora_rank=24, n_group=1, topk_group=1, routed_scaling_factor=2.827),
+    ),
+    "smollm3": (SmolLM3ForCausalLM, SmolLM3Config, dict(num_hidden_layers=4)),
+    "granite": (
+        GraniteForCausalLM,
+        GraniteConfig,
+        dict(
+            embedding_multiplier=12.0,
+            attention_multiplier=0.08,
+            residual_multiplier=0.22,
+            logits_scaling=3.0,
+            initializer_range=0.3,
+        ),
+    ),
+    "olmo2": (Olmo2ForCausalLM, Olmo2Config, {}),
     "mixtral": (MixtralForCausalLM, MixtralConfig, dict(num_local_experts=6)),
     "qwen2-moe": (
         Qwen2MoeForCausalLM,
@@ -209,7 +246,9 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
     ),
 }
 
-MIXTURES = [name for name in FAMILIES if "moe" in name or name.startswith(("mixtral", "deepseek"))]
+MIXTURES = [
+    name for name in FAMILIES if "moe" in name or name.startswith(("mixtral", "deepseek", "kimi"))
+]
 DEEP: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
     "llama-8": (LlamaForCausalLM, LlamaConfig, dict(num_hidden_layers=8, initializer_range=0.08)),
     "qwen3-moe-8": (
@@ -236,6 +275,9 @@ def make_reference(name: str, seed: int = 0) -> PreTrainedModel:
         for value in model.parameters():
             if value.dim() == 1:
                 value.add_(torch.randn_like(value) * 0.1)
+        for key, value in model.named_buffers():
+            if key.endswith("e_score_correction_bias"):
+                value.add_(torch.randn_like(value) * 0.3)
     return model.eval()
 
 

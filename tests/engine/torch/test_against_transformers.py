@@ -30,7 +30,7 @@ NUM_TOKENS = 64
 ENGINE = EngineConfig(device="cpu", dtype="fp32", threads=1)
 CHECKED = {"sequences": 0, "ties": 0}
 DENSE = [name for name in FAMILIES if name not in MIXTURES]
-QUICK = [*DENSE, "qwen3-moe", "deepseek-lite"]
+QUICK = [*DENSE, "qwen3-moe", "deepseek-v3"]
 REST = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in QUICK]
 BACKENDS = [*[(name, "auto") for name in FAMILIES], *[(name, "gather") for name in DENSE]]
 

@@ -128,7 +128,11 @@ def test_weights_of_eight_bits_are_refused(folder: Path) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, object], str]] = [
-    ("deepseek-lite", {"architectures": ["DeepseekV3ForCausalLM"]}, "DeepseekV3ForCausalLM"),
+    ("deepseek-lite", {"architectures": ["DeepseekV4ForCausalLM"]}, "DeepseekV4ForCausalLM"),
+    ("deepseek-v3", {"scoring_func": "softmax"}, "scoring_func"),
+    ("deepseek-v3", {"rope_interleave": False}, "rope_interleave"),
+    ("deepseek-v3", {"topk_group": 5}, "5 of 4 groups"),
+    ("smollm3", {"no_rope_layers": [1, 0]}, "must list 4 layers"),
     ("deepseek-lite", {"scoring_func": "sigmoid"}, "scoring_func"),
     ("deepseek-lite", {"topk_method": "noaux_tc"}, "noaux_tc"),
     ("deepseek-lite", {"norm_topk_prob": True}, "norm_topk_prob"),

@@ -3,11 +3,11 @@
 A family is a function that reads its own spelling of the configuration; one decoder (decoder.py) runs the shapes of
 all of them. All are decoders with rotary positions; in what they differ is told in the files beside this one:
 
-    llama.py      Llama, Mistral, Qwen 2 and 3
+    llama.py      Llama, Mistral, Qwen 2 and 3, SmolLM 3, Granite, OLMo 2
     mixtures.py   Mixtral, Qwen 2 and 3 with experts
     gemma.py      Gemma 2 and 3
     phi.py        Phi 1 to 2, Phi 3 and 4
-    deepseek.py   DeepSeek-V2 and V2-Lite
+    deepseek.py   DeepSeek-V2, V2-Lite, V3 and R1, Kimi-K2
 
 Positions are read in positions.py.
 """
@@ -18,9 +18,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from penstock.core.errors import BadModel
-from penstock.engine.torch.families.deepseek import deepseek_v2
+from penstock.engine.torch.families.deepseek import deepseek_v2, deepseek_v3
 from penstock.engine.torch.families.gemma import gemma2, gemma3, gemma3_text
-from penstock.engine.torch.families.llama import llama, mistral, qwen2, qwen3
+from penstock.engine.torch.families.llama import (
+    granite,
+    llama,
+    mistral,
+    olmo2,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 from penstock.engine.torch.families.mixtures import mixtral, qwen2_moe, qwen3_moe
 from penstock.engine.torch.families.phi import phi, phi3
 from penstock.engine.torch.families.shape import DTYPE_BYTES, STORED, Experts, Latent, Names, Shape
@@ -42,6 +50,11 @@ FAMILIES: dict[str, Callable[[Reader], Shape]] = {
     "phi": phi,
     "phi3": phi3,
     "deepseek_v2": deepseek_v2,
+    "deepseek_v3": deepseek_v3,
+    "kimi_k2": deepseek_v3,
+    "smollm3": smollm3,
+    "granite": granite,
+    "olmo2": olmo2,
 }
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -57,6 +70,10 @@ ARCHITECTURES = {
     "PhiForCausalLM": "phi",
     "Phi3ForCausalLM": "phi3",
     "DeepseekV2ForCausalLM": "deepseek_v2",
+    "DeepseekV3ForCausalLM": "deepseek_v3",
+    "SmolLM3ForCausalLM": "smollm3",
+    "GraniteForCausalLM": "granite",
+    "Olmo2ForCausalLM": "olmo2",
 }
 BARE, HEADED = "Model", "ForCausalLM"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from penstock.engine.torch.positions import Rope
+from penstock.engine.torch.positions import STILL, Rope
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 STORED = {"float32": "fp32", "bfloat16": "bf16", "float16": "bf16"}
@@ -19,6 +19,8 @@ class Experts:
     """The mixtures of a model: a token takes `top_k` of `count` experts of `width`.
 
     is_normed      the weights of a token's experts are scaled to sum to one
+    scores         how the router's numbers become weights; with "sigmoid" the best two of a group speak for it, not one
+    is_corrected   a bias is added to what experts are chosen by, and not to what they weigh
     scaling        their weights are multiplied by this
     groups         (g, n): experts lie in g groups, and a token takes them from the n groups with the likeliest experts
     is_exact       the router computes in fp32 whatever the model does
@@ -33,6 +35,8 @@ class Experts:
     width: int
     is_normed: bool
     layers: tuple[bool, ...]
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    is_corrected: bool = False
     scaling: float = 1.0
     groups: tuple[int, int] | None = None
     is_exact: bool = False
@@ -95,6 +99,10 @@ class Shape:
     """`windows` has one entry a layer; None = sees all positions.
 
     local_rope     of layers that have a window; None = the same as of the others
+    turns          one entry a layer: False = positions are not told to it; () = all layers turn
+    is_post_normed parts read the stream as it is, and only what they put out is normed
+    has_wide_norm  queries and keys are normed over all heads together
+    part_scale     what a part puts out is multiplied by this; logit_scale the same of logits
     norm           "rms"; "rms_offset": weights are stored less one, and multiply before anything is rounded; "layer":
                    the mean is taken off first and a bias added
     score_scale    of queries times keys; None = head_dim ** -0.5
@@ -115,6 +123,11 @@ class Shape:
     rope: Rope
     windows: tuple[int | None, ...]
     local_rope: Rope | None = None
+    turns: tuple[bool, ...] = ()
+    is_post_normed: bool = False
+    has_wide_norm: bool = False
+    part_scale: float = 1.0
+    logit_scale: float = 1.0
     is_tied: bool = False
     has_head: bool = True
     has_qkv_bias: bool = False
@@ -143,6 +156,8 @@ class Shape:
         return self.names.mlp_norm is None
 
     def rope_of(self, layer: int) -> Rope:
+        if self.turns and not self.turns[layer]:
+            return STILL
         is_local = self.windows[layer] is not None and self.local_rope is not None
         return self.local_rope if is_local and self.local_rope else self.rope
 
