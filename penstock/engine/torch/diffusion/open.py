@@ -99,8 +99,11 @@ class LladaFolder(WeightFolder):
         rows: range | None = None,
         *,
         as_numbers: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Tensor | Quantised:
-        return super().value(llada_name(name), shape, shard, rows, as_numbers=as_numbers)
+        return super().value(
+            llada_name(name), shape, shard, rows, as_numbers=as_numbers, dtype=dtype
+        )
 
 
 def llada_name(name: str) -> str:
