@@ -56,6 +56,7 @@ class ExecutorSpec:
     ask for it (constant-dense does); they must have been searched for this very card, model and degree.
     `canvas`: how a diffusion language model fills its answers (core.canvas).
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
+    `packed_cache`: where packed weights are kept for the next start: "auto" (beside the kernels), a folder, or "off".
     `graphs`: decode steps of up to `graph_batch` jobs are recorded on CUDA where that is possible, or never ("off").
     """
 
@@ -80,6 +81,7 @@ class ExecutorSpec:
     canvas: CanvasRule = CanvasRule()
     compiler: str | None = None
     kernel_cache: Path | None = None
+    packed_cache: str = "auto"
     graphs: Literal["auto", "off"] = "auto"
     graph_batch: int = 128
 

@@ -60,6 +60,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         adapters=spec.adapters,
         compiler=wanted.compiler,
         kernel_cache=wanted.kernel_cache,
+        packed_cache=wanted.packed_cache,
         graphs=wanted.graphs,
         graph_batch=wanted.graph_batch,
         seed=stream(spec.seed, spec.name, "engine").getrandbits(63),  # replicas draw differently

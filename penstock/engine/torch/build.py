@@ -13,11 +13,13 @@ from penstock.core.errors import BadConfig
 from penstock.engine.folder import ModelFacts
 from penstock.engine.torch.attention import TRITON, KvLayout, choose_backend
 from penstock.engine.torch.decoder import Decoder, Rank
+from penstock.engine.torch.families import Shape
 from penstock.engine.torch.kernels import build_with
 from penstock.engine.torch.linear import PlainLinear, choose_linear, is_bf16_fast
 from penstock.engine.torch.load import check_split, load_decoder
 from penstock.engine.torch.memory import choose_num_blocks
-from penstock.engine.torch.ports import DTYPES
+from penstock.engine.torch.packed import LIMIT_BYTES, store_of
+from penstock.engine.torch.ports import DTYPES, LinearMethod
 from penstock.engine.torch.recorded import spaces_of
 from penstock.engine.torch.weights import WeightFolder
 
@@ -42,6 +44,8 @@ class EngineConfig:
     max_adapters, adapter_rank, adapters   LoRA adapters that can be resident at once (0 = none), the largest rank, and
         the folders of those that are known from the start, by key; see adapters/
     compiler, kernel_cache   of the CPU kernels: a C++ compiler, and the folder they are kept in; see kernels/build.py
+    packed_cache, packed_limit   packed models kept in files: "off", a folder, or "auto" (beside the kernels), and the
+        bytes of them all; see packed.py
     endpoint, cache_dir, revision, is_offline   where names that are no folders are looked up; see hub.py
     """
 
@@ -68,6 +72,8 @@ class EngineConfig:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     compiler: str | None = None
     kernel_cache: Path | None = None
+    packed_cache: str = "auto"
+    packed_limit: int = LIMIT_BYTES
     endpoint: str | None = None
     cache_dir: Path | None = None
     revision: str | None = None
@@ -87,6 +93,15 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What packed.py keeps."""
+
+    decoder: Decoder
+    unread: list[str]
+    stored: str | None
 
 
 @dataclass(slots=True)
@@ -152,10 +167,8 @@ def build_decoder(
     method, why_linear = choose_linear(device, dtype)
     if config.linear == "plain":
         method, why_linear = PlainLinear(), "asked for"
-    folder = WeightFolder(facts.folder, dtype, device, rank=rank.rank, world=rank.world)
-    decoder = load_decoder(folder, shape, method, rank)
-    unread, stored = folder.unread(), folder.said()
-    folder.close()
+    loaded, from_where = _load(facts.folder, config, (shape, dtype, device), method, rank)
+    decoder = loaded.decoder
     count = num_blocks or choose_num_blocks(
         layout,
         max_context,
@@ -170,19 +183,44 @@ def build_decoder(
         "device": str(device),
         "dtype": f"{str(dtype).removeprefix('torch.')}: {why_dtype}",
         "linear": f"{method.name}: {why_linear}",
+        "packed": from_where,
         "attention": f"{backend.name}: {why_attention}",
     }
     if shape.rope.kind == "longrope" and shape.rope.short_factors != shape.rope.long_factors:
         kind, trained = "long" if shape.rope.is_long else "short", shape.rope.original_context
         notes["rope"] = f"{kind} factors: contexts up to {max_context}, trained on {trained}"
-    if stored:
-        notes["stored"] = stored
-    if unread:
-        notes["skipped"] = f"tensors this engine has no use for: {', '.join(unread)}"
+    if loaded.stored:
+        notes["stored"] = loaded.stored
+    if loaded.unread:
+        notes["skipped"] = f"tensors this engine has no use for: {', '.join(loaded.unread)}"
     built = Built(decoder, device, dtype, count, notes)
     if device.type == "cuda":
         built.graphs, notes["graphs"] = _record(built, config, max_context)
     return built
+
+
+def _load(
+    checkpoint: Path,
+    config: EngineConfig,
+    wanted: tuple[Shape, torch.dtype, torch.device],
+    method: LinearMethod,
+    rank: Rank,
+) -> tuple[Loaded, str]:
+    """The decoder without its attention, from the checkpoint or as it was kept, and which."""
+    shape, dtype, device = wanted
+    store = store_of(config.packed_cache, config.kernel_cache, config.packed_limit)
+    place = None
+    if device.type == "cpu":
+        parts = (dtype, method.name, config.linear, shape, rank.rank, rank.world)
+        place = store.place(checkpoint, parts)
+    kept = store.recall(place, Loaded, rank)
+    if kept is not None:
+        return kept, f"mapped from {place}"
+    folder = WeightFolder(checkpoint, dtype, device, rank=rank.rank, world=rank.world)
+    loaded = Loaded(load_decoder(folder, shape, method, rank), folder.unread(), folder.said())
+    folder.close()
+    is_kept = store.keep(place, loaded, rank) is not None
+    return loaded, f"packed at this start{f', and kept in {place}' if is_kept else ''}"
 
 
 def _record(
