@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from penstock.core.errors import BadModel
+from penstock.engine.torch import families
 from penstock.engine.torch.checkpoints.gguf.format import Header
 
 Table = dict[str, object]
+Named = tuple[str, Table]  # the class, and what only its family has
 SCALED_BY_HEADS = {
     "gemma2": 46,
     "gemma3": 62,
@@ -66,7 +68,9 @@ def read_config(header: Header, factors: Callable[[str], Sequence[float]], where
             f"{where}: architecture {told.architecture!r} is not supported",
             hint=f"of GGUF files, {', '.join(sorted(ARCHITECTURES))} are read",
         )
-    return {**_shared(told), **_rope(told, factors), **read(told)}
+    name, own = read(told)
+    table = {**_shared(told), **_rope(told, factors), **own}
+    return {**table, "architectures": [name], "model_type": families.ARCHITECTURES[name]}
 
 
 def _shared(told: Told) -> Table:
@@ -139,12 +143,11 @@ def _yarn(told: Told, original: int) -> Table:
     return table
 
 
-def _llama(told: Told) -> Table:
-    table: Table = {"architectures": ["LlamaForCausalLM"], "head_dim": _turned_heads(told)}
+def _llama(told: Told) -> Named:
+    table: Table = {"head_dim": _turned_heads(told)}
     if told.integer("expert_count", 0):
-        return {
+        return "MixtralForCausalLM", {
             **table,
-            "architectures": ["MixtralForCausalLM"],
             "num_local_experts": told.integer("expert_count"),
             "num_experts_per_tok": told.integer("expert_used_count"),
             "sliding_window": None,
@@ -152,7 +155,8 @@ def _llama(told: Told) -> Table:
     has_bias = told.has("blk.0.attn_q.bias")
     if has_bias != told.has("blk.0.attn_output.bias"):
         raise BadModel(f"{told.where}: a Llama with a bias in only some of its attention layers")
-    return {**table, "attention_bias": has_bias, "mlp_bias": told.has("blk.0.ffn_down.bias")}
+    table |= {"attention_bias": has_bias, "mlp_bias": told.has("blk.0.ffn_down.bias")}
+    return "LlamaForCausalLM", table
 
 
 def _turned_heads(told: Told) -> int:
@@ -165,26 +169,25 @@ def _turned_heads(told: Told) -> int:
     return width
 
 
-def _qwen2(told: Told) -> Table:
-    return {"architectures": ["Qwen2ForCausalLM"]}
+def _qwen2(told: Told) -> Named:
+    return "Qwen2ForCausalLM", {}
 
 
-def _qwen3(told: Told) -> Table:
-    return {"architectures": ["Qwen3ForCausalLM"]}
+def _qwen3(told: Told) -> Named:
+    return "Qwen3ForCausalLM", {}
 
 
-def _qwen2_moe(told: Told) -> Table:
-    return {
+def _qwen2_moe(told: Told) -> Named:
+    return "Qwen2MoeForCausalLM", {
         **_experts(told),
-        "architectures": ["Qwen2MoeForCausalLM"],
         "norm_topk_prob": False,
         "qkv_bias": told.has("blk.0.attn_q.bias"),
         "shared_expert_intermediate_size": told.shape(_first(told, "ffn_up_shexp"))[0],
     }
 
 
-def _qwen3_moe(told: Told) -> Table:
-    return {**_experts(told), "architectures": ["Qwen3MoeForCausalLM"], "norm_topk_prob": True}
+def _qwen3_moe(told: Told) -> Named:
+    return "Qwen3MoeForCausalLM", {**_experts(told), "norm_topk_prob": True}
 
 
 def _experts(told: Told) -> Table:
@@ -227,35 +230,32 @@ def _windows(told: object, usual: int, layers: int) -> list[str]:
     return ["sliding_attention" if is_local else "full_attention" for is_local in are_local]
 
 
-def _gemma2(told: Told) -> Table:
-    return {
+def _gemma2(told: Told) -> Named:
+    return "Gemma2ForCausalLM", {
         **_gemma(told),
-        "architectures": ["Gemma2ForCausalLM"],
         "attn_logit_softcapping": told.number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": told.number("final_logit_softcapping", 30.0),
     }
 
 
-def _gemma3(told: Told) -> Table:
-    return {
+def _gemma3(told: Told) -> Named:
+    return "Gemma3ForCausalLM", {
         **_gemma(told),
-        "architectures": ["Gemma3ForCausalLM"],
         "rope_theta": told.number("rope.freq_base", 1e6),
         "rope_local_base_freq": told.number("rope.freq_base_swa", 1e4),
     }
 
 
-def _phi3(told: Told) -> Table:
+def _phi3(told: Told) -> Named:
     heads, hidden = told.integer("attention.head_count"), told.integer("embedding_length")
     turned = told.integer("rope.dimension_count", hidden // heads)
-    return {
-        "architectures": ["Phi3ForCausalLM"],
+    return "Phi3ForCausalLM", {
         "partial_rotary_factor": turned / (hidden // heads),
         "sliding_window": told.integer("attention.sliding_window", 0) or None,
     }
 
 
-def _deepseek2(told: Told) -> Table:
+def _deepseek2(told: Told) -> Named:
     if told.integer("expert_gating_func", SOFTMAX) != SOFTMAX or told.has(
         _first(told, "exp_probs_b")
     ):
@@ -266,7 +266,6 @@ def _deepseek2(told: Told) -> Table:
     width = told.integer("attention.key_length_mla", told.integer("attention.key_length"))
     groups = told.integer("expert_group_count", 1)
     table: Table = {
-        "architectures": ["DeepseekV2ForCausalLM"],
         "kv_lora_rank": told.integer("attention.kv_lora_rank"),
         "q_lora_rank": told.integer("attention.q_lora_rank", 0) or None,
         "qk_rope_head_dim": turned,
@@ -286,10 +285,10 @@ def _deepseek2(told: Told) -> Table:
     if groups > 1:
         kept = told.integer("expert_group_used_count")
         table |= {"topk_method": "group_limited_greedy", "n_group": groups, "topk_group": kept}
-    return table
+    return "DeepseekV2ForCausalLM", table
 
 
-ARCHITECTURES: Mapping[str, Callable[[Told], Table]] = {
+ARCHITECTURES: Mapping[str, Callable[[Told], Named]] = {
     "llama": _llama,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
