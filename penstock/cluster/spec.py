@@ -21,7 +21,7 @@ from penstock.core.ports import Channel, Executor, Log
 from penstock.core.types import CanvasRule
 from penstock.cost.lengths import History
 from penstock.engine.host import Host
-from penstock.engine.host_adapters import Check, HostAdapters
+from penstock.engine.host_adapters import HostAdapters, Reader
 from penstock.engine.limits import BoundLimits
 from penstock.engine.replica import OnOutputs, Replica, ReplicaConfig
 from penstock.engine.swap import Store, SwapConfig
@@ -185,7 +185,7 @@ def policies_of(
 class Outside:
     """What a replica touches or asks: its executor, its predictors and its log. `about`: for people.
 
-    `check_adapter` reads one that comes while it runs (engine.host_adapters).
+    `adapters` reads those that come while it runs (engine.host_adapters).
     """
 
     executor: Executor
@@ -193,7 +193,7 @@ class Outside:
     predictors: Predictors
     log: Log
     about: str = ""
-    check_adapter: Check | None = None
+    adapters: Reader | None = None
 
 
 def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
@@ -226,7 +226,7 @@ def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
         )
 
     adapters = HostAdapters(
-        slots=outside.executor.caps.max_adapters, folders=spec.adapters, check=outside.check_adapter
+        slots=outside.executor.caps.max_adapters, folders=spec.adapters, reader=outside.adapters
     )
     return Host(
         channel, open_replica, report_s=spec.report_s, about=outside.about, adapters=adapters

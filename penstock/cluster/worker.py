@@ -89,7 +89,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         predictors=predictors_of_model(spec.executor, spec.model, spec.lengths),
         log=open_log(spec.log_dir, header),
         about=f"{executor.notes['device']}, {executor.notes['dtype'].partition(':')[0]}",
-        check_adapter=getattr(executor, "check_adapter", None),
+        adapters=getattr(executor, "adapters", None),
     )
 
 

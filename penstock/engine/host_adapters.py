@@ -3,39 +3,59 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
-from penstock.core.errors import BadRequest
+from penstock.core.errors import BadRequest, PenstockError
 from penstock.core.types import Request
 from penstock.engine.adapter_folder import name_of
 
-Check = Callable[[str, Path], None]
+
+class Reader(Protocol):
+    """An executor's side of it."""
+
+    def know(self, key: str, folder: Path) -> None:
+        """Where an adapter is, from now on; before anything was read."""
+        ...
+
+    def check(self, key: str) -> None:
+        """Read all of it, which takes a while. Raises BadModel."""
+        ...
 
 
 class HostAdapters:
-    """`folders` by key. `check` reads one and raises what is wrong with it, in a thread; None: nothing is read."""
+    """`folders` by key. `reader` None: nothing is read."""
 
     def __init__(
         self,
         *,
         slots: int = 0,
         folders: Mapping[str, Path] | None = None,
-        check: Check | None = None,
+        reader: Reader | None = None,
     ) -> None:
-        self._slots, self._check = slots, check
+        self._slots, self._reader = slots, reader
         self.folders = dict(folders or {})
 
     async def take(self, key: str, folder: Path) -> None:
-        """Raises BadModel, BadRequest."""
+        """Requests for it are taken at once, as a replica that was started again knows it from before.
+
+        Raises BadModel, BadRequest.
+        """
         if not self._slots:
             raise BadRequest(
                 "this model is served without adapters",
                 hint="set max_adapters of its fleet, or name one in its adapters",
             )
-        if self._check is not None:
-            await asyncio.to_thread(self._check, key, folder)
         self.folders[key] = folder
+        if self._reader is None:
+            return
+        self._reader.know(key, folder)
+        try:
+            await asyncio.to_thread(self._reader.check, key)
+        except PenstockError:
+            self.folders.pop(key, None)
+            raise
 
     def refuse_if_unknown(self, request: Request) -> None:
         """Raises BadRequest."""

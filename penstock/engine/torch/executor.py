@@ -23,7 +23,6 @@ import functools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from penstock.core.errors import BadConfig, StepFailed
@@ -228,11 +227,6 @@ class TorchExecutor:
         if not self._is_stopped:
             assert self._on_completion is not None, "nobody listens"
             self._on_completion(Moved(transfer, asyncio.get_running_loop().time()))
-
-    @property
-    def check_adapter(self) -> Callable[[str, Path], None] | None:
-        """Reads one that is to be known from now on. Raises BadModel."""
-        return None if self.adapters is None else self.adapters.check
 
     def load_adapter(self, adapter: str, slot: int) -> None:
         assert self.adapters is not None and 0 <= slot < self._caps.max_adapters

@@ -75,6 +75,7 @@ async def serve(
     *,
     sampling: Sequence[Sampling],
     engine: EngineConfig,
+    adapters: Sequence[str | None] = (),
 ) -> Served:
     executor = open_executor(str(folder), engine)
     served = Served([[] for _ in prompts])
@@ -108,10 +109,15 @@ async def serve(
     )
     running = asyncio.get_running_loop().create_task(replica.run())
     for at, ids in enumerate(prompts):
-        prompt = TokenPrompt(ids)
-        replica.submit(
-            Request(id=RequestId(str(at)), model="m", prompt=prompt, sampling=sampling[at])
+        adapter = adapters[at] if adapters else None
+        request = Request(
+            id=RequestId(str(at)),
+            model="m",
+            prompt=TokenPrompt(ids, adapter=adapter),
+            sampling=sampling[at],
+            adapter=adapter,
         )
+        replica.submit(request)
         while setting.is_alone and not any(out.finish for out in served.outputs[at]):
             await asyncio.sleep(0.001)
     while not all(any(out.finish for out in outputs) for outputs in served.outputs):

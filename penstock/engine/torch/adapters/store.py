@@ -47,8 +47,8 @@ class AdapterStore:
         self._guard = threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
         decoder.adapted = self._places.layers
-        for key, folder in folders.items():
-            self.check(key, folder)
+        for key in folders:
+            self.check(key)
 
     @property
     def num_bytes(self) -> int:
@@ -59,10 +59,13 @@ class AdapterStore:
         """None: not resident."""
         return self._slots.get(key)
 
-    def check(self, key: str, folder: Path) -> None:
-        """Read all of it, and keep nothing but where it is. Raises BadModel."""
-        read_adapter(adapter_facts(folder), self._places, self._rank)
+    def know(self, key: str, folder: Path) -> None:
+        """Where it is, from now on."""
         self._folders[key] = folder
+
+    def check(self, key: str) -> None:
+        """Read all of it, and keep nothing. On any thread. Raises BadModel."""
+        read_adapter(adapter_facts(self._folders[key]), self._places, self._rank)
 
     def begin(self, key: str, slot: int, tell: OnLoaded) -> None:
         """Load into a slot that nobody uses; returns at once."""
