@@ -1,5 +1,7 @@
 """Linear methods: how a weight is packed once and then applied to any number of rows.
 
+Of weights as numbers:
+
     plain    torch's own F.linear; any device, any dtype
     onednn   oneDNN's blocked layout, made at load. For fp32 it halves the time of 8 rows, for bf16 (on processors with
              bf16 instructions) also of a single row
@@ -8,20 +10,40 @@
     widened  the same without a compiler: weights are kept packed in fp32 and rows are widened on the way in. Costs
              twice the memory of the weights
 
-`choose_linear` says which one and why. Figures: `python benchmarks/linear_methods.py`.
+Of weights in few bits (quantised.py):
+    packed     our own kernel (kernels/quantised.py): rows are quantised to bytes too, and bytes are multiplied
+    expanded   without it: weights are numbers again before a method of the first kind packs them
+
+A choice of `weights` other than "stored" quantises what is stored as numbers when it is loaded:
+
+    int8   groups of 128 inputs, every layer
+    int4   groups of 32 inputs; the head, whose errors nothing downstream averages away, has 8 bits
+
+Tables of tokens are looked up, not multiplied, and stay as they are; so do routers, which are small and whose errors
+would send tokens to other experts. `choose_methods` says which methods and why. Figures:
+`python benchmarks/linear_methods.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from penstock.engine.torch.kernels import available
 from penstock.engine.torch.kernels.linear import PackedLinear, wins_on_this_machine
-from penstock.engine.torch.ports import Linear, LinearMethod, ShardSpec
+from penstock.engine.torch.kernels.quantised import PackedQuantised
+from penstock.engine.torch.ports import Linear, LinearMethod, QuantisedMethod, ShardSpec
+from penstock.engine.torch.quantised import Bits, Quantised, quantise
 
+Weights = Literal["stored", "int8", "int4"]
+GROUPS: dict[int, tuple[int, ...]] = {
+    8: (128, 64, 32),
+    4: (32,),
+}  # the first that divides the inputs
 ROWS_HINT = 8  # oneDNN picks a layout for about this many rows
 
 
@@ -115,3 +137,86 @@ class CompiledLinear:
     def pack(self, weight: Tensor, bias: Tensor | None, shard: ShardSpec) -> Linear:
         method = self._other if PackedLinear.why_not_for(weight) else self._kernel
         return method.pack(weight, bias, shard)
+
+
+class ExpandedQuantised:
+    """Numbers again, for whichever method there is for them."""
+
+    name = "expanded"
+
+    def __init__(self, method: LinearMethod, dtype: torch.dtype) -> None:
+        self._method, self._dtype = method, dtype
+
+    def pack_quantised(self, weight: Quantised, bias: Tensor | None) -> Linear:
+        return self._method.pack(weight.expand().to(self._dtype), bias, ShardSpec())
+
+
+class CompiledQuantised:
+    """Our kernel where it can hold the weight, else the expanded form."""
+
+    name = "packed"
+
+    def __init__(self, other: ExpandedQuantised) -> None:
+        self._kernel, self._other = PackedQuantised(), other
+
+    def pack_quantised(self, weight: Quantised, bias: Tensor | None) -> Linear:
+        method = self._other if PackedQuantised.why_not_for(weight) else self._kernel
+        return method.pack_quantised(weight, bias)
+
+
+class QuantisingLinear:
+    """The LinearMethod that first brings a weight to few bits."""
+
+    def __init__(self, method: QuantisedMethod, bits: Bits) -> None:
+        self.method, self.bits = method, bits
+        self.name = f"int{bits}-{method.name}"
+
+    def pack(self, weight: Tensor, bias: Tensor | None, shard: ShardSpec) -> Linear:
+        num_in = weight.shape[1]
+        group = next((size for size in GROUPS[self.bits] if num_in % size == 0), num_in)
+        return self.method.pack_quantised(quantise(weight, self.bits, group), bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Methods:
+    """Of a model's layers, of its head, of what must stay exact (routers), and of weights stored in few bits."""
+
+    layers: LinearMethod
+    head: LinearMethod
+    exact: LinearMethod
+    quantised: QuantisedMethod
+
+
+def choose_quantised(device: torch.device, dtype: torch.dtype) -> tuple[QuantisedMethod, str]:
+    """The method for weights in few bits, and why."""
+    other = ExpandedQuantised(choose_linear(device, dtype)[0], dtype)
+    if device.type != "cpu":
+        return other, f"{device.type}: weights are {_name(dtype)} again"
+    if not available():
+        return other, f"no compiled kernel: weights are {_name(dtype)} again"
+    return CompiledQuantised(other), "compiled kernel"
+
+
+def choose_methods(
+    device: torch.device, dtype: torch.dtype, weights: Weights = "stored", *, is_plain: bool = False
+) -> tuple[Methods, dict[str, str]]:
+    """The methods, and notes on why. `is_plain`: torch's own product was asked for."""
+    method, why = choose_linear(device, dtype)
+    quantised, why_quantised = choose_quantised(device, dtype)
+    if is_plain:
+        method, why = PlainLinear(), "asked for"
+        quantised, why_quantised = ExpandedQuantised(method, dtype), "asked for"
+    notes = {"linear": f"{method.name}: {why}"}
+    if weights == "stored":
+        return Methods(method, method, method, quantised), notes
+    head = QuantisingLinear(quantised, 8)
+    layers = head if weights == "int8" else QuantisingLinear(quantised, 4)
+    notes = {"linear": f"{layers.name}: {why_quantised}; routers {method.name}"}
+    notes["weights"] = (
+        "int8: groups of 128" if weights == "int8" else "int4: groups of 32; head int8 in 128"
+    )
+    return Methods(layers, head, method, quantised), notes
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

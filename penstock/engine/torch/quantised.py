@@ -77,10 +77,54 @@ def stacked(parts: Sequence[Quantised]) -> Quantised:
 
 
 def quantise(weight: Tensor, bits: Bits, group: int) -> Quantised:
-    """The nearest codes of a weight [out, in], symmetric around zero: the largest of a group becomes 127, or 7."""
+    """Codes of a weight [out, in] in symmetric groups.
+
+    8 bits: the largest of a group becomes 127. 4 bits: of TRIES, those whose squared errors are the least, which takes
+    a quarter off what the plain rule leaves.
+    """
     num_out, num_in = weight.shape
-    grouped = weight.float().view(num_out, num_in // group, group)
-    most = 127 if bits == 8 else 7
-    scales = grouped.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny) / most
-    codes = (grouped / scales[..., None]).round_().clamp_(-most, most).add_(MIDDLE[bits])
-    return Quantised(bits=bits, codes=codes.to(torch.uint8).flatten(1), scales=scales, group=group)
+    codes = torch.empty(num_out, num_in, dtype=torch.uint8, device=weight.device)
+    scales = torch.empty(num_out, num_in // group, device=weight.device)
+    rows = max(1, AT_ONCE // num_in)
+    for at in range(0, num_out, rows):
+        part = weight[at : at + rows].float().view(-1, num_in // group, group)
+        found = _nearest(part) if bits == 8 else _least_error(part)
+        codes[at : at + rows] = (found[0] + MIDDLE[bits]).to(torch.uint8).flatten(1)
+        scales[at : at + rows] = found[1][..., 0]
+    return Quantised(bits=bits, codes=codes, scales=scales, group=group)
+
+
+AT_ONCE = 1 << 17  # numbers that are worked on at a time, so that they stay in a cache
+TRIES = (
+    -8.0,
+    -9.0,
+    7.5,
+)  # what the number of the largest size becomes, before codes are kept within -8..7
+
+
+def _nearest(part: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes around zero, scales [..., 1]) of groups [..., group]"""
+    scales = part.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return (part / scales).round_().clamp_(-127, 127), scales
+
+
+def _least_error(part: Tensor) -> tuple[Tensor, Tensor]:
+    """The same in 4 bits; scales may be negative.
+
+    With the best scale for its codes, c.w / c.c, a try leaves w.w - (c.w)^2 / c.c. The codes are then fitted to the
+    scale once more.
+    """
+    largest = part.gather(-1, part.abs().argmax(-1, keepdim=True))
+    inverse = torch.where(largest.abs() < TINY, 1.0, largest).reciprocal_()
+    most, scales = torch.zeros_like(largest), torch.ones_like(largest)
+    for goal in TRIES:
+        codes = (part * (inverse * goal)).round_().clamp_(-8, 7)
+        along = torch.linalg.vecdot(codes, part)[..., None]
+        scale = along / torch.linalg.vecdot(codes, codes)[..., None].clamp_min_(1)
+        gain = along * scale
+        is_more = gain > most
+        most, scales = torch.where(is_more, gain, most), torch.where(is_more, scale, scales)
+    return (part / scales).round_().clamp_(-8, 7), scales
+
+
+TINY = 1e-30

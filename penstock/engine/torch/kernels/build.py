@@ -56,16 +56,22 @@ _AVX512_FLAGS = (*(f"-m{name}" for name in _AVX512), "-mfma")
 PORTABLE = Variant("portable", 16)
 AVX2 = Variant("avx2", 32, ("-mavx2", "-mfma"), frozenset({"avx2", "fma"}))
 AVX512 = Variant("avx512", 64, _AVX512_FLAGS, frozenset(_AVX512))
+AVX512_VNNI = Variant(
+    "avx512vnni",
+    64,
+    (*_AVX512_FLAGS, "-mavx512vnni"),
+    frozenset({*_AVX512, "avx512_vnni"}),
+)
 AVX512_BF16 = Variant(
     "avx512bf16",
     64,
-    (*_AVX512_FLAGS, "-mavx512bf16", "-DDOT_BF16"),
-    frozenset({*_AVX512, "avx512_bf16"}),
+    (*_AVX512_FLAGS, "-mavx512vnni", "-mavx512bf16", "-DDOT_BF16"),
+    frozenset({*_AVX512, "avx512_vnni", "avx512_bf16"}),
 )
-# The AVX-512 variant with its vectors and its one special instruction made of ordinary ones: for tests.
+# The AVX-512 variants with their vectors and their special instructions made of ordinary ones: for tests.
 EMULATED_BF16 = Variant("emulated_bf16", 64, ("-O1", "-DDOT_BF16", "-DEMULATE_DOT"))
 
-BEST_FIRST = (AVX512_BF16, AVX512, AVX2, PORTABLE)
+BEST_FIRST = (AVX512_BF16, AVX512_VNNI, AVX512, AVX2, PORTABLE)
 
 
 def processor_flags() -> frozenset[str]:

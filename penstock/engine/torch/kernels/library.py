@@ -77,6 +77,17 @@ class LinearCall(ctypes.Structure):
     ]
 
 
+class QuantisedCall(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, c_void_p) for name in ("x", "bias", "codes", "scales", "zeros", "order")),
+        *((name, c_void_p) for name in ("out", "bytes", "groups")),
+        *((f"num_{name}", c_int64) for name in ("rows", "in", "out")),
+        *((name, c_int64) for name in ("x_stride", "num_groups")),
+        ("unit", c_float),
+        *((name, c_int32) for name in ("bits", "group", "bf16")),
+    ]
+
+
 class DrawCall(ctypes.Structure):
     _fields_: ClassVar = [
         *((name, c_void_p) for name in ("logits", "heat", "chance", "ids", "best")),
@@ -96,7 +107,9 @@ class Library:
         self.gate = dll.penstock_gate
         self.linear = dll.penstock_linear
         self.draw = dll.penstock_draw
-        for entry in (self.attention, self.norm, self.rope, self.gate, self.linear, self.draw):
+        self.quantised = dll.penstock_quantised
+        large, small = (self.attention, self.linear, self.quantised), (self.norm, self.rope)
+        for entry in (*large, *small, self.gate, self.draw):
             entry.argtypes = (c_void_p, c_void_p, ctypes.c_int)
             entry.restype = None
         self.program = dll.penstock_program

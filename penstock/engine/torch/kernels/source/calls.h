@@ -76,6 +76,29 @@ struct LinearCall {
     int32_t bf16;
 };
 
+// A row's inputs of one group: x = step * byte, nearly; the sum of its bytes times shift_of (quantised.h).
+struct RowGroup {
+    float step;
+    int32_t sum;
+};
+
+// out = x weight^T + bias, the weight in `bits` (quantised.h). Padded to whole groups of inputs and panels of outputs.
+constexpr int QUANTISED_PANELS = 16;
+struct QuantisedCall {
+    const void *x, *bias;    // bias null: none
+    const uint8_t* codes;    // bytes.h
+    const uint16_t* scales;  // float16 multiples of `unit`, [panels][groups][16]
+    const uint8_t* zeros;    // the same shape; null: the middle code
+    const int32_t* order;    // which of x an input is, [num_in]; null: as they are
+    void* out;
+    int8_t* bytes;  // the rows, quantised: [num_rows][num_groups * group], and [num_rows][num_groups]
+    RowGroup* groups;
+    int64_t num_rows, num_in, num_out, x_stride, num_groups;
+    float unit;
+    int32_t bits, group;  // 32, 64 or 128 inputs
+    int32_t bf16;
+};
+
 // ids = the likeliest entry of each row, or where `heat` is positive one drawn with `chance` in [0, 1).
 constexpr int64_t DRAW_RUN = 128;
 struct DrawCall {
@@ -104,4 +127,6 @@ struct Kernels {
     void (*gate)(const GateCall&, int64_t begin, int64_t end);
     void (*linear)(const LinearCall&, int64_t row, int64_t panel, char* scratch);  // one tile of rows x panels
     void (*draw)(const DrawCall&, int64_t begin, int64_t end, double* edges);  // edges: one a run of a row
+    void (*quantise_rows)(const QuantisedCall&, int64_t begin, int64_t end);
+    void (*quantised)(const QuantisedCall&, int64_t row, int64_t panel);  // one tile
 };

@@ -220,6 +220,23 @@ EXPORT void penstock_linear(const Kernels* kernels, const LinearCall* call, int 
     });
 }
 
+EXPORT void penstock_quantised(const Kernels* kernels, const QuantisedCall* given, int threads) {
+    thread_local Buffer space;
+    QuantisedCall call = *given;
+    const size_t groups = size_t(call.num_rows * call.num_groups);
+    char* rows = space.at_least(groups * (sizeof(RowGroup) + size_t(call.group)));
+    call.groups = reinterpret_cast<RowGroup*>(rows);
+    call.bytes = reinterpret_cast<int8_t*>(rows + groups * sizeof(RowGroup));
+    over_rows(call.num_rows, call.num_in, threads,
+              [&](int64_t begin, int64_t end) { kernels->quantise_rows(call, begin, end); });
+    const int64_t across = (call.num_out + QUANTISED_PANELS * GROUP - 1) / (QUANTISED_PANELS * GROUP);
+    const int64_t down = (call.num_rows + LINEAR_ROWS - 1) / LINEAR_ROWS;
+    over_range(across * down, 1, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+            kernels->quantised(call, i % down * LINEAR_ROWS, i / down * QUANTISED_PANELS);
+    });
+}
+
 EXPORT void penstock_draw(const Kernels* kernels, const DrawCall* call, int threads) {
     const size_t bytes = sizeof(double) * size_t((call->width + DRAW_RUN - 1) / DRAW_RUN);
     over_rows(call->num_rows, call->width, threads, [&](int64_t begin, int64_t end) {

@@ -40,24 +40,23 @@ struct LinearPiece {
     }
 };
 
+// Sixteen sums of a row, from `column` on, to where they belong.
 template <class T>
-static void put_sums(const LinearCall& call, int64_t row, int64_t column, const float* sums) {
-    const T* bias = (const T*)call.bias;
-    T* out = (T*)call.out + row * call.num_out + column;
-    if (column + GROUP <= call.num_out) {
+static inline void put_sums(const T* bias, T* out, int64_t num_out, int64_t column, const float* sums) {
+    if (column + GROUP <= num_out) {
         Lanes value = load(sums);
         if (bias) value = value + load(bias + column);
-        store(out, value);
+        store(out + column, value);
         return;
     }
     T last[GROUP];
     float padded[GROUP];
     for (int i = 0; i < GROUP; ++i) {
-        bool inside = bias && column + i < call.num_out;
+        bool inside = bias && column + i < num_out;
         padded[i] = sums[i] + (inside ? to_float(bias[column + i]) : 0);
     }
     store(last, load(padded));
-    for (int i = 0; column + i < call.num_out; ++i) out[i] = last[i];
+    for (int i = 0; column + i < num_out; ++i) out[column + i] = last[i];
 }
 
 template <class T>
@@ -82,7 +81,8 @@ static void linear_as(const LinearCall& call, int64_t first_row, int64_t first_p
     }
     for (int row = 0; row < rows; ++row)
         for (int panel = 0; panel < panels; ++panel)
-            put_sums<T>(call, first_row + row, (first_panel + panel) * GROUP, sums + row * WIDE + panel * GROUP);
+            put_sums((const T*)call.bias, (T*)call.out + (first_row + row) * call.num_out, call.num_out,
+                     (first_panel + panel) * GROUP, sums + row * WIDE + panel * GROUP);
 }
 
 static void linear(const LinearCall& call, int64_t row, int64_t panel, char* scratch) {

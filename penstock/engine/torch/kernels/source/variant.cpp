@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "draw.h"
 #include "linear.h"
+#include "quantised.h"
 #include "rows.h"
 
 #define JOIN_(a, b) a##b
@@ -12,6 +13,6 @@ extern const Kernels JOIN(penstock_, VARIANT) __attribute__((visibility("default
 const Kernels JOIN(penstock_, VARIANT) = {
     VARIANT::write, VARIANT::scratch_bytes, VARIANT::attend, VARIANT::merge,
     VARIANT::norm,  VARIANT::rope,          VARIANT::gate,   VARIANT::linear,
-    VARIANT::draw,
+    VARIANT::draw,  VARIANT::quantise_rows, VARIANT::quantised,
 };
 }
