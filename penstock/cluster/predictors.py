@@ -25,7 +25,7 @@ from penstock.cost.lengths import History, RecentLengths
 from penstock.cost.predict import StepPredictor
 from penstock.cost.programs import SeenPrograms
 from penstock.cost.roofline import Roofline
-from penstock.cost.shapes import ModelShape, shape_of
+from penstock.cost.shapes import ModelShape, in_weights, shape_of
 from penstock.cost.step import StepModel
 from penstock.cost.warmup import ColdStart
 from penstock.engine.folder import local_folder
@@ -77,13 +77,14 @@ def step_model(executor: ExecutorSpec, shape: ModelShape) -> StepModel:
         return _table_model(executor, shape)
     if executor.gpu is not None:
         card = at_clock(card_of(executor.gpu), executor.clock)
-        return _roofline(shape, card, executor.tensor_parallel)
+        few = in_weights(shape, executor.weights)
+        return _roofline(few, card, executor.tensor_parallel)
     if executor.kind == "modelled":
         raise BadConfig(
             "a modelled executor needs `gpu` or `profile`",
             hint='for example --set fleet.0.executor.gpu="a100-80g"',
         )
-    return _prior(shape)
+    return _prior(in_weights(shape, executor.weights))
 
 
 @functools.lru_cache(maxsize=32)

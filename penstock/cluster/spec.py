@@ -55,6 +55,7 @@ class ExecutorSpec:
     `templates`: files of `penstock plan pipeline`, which a modelled executor runs full steps under when the policies
     ask for it (constant-dense does); they must have been searched for this very card, model and degree.
     `canvas`: how a diffusion language model fills its answers (core.canvas).
+    `weights`: as stored, or in how many bits torch keeps them (a roofline reads that many bytes of them).
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
     `packed_cache`: where packed weights are kept for the next start: "auto" (beside the kernels), a folder, or "off".
     `graphs`: decode steps of up to `graph_batch` jobs are recorded on CUDA where that is possible, or never ("off").
@@ -63,6 +64,7 @@ class ExecutorSpec:
     kind: Literal["torch", "modelled"] = "torch"
     device: str = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    weights: Literal["stored", "int8", "int4"] = "stored"
     tensor_parallel: int = 1
     threads: int | None = None
     gpu: str | None = None

@@ -45,6 +45,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
     config = EngineConfig(
         device=wanted.device,
         dtype=wanted.dtype,
+        weights=wanted.weights,
         tensor_parallel=wanted.tensor_parallel,
         threads=wanted.threads,
         num_blocks=spec.num_blocks,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ from penstock.core.errors import BadModel
 from penstock.cost.model_files import KINDS, shape_of_config
 from penstock.cost.model_shape import LatentShape, ModelShape
 
-__all__ = ["KINDS", "PRESETS", "LatentShape", "ModelShape", "shape_of", "shape_of_config"]
+__all__ = [
+    "KINDS",
+    "PRESETS",
+    "WEIGHT_BYTES",
+    "LatentShape",
+    "ModelShape",
+    "in_weights",
+    "shape_of",
+    "shape_of_config",
+]
 
 
 def _preset(
@@ -90,6 +100,19 @@ PRESETS: dict[str, ModelShape] = {
         ),
     )
 }
+
+
+# Bytes of a weight and its share of a float16 scale, in the groups that the engine makes.
+WEIGHT_BYTES = {"int8": 1 + 2 / 128, "int4": 1 / 2 + 2 / 32}
+
+
+def in_weights(shape: ModelShape, weights: str) -> ModelShape:
+    """The same model with its weights "stored", or in "int8" or "int4".
+
+    A head of more bits is not told apart, and the few bytes that pass between layers shrink too.
+    """
+    few = WEIGHT_BYTES.get(weights)
+    return shape if few is None else replace(shape, weight_item_bytes=few)
 
 
 CANVASSED = frozenset({"llada-8b", "dream-7b"})  # those that fill masks in any order

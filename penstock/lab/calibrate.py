@@ -50,11 +50,13 @@ class Engine:
     model: str = "default"
     device: str = "auto"
     dtype: str = "auto"
+    weights: str = "stored"
     threads: int | None = None
 
     def arguments(self, policy: str) -> list[str]:
         """What `penstock serve` is told to open the same."""
-        told = [self.model, "--device", self.device, "--dtype", self.dtype, "--policy", policy]
+        told = [self.model, "--device", self.device, "--dtype", self.dtype]
+        told += ["--weights", self.weights, "--policy", policy]
         return told + (
             [] if self.threads is None else ["--set", f"fleet.0.executor.threads={self.threads}"]
         )
@@ -186,7 +188,12 @@ def _alone(
 
     executor = open_executor(
         engine.model,
-        EngineConfig(device=engine.device, dtype=engine.dtype, threads=engine.threads),  # type: ignore[arg-type]
+        EngineConfig(
+            device=engine.device,
+            dtype=engine.dtype,  # type: ignore[arg-type]
+            weights=engine.weights,  # type: ignore[arg-type]
+            threads=engine.threads,
+        ),
     )
     facts = executor.facts
 

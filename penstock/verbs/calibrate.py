@@ -24,6 +24,7 @@ def calibrate(  # noqa: PLR0913 - a flag is an argument
     ] = "default",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    weights: Annotated[str, typer.Option(help="stored, or in fewer bits: int8, int4.")] = "stored",
     threads: Annotated[int | None, typer.Option(help="Threads of the engine [torch's].")] = None,
     policy: Annotated[
         str, typer.Option(help="Preset of scheduling policies to time: vllm-v1 or sglang.")
@@ -54,7 +55,7 @@ def calibrate(  # noqa: PLR0913 - a flag is an argument
     from penstock.lab.calibrate import Engine, refit, time_schedulers
     from penstock.lab.calibrate import calibrate as measure
 
-    engine = Engine(model=model, device=device, dtype=dtype, threads=threads)
+    engine = Engine(model=model, device=device, dtype=dtype, weights=weights, threads=threads)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("measuring", total=None)

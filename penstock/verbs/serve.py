@@ -30,6 +30,9 @@ def serve(  # noqa: PLR0913 - every argument is a flag
     port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one [8000].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="As stored, or in fewer bits: stored, int8 or int4.")
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(help="Preset of scheduling policies, say vllm-v1; docs/schedulers.md."),
@@ -64,6 +67,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
         "gateway.api_keys": dict.fromkeys(api_key, "default") if api_key else None,
         "fleet.0.executor.device": device,
         "fleet.0.executor.dtype": dtype,
+        "fleet.0.executor.weights": weights,
         "fleet.0.policy.preset": policy,
         "fleet.0.adapters": adapters_named(lora_modules) if lora_modules else None,
         "log.dir": log,

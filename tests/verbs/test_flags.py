@@ -23,7 +23,7 @@ FLAGS: dict[str, set[str]] = {
         "--device", "--dtype", "--json",
     },
     "bench calibrate": {
-        "--device", "--dtype", "--threads", "--policy", "--log", "--out", "--quick", "--scheduler-only",
+        "--device", "--dtype", "--weights", "--threads", "--policy", "--log", "--out", "--quick", "--scheduler-only",
         "--json",
     },
     "bench engine": {
@@ -51,8 +51,8 @@ FLAGS: dict[str, set[str]] = {
         "--list", "--full", "--quick", "--seeds", "--data", "--processes", "--out", "--keep", "--plot", "--json",
     },
     "serve": {
-        "--host", "--port", "--device", "--dtype", "--policy", "--config", "--set", "--print-config", "--log",
-        "--api-key", "--lora-modules", "--drain-timeout",
+        "--host", "--port", "--device", "--dtype", "--weights", "--policy", "--config", "--set", "--print-config",
+        "--log", "--api-key", "--lora-modules", "--drain-timeout",
     },
     "simulate": {
         "--trace", "--columns", "--limit", "--speed", "--rate", "--model", "--seed", "--slo-ttft", "--slo-tpot",

@@ -15,11 +15,11 @@ from penstock.engine.torch.attention import TRITON, KvLayout, choose_backend
 from penstock.engine.torch.decoder import Decoder, Rank
 from penstock.engine.torch.families import Shape
 from penstock.engine.torch.kernels import build_with
-from penstock.engine.torch.linear import PlainLinear, choose_linear, is_bf16_fast
+from penstock.engine.torch.linear import Methods, Weights, choose_methods, is_bf16_fast
 from penstock.engine.torch.load import check_split, load_decoder
 from penstock.engine.torch.memory import choose_num_blocks
 from penstock.engine.torch.packed import LIMIT_BYTES, store_of
-from penstock.engine.torch.ports import DTYPES, LinearMethod
+from penstock.engine.torch.ports import DTYPES
 from penstock.engine.torch.recorded import spaces_of
 from penstock.engine.torch.weights import WeightFolder
 
@@ -33,6 +33,7 @@ class EngineConfig:
 
     device      "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N"
     dtype       "auto": what the checkpoint holds, unless bf16 is slow here (see linear.py): then fp32
+    weights     "stored", or in fewer bits: "int8", "int4"; see linear.py
     threads     of torch, a process; None leaves torch's own choice
     num_blocks, memory_bytes, free_share   see memory.py; at most one of them is needed
     max_context None: what the model states. More than that is refused
@@ -51,6 +52,7 @@ class EngineConfig:
 
     device: str = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    weights: Weights = "stored"
     tensor_parallel: int = 1
     threads: int | None = None
     num_blocks: int | None = None
@@ -164,10 +166,8 @@ def build_decoder(
     if shape.latent is not None:  # one for all heads, so every rank has it whole
         told = shape.latent
         layout = replace(layout, num_kv_heads=1, head_dim=told.cached, latent=told.width)
-    method, why_linear = choose_linear(device, dtype)
-    if config.linear == "plain":
-        method, why_linear = PlainLinear(), "asked for"
-    loaded, from_where = _load(facts.folder, config, (shape, dtype, device), method, rank)
+    methods = choose_methods(device, dtype, config.weights, is_plain=config.linear == "plain")
+    loaded, from_where = _load(facts.folder, config, (shape, dtype, device), methods, rank)
     decoder = loaded.decoder
     count = num_blocks or choose_num_blocks(
         layout,
@@ -182,7 +182,7 @@ def build_decoder(
     notes = {
         "device": str(device),
         "dtype": f"{str(dtype).removeprefix('torch.')}: {why_dtype}",
-        "linear": f"{method.name}: {why_linear}",
+        **methods.notes,
         "packed": from_where,
         "attention": f"{backend.name}: {why_attention}",
     }
@@ -203,7 +203,7 @@ def _load(
     checkpoint: Path,
     config: EngineConfig,
     wanted: tuple[Shape, torch.dtype, torch.device],
-    method: LinearMethod,
+    methods: Methods,
     rank: Rank,
 ) -> tuple[Loaded, str]:
     """The decoder without its attention, from the checkpoint or as it was kept, and which."""
@@ -211,13 +211,14 @@ def _load(
     store = store_of(config.packed_cache, config.kernel_cache, config.packed_limit)
     place = None
     if device.type == "cpu":
-        parts = (dtype, method.name, config.linear, shape, rank.rank, rank.world)
+        parts = (dtype, methods.layers.name, config.linear, shape, rank.rank, rank.world)
         place = store.place(checkpoint, parts)
     kept = store.recall(place, Loaded, rank)
     if kept is not None:
         return kept, f"mapped from {place}"
     folder = WeightFolder(checkpoint, dtype, device, rank=rank.rank, world=rank.world)
-    loaded = Loaded(load_decoder(folder, shape, method, rank), folder.unread(), folder.said())
+    decoder = load_decoder(folder, shape, methods.layers, rank, methods.quantised)
+    loaded = Loaded(decoder, folder.unread(), folder.said())
     folder.close()
     is_kept = store.keep(place, loaded, rank) is not None
     return loaded, f"packed at this start{f', and kept in {place}' if is_kept else ''}"

@@ -39,7 +39,7 @@ from penstock.engine.torch.encoders.pooling import Pooler
 from penstock.engine.torch.jobs import JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
 from penstock.engine.torch.layered import forward_in_groups, settled
-from penstock.engine.torch.mlp import ExpertLoads
+from penstock.engine.torch.mlp import ExpertLoads, Mixture, packed_bytes
 from penstock.engine.torch.mover import Mover
 from penstock.engine.torch.outputs import embedded, gather, note, score
 from penstock.engine.torch.ports import Movable
@@ -349,10 +349,12 @@ def _expert_loads(built: Built, facts: ModelFacts) -> ExpertLoads | None:
     if shape.experts is None:
         return None
     weights = 3 * shape.hidden * shape.experts.width // built.decoder.rank.world
+    mixtures = [layer.mlp for layer in built.decoder.layers if isinstance(layer.mlp, Mixture)]
+    few = packed_bytes(mixtures[0].experts[0]) if mixtures else None
     return ExpertLoads(
         num_layers=shape.num_layers,
         num_experts=shape.experts.count,
-        each_bytes=weights * built.dtype.itemsize,
+        each_bytes=weights * built.dtype.itemsize if few is None else few,
     )
 
 

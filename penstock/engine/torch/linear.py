@@ -165,10 +165,10 @@ class CompiledQuantised:
 
 
 class QuantisingLinear:
-    """The LinearMethod that first brings a weight to few bits."""
+    """The LinearMethod that first brings a weight to few bits. `exact` is for layers that must not be."""
 
-    def __init__(self, method: QuantisedMethod, bits: Bits) -> None:
-        self.method, self.bits = method, bits
+    def __init__(self, method: QuantisedMethod, bits: Bits, exact: LinearMethod) -> None:
+        self.method, self.bits, self.exact = method, bits, exact
         self.name = f"int{bits}-{method.name}"
 
     def pack(self, weight: Tensor, bias: Tensor | None, shard: ShardSpec) -> Linear:
@@ -176,15 +176,19 @@ class QuantisingLinear:
         group = next((size for size in GROUPS[self.bits] if num_in % size == 0), num_in)
         return self.method.pack_quantised(quantise(weight, self.bits, group), bias)
 
+    @property
+    def head(self) -> LinearMethod:
+        return QuantisingLinear(self.method, 8, self.exact)
 
-@dataclass(frozen=True, slots=True)
-class Methods:
-    """Of a model's layers, of its head, of what must stay exact (routers), and of weights stored in few bits."""
 
-    layers: LinearMethod
-    head: LinearMethod
-    exact: LinearMethod
-    quantised: QuantisedMethod
+def for_head(method: LinearMethod) -> LinearMethod:
+    """What packs a model's head where `method` packs its layers."""
+    return method.head if isinstance(method, QuantisingLinear) else method
+
+
+def for_router(method: LinearMethod) -> LinearMethod:
+    """What packs what chooses experts where `method` packs the layers."""
+    return method.exact if isinstance(method, QuantisingLinear) else method
 
 
 def choose_quantised(device: torch.device, dtype: torch.dtype) -> tuple[QuantisedMethod, str]:
@@ -197,25 +201,37 @@ def choose_quantised(device: torch.device, dtype: torch.dtype) -> tuple[Quantise
     return CompiledQuantised(other), "compiled kernel"
 
 
+@dataclass(frozen=True, slots=True)
+class Methods:
+    """Of weights that are stored as numbers, of those that are stored in few bits, and why these, for notes."""
+
+    layers: LinearMethod
+    quantised: QuantisedMethod
+    notes: dict[str, str]
+
+
 def choose_methods(
     device: torch.device, dtype: torch.dtype, weights: Weights = "stored", *, is_plain: bool = False
-) -> tuple[Methods, dict[str, str]]:
-    """The methods, and notes on why. `is_plain`: torch's own product was asked for."""
+) -> Methods:
+    """`is_plain`: torch's own product was asked for."""
     method, why = choose_linear(device, dtype)
     quantised, why_quantised = choose_quantised(device, dtype)
     if is_plain:
         method, why = PlainLinear(), "asked for"
         quantised, why_quantised = ExpandedQuantised(method, dtype), "asked for"
-    notes = {"linear": f"{method.name}: {why}"}
     if weights == "stored":
-        return Methods(method, method, method, quantised), notes
-    head = QuantisingLinear(quantised, 8)
-    layers = head if weights == "int8" else QuantisingLinear(quantised, 4)
-    notes = {"linear": f"{layers.name}: {why_quantised}; routers {method.name}"}
-    notes["weights"] = (
-        "int8: groups of 128" if weights == "int8" else "int4: groups of 32; head int8 in 128"
+        return Methods(method, quantised, {"linear": f"{method.name}: {why}"})
+    layers = QuantisingLinear(quantised, 8 if weights == "int8" else 4, method)
+    return Methods(
+        layers,
+        quantised,
+        {
+            "linear": f"{layers.name}: {why_quantised}",
+            "weights": "int8: groups of 128"
+            if weights == "int8"
+            else "int4: groups of 32; the head int8, groups of 128",
+        },
     )
-    return Methods(layers, head, method, quantised), notes
 
 
 def _name(dtype: torch.dtype) -> str:

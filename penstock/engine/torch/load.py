@@ -16,6 +16,7 @@ from penstock.engine.torch.decoder import Decoder, Layer, Rank
 from penstock.engine.torch.families import Experts, Latent, Shape
 from penstock.engine.torch.heads import GroupedHeads, Heads, LatentHeads
 from penstock.engine.torch.kernels import gelu_mul, silu_mul
+from penstock.engine.torch.linear import for_head, for_router
 from penstock.engine.torch.mlp import ExactRouter, Mixture, Mlp, PlainMlp, Shared
 from penstock.engine.torch.norms import LayerNorm, Norm, RmsNorm, Scaled, Unnormed
 from penstock.engine.torch.ports import Linear, LinearMethod, Mask, QuantisedMethod, ShardSpec
@@ -57,8 +58,14 @@ class Packer:
         biases = self._read(parts, "bias", (), shard) if has_bias else None
         return self.pack(weights, None if biases is None else torch.cat(_floats(biases)), shard)
 
-    def pack(self, parts: Sequence[Weight], bias: Tensor | None, shard: ShardSpec) -> Linear:
-        """One layer of the rows of all parts."""
+    def pack(
+        self,
+        parts: Sequence[Weight],
+        bias: Tensor | None,
+        shard: ShardSpec,
+        method: LinearMethod | None = None,
+    ) -> Linear:
+        """One layer of the rows of all parts. `method`: instead of that of most layers."""
         if self.quantised is None:
             dtype = self.folder.dtype
             parts = [
@@ -70,12 +77,17 @@ class Packer:
             if bias is None
             else torch.split(bias, [part.shape[0] for part in whole])
         )
-        layers = [self._packed(part, one, shard) for part, one in zip(whole, biases, strict=True)]
+        method = method or self.method
+        layers = [
+            self._packed(method, part, one, shard) for part, one in zip(whole, biases, strict=True)
+        ]
         return layers[0] if len(layers) == 1 else Apart(tuple(layers))
 
-    def _packed(self, weight: Weight, bias: Tensor | None, shard: ShardSpec) -> Linear:
+    def _packed(
+        self, method: LinearMethod, weight: Weight, bias: Tensor | None, shard: ShardSpec
+    ) -> Linear:
         if isinstance(weight, Tensor):
-            return self.method.pack(weight, bias, shard)
+            return method.pack(weight, bias, shard)
         assert self.quantised is not None
         return self.quantised.pack_quantised(weight, bias)
 
@@ -113,6 +125,10 @@ class Packer:
         each = len(embedding) // spec.world
         is_whole = spec.dim == "none"
         return embedding if is_whole else embedding[spec.rank * each : (spec.rank + 1) * each]
+
+    def router(self, weight: Weight) -> Linear:
+        """What decides between experts: whole, and as it is stored."""
+        return self.pack([weight], None, self.shard("none"), for_router(self.method))
 
     def mlp(
         self, names: tuple[str | None, str, str], width: int, has_bias: bool = False
@@ -204,7 +220,7 @@ def _load_head(packer: Packer, embedding: Tensor) -> tuple[Linear, bool]:
     bias = None
     if shape.has_head_bias:
         bias = packer.folder.get(f"{name}.bias", (shape.vocab_size,), spec)
-    return packer.pack([weight], bias, spec), is_split
+    return packer.pack([weight], bias, spec, for_head(packer.method)), is_split
 
 
 def _load_layer(packer: Packer, index: int, prefix: str) -> Layer:
@@ -331,12 +347,12 @@ def _load_mixture(packer: Packer, mixed: Experts, index: int, block: str) -> Mix
     if mixed.shared_width is not None:
         gate = None
         if mixed.is_gated:
-            gate = packer.whole(get(f"{block}{mixed.shared}_gate.weight", (1, hidden)))
+            gate = packer.router(get(f"{block}{mixed.shared}_gate.weight", (1, hidden)))
         shared = Shared(expert(mixed.shared, mixed.shared_width), gate)
     router = get(f"{block}gate.weight", (mixed.count, hidden))
     return Mixture(
         layer=index,
-        router=ExactRouter(router.float()) if mixed.is_exact else packer.whole(router),
+        router=ExactRouter(router.float()) if mixed.is_exact else packer.router(router),
         experts=[expert(f"experts.{at}", mixed.width) for at in range(mixed.count)],
         top_k=mixed.top_k,
         is_normed=mixed.is_normed,

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from penstock.core.types import PlanId
 from penstock.engine.torch.kernels import gelu_mul, silu_mul
 from penstock.engine.torch.kernels.program import Recorder
+from penstock.engine.torch.kernels.quantised import PackedFewBits
 from penstock.engine.torch.kernels.recording import record_gate
 from penstock.engine.torch.ports import Linear
 
@@ -63,6 +64,12 @@ class PlainMlp:
         into.linear(self.gate_up, x, wide)
         record_gate(into, wide, narrow, self.activate is gelu_mul)
         into.linear(self.down, narrow, out)
+
+
+def packed_bytes(mlp: PlainMlp) -> int | None:
+    """Of an MLP in few bits; None of others."""
+    few = [one for one in (mlp.gate_up, mlp.down) if isinstance(one, PackedFewBits)]
+    return sum(one.num_bytes for one in few) if len(few) == 2 else None
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.diffusion.attention import PackedAttention
 from penstock.engine.torch.diffusion.model import ROW_CAP, DiffusionModel
 from penstock.engine.torch.kernels import build_with
-from penstock.engine.torch.linear import PlainLinear, choose_linear
+from penstock.engine.torch.linear import choose_methods
 from penstock.engine.torch.load import load_decoder
 from penstock.engine.torch.memory import choose_num_blocks
 from penstock.engine.torch.ports import ShardSpec
@@ -50,10 +50,10 @@ def open_diffusion(
     build_with(config.compiler, config.kernel_cache)
     device = choose_device(config.device)
     dtype, _ = choose_dtype(config.dtype, shape.stored_dtype, device)
-    method = PlainLinear() if config.linear == "plain" else choose_linear(device, dtype)[0]
+    methods = choose_methods(device, dtype, config.weights, is_plain=config.linear == "plain")
     opened = LladaFolder if shape.family == "llada" else WeightFolder
     folder = opened(facts.folder, dtype, device)
-    decoder = load_decoder(folder, shape, method, Alone())
+    decoder = load_decoder(folder, shape, methods.layers, Alone(), methods.quantised)
     folder.close()
     layout = KvLayout(
         num_layers=shape.num_layers,

@@ -10,7 +10,7 @@ from penstock.engine.torch.encoders.load import load_encoder
 from penstock.engine.torch.encoders.package import Package
 from penstock.engine.torch.encoders.pooling import Pooler
 from penstock.engine.torch.kernels import build_with
-from penstock.engine.torch.linear import PlainLinear, choose_linear
+from penstock.engine.torch.linear import choose_methods
 from penstock.engine.torch.memory import CONTEXTS
 from penstock.engine.torch.weights import WeightFolder
 
@@ -25,16 +25,14 @@ def open_encoder(facts: ModelFacts, config: EngineConfig) -> EncoderExecutor:
     build_with(config.compiler, config.kernel_cache)
     device = choose_device(config.device)
     dtype, why_dtype = choose_dtype(config.dtype, shape.stored_dtype, device)
-    method, why_linear = choose_linear(device, dtype)
-    if config.linear == "plain":
-        method, why_linear = PlainLinear(), "asked for"
+    methods = choose_methods(device, dtype, config.weights, is_plain=config.linear == "plain")
     folder = WeightFolder(facts.folder, dtype, device)
-    model = load_encoder(folder, shape, method, Pooler(facts.package, device))
+    model = load_encoder(folder, shape, methods.layers, Pooler(facts.package, device))
     folder.close()
     notes = {
         "device": str(device),
         "dtype": f"{str(dtype).removeprefix('torch.')}: {why_dtype}",
-        "linear": f"{method.name}: {why_linear}",
+        **methods.notes,
         "attention": "packed, both sides",
         "vectors": described(facts.package, shape.hidden)
         if shape.labels is None
