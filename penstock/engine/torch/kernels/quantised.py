@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.engine.torch.kernels import library as native
+from penstock.engine.torch.kernels.program import Recorder
 from penstock.engine.torch.ports import Linear
 from penstock.engine.torch.quantised import MIDDLE, Quantised
 
@@ -125,13 +126,25 @@ class PackedFewBits:
     group: int
 
     def __call__(self, x: Tensor) -> Tensor:
-        assert x.dim() == 2 and x.shape[1] == self.num_in
         x = x if x.stride(1) == 1 else x.contiguous()
         out = torch.empty(x.shape[0], self.num_out, dtype=x.dtype)
-        bias = self.bias
-        if bias is not None and bias.dtype != x.dtype:
-            bias = bias.to(x.dtype)
-        call = native.QuantisedCall(
+        bias = self._bias_for(x.dtype)  # held until the call is done
+        call = self._call(x, out, bias)
+        self.library.quantised(self.table, ctypes.byref(call), torch.get_num_threads())
+        return out
+
+    def record(self, into: Recorder, x: Tensor, out: Tensor) -> None:
+        bias = self._bias_for(x.dtype)
+        if bias is not None:
+            into.tensors.append(bias)
+        into.call(self.library.quantised, self._call(x, out, bias), {"num_rows": into.ROWS})
+
+    def _bias_for(self, dtype: torch.dtype) -> Tensor | None:
+        return None if self.bias is None else self.bias.to(dtype)
+
+    def _call(self, x: Tensor, out: Tensor, bias: Tensor | None) -> native.QuantisedCall:
+        assert x.dim() == 2 and x.shape[1] == self.num_in and x.stride(1) == 1
+        return native.QuantisedCall(
             x.data_ptr(),
             native.address(bias),
             self.codes.data_ptr(),
@@ -151,8 +164,6 @@ class PackedFewBits:
             self.group,
             native.is_bf16(x),
         )
-        self.library.quantised(self.table, ctypes.byref(call), torch.get_num_threads())
-        return out
 
     @property
     def num_bytes(self) -> int:
