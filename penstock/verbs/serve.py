@@ -30,9 +30,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
     port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one [8000].")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="As stored, or in fewer bits: stored, int8 or int4.")
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help="stored, or fewer bits: int8, int4.")] = None,
     policy: Annotated[
         str | None,
         typer.Option(help="Preset of scheduling policies, say vllm-v1; docs/schedulers.md."),
