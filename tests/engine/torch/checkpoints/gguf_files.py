@@ -26,7 +26,12 @@ ARCHITECTURES = {
     "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
     "phi3": gguf.MODEL_ARCH.PHI3,
     "deepseek_v2": gguf.MODEL_ARCH.DEEPSEEK2,
+    "deepseek_v3": gguf.MODEL_ARCH.DEEPSEEK2,
+    "smollm3": gguf.MODEL_ARCH.SMOLLM3,
+    "granite": gguf.MODEL_ARCH.GRANITE,
+    "olmo2": gguf.MODEL_ARCH.OLMO2,
 }
+TURNED = ("llama", "mixtral", "granite", "smollm3")
 
 
 def write_gguf(
@@ -57,11 +62,13 @@ def write_gguf(
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     meant = copy.deepcopy(model)
     with torch.no_grad():
-        for name, value in meant.named_parameters():
+        corrections = [pair for pair in meant.named_buffers() if "e_score_correction" in pair[0]]
+        for name, value in [*meant.named_parameters(), *corrections]:
             if name == "lm_head.weight" and config.tie_word_embeddings:
                 continue
             for stored, part in _parts(config, name, value):
-                target = names.get_name(stored, try_suffixes=(".weight", ".bias"))
+                asked = stored.replace("e_score_correction_bias", "e_score_correction.bias")
+                target = names.get_name(asked, try_suffixes=(".weight", ".bias"))
                 assert target is not None, stored
                 _add(writer, target, part, _kind_of(kind, target, part))
                 value.copy_(_put_back(config, name, value, stored, part))
@@ -102,7 +109,7 @@ def _parts(config, name: str, value: Tensor) -> list[tuple[str, Tensor]]:  # typ
         return [(f"{at}gate_proj.weight", gate.clone()), (f"{at}up_proj.weight", up.clone())]
     if ".experts.down_proj" in name:
         return [(f"{name}.weight", rows)]
-    if kind in ("llama", "mixtral") and re.search(r"[qk]_proj\.", name):
+    if kind in TURNED and re.search(r"[qk]_proj\.", name):
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
         halves = rows.view(heads, 2, -1, *rows.shape[1:])
         return [(name, halves.transpose(1, 2).reshape(rows.shape).clone())]
@@ -123,7 +130,7 @@ def _put_back(config, name: str, value: Tensor, stored: str, part: Tensor) -> Te
         half = value.shape[1] // 2
         (value[:, half:] if stored.endswith("up_proj.weight") else value[:, :half]).copy_(part)
         return value
-    if config.model_type in ("llama", "mixtral") and re.search(r"[qk]_proj\.", name):
+    if config.model_type in TURNED and re.search(r"[qk]_proj\.", name):
         heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
         return part.view(heads, -1, 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
     if config.model_type.startswith("gemma") and name.endswith("norm.weight"):
@@ -151,7 +158,7 @@ def _sizes(writer: gguf.GGUFWriter, config) -> None:  # type: ignore[no-untyped-
     rope = config.rope_parameters
     whole = rope.get("full_attention", rope)
     writer.add_rope_freq_base(whole["rope_theta"])
-    if kind == "deepseek_v2":
+    if kind.startswith("deepseek"):
         _deepseek(writer, config, rope)
     else:
         head_dim = (
@@ -166,6 +173,11 @@ def _sizes(writer: gguf.GGUFWriter, config) -> None:  # type: ignore[no-untyped-
         if kind == "gemma2":
             writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
             writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if kind == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     if kind == "phi3":
         writer.add_sliding_window(config.sliding_window or 0)
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
@@ -198,6 +210,9 @@ def _deepseek(writer: gguf.GGUFWriter, config, rope) -> None:  # type: ignore[no
     writer.add_expert_shared_count(config.n_shared_experts)
     writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_expert_weights_scale(config.routed_scaling_factor)
+    if config.model_type == "deepseek_v3":
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     if config.n_group:
         writer.add_expert_group_count(config.n_group)
         writer.add_expert_group_used_count(config.topk_group)

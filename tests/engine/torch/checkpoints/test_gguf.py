@@ -52,6 +52,10 @@ FAMILIES = [
     ("qwen3-moe", Kind.Q8_0),
     ("deepseek-lite", Kind.F32),
     ("deepseek-v2", Kind.F32),
+    ("kimi-k2", Kind.F32),
+    ("smollm3", Kind.Q8_0),
+    ("granite", Kind.Q8_0),
+    ("olmo2", Kind.Q8_0),
 ]
 
 

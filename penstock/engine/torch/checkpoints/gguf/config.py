@@ -24,7 +24,7 @@ SCALED_BY_HEADS = {
     "gemma3": 62,
 }  # layers of the models whose scores are scaled by hidden / heads
 PATTERNS = {"gemma2": 2, "gemma3": 6}
-SOFTMAX = 1
+SIGMOID = 2  # how experts are chosen
 
 
 class Told:
@@ -255,16 +255,29 @@ def _phi3(told: Told) -> Named:
     }
 
 
+def _smollm3(told: Told) -> Named:
+    return "SmolLM3ForCausalLM", {"head_dim": _turned_heads(told), "no_rope_layer_interval": 4}
+
+
+def _granite(told: Told) -> Named:
+    return "GraniteForCausalLM", {
+        "head_dim": _turned_heads(told),
+        "embedding_multiplier": told.number("embedding_scale", 1.0),
+        "attention_multiplier": told.number("attention.scale", 1.0),
+        "residual_multiplier": told.number("residual_scale", 1.0),
+        "logits_scaling": told.number("logit_scale", 1.0),
+    }
+
+
+def _olmo2(told: Told) -> Named:
+    if told.get("attention.sliding_window") is not None:
+        raise BadModel(f"{told.where}: OLMo with windows (OLMo 3) is not supported")
+    return "Olmo2ForCausalLM", {}
+
+
 def _deepseek2(told: Told) -> Named:
-    if told.integer("expert_gating_func", SOFTMAX) != SOFTMAX or told.has(
-        _first(told, "exp_probs_b")
-    ):
-        raise BadModel(
-            f"{told.where}: experts chosen by sigmoids (DeepSeek-V3 and later) are not supported"
-        )
     turned = told.integer("rope.dimension_count")
     width = told.integer("attention.key_length_mla", told.integer("attention.key_length"))
-    groups = told.integer("expert_group_count", 1)
     table: Table = {
         "kv_lora_rank": told.integer("attention.kv_lora_rank"),
         "q_lora_rank": told.integer("attention.q_lora_rank", 0) or None,
@@ -282,10 +295,18 @@ def _deepseek2(told: Told) -> Named:
         "routed_scaling_factor": told.number("expert_weights_scale", 1.0) or 1.0,
         "norm_topk_prob": bool(told.get("expert_weights_norm")),
     }
-    if groups > 1:
-        kept = told.integer("expert_group_used_count")
-        table |= {"topk_method": "group_limited_greedy", "n_group": groups, "topk_group": kept}
-    return "DeepseekV2ForCausalLM", table
+    is_v3 = told.integer("expert_gating_func", 1) == SIGMOID
+    groups = told.integer("expert_group_count", 8 if is_v3 and _is_as_v3(told) else 1)
+    kept = told.integer("expert_group_used_count", 4 if groups > 1 else 1)
+    if groups > 1 or is_v3:
+        method = "noaux_tc" if is_v3 else "group_limited_greedy"
+        table |= {"topk_method": method, "n_group": groups, "topk_group": kept}
+    return "DeepseekV3ForCausalLM" if is_v3 else "DeepseekV2ForCausalLM", table
+
+
+def _is_as_v3(told: Told) -> bool:
+    """Files of the first months do not state the groups of DeepSeek-V3's experts."""
+    return told.integer("expert_count") == 256
 
 
 ARCHITECTURES: Mapping[str, Callable[[Told], Named]] = {
@@ -298,4 +319,7 @@ ARCHITECTURES: Mapping[str, Callable[[Told], Named]] = {
     "gemma3": _gemma3,
     "phi3": _phi3,
     "deepseek2": _deepseek2,
+    "smollm3": _smollm3,
+    "granite": _granite,
+    "olmo2": _olmo2,
 }

@@ -1,8 +1,8 @@
 """Hugging Face's names of tensors, and where a GGUF file has them. Imports no torch.
 
 A file has the experts of a layer in one tensor, fuses what Phi-3 fuses, and may have DeepSeek's keys and values apart.
-Llama's queries and keys lie in the order in which neighbours rotate (2i, 2i + 1), and are put back into the order in
-which halves do (i, i + R/2).
+Queries and keys of Llama and its kin lie in the order in which neighbours rotate (2i, 2i + 1), and are put back into
+the order in which halves do (i, i + R/2).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(weight|bias)$")
+LAYER = re.compile(r"blk\.(\d+)\.(.+)\.(\w+)$")
 WHOLE = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -45,12 +45,13 @@ PARTS = {
     "attn_kv_a_norm": "self_attn.kv_a_layernorm",
     "attn_kv_b": "self_attn.kv_b_proj",
 }
-GEMMA = {
+BEHIND = {
     "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+DEEPSEEK = ("deepseek_v2", "deepseek_v3")
+TURNED = ("llama", "mixtral", "granite", "smollm3")
 MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 
 Turn = Literal["none", "query", "key"]
@@ -82,6 +83,8 @@ def sources(family: str, tensors: Mapping[str, tuple[int, ...]]) -> dict[str, So
         if part in EXPERTS:
             for expert in range(shape[0]):
                 found[f"{head}{_expert(family, part, expert)}.{last}"] = Source(name, expert)
+        elif part == "exp_probs_b":
+            found[f"{head}mlp.gate.e_score_correction_bias"] = Source(name)
         elif part == "attn_k_b":
             beside = name.replace("attn_k_b", "attn_v_b")
             found[f"{head}self_attn.kv_b_proj.{last}"] = Source(name, beside=beside)
@@ -98,17 +101,19 @@ def _expert(family: str, part: str, expert: int) -> str:
 
 
 def _part(family: str, part: str) -> str:
-    if family.startswith("gemma") and part in GEMMA:
-        return GEMMA[part]
+    if part in BEHIND:
+        return BEHIND[part]
+    if family.startswith("gemma") and part == "ffn_norm":
+        return "pre_feedforward_layernorm"
     if family == "phi3" and part == "ffn_up":
         return "mlp.gate_up_proj"
     name = PARTS.get(part, part)
     if family == "mixtral" and part == "ffn_gate_inp":
         return "block_sparse_moe.gate"
-    return name.replace("shared_expert.", "shared_experts.") if family == "deepseek_v2" else name
+    return name.replace("shared_expert.", "shared_experts.") if family in DEEPSEEK else name
 
 
 def _turn(family: str, part: str) -> Turn:
-    if family not in ("llama", "mixtral"):
+    if family not in TURNED:
         return "none"
     return {"attn_q": "query", "attn_k": "key"}.get(part, "none")  # type: ignore[return-value]
