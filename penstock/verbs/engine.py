@@ -65,7 +65,9 @@ def engine(  # noqa: PLR0913 - one flag each
     scratch: Scratch = SCRATCH,
     given: Given = None,
     page: Page = None,
-    out: Annotated[Path | None, typer.Option(help="Write all samples here as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all samples here as JSON, as they come.")
+    ] = None,
     is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure the engine beside others: one run, the same model, each engine in its own process, in turns.
@@ -82,14 +84,13 @@ def engine(  # noqa: PLR0913 - one flag each
         runs = [
             _measured(
                 _wanted(model, peer, weights=weights, threads=threads, only=only),
+                out,
                 repeats=repeats,
                 sizes=sizes,
                 scratch=scratch.expanduser(),
                 has_port=has_port,
             )
         ]
-    if out is not None:
-        _write(out, json.dumps(runs[-1], indent=1) + "\n")
     models = dict.fromkeys(str(run["model"]) for run in runs)
     found = [digest([run for run in runs if run["model"] == each]) for each in models]
     if page is not None:
@@ -149,7 +150,8 @@ def chosen(flag: str, told: str, known: tuple[str, ...] | None) -> tuple[str, ..
     return found
 
 
-def _measured(fields: dict[str, Any], **more: Any) -> dict[str, Any]:
+def _measured(fields: dict[str, Any], out: Path | None, **more: Any) -> dict[str, Any]:
+    """The run. `out` has all samples so far at any time, so a run that is stopped is not lost."""
     if find_spec("torch") is None:
         raise missing_extra("torch", "engine")
     from penstock.lab.speed.turns import Turns, Wanted
@@ -157,7 +159,14 @@ def _measured(fields: dict[str, Any], **more: Any) -> dict[str, Any]:
 
     wanted: Wanted = Wanted(**fields, **more)
     with Bar("bench engine", line_every=1) as bar:
-        run = asyncio.run(Turns(wanted, bar.show).all())
+
+        def tell(done: int, of: int, told: str) -> None:
+            bar.show(done, of, told)
+            if out is not None:
+                _write(out, json.dumps(turns.run.to_dict()) + "\n")
+
+        turns = Turns(wanted, tell)
+        run = asyncio.run(turns.all())
     return json.loads(json.dumps(run.to_dict()))  # type: ignore[no-any-return]
 
 

@@ -41,11 +41,10 @@ def page_of(runs: Sequence[Digest]) -> str:
     parts = []
     for found in runs:
         names = _names(found)
-        heads = " | ".join(["", "weights", "threads", *names])
         parts += [
             *_head(found),
             "",
-            f"|{heads} |".replace("| |", "| |"),
+            f"| | weights | threads | {' | '.join(names)} |",
             "|" + "---|" * (3 + len(names)),
             *_rows(found, _page_row),
             "",

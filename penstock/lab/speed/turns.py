@@ -281,8 +281,9 @@ class Turns:
         self.run.samples += found
         self._done += 1
         last = found[-1]
-        told = f"{last.engine} {last.weights} {last.threads} threads: {last.measure}"
-        self._tell(self._done, self._total(), told)
+        about = f"{last.engine} {last.weights} {last.threads} threads: {last.measure}"
+        took = f"{last.wall_s:.3g} s, {last.cpu_s:.3g} s of processor"
+        self._tell(self._done, self._total(), f"{about} {took}")
 
     def _total(self) -> int:
         """Of turns, if nobody fails."""

@@ -1,6 +1,6 @@
 """An engine that answers at once and says so in the right lines: a process without weights, for tests of the harness.
 
-python scripted.py [seconds of work a token] [widths] [what it cannot]
+python scripted.py [seconds of work a token: ten of a prompt are one] [widths] [what it cannot]
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def say(line: dict[str, object]) -> None:
     sys.stdout.flush()
 
 
-def work(tokens: int) -> None:
+def work(tokens: float) -> None:
     end = time.process_time() + tokens * cost_s
     while time.process_time() < end:
         pass
@@ -39,7 +39,7 @@ for line in sys.stdin:
             print("out of memory", file=sys.stderr)
             sys.exit(1)
         for request, (prompt, count) in enumerate(zip(ask["prompts"], ask["tokens"], strict=True)):
-            work(len(prompt))
+            work(len(prompt) / 10)
             say({"request": request, "tokens": 1})
             for token in range(2, count + 1):
                 work(1)

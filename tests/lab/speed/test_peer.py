@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.lab.speed.asks import Ask, answered, many_of, prefixed
-from penstock.lab.speed.asks import Sizes as Sizes
+from penstock.lab.speed.asks import Ask, Sizes, answered, many_of, prefixed
 from penstock.lab.speed.peer import Mark, Peer, PeerFailed, PeerSpec
 
 SCRIPTED = (sys.executable, str(Path(__file__).with_name("scripted.py")))
@@ -32,7 +31,7 @@ async def test_marks_come_with_instants_and_the_processor_time_used_by_then(tmp_
     assert peer.weights == ("bf16",) and peer.about == "scripted 1"
     await peer.load({"model": "x"})
     assert peer.about == "scripted 1, loaded"
-    span = await answered(peer, Ask(prompts=((1,) * 20,), tokens=(17,), every=8))
+    span = await answered(peer, Ask(prompts=((1,) * 200,), tokens=(17,), every=8))
     assert [mark.tokens for mark in span.marks] == [1, 8, 16, 17]
     first, last = span.first(0), span.marks[-1]
     # 20 and 16 hundredths of a second of its own processor; the system counts in hundredths.
