@@ -17,7 +17,7 @@ from typing import cast
 from penstock.assemble.adapters import adapters_of, rank_of, slots_of
 from penstock.assemble.config import Config, FleetConfig, load_config
 from penstock.assemble.leaves import Leaves, modelled_leaves, process_leaves
-from penstock.assemble.presets import policy_tables
+from penstock.assemble.presets import guessing, policy_tables
 from penstock.assemble.print_config import print_config
 from penstock.cluster.fleet import Fleet
 from penstock.cluster.fleets import Fleets
@@ -69,6 +69,8 @@ def replica_specs(
     fleet = config.fleet[index]
     tables = policy_tables(fleet.policy, fleet.cache.prefix, f"fleet[{index}].policy")
     tables.pop("route")
+    if fleet.speculation is not None:
+        tables["batch"] = guessing(tables["batch"], fleet.speculation)
     return [
         ReplicaSpec(
             name=f"{fleet.served_name}-{number}",
@@ -86,6 +88,7 @@ def replica_specs(
             adapters={each.key: Path(each.folder) for each in adapters},
             max_adapters=slots_of(config, fleet),
             adapter_rank=rank_of(fleet),
+            speculation=fleet.speculation,
             max_waiting=fleet.max_waiting,
             report_s=config.net.report_s,
             is_checked=config.is_checked,

@@ -16,6 +16,7 @@
     executor = {kind = "torch", device = "cpu"}
     cache = {block_size = 16, prefix = true}
     lengths = {window = 1000, by = ["tenant"]}      # answers that foretell the next ones'; see cost.lengths
+    speculation = {method = "ngram", max_drafts = 4}    # guess tokens and verify them together; see core.drafts
     policy = {preset = "vllm-v1", order = "slack-edf", batch = {name = "vllm-v1", max_tokens = 512}}
 
 Every key that is not known is refused, at every level, with its place. A policy's table is its constructor: `name` and
@@ -29,9 +30,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from penstock.assemble.presets import bring_host_memory, policy_tables
+from penstock.assemble.presets import GUESSING, bring_host_memory, guessing, policy_tables
 from penstock.cluster.spec import SLOTS, ExecutorSpec, policy_of
 from penstock.core.config import Table, build, load_toml, set_path
+from penstock.core.drafts import Speculation
 from penstock.core.errors import BadConfig
 from penstock.core.schema import check_schema
 from penstock.core.types import SCHEMA
@@ -147,6 +149,7 @@ class FleetConfig:
     executor: ExecutorSpec = ExecutorSpec()
     cache: CacheConfig = CacheConfig()
     lengths: History = History()
+    speculation: Speculation | None = None
     policy: Table = field(default_factory=Table)
     adapters: dict[str, Path] = field(default_factory=dict)
     max_adapters: int | None = None
@@ -266,10 +269,29 @@ def check(config: Config) -> None:
                 )
             taken.add(name)
         where = f"fleet[{index}].policy"
-        for slot, table in policy_tables(fleet.policy, fleet.cache.prefix, where).items():
+        tables = policy_tables(fleet.policy, fleet.cache.prefix, where)
+        _check_guesses(fleet, tables, f"fleet[{index}]")
+        for slot, table in tables.items():
             made = policy_of(slot, table, f"{where}.{slot}")
             if slot == "blocks" and fleet.cache.store != "radix":
                 _refuse_tree_policy(made, f"{where}.{slot}")
+
+
+def _check_guesses(fleet: FleetConfig, tables: dict[str, Table], where: str) -> None:
+    """Guesses need somebody who makes them, and a plan that they have a place in."""
+    if fleet.speculation is None:
+        if tables["batch"]["name"] == GUESSING:
+            raise BadConfig(
+                f"{where}.policy.batch plans guesses, and nobody makes any",
+                hint=f'add {where}.speculation = {{method = "ngram"}}',
+            )
+        return
+    if (fleet.executor.lanes or 1) > 1 or tables["batch"]["name"] == "diffusion":
+        raise BadConfig(
+            f"{where}.speculation is for models that write from left to right, on one lane",
+            hint="leave it out, or executor.lanes",
+        )
+    policy_of("batch", guessing(tables["batch"], fleet.speculation), f"{where}.policy.batch")
 
 
 def _refuse_tree_policy(blocks: object, where: str) -> None:

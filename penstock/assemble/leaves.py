@@ -25,7 +25,7 @@ from penstock.cluster.predictors import (
     shape_of_model,
     templates_of,
 )
-from penstock.cluster.spec import ExecutorSpec, Outside, ReplicaSpec, lanes_of
+from penstock.cluster.spec import Outside, ReplicaSpec, lanes_of
 from penstock.core.errors import BadConfig
 from penstock.core.ports import Channel, Log
 from penstock.core.types import Caps, HostLink, StepTemplate
@@ -35,6 +35,7 @@ from penstock.cost.shapes import ModelShape
 from penstock.cost.sharing import sharing_of
 from penstock.cost.step import StepModel
 from penstock.sim.channel import Link, pair
+from penstock.sim.drafts import Drafting, DraftingExecutor
 from penstock.sim.executor import ModelledExecutor, SchedulerTime
 from penstock.sim.lanes import LanedExecutor
 
@@ -123,7 +124,7 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
     if meters is not None and meter is not None:
         meters.setdefault(spec.name, []).append(meter)
     made = _modelled(
-        executor,
+        replace(spec, executor=executor),
         shape,
         caps,
         scheduler=scheduler,
@@ -163,7 +164,7 @@ def _host_link(spec: ReplicaSpec, shape: ModelShape) -> HostLink | None:
 
 
 def _modelled(
-    executor: ExecutorSpec,
+    spec: ReplicaSpec,
     shape: ModelShape,
     caps: Caps,
     *,
@@ -171,7 +172,22 @@ def _modelled(
     meter: EnergyMeter | None,
     templates: Mapping[str, StepModel],
 ) -> ModelledExecutor:
+    executor = spec.executor
     model, sharing = executed(executor, shape), sharing_of(executor.sharing)
+    if spec.speculation is not None:
+        guesses = spec.speculation.model
+        return DraftingExecutor(
+            model,
+            Drafting(
+                spec.speculation,
+                None if guesses is None else executed(executor, shape_of_model(guesses)),
+                spec.seed,
+            ),
+            caps=caps,
+            scheduler=scheduler,
+            meter=meter,
+            templates=templates,
+        )
     if caps.max_lanes == 1:
         return ModelledExecutor(
             model, caps=caps, scheduler=scheduler, meter=meter, templates=templates

@@ -12,6 +12,7 @@ from typing import cast
 
 from penstock.cluster.spec import SLOTS
 from penstock.core.config import Table
+from penstock.core.drafts import Speculation
 from penstock.core.errors import BadConfig
 
 DEFAULTS: dict[str, str] = {
@@ -102,6 +103,7 @@ PRESETS: dict[str, dict[str, str]] = {
     },
 }
 
+GUESSING = "speculative"
 HOST_BLOCKS = {"fast-switch": 1024}  # host memory that its jobs are evicted to; see engine.swap
 
 
@@ -141,6 +143,13 @@ def policy_tables(
     return {
         slot: _table(slots.get(slot, names[slot]), names[slot], f"{where}.{slot}") for slot in SLOTS
     }
+
+
+def guessing(batch: Table, speculation: Speculation) -> Table:
+    """The batch policy's table, around it the one that says how many guesses pay."""
+    if batch["name"] == GUESSING:
+        return Table({"max_drafts": speculation.max_drafts, **batch})
+    return Table(name=GUESSING, max_drafts=speculation.max_drafts, inner=batch)
 
 
 def _table(given: object, name: str, where: str) -> Table:

@@ -16,6 +16,7 @@ from typing import Literal
 from penstock import policy
 from penstock.core.clock import now
 from penstock.core.config import Table, build
+from penstock.core.drafts import Speculation
 from penstock.core.errors import BadConfig
 from penstock.core.ports import Channel, Executor, Log
 from penstock.core.types import CanvasRule
@@ -132,6 +133,7 @@ class ReplicaSpec:
     adapters: dict[str, Path] = field(default_factory=dict)
     max_adapters: int = 0
     adapter_rank: int = 16
+    speculation: Speculation | None = None
     max_waiting: int | None = None
     report_s: float = 0.1
     is_checked: bool = False
@@ -139,7 +141,12 @@ class ReplicaSpec:
     config: str = ""  # TOML of the whole deployment, for the log's header
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), default=str)
+        told = dataclasses.asdict(self)
+        if (
+            self.speculation is None
+        ):  # so that the logs of those who do not guess are what they were
+            del told["speculation"]
+        return json.dumps(told, default=str)
 
     @classmethod
     def from_json(cls, text: str) -> ReplicaSpec:
@@ -166,7 +173,15 @@ def policy_of(slot: str, table: Mapping[str, object], where: str) -> object:
         found = policy.find(kind, name)
     except KeyError as error:
         raise BadConfig(f"{where}.name: {error.args[0]}") from None
-    return build(found, fields, where)
+    made: object = build(found, fields, where)
+    wrap = getattr(made, "wrap", None)
+    if wrap is not None:
+        inner = policy_of(slot, made.inner, f"{where}.inner")  # type: ignore[attr-defined]
+        try:
+            wrap(inner)
+        except ValueError as error:
+            raise BadConfig(f"{where}.inner: {error}") from None
+    return made
 
 
 def policies_of(

@@ -59,6 +59,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         max_adapters=spec.max_adapters,
         adapter_rank=spec.adapter_rank,
         adapters=spec.adapters,
+        speculation=spec.speculation,
         compiler=wanted.compiler,
         kernel_cache=wanted.kernel_cache,
         packed_cache=wanted.packed_cache,
@@ -72,6 +73,11 @@ def open_torch(spec: ReplicaSpec) -> Outside:
             f"{spec.model} is a diffusion language model, which batch policy "
             f"{spec.policies['batch']['name']} cannot run",
             hint="use --policy dllm-serve",
+        )
+    if executor.caps.canvas is not None and spec.speculation is not None:
+        raise BadConfig(
+            f"{spec.model} is a diffusion language model: there is no next token to guess",
+            hint="leave speculation out",
         )
     if executor.caps.host_blocks < spec.swap.host_blocks:
         raise BadConfig(

@@ -228,6 +228,16 @@ class Completed(Struct, kw_only=True, gc=False):
     error: str | None = None  # the whole step failed
 
 
+class Drafted(Struct, kw_only=True, gc=False):
+    """Guesses were verified by the plan whose Completed follows (input): (seq, guesses, those that were right)."""
+
+    kind: Literal["drafted"] = "drafted"
+    at: float
+    who: str
+    plan: int
+    guesses: tuple[tuple[int, int, int], ...]
+
+
 class Finished(Struct, kw_only=True, gc=False):
     """One answer ended. Times are instants on `who`'s clock; first/last are None when no token was produced."""
 
@@ -291,6 +301,7 @@ Event = (
     | Suspended
     | Transferred
     | AdapterLoaded
+    | Drafted
     | Completed
     | Finished
     | Reported

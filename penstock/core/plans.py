@@ -18,6 +18,10 @@ class Work(NamedTuple):
 
     The executor computes positions [start, start + tokens) of job `seq`. `blocks` are the ids of the blocks it
     got since it was last planned (all of them after an admission, with `is_fresh` set). `samples` = draw a token.
+
+    In the phase "verify" the first position is that of the job's last token, and behind it there is room for
+    `tokens` - 1 guesses, of which the executor may make fewer, or none: it answers with 1 token, and with one more
+    for each guess that was right. What it wrote behind those counts as never written.
     """
 
     seq: int
@@ -28,6 +32,11 @@ class Work(NamedTuple):
     is_fresh: bool = False
     layers: tuple[int, int] | None = None
     phase: Phase = "extend"
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that a token is drawn from."""
+        return self.tokens if self.phase == "verify" else int(self.samples)
 
 
 class Decodes(Struct, gc=False):
@@ -80,6 +89,7 @@ class Sampled(NamedTuple):
     tokens: how many tokens were produced. ids: the tokens, empty when modelled. is_stop: the last one ends the
     answer. filled: hashes of blocks that generated tokens completed. logprobs: one entry a token when asked.
     vector: of a job that embeds, with its last chunk.
+    drafted: guesses that were verified; all tokens but the last one were among them.
     """
 
     seq: int
@@ -91,6 +101,7 @@ class Sampled(NamedTuple):
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     error: str | None = None
     vector: bytes = b""
+    drafted: int = 0
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, NewType, Protocol, runtime_checkable
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from penstock.core.adapters import AdapterReport
 
@@ -35,7 +35,7 @@ BlockHash = NewType("BlockHash", bytes)
 
 Kind = Literal["generate", "embed", "score"]
 Stage = Literal["encode", "prefill", "decode"]
-Phase = Literal["extend", "refresh", "reuse", "commit", "full"]
+Phase = Literal["extend", "refresh", "reuse", "commit", "full", "verify"]
 Status = Literal["waiting", "blocked", "running", "suspended", "offloaded", "in_transfer", "ended"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -371,6 +371,7 @@ class Report(Struct, kw_only=True, gc=False):
     """What a replica last said about itself: possibly stale, the only thing other machines see. Read-only.
 
     `lanes`: where plans run side by side, (share of the device, tokens) of the one in each lane; (0, 0) of an idle one.
+    `drafts`: guesses verified so far, and the right ones among them; not written where there were none.
     """
 
     replica: str
@@ -388,4 +389,5 @@ class Report(Struct, kw_only=True, gc=False):
     step_s: float = 0.0  # duration of the last step
     lanes: tuple[tuple[float, int], ...] = ()
     adapters: AdapterReport | None = None  # None: there can be none
+    drafts: tuple[int, int] | UnsetType = UNSET
     schema: int = SCHEMA

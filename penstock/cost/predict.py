@@ -18,11 +18,13 @@ class StepPredictor:
 
     def predict(self, chunks: Iterable[Chunk], share: float = 1.0) -> float:
         """Seconds of one step of these chunks in a lane with that share; 0 for none."""
-        by_layers: dict[int | None, list[tuple[int, int, bool]]] = {}
-        for job, tokens, layers, _ in chunks:
+        by_layers: dict[int | None, list[tuple[int, int, int]]] = {}
+        for job, tokens, layers, phase in chunks:
             start = job.computed + job.in_flight
             is_last = layers is None or layers[1] == self._num_layers
-            samples = is_last and start + tokens == job.known
+            samples = int(is_last and start + tokens == job.known)
+            if phase == "verify":
+                samples = tokens
             depth = None if layers is None else layers[1] - layers[0]
             by_layers.setdefault(depth, []).append((start, tokens, samples))
         return math.fsum(

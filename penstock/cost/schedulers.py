@@ -91,8 +91,13 @@ class Charged:
 
 
 def policies_name(tables: Mapping[str, Mapping[str, object]]) -> str:
-    """How the policies of a replica are called here."""
-    return "/".join(str(tables[slot]["name"]) for slot in SLOTS)
+    """How the policies of a replica are called here; one that wraps another counts as that one."""
+    return "/".join(_name(tables[slot]) for slot in SLOTS)
+
+
+def _name(table: Mapping[str, object]) -> str:
+    inner = table.get("inner")
+    return _name(inner) if isinstance(inner, Mapping) else str(table["name"])
 
 
 def scheduler_of(scheduler: str, policies: str) -> Charged:

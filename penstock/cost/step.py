@@ -48,8 +48,8 @@ class StepFeatures(NamedTuple):
         )
 
 
-def features_of(pieces: Iterable[tuple[int, int, bool]], layers: int | None = None) -> StepFeatures:
-    """Reduce (start, tokens, samples) triples."""
+def features_of(pieces: Iterable[tuple[int, int, int]], layers: int | None = None) -> StepFeatures:
+    """Reduce (start, tokens, samples) triples; `samples`: rows of logits, so True is one of them."""
     num_tokens = num_jobs = num_samples = 0
     num_decodes = decode_context = longest = 0
     num_prefills = pairs = context = 0
@@ -57,8 +57,7 @@ def features_of(pieces: Iterable[tuple[int, int, bool]], layers: int | None = No
         num_jobs += 1
         num_tokens += tokens
         end = start + tokens
-        if samples:
-            num_samples += 1
+        num_samples += samples
         if tokens == 1:
             num_decodes += 1
             decode_context += end

@@ -147,7 +147,27 @@ class Briefing:
         fresh = () if told else table
         return Work(job.seq, start, chunk.tokens, True, fresh, not told, None, chunk.phase)
 
+    def _with_room(self, job: Job, chunk: Chunk) -> Work:
+        """The last token of a job and room for guesses, in blocks of which none gets a name for them."""
+        ledger, told = self._ledger, self._told[job.seq]
+        start = job.computed + job.in_flight
+        ledger.extend(job, start + chunk.tokens)
+        if self._names_ahead and job.seq not in self._fetching:
+            ledger.register(job, start + 1)
+        job.in_flight += chunk.tokens
+        table = ledger.tables[job.seq]
+        self._told[job.seq] = len(table)
+        fresh = tuple(table[told:])
+        return Work(job.seq, start, chunk.tokens, True, fresh, not told, None, "verify")
+
+    def verified(self, job: Job) -> None:
+        """Its plan has ended: blocks that only wrong guesses needed are given back, and the rest is told again."""
+        if self._ledger.shrink(job, job.computed):
+            self.retell(job)
+
     def _work(self, job: Job, chunk: Chunk) -> Work:
+        if chunk.phase == "verify":
+            return self._with_room(job, chunk)
         if chunk.phase != "extend":
             return self._on_canvas(job, chunk)
         ledger = self._ledger

@@ -96,15 +96,28 @@ class Matcher:
 
         An answer is followed token by token: from call to call, `output` has grown, or has lost some at its end.
         """
-        gone = self._num_heard - len(output)
-        if gone > 0:
-            self._matcher.rollback(gone)
-        elif gone < 0:
-            self._matcher.consume_tokens(list(output[self._num_heard :]))
-        self._num_heard = len(output)
+        self._follow(output)
         fill_next_token_bitmask(self._matcher, self._bits)
         bits = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little")
         return bits[: self._num_tokens].view(np.bool_)
+
+    def num_valid(self, output: Sequence[int], guesses: Sequence[int]) -> int:
+        """How many of the guesses, from the first on, may follow `output`."""
+        self._follow(output)
+        return 0 if self._matcher.is_error() else int(self._matcher.validate_tokens(list(guesses)))
+
+    def forget(self, count: int) -> None:
+        """Of what it heard, all but the first `count` tokens: other ones come in their place."""
+        if self._num_heard > count:
+            self._matcher.rollback(self._num_heard - count)
+            self._num_heard = count
+
+    def _follow(self, output: Sequence[int]) -> None:
+        if len(output) > self._num_heard:
+            self._matcher.consume_tokens(list(output[self._num_heard :]))
+            self._num_heard = len(output)
+        else:
+            self.forget(len(output))
 
     @property
     def fault(self) -> str | None:

@@ -38,6 +38,11 @@ class GroupedLedger(BlockLedger):
         for job in jobs:
             self.extend(job, job.computed + steps)
 
+    def shrink(self, job: Job, upto: int) -> bool:
+        if self.held(job) * self.block_size >= upto + self.block_size:
+            self._free_runs.leave(job.seq)  # its tail joins what is given back in front of it
+        return super().shrink(job, upto)
+
     def release(self, job: Job, computed: int | None = None) -> int:
         self._free_runs.leave(job.seq)
         return super().release(job, computed)

@@ -106,8 +106,6 @@ class BlockLedger:
         """Whether this store from now on finds by itself what a `blocks` policy that ranks would choose."""
         return False
 
-    # ------------------------------------------------------------------ sharing
-
     def find(self, hashes: list[BlockHash], start: int, limit: int) -> dict[Run, int]:
         """Where the contents named hashes[start:limit] are, up to the first that is not here.
 
@@ -204,17 +202,16 @@ class BlockLedger:
         if self.choose_idle is not None:
             self._empty_chosen(self.choose_idle(short))
             return
-        idle = self._idle
         while short > 0:
-            run = idle.oldest
+            run = self._idle.oldest
             over = len(run.blocks) - short
             if over > 0 and not (self._twins and run.first in self._twins):
-                self._unused += idle.trim(run, short)
+                self._unused += self._idle.trim(run, short)
                 return
             if over > 0:
                 self._split(run, over)
             short -= len(run.blocks)
-            idle.remove(run)
+            self._idle.remove(run)
             self._drop(run)
 
     def _empty_chosen(self, chosen: Sequence[int]) -> None:
@@ -313,13 +310,20 @@ class BlockLedger:
 
     # ------------------------------------------------------------------ giving blocks back
 
+    def shrink(self, job: Job, upto: int) -> bool:
+        """Give back what of the job's blocks lies behind position `upto`, all without a name; whether any did."""
+        table, kept = self.tables[job.seq], -(-upto // self.block_size)
+        gone = table[: kept - 1 : -1]
+        del table[kept:]
+        self._unused += gone
+        return bool(gone)
+
     def release(self, job: Job, computed: int | None = None) -> int:
         """Take all blocks from `job`; how many became free. Blocks beyond `computed` positions are forgotten."""
         table, before = self.tables.pop(job.seq, []), self.free
         named = self.registered.pop(job.seq, 0)
         if not named:
-            table.reverse()
-            self._unused += table
+            self._unused += table[::-1]
             return len(table)
         self._last.pop(job.seq)
         trusted = len(table) if computed is None else computed // self.block_size
@@ -376,14 +380,10 @@ class BlockLedger:
             self._drop(run)
         return blocks
 
-    # ------------------------------------------------------------------ invariants
-
     def contents(self) -> dict[int, BlockHash]:
         """The name of each block that has one."""
-        named: dict[int, BlockHash] = {}
-        for run in self._starts.values():
-            named.update(zip(run.blocks, run.hashes(), strict=False))
-        return named
+        pairs = (zip(run.blocks, run.hashes(), strict=False) for run in self._starts.values())
+        return dict(chain.from_iterable(pairs))
 
     def check(self) -> None:
         """Recompute the invariants: every block in one state, runs as long as their names say, copies cut alike."""

@@ -5,6 +5,9 @@ were written by columns: they have a way of their own, which does the same witho
 
 **Chunks through some layers.** Until a chunk has passed the last layer its positions are not computed, its blocks have
 no name and nothing is sampled; `Job.carried` says how far it came.
+
+**Guesses.** A chunk of the phase "verify" has computed as many positions as it yielded tokens: those of its last token
+and of the right guesses. Blocks that only the wrong ones needed are given back; they never had a name.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from penstock.core.canvas import CanvasJob
-from penstock.core.events import AdapterLoaded, Completed, Transferred
+from penstock.core.events import AdapterLoaded, Completed, Drafted, Transferred
 from penstock.core.plans import Adapted, Counted, Decodes, Done, Moved, Sampled, Work
 from penstock.core.types import FinishReason, Job
 from penstock.engine.flights import Flight, Flights
@@ -62,7 +65,7 @@ class Outcomes:
         for work, job in zip(others, jobs, strict=True):
             tokens = work[2]
             job.in_flight -= tokens
-            self._advance(job, work, extra)
+            self._advance(job, work, extra, 1)
             if work[3]:
                 is_stop = next(counts)[2]
                 job.num_output += steps
@@ -86,13 +89,18 @@ class Outcomes:
         if isinstance(job, CanvasJob):
             job.go_on(tokens)
             return
-        if work.layers is not None and work.layers[1] < self._parts.executor.caps.num_layers:
+        if work.phase == "verify":
+            job.computed += tokens
+            if tokens < work.tokens:
+                self._parts.briefing.verified(job)
+        elif work.layers is not None and work.layers[1] < self._parts.executor.caps.num_layers:
             job.carried = (work.tokens, work.layers[1])
+            return
         else:
             job.computed += work.tokens + extra
             job.carried = None
-            if not self._parts.names_ahead:
-                self._name(job)
+        if not self._parts.names_ahead:
+            self._name(job)
 
     def _name(self, job: Job) -> None:
         """What is computed gets its names; a store may know it already, as other blocks, and the job takes these."""
@@ -174,6 +182,7 @@ class Outcomes:
                 ]
             )
             errors = tuple([(one.seq, one.error) for one in done.outputs if one.error is not None])
+            self._emit_drafted(now, done)
         self._parts.emit_step(
             Completed(
                 at=now,
@@ -199,6 +208,17 @@ class Outcomes:
         is_there = adapted.error is None
         for job in self._roster.adapted(adapted.adapter, adapted.slot, is_there):
             self._parts.finish(now, job, "error", NOTHING, adapted.error, "BadRequest")
+
+    def _emit_drafted(self, now: float, done: Done) -> None:
+        """What came of guesses: all tokens but the last one were right ones."""
+        told = [
+            (one.seq, one.drafted, max(0, one.tokens - 1)) for one in done.outputs if one.drafted
+        ]
+        if told:
+            parts = self._parts
+            parts.num_drafted += sum([drafted for _, drafted, _ in told])
+            parts.num_right += sum([right for _, _, right in told])
+            parts.emit(Drafted(at=now, who=parts.name, plan=done.plan, guesses=tuple(told)))
 
     def apply_moved(self, now: float, moved: Moved) -> None:
         swap = self._parts.swap

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import get_args
 
+from msgspec import UNSET, UnsetType
+
 from penstock.core.events import Event
 from penstock.core.plans import Sampled
 from penstock.core.ports import Executor, Log
@@ -55,7 +57,7 @@ class Parts:
 
     emit_step: as `emit`, for Stepped and Completed, which are most events and which few want to hear.
     names_ahead: full blocks get their names when they are planned; else when they are written.
-    step_s: what the last step took.
+    step_s: what the last step took. num_drafted, num_right: guesses that were verified so far, and the right ones.
     """
 
     name: str
@@ -68,6 +70,13 @@ class Parts:
     emit_step: Emit
     names_ahead: bool
     step_s: float = 0.0
+    num_drafted: int = 0
+    num_right: int = 0
+
+    @property
+    def drafts(self) -> tuple[int, int] | UnsetType:
+        """For reports."""
+        return (self.num_drafted, self.num_right) if self.num_drafted else UNSET
 
     def finish(
         self,

@@ -182,6 +182,7 @@ class Replica:
             step_s=self._parts.step_s,
             lanes=self._flights.lanes(self._parts.executor.caps.max_lanes),
             adapters=None if self._roster.residents is None else self._roster.residents.report(),
+            drafts=self._parts.drafts,
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from penstock.core.events import Arrived, Completed, Refused
 from penstock.core.plans import Done, Plan, Sampled, Transfer
@@ -104,8 +104,8 @@ def _prompt_of(event: Arrived, block_size: int) -> Prompt:
     return HashedPrompt(event.num_prompt, hashes, block_size)
 
 
-def done_of(event: Completed) -> Done:
-    """The completion as the replica was told it, without token ids."""
+def done_of(event: Completed, drafted: Mapping[int, int]) -> Done:
+    """The completion as the replica was told it, without token ids. `drafted`: guesses by seq, from their event."""
     errors = dict(event.errors)
     outputs = [
         Sampled(
@@ -114,6 +114,7 @@ def done_of(event: Completed) -> Done:
             is_stop=is_stop,
             filled=tuple(BlockHash(bytes.fromhex(each)) for each in filled),
             error=errors.get(seq),
+            drafted=drafted.get(seq, 0),
         )
         for seq, tokens, is_stop, filled in event.outputs
     ]

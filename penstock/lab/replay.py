@@ -28,6 +28,7 @@ from penstock.core.events import (
     Arrived,
     Cancelled,
     Completed,
+    Drafted,
     Ended,
     Event,
     Finished,
@@ -148,6 +149,7 @@ async def _feed(events: Iterable[Event], parts: ReplicaParts, judge: Judge) -> N
     told = Foreseen(event for event in events if not isinstance(event, UNFED))
     executor.steps_of = told.steps_of
     following = next(told, None)
+    drafted: dict[int, int] = {}  # of the plan that is to complete next
     while following is not None:
         event, following = following, next(told, None)
         await _wait_until(event.at)
@@ -156,8 +158,11 @@ async def _feed(events: Iterable[Event], parts: ReplicaParts, judge: Judge) -> N
             replica.submit(request_of(event, size), every_token=False)
         elif isinstance(event, Cancelled):
             replica.cancel(event.request)
+        elif isinstance(event, Drafted):
+            drafted = {seq: count for seq, count, _ in event.guesses}
         elif isinstance(event, Completed):
-            executor.complete(done_of(event))
+            executor.complete(done_of(event, drafted))
+            drafted = {}
         elif isinstance(event, Suspended):
             executor.complete(Yielded(PlanId(event.plan), event.at, event.activation_bytes))
         elif isinstance(event, Transferred):

@@ -53,6 +53,7 @@ TABLE: dict[str, dict[str, str]] = {
         "jit": "penstock.policy.batch.jit:Jit",
         "semi-pd": "penstock.policy.batch.semi_pd:SemiPd",
         "diffusion": "penstock.policy.batch.diffusion:Diffusion",
+        "speculative": "penstock.policy.batch.speculative:Speculative",
     },
     "evict": {
         "recompute-last": "penstock.policy.evict.recompute_last:RecomputeLast",

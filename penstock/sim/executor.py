@@ -15,7 +15,8 @@ The first leg is short, since most runs are interrupted early, and each further 
 Scheduler time is charged for each step, from a stored profile, by the plan's num_running and num_waiting. Lanes
 run side by side, each at the speed that its share gives it in the cost model. A plan may yield at the boundary of a
 layer or operator; both are modelled as equal pieces of its step. Transfers to host memory and back are timed by
-sim.wires; a plan that has to wait for some begins when they have ended.
+sim.wires; a plan that has to wait for some begins when they have ended. Nobody guesses here (sim.drafts does): of a
+chunk to verify only its own token comes back.
 """
 
 from __future__ import annotations
@@ -337,8 +338,8 @@ class ModelledExecutor:
             counts += [(seq, steps, start + steps >= stops[seq], ()) for seq, start in pairs]
             others = others.others
         counts += [
-            (seq, steps, start + tokens + further >= stops[seq], ())
-            for seq, start, tokens, samples, _, _, _, _ in others
+            (seq, steps, start + (1 if phase == "verify" else tokens) + further >= stops[seq], ())
+            for seq, start, tokens, samples, _, _, _, phase in others
             if samples
         ]
         return tuple(counts)

@@ -49,6 +49,7 @@ def small(batching: str, tokens: int) -> Parameters:
         "layered": {"round_tokens": 4 * tokens, "group_tokens": max(1, tokens // 2)},
         "flow-prefill": {"max_tokens": 2 * tokens, "batch_tokens": tokens},
         "prefill-first": {"decodes_between": 1},
+        "speculative": {"max_drafts": 5, "probe_every": 2},
     }
     return known.get(batching, {"max_tokens": tokens})
 
@@ -60,6 +61,7 @@ class Case:
     order: str = "fcfs"
     admit: str = "full-fit"
     batch: str = "vllm-v1"
+    inner: str = "vllm-v1"  # of a batch policy that wraps another
     evict: str = "recompute-last"
     blocks: str = "lru"
     limit: str = "fixed"
@@ -103,6 +105,9 @@ class Case:
         batching = find("batch", self.batch)(**parameters)
         if self.limit != "fixed" and hasattr(batching, "bind_limits"):
             batching.bind_limits(BoundLimits(find("limit", self.limit)()))
+        if hasattr(batching, "wrap"):
+            told = {} if self.tokens is None else small(self.inner, self.tokens)
+            batching.wrap(find("batch", self.inner)(**told))
         if self.num_ousted:
             batching = Ousting(batching, self.num_ousted, random.Random(f"oust {self.seed}"))
         return ReplicaPolicies(

@@ -87,6 +87,7 @@ class Answer:
     blocks: list[int] = field(default_factory=list)
     unplaced: dict[int, list[int]] = field(default_factory=dict)
     carried: tuple[int, int, int, Words] | None = None  # start, tokens, layer, words
+    guesses: list[int] = field(default_factory=list)  # behind its last token, in the plan that runs
 
     @property
     def prompt(self) -> TokenPrompt:
@@ -137,12 +138,15 @@ class Memory:
         room = len(job.blocks) * self.size
         for at in [at for at in job.unplaced if at < room]:
             self.arena[:, job.blocks[at // self.size], at % self.size] = job.unplaced.pop(at)
-        assert work.start + work.tokens <= min(len(job.tokens), room), "no token, or no block"
+        known = len(job.tokens) + (work.tokens - 1 if work.phase == "verify" else 0)
+        assert work.start + work.tokens <= min(known, room), "no token, or no block"
 
     def begin(self, work: Work) -> Words:
         job, first = self.answers[work.seq], (work.layers or (0, 0))[0]
         if first == 0:
             ids = job.tokens[work.start : work.start + work.tokens]
+            if work.phase == "verify":
+                ids = [job.tokens[work.start], *job.guesses]
             return np.array(ids, np.uint64) * A64
         assert job.carried is not None and job.carried[:3] == (work.start, work.tokens, first)
         return job.carried[3]
@@ -162,6 +166,23 @@ class Memory:
         words = (words ^ seen) * C64
         words = (words ^ words >> S29) * A64
         return words ^ words >> S32
+
+    def guess(self, work: Work, chance: random.Random) -> Work:
+        """Guesses for a chunk that has room for them, most of them right; the chunk with as many positions."""
+        job = self.answers[work.seq]
+        text, done = Reference(job.request, job.answer).ids, len(job.tokens) - job.prompt.num_tokens
+        right = text[done : done + chance.randint(0, work.tokens - 1)]
+        job.guesses = [one if chance.random() < 0.7 else chance.randrange(VOCAB) for one in right]
+        return work._replace(tokens=1 + len(job.guesses))
+
+    def draw_verified(self, work: Work, words: Words, stop_at: int) -> list[int]:
+        """A token, and one more for each guess that was right, up to where the answer ends."""
+        ids: list[int] = []
+        for word, guess in zip(words, [*self.answers[work.seq].guesses, None], strict=True):
+            ids.append(self.draw(work.seq, int(word)))
+            if ids[-1] != guess or work.start + len(ids) >= stop_at:
+                break
+        return ids
 
     def draw(self, seq: int, word: int) -> int:
         job = self.answers[seq]
@@ -237,7 +258,9 @@ class Remembering(ModelledExecutor):
 
     def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
         self.memory.open(plan)
-        passing = self.passing[plan.id] = Passing(plan, tuple(plan.work))
+        guess, chance = self.memory.guess, self.chance
+        work = [guess(one, chance) if one.phase == "verify" else one for one in plan.work]
+        passing = self.passing[plan.id] = Passing(plan, tuple(work))
         if not self.transfers:
             self._pass(passing, self.chance.randint(0, LAYERS))
         return super().launch(plan, repeat)
@@ -287,12 +310,15 @@ class Remembering(ModelledExecutor):
             if work.layers is not None and work.layers[1] < LAYERS:
                 job = self.memory.answers[work.seq]
                 job.carried = (work.start, work.tokens, work.layers[1], words)
+            elif work.phase == "verify":
+                stop_at = self._stops[work.seq]
+                drawn[work.seq] = self.memory.draw_verified(work, words, stop_at)
             elif work.samples:
                 drawn[work.seq] = [self.memory.draw(work.seq, int(words[-1]))]
         for _ in range(done.steps_run - 1):
             for seq, ids in drawn.items():
                 ids.append(self.memory.go_on(seq))
-        if self.is_counted:
+        if self.is_counted and all([work.phase != "verify" for work in passing.work]):
             return done
         stops = {seq: is_stop for seq, _, is_stop, _ in done.counts}
         return self._told(done, passing, drawn, stops)
@@ -308,8 +334,13 @@ class Remembering(ModelledExecutor):
         for work in passing.work:
             if work.seq in drawn:
                 ids = tuple(drawn[work.seq])
-                filled = self.memory.fill(work.seq, work.start + work.tokens)
-                outputs.append(Sampled(work.seq, len(ids), ids, stops[work.seq], filled))
+                verifies = work.phase == "verify"
+                end = work.start + (len(ids) if verifies else work.tokens)
+                filled = () if self.is_counted else self.memory.fill(work.seq, end)
+                is_stop = end >= self._stops[work.seq] if verifies else stops[work.seq]
+                guesses = work.tokens - 1 if verifies else 0
+                told = () if self.is_counted else ids
+                outputs.append(Sampled(work.seq, len(ids), told, is_stop, filled, drafted=guesses))
         return Done(done.plan, done.steps_run, tuple(outputs), done.ends)
 
 

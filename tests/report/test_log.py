@@ -59,6 +59,8 @@ def one_of_each() -> list[Event]:
                 values[name] = typing.get_args(hint)[0]
             elif name == "outputs":
                 values[name] = ((1, 2, True, ("ab",)),)
+            elif name == "guesses":
+                values[name] = ((1, 4, 2),)
             elif name == "values":
                 values[name] = (("c0", 1 / 3),)
             elif name == "chunks":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from penstock.core.drafts import Speculation
 from penstock.core.errors import BadConfig
 from penstock.engine.folder import ModelFacts
 from penstock.engine.torch.attention import TRITON, KvLayout, choose_backend
@@ -44,6 +45,7 @@ class EngineConfig:
     host_blocks, copy_threads   blocks of host memory that jobs may be moved to (0 = none), and who copies; see mover.py
     max_adapters, adapter_rank, adapters   LoRA adapters that can be resident at once (0 = none), the largest rank, and
         the folders of those that are known from the start, by key; see adapters/
+    speculation  who guesses tokens ahead, None = nobody; see drafts/ (how many is said by each plan)
     compiler, kernel_cache   of the CPU kernels: a C++ compiler, and the folder they are kept in; see kernels/build.py
     packed_cache, packed_limit   packed models kept in files: "off", a folder, or "auto" (beside the kernels), and the
         bytes of them all; see packed.py
@@ -72,6 +74,7 @@ class EngineConfig:
     max_adapters: int = 0
     adapter_rank: int = 16
     adapters: Mapping[str, Path] = field(default_factory=dict)
+    speculation: Speculation | None = None
     compiler: str | None = None
     kernel_cache: Path | None = None
     packed_cache: str = "auto"

@@ -35,6 +35,8 @@ from penstock.engine.grammar import Grammars
 from penstock.engine.torch.adapters.store import AdapterStore
 from penstock.engine.torch.build import Built, EngineConfig
 from penstock.engine.torch.cores import Seat, cores_here
+from penstock.engine.torch.drafts.open import drafter_of
+from penstock.engine.torch.drafts.verify import sampling_rows, with_guesses
 from penstock.engine.torch.encoders.pooling import Pooler
 from penstock.engine.torch.jobs import JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
@@ -98,6 +100,7 @@ class TorchExecutor:
         )
         if self.adapters is not None:
             self._table.slot_of = self.adapters.slot_of
+        self.drafter = drafter_of(config.speculation)
         self._seeds = stream(config.seed, "sampling")
         self._caps = Caps(
             num_layers=facts.num_layers,
@@ -279,6 +282,8 @@ class TorchExecutor:
         with self._guard:
             for seq in seqs:
                 self._table.close(seq)
+                if self.drafter is not None:
+                    self.drafter.close(seq)
 
     def _step(self, plan: Plan) -> Step:
         """One plan, on its lane's thread."""
@@ -297,6 +302,9 @@ class TorchExecutor:
             if is_layered:
                 work = settled(work, table.num_layers)
             jobs = [table.place(chunk) for chunk in work]
+            is_guessed = any([chunk.phase == "verify" for chunk in work])
+            if is_guessed:
+                work = with_guesses(self.drafter, table, work, jobs)
             arrays = lay_out(table, work, jobs)
         if self._crew is not None:
             self._crew.begin(arrays)
@@ -311,11 +319,11 @@ class TorchExecutor:
                 )
             else:
                 hidden = yield from self._decoder.forward(step)
-            samplers = [job for chunk, job in zip(work, jobs, strict=True) if chunk.samples]
             drawn = NOTHING
-            if samplers:
-                logits = played[1] if played else self._decoder.logits(hidden[: len(samplers)])
-                drawn = draw(logits, table, samplers)
+            if arrays.num_sampling:
+                owners, ahead = sampling_rows(work, jobs, is_guessed)
+                logits = played[1] if played else self._decoder.logits(hidden[: len(owners)])
+                drawn = draw(logits, table, owners, ahead)
             score(self._decoder, table, arrays, hidden, work=work, jobs=jobs)
             vectors = gather(table, arrays, hidden, work=work, jobs=jobs)
         except Exception as error:

@@ -180,17 +180,27 @@ class JobTable:
             self.blocks[job.row, job.num_blocks : count] = work.blocks
             job.last_block = work.blocks[-1]
             job.num_blocks = count
-        end = work.start + work.tokens
+        end = work.start + (1 if work.phase == "verify" else work.tokens)
         if work.samples and job.known > end:
             job.known, job.last = end, int(self.tokens[job.row, end - 1])
             del job.hashes[max(job.num_prompt, work.start) // self.block_size :]
         assert end <= job.known, f"job {work.seq} has no token at position {end - 1}"
-        assert end <= job.num_blocks * self.block_size, f"job {work.seq} lacks blocks"
+        room = job.num_blocks * self.block_size
+        assert work.start + work.tokens <= room, f"job {work.seq} lacks blocks"
         return job
 
     def is_inner(self, work: Work) -> bool:
         """Whether this chunk stops before the last layer."""
         return work.layers is not None and work.layers[1] < self.num_layers
+
+    def guess(self, job: JobState, guesses: list[int]) -> None:
+        """Write guesses behind what the job knows, where its next tokens will stand."""
+        self._fit_tokens(job.known + len(guesses) + 1)
+        self.tokens[job.row, job.known : job.known + len(guesses)] = guesses
+
+    def guesses(self, job: JobState, count: int) -> list[int]:
+        found: list[int] = self.tokens[job.row, job.known : job.known + count].tolist()
+        return found
 
     def append(self, job: JobState, token: int) -> None:
         self._fit_tokens(job.known + 1)
@@ -207,8 +217,9 @@ class JobTable:
         job.hashes += fresh
         return tuple(fresh)
 
-    def outputs(self, job: JobState) -> NDArray[np.int32]:
-        return self.tokens[job.row, job.num_prompt : job.known]
+    def outputs(self, job: JobState, ahead: int = 0) -> NDArray[np.int32]:
+        """With the first `ahead` guesses behind it."""
+        return self.tokens[job.row, job.num_prompt : job.known + ahead]
 
     def _refusal(self, request: Request) -> str | None:
         prompt, chosen = request.prompt, request.sampling

@@ -20,6 +20,7 @@ from penstock.engine.torch.crew import TorchCrew
 from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.diffusion.executor import DiffusionExecutor
 from penstock.engine.torch.diffusion.open import open_diffusion
+from penstock.engine.torch.drafts.open import beside, draft_facts, open_draft_model
 from penstock.engine.torch.encoders.executor import EncoderExecutor
 from penstock.engine.torch.encoders.open import open_encoder
 from penstock.engine.torch.executor import TorchExecutor
@@ -63,14 +64,21 @@ def open_leaf(
             hint="leave cache.swap.host_blocks out, or use one process",
         )
     if config.tensor_parallel > 1:
+        draft_facts(config, facts)  # which refuses a model that would guess here
         crew, built = TorchCrew.hire(facts, config)
         return TorchExecutor(built, facts, config, crew)
+    draft = draft_facts(config, facts)
+    if draft is not None:
+        config = beside(config, facts, draft)
     built = build_decoder(facts, config, Alone(), None)
     if config.lanes > 1:
         built.notes["lanes"] = describe(cores_here(config.threads))
     elif why_one_lane is not None:
         built.notes["lanes"] = f"1: {why_one_lane}"
-    return TorchExecutor(built, facts, config)
+    executor = TorchExecutor(built, facts, config)
+    if draft is not None:
+        executor.drafter = open_draft_model(draft, config, built.num_blocks)
+    return executor
 
 
 def _with_adapters(config: EngineConfig, facts: ModelFacts) -> EngineConfig:

@@ -14,6 +14,7 @@ from torch import Tensor
 from penstock.core.plans import Sampled, Work
 from penstock.core.types import TokenLogprob
 from penstock.engine.torch.decoder import Decoder
+from penstock.engine.torch.drafts.verify import verified
 from penstock.engine.torch.encoders.pooling import BROKEN as NO_VECTOR
 from penstock.engine.torch.jobs import JobState, JobTable
 from penstock.engine.torch.sampler import Drawn, token_logprobs
@@ -88,7 +89,7 @@ def note(
     outputs, at = [], 0
     for chunk, job in zip(work, jobs, strict=True):
         if job.seq not in table.jobs:  # closed while this step was left in the middle
-            at += chunk.samples
+            at += chunk.num_rows
             continue
         scores_none = job.num_prompt_logprobs is None or table.is_inner(chunk)
         scored = () if scores_none else _finished_scores(chunk, job)
@@ -96,8 +97,12 @@ def note(
             if scored or job.request.kind == "score":
                 outputs.append(Sampled(job.seq, 0, prompt_logprobs=scored))
             continue
+        if chunk.phase == "verify" and not drawn.is_broken[at]:
+            outputs.append(verified(table, chunk, job, drawn, at))
+            at += chunk.num_rows
+            continue
         token, is_broken, logprob = drawn.ids[at], drawn.is_broken[at], drawn.logprobs[at]
-        at += 1
+        at += chunk.num_rows
         if is_broken:
             fault = None if job.matcher is None else job.matcher.fault
             reason = BROKEN if fault is None else f"the grammar cannot be followed: {fault}"

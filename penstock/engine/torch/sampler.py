@@ -42,8 +42,13 @@ class Drawn(NamedTuple):
     logprobs: list[TokenLogprob | None]
 
 
-def draw(logits: Tensor, table: JobTable, jobs: Sequence[JobState]) -> Drawn:
-    """One token for each row of fp32 logits [R, V]; row r belongs to jobs[r]. May write into `logits`."""
+def draw(
+    logits: Tensor, table: JobTable, jobs: Sequence[JobState], ahead: Sequence[int] = ()
+) -> Drawn:
+    """One token for each row of fp32 logits [R, V]; row r belongs to jobs[r]. May write into `logits`.
+
+    `ahead`: so many guesses stand between what the job knows and this row; left out, there are none.
+    """
     wishes = [job.wishes for job in jobs]
     logprobs: list[TokenLogprob | None] = [None] * len(jobs)
     if all([wish.is_plain for wish in wishes]):
@@ -52,9 +57,11 @@ def draw(logits: Tensor, table: JobTable, jobs: Sequence[JobState]) -> Drawn:
     wanting = [row for row, wish in enumerate(wishes) if wish.has_logprobs]
     shaped = [row for row, wish in enumerate(wishes) if wish.is_shaped]
     raw = logits.clone() if wanting and shaped else logits
+    ahead = ahead or [0] * len(jobs)
     for row in shaped:
-        _shape(logits[row], table, jobs[row])
-    ids, best = draw_shaped(logits, wishes, [job.num_output for job in jobs])
+        _shape(logits[row], table, jobs[row], ahead[row])
+    positions = [job.num_output + more for job, more in zip(jobs, ahead, strict=True)]
+    ids, best = draw_shaped(logits, wishes, positions)
     if wanting:
         where = torch.tensor(wanting, device=logits.device)
         drawn = torch.tensor([ids[row] for row in wanting], device=logits.device)
@@ -105,16 +112,16 @@ def token_logprobs(logits: Tensor, ids: Tensor, tops: Sequence[int]) -> list[Tok
     ]
 
 
-def _shape(logits: Tensor, table: JobTable, job: JobState) -> None:
+def _shape(logits: Tensor, table: JobTable, job: JobState, ahead: int) -> None:
     """Biases, bans and penalties of one row [V], in place."""
-    chosen, outputs = job.sampling, table.outputs(job)
+    chosen, outputs = job.sampling, table.outputs(job, ahead)
     if chosen.logit_bias:
         ids, values = zip(*chosen.logit_bias, strict=True)
         logits.index_add_(0, _on(logits, ids), torch.tensor(values, device=logits.device))
     if len(outputs) < chosen.min_tokens and job.stops:
         logits[_on(logits, sorted(job.stops))] = -torch.inf
     if chosen.repetition_penalty != 1.0:
-        seen = _on(logits, np.unique(table.tokens[job.row, : job.known]))
+        seen = _on(logits, np.unique(table.tokens[job.row, : job.known + ahead]))
         old = logits[seen]
         factor = chosen.repetition_penalty
         logits[seen] = torch.where(old > 0, old / factor, old * factor)

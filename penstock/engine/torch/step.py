@@ -119,7 +119,7 @@ def lay_out(table: JobTable, work: Sequence[Work], jobs: Sequence[JobState]) -> 
         block_table=table.blocks[owners, : -(-max_context // table.block_size)],
         max_query=int(counts.max()),
         max_context=max_context,
-        num_sampling=sum([chunk.samples for chunk in work]),
+        num_sampling=sum([chunk.num_rows for chunk in work]),
         num_gathered=len(gathered),
         adapters=table.slots_of(jobs),
     )
@@ -160,7 +160,8 @@ def _wanted_rows(
 ) -> Ints:
     """Rows that sample, in order of work; then those whose prompt logprobs are wanted, job by job."""
     last = query_start[1:].astype(np.int64) - 1
-    sampling = last[[chunk.samples for chunk in work]]
+    counts = np.array([chunk.num_rows for chunk in work])
+    sampling = np.repeat(last, counts) - _countdown(counts)
     if all(job.num_prompt_logprobs is None for job in jobs):
         return sampling
     prompt_rows = [
@@ -169,6 +170,11 @@ def _wanted_rows(
         if (span := prompt_span(table, chunk, job))
     ]
     return np.concatenate((sampling, *prompt_rows)) if prompt_rows else sampling
+
+
+def _countdown(counts: Ints) -> Ints:
+    """count - 1 down to 0 for each of them, one behind the other."""
+    return np.repeat(np.cumsum(counts), counts) - np.arange(1, counts.sum() + 1)
 
 
 def prompt_span(table: JobTable, work: Work, job: JobState) -> range:

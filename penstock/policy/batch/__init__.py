@@ -15,11 +15,13 @@ them and nobody says otherwise, and has to do with one where not.
 
 Law: every job appears in at most one chunk, and in none while a plan with it still runs (unless caps.async_depth >
 1); 1 <= tokens <= todo (for a waiting job: known - cached), or all tokens of the phase that the job's frontier
-offers; the sum stays within caps.max_batch_tokens; chunks are of running or admitted jobs that are not evicted;
-admitted jobs were waiting and are at most caps.max_jobs with the running; shares are in (0, 1] and sum to at most
-caps.max_total_share; layer ranges are only asked of executors that have them, and a chunk that has passed some layers
-goes on with the same tokens where it stopped; everything fits in memory after the evictions; only plans that run are
-interrupted, only suspended ones resumed, each on its own lane, which nothing else is planned for.
+offers, or in the phase "verify" the one position that is left to a job that has written, and room for guesses behind
+it, together not more than it may still write; the sum stays within caps.max_batch_tokens; chunks are of running or
+admitted jobs that are not evicted; admitted jobs were waiting and are at most caps.max_jobs with the running; shares
+are in (0, 1] and sum to at most caps.max_total_share; layer ranges are only asked of executors that have them, never
+to verify, and a chunk that has passed some layers goes on with the same tokens where it stopped; everything fits in
+memory after the evictions; only plans that run are interrupted, only suspended ones resumed, each on its own lane,
+which nothing else is planned for.
 """
 
 from __future__ import annotations
@@ -146,6 +148,11 @@ def _law_of_chunks(view: View, decision: Decision, alive: set[int]) -> None:
 
 def _todo(job: JobView, chunk: Chunk, cached: int | None) -> int:
     """The most tokens the chunk may have. `cached` None: the job runs."""
+    if chunk.phase == "verify":
+        is_decode = cached is None and job.num_output > 0 and job.todo == 1
+        assert is_decode, f"job {job.seq} has more to compute than its last token"
+        assert chunk.layers is None, "guesses are verified by whole models"
+        return job.max_tokens - job.num_output
     options = [option for option in job.frontier() if option.phase == chunk.phase]
     assert options or job.in_flight, f"job {job.seq} has no phase {chunk.phase} now"
     if chunk.phase == "extend":
@@ -186,7 +193,8 @@ def _law_of_memory(view: View, decision: Decision) -> None:
     for lane in decision.batch.lanes:
         for job, tokens, _, phase in lane.chunks:
             start = fork.cached(job) if job.seq in waiting else job.computed + job.in_flight
-            upto = start + tokens if phase == "extend" else job.frontier()[0].holds
+            is_row = phase in ("extend", "verify")
+            upto = start + tokens if is_row else job.frontier()[0].holds
             assert upto is not None, f"phase {phase} says what it holds"
             assert fork.reserve(job, upto), f"job {job.seq} does not fit in memory"
 

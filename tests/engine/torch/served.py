@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from penstock.core.events import Event, Finished
+from penstock.core.events import Drafted, Event, Finished
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Output, Request, RequestId, Sampling
 from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.swap import Store, SwapConfig
+from penstock.engine.torch.drafts import Drafter
 from penstock.engine.torch.open import EngineConfig, open_executor
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.policy.admit.watermark import Watermark
+from penstock.policy.batch import Policy
+from penstock.policy.batch.speculative import Speculative
 from penstock.policy.batch.vllm_v1 import VllmV1
 from penstock.policy.evict.lru import Lru
 from penstock.policy.evict.recompute_last import RecomputeLast
@@ -49,6 +52,12 @@ class Served:
         return [i for out in self.outputs[request] if out.answer == answer for i in out.ids]
 
     @property
+    def guesses(self) -> tuple[int, int]:
+        """(verified, right)."""
+        told = [one for event in self.events if isinstance(event, Drafted) for one in event.guesses]
+        return sum(drafted for _, drafted, _ in told), sum(right for _, _, right in told)
+
+    @property
     def num_preemptions(self) -> int:
         return sum(event.num_preemptions for event in self.events if isinstance(event, Finished))
 
@@ -66,6 +75,16 @@ class Setting:
     is_alone: bool = False  # one request at a time
     policies: ReplicaPolicies | None = None  # None: vLLM's
     swap: SwapConfig = SwapConfig()
+    drafts: int | None = None  # guesses of a job in a step; None: nobody plans any
+    drafter: Drafter | None = None  # instead of the engine's own
+
+    def batch(self) -> Policy:
+        planner = VllmV1(max_tokens=self.budget)
+        if self.drafts is None:
+            return planner
+        guessing = Speculative(max_drafts=self.drafts)
+        guessing.wrap(planner)
+        return guessing
 
 
 async def serve(
@@ -78,6 +97,8 @@ async def serve(
     adapters: Sequence[str | None] = (),
 ) -> Served:
     executor = open_executor(str(folder), engine)
+    if setting.drafter is not None:
+        executor.drafter = setting.drafter
     served = Served([[] for _ in prompts])
     nobody = NoPredictions()
 
@@ -99,7 +120,7 @@ async def serve(
         or ReplicaPolicies(
             order=Fcfs(),
             admit=Watermark(),
-            batch=VllmV1(max_tokens=setting.budget),
+            batch=setting.batch(),
             evict=RecomputeLast(),
             blocks=Lru(),
         ),
