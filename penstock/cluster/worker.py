@@ -74,11 +74,6 @@ def open_torch(spec: ReplicaSpec) -> Outside:
             f"{spec.policies['batch']['name']} cannot run",
             hint="use --policy dllm-serve",
         )
-    if executor.caps.canvas is not None and spec.speculation is not None:
-        raise BadConfig(
-            f"{spec.model} is a diffusion language model: there is no next token to guess",
-            hint="leave speculation out",
-        )
     if executor.caps.host_blocks < spec.swap.host_blocks:
         raise BadConfig(
             "this kind of model cannot move jobs to host memory",

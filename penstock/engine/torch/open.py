@@ -53,6 +53,8 @@ def open_leaf(
     facts = model_facts(folder)
     config, why_one_lane = _with_lanes(config, facts)
     config = _with_adapters(config, facts)
+    if config.speculation is not None and (facts.canvas or facts.encoder) is not None:
+        raise BadConfig(f"{model} does not write token by token", hint="leave speculation out")
     if facts.encoder is not None:
         return open_encoder(facts, config)
     if facts.canvas is not None:
