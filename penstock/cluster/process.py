@@ -37,6 +37,7 @@ SETTLED_S = 60.0
 STOP_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 600.0  # large models load for minutes
 TAIL_LINES = 12
+SPINS = "1000"
 WORKER = "penstock.cluster.worker"
 _log = logging.getLogger("penstock.engine")
 
@@ -303,7 +304,13 @@ def _ending(process: asyncio.subprocess.Process) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """The child finds this very package, wherever it was imported from."""
+    """The child finds this very package, wherever it was imported from, and its threads do not wait spinning.
+
+    OpenMP's threads spin for milliseconds between two parallel regions unless told otherwise, on the very cores that
+    the HTTP process and the engine's loop need; SPINS bridge the gap between two kernels of a step and no more.
+    """
     root = str(Path(penstock.__file__).parent.parent)
     known = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": root if not known else f"{root}{os.pathsep}{known}"}
+    is_told = "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ
+    waits = {} if is_told else {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": SPINS}
+    return {**os.environ, **waits, "PYTHONPATH": root if not known else f"{root}{os.pathsep}{known}"}

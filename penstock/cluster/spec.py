@@ -58,6 +58,7 @@ class ExecutorSpec:
     `canvas`: how a diffusion language model fills its answers (core.canvas).
     `weights`: as stored, or in how many bits torch keeps them (a roofline reads that many bytes of them).
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
+    `niceness`: of the threads that compute (0 to 19), so that the HTTP process comes first where cores are few.
     `packed_cache`: where packed weights are kept for the next start: "auto" (beside the kernels), a folder, or "off".
     `graphs`: decode steps of up to `graph_batch` jobs are recorded on CUDA where that is possible, or never ("off").
     """
@@ -84,6 +85,7 @@ class ExecutorSpec:
     canvas: CanvasRule = CanvasRule()
     compiler: str | None = None
     kernel_cache: Path | None = None
+    niceness: int = 0
     packed_cache: str = "auto"
     graphs: Literal["auto", "off"] = "auto"
     graph_batch: int = 128
@@ -101,6 +103,8 @@ class ExecutorSpec:
             raise ValueError("engine adds to kernel times: give op_tables or tables too")
         if not 0 <= self.adapter_load_s < float("inf"):
             raise ValueError(f"adapter_load_s must be seconds from 0 up, got {self.adapter_load_s}")
+        if not 0 <= self.niceness <= 19:
+            raise ValueError(f"niceness must be 0 to 19, got {self.niceness}")
         if self.lanes is not None and self.lanes < 1:
             raise ValueError(f"lanes must be at least 1, got {self.lanes}")
         if self.threads is not None and self.threads < 1:

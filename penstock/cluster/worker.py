@@ -63,6 +63,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         compiler=wanted.compiler,
         kernel_cache=wanted.kernel_cache,
         packed_cache=wanted.packed_cache,
+        niceness=wanted.niceness,
         graphs=wanted.graphs,
         graph_batch=wanted.graph_batch,
         seed=stream(spec.seed, spec.name, "engine").getrandbits(63),  # replicas draw differently

@@ -36,6 +36,7 @@ class EngineConfig:
     dtype       "auto": what the checkpoint holds, unless bf16 is slow here (see linear.py): then fp32
     weights     "stored", or in fewer bits: "int8", "int4"; see linear.py
     threads     of torch, a process; None leaves torch's own choice
+    niceness    of the threads that compute, 0 to 19: at more than 0 whoever else wants a core has it first; see lane.py
     num_blocks, memory_bytes, free_share   see memory.py; at most one of them is needed
     max_context None: what the model states. More than that is refused
     attention, linear   "auto", or the portable ones by name
@@ -57,6 +58,7 @@ class EngineConfig:
     weights: Weights = "stored"
     tensor_parallel: int = 1
     threads: int | None = None
+    niceness: int = 0
     num_blocks: int | None = None
     memory_bytes: int | None = None
     free_share: float | None = None
@@ -85,6 +87,8 @@ class EngineConfig:
     is_offline: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 <= self.niceness <= 19:
+            raise ValueError(f"niceness must be 0 to 19, got {self.niceness}")
         for name in (
             "tensor_parallel",
             "block_size",

@@ -132,7 +132,14 @@ class TorchExecutor:
             cores = cores_here(threads)
             threads, seats = None, [Seat(place, cores) for place in range(count)]
         return [
-            Lane(run=self._step, close=self._close, tell=self._tell, threads=threads, seat=seat)
+            Lane(
+                run=self._step,
+                close=self._close,
+                tell=self._tell,
+                threads=threads,
+                seat=seat,
+                niceness=self.config.niceness,
+            )
             for seat in seats
         ]
 

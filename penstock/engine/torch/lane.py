@@ -9,6 +9,10 @@ An interrupt is obeyed after the piece that runs: the attention block or the MLP
 holds its activations (`Piece.held_bytes`) and nothing else but its job's blocks; they are gone with its abort. On a GPU
 pieces are queued, not awaited: there an interrupt stops the queueing, and what is queued runs to its end.
 
+On a machine of few cores the HTTP process, the loop's thread and the lane compete. A lane may step back (`niceness`):
+it and its threads then use what the others leave, which is nearly all, and are preempted at once when those have
+something to do.
+
 Where several lanes share the cores of one machine each has a `Seat` (cores.py), which it takes with its plan's share
 before the plan begins or goes on.
 """
@@ -16,6 +20,8 @@ before the plan begins or goes on.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator
@@ -29,6 +35,7 @@ from penstock.core.types import PlanId
 from penstock.engine.torch.cores import Seat
 from penstock.engine.torch.decoder import Piece
 
+logger = logging.getLogger(__name__)
 Mark = Literal["layer", "operator", "abort"]
 
 
@@ -78,9 +85,10 @@ class Lane:
         tell: Callable[[Done | Yielded], None],
         threads: int | None,
         seat: Seat | None = None,
+        niceness: int = 0,
     ) -> None:
         self._run, self._close, self._tell = run, close, tell
-        self._threads, self._seat = threads, seat
+        self._threads, self._seat, self._niceness = threads, seat, niceness
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._marks: dict[PlanId, Mark] = {}
         self._left: dict[PlanId, Begun] = {}  # interrupted
@@ -114,6 +122,8 @@ class Lane:
             self._thread.join()
 
     def _main(self) -> None:
+        if self._niceness:
+            step_back(self._niceness)
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
@@ -178,6 +188,17 @@ class Lane:
             self._loop.call_soon_threadsafe(what, *args)
         except RuntimeError:  # the loop is closed: nobody listens any more
             pass
+
+
+def step_back(niceness: int) -> None:
+    """Lower the calling thread's priority, and with it that of the OpenMP threads it will start."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+    except (
+        AttributeError,
+        OSError,
+    ) as error:  # not Linux; or niced further from outside, and that cannot be undone
+        logger.info("the lane keeps its priority: %s", error)
 
 
 def describe(error: BaseException) -> str:
