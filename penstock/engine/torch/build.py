@@ -218,7 +218,8 @@ def _load(
     store = store_of(config.packed_cache, config.kernel_cache, config.packed_limit)
     place = None
     if device.type == "cpu":
-        parts = (dtype, methods.layers.name, config.linear, shape, rank.rank, rank.world)
+        names = (methods.layers.name, methods.quantised.name, config.linear)
+        parts = (dtype, *names, shape, rank.rank, rank.world)
         place = store.place(checkpoint, parts)
     kept = store.recall(place, Loaded, rank)
     if kept is not None:

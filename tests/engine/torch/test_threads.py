@@ -27,11 +27,12 @@ def threads_here() -> dict[int, int]:
 @pytest.mark.parametrize("niceness", [0, 7])
 async def test_the_lane_and_its_team_step_back(model_root: Path, niceness: int) -> None:
     """bf16 rows of a step wide enough for a parallel region; nobody else's priority changes."""
+    folder = str(saved(model_root, "qwen3")[0])
     before = threads_here()
     config = EngineConfig(
         device="cpu", dtype="bf16", num_blocks=64, threads=2, niceness=niceness, packed_cache="off"
     )
-    executor = open_executor(str(saved(model_root, "qwen3")[0]), config)
+    executor = open_executor(folder, config)
     driver = Driver(executor)
     job = driver.job(list(range(3, 303)), GREEDY)
     await driver.step([(job, 300)])
