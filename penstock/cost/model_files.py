@@ -62,11 +62,12 @@ DEFAULTS: dict[str, dict[str, object]] = {
 }
 KINDS = (
     "llama", "mistral", "qwen2", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "gemma2", "gemma3", "gemma3_text",
-    "phi", "phi3", "deepseek_v2", "deepseek_v3", "smollm3", "granite", "olmo2", *ENCODERS,
+    "phi", "phi3", "deepseek_v2", "deepseek_v3", "smollm3", "granite", "olmo2",
+    "smallthinker", *ENCODERS,
 )  # fmt: skip
 DEEPSEEK = ("deepseek_v2", "deepseek_v3")
 LLAMAS = ("llama", "smollm3", "granite", "olmo2")
-MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", *DEEPSEEK)
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "smallthinker", *DEEPSEEK)
 EXPERTS = ("n_routed_experts", "num_local_experts", "num_experts")
 FEW_NORMS = ("qwen3", "qwen3_moe", "gemma3_text")  # with norms of queries and keys
 
@@ -114,6 +115,12 @@ def _as_written(table: Mapping[str, object]) -> Mapping[str, object]:
     kind = table.get("model_type")
     if kind in ENCODERS:
         return as_decoder(table)
+    if kind == "smallthinker":
+        return {
+            **THINKER,
+            **table,
+            **{ours: table[key] for ours, key in THINKER_KEYS if key in table},
+        }
     if kind == "kimi_k2":
         return {**table, "model_type": "deepseek_v3"}
     if kind == "Dream":
@@ -128,6 +135,22 @@ def _as_written(table: Mapping[str, object]) -> Mapping[str, object]:
     return {**named, "model_type": "llama", "torch_dtype": table.get("torch_dtype")}
 
 
+THINKER: dict[str, object] = {
+    "num_experts": 32,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 768,
+    "intermediate_size": 768,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 131072,
+}
+THINKER_KEYS = (
+    ("num_experts", "moe_num_primary_experts"),
+    ("num_experts_per_tok", "moe_num_active_primary_experts"),
+    ("moe_intermediate_size", "moe_ffn_hidden_size"),
+    ("intermediate_size", "moe_ffn_hidden_size"),
+    ("sliding_window", "sliding_window_size"),
+)
 LLADA_KEYS = {
     "hidden_size": "d_model",
     "num_hidden_layers": "n_layers",
@@ -218,6 +241,9 @@ def _windows(kind: str, size: Sizes) -> dict[str, Any]:
         count = max(
             0, layers - (size.count("max_window_layers") if "max_window_layers" in table else 28)
         )
+    elif kind == "smallthinker":
+        layout = table.get("sliding_window_layout")
+        count = sum(map(bool, layout)) if isinstance(layout, list) else 0
     elif kind in ("gemma2", "gemma3_text"):
         every = 2 if kind == "gemma2" else size("sliding_window_pattern", 6)
         count = layers - layers // every

@@ -168,6 +168,21 @@ def test_which_layers_have_windows(told: dict[str, object], expected: tuple[int,
     assert (shape.window, shape.window_layers) == expected
 
 
+def test_smallthinker() -> None:
+    """Of the 21B model, as its report has it: a token passes 3 of 21 billion weights; windows in 39 of 52 layers."""
+    layout = [int(layer % 4 > 0) for layer in range(52)]
+    told = {
+        "model_type": "smallthinker", "hidden_size": 2560, "num_hidden_layers": 52, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936, "moe_num_primary_experts": 64,
+        "moe_num_active_primary_experts": 6, "moe_ffn_hidden_size": 768, "tie_word_embeddings": False,
+        "sliding_window_layout": layout, "sliding_window_size": 4096, "max_position_embeddings": 16384,
+    }  # fmt: skip
+    shape = shape_of_config(told, "smallthinker")
+    assert round(shape.params / 1e9) == 21 or round(shape.params / 1e9) == 22
+    assert round(shape.flops_per_token / 2e9) == 3
+    assert (shape.window, shape.window_layers) == (4096, 39)
+
+
 @pytest.mark.parametrize("kind", ["deepseek_v3", "smollm3", "granite", "olmo2"])
 def test_as_many_parameters_as_transformers_makes(kind: str) -> None:
     """With the defaults of each class; of DeepSeek-V3 that is the published model."""

@@ -27,7 +27,7 @@ from torch import Tensor
 from penstock.engine.torch.adapters.rows import AdapterRows
 from penstock.engine.torch.families import Shape
 from penstock.engine.torch.heads import Heads
-from penstock.engine.torch.mlp import Mlp, Taken
+from penstock.engine.torch.mlp import Mixture, Mlp, Taken
 from penstock.engine.torch.norms import Norm
 from penstock.engine.torch.ports import AttentionBackend, Linear, StepMeta
 from penstock.engine.torch.recorded import Space, Spaces, Visit
@@ -91,7 +91,10 @@ class StepInput:
 
 @dataclass(slots=True)
 class Layer:
-    """`mlp_norm` None: the MLP reads what attention reads. The `post` norms are of what a part puts out."""
+    """`mlp_norm` None: the MLP reads what attention reads. The `post` norms are of what a part puts out.
+
+    `early`: the router of a mixture that is told what enters the layer, not what the MLP reads.
+    """
 
     attention_norm: Norm
     attention: Heads
@@ -99,6 +102,7 @@ class Layer:
     mlp: Mlp
     attention_post: Norm | None = None
     mlp_post: Norm | None = None
+    early: Linear | None = None
 
 
 @dataclass(slots=True)
@@ -143,15 +147,16 @@ class Decoder:
         for index in range(*layers):
             layer = held[index]
             normed, x = layer.attention_norm(part, x)
+            routing = None if layer.early is None else layer.early(x)
             part = self._attend(layer, normed, step)
             if layer.mlp_norm is None:
                 yield Piece(index, "attention", beside + 3 * each)
-                part = part + self._pass_mlp(layer, normed, step)
+                part = part + self._pass_mlp(layer, normed, step, routing)
             else:
                 del normed  # not held while this stands still
                 yield Piece(index, "attention", beside + 2 * each)
                 normed, x = layer.mlp_norm(part, x)
-                part = self._pass_mlp(layer, normed, step)
+                part = self._pass_mlp(layer, normed, step, routing)
             del normed
             yield Piece(index, "mlp", beside + 2 * each)
         assert part is not None, "no layers to pass"
@@ -186,10 +191,14 @@ class Decoder:
         part = self.rank.reduce(layer.attention(x, step.positions, step.meta, self.attention))
         return part if layer.attention_post is None else layer.attention_post(None, part)[0]
 
-    def _pass_mlp(self, layer: Layer, x: Tensor, step: StepInput) -> Tensor:
+    def _pass_mlp(self, layer: Layer, x: Tensor, step: StepInput, routing: Tensor | None) -> Tensor:
         if step.adapters is not None:
             step.adapters.enter()
-        part = self.rank.reduce(layer.mlp(x, step.taken))
+        if routing is None:
+            part = self.rank.reduce(layer.mlp(x, step.taken))
+        else:
+            assert isinstance(layer.mlp, Mixture)
+            part = self.rank.reduce(layer.mlp.routed(x, step.taken, routing))
         return part if layer.mlp_post is None else layer.mlp_post(None, part)[0]
 
 

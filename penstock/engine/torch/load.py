@@ -17,7 +17,7 @@ from penstock.engine.torch.families import Experts, Latent, Shape
 from penstock.engine.torch.heads import GroupedHeads, Heads, LatentHeads
 from penstock.engine.torch.kernels import gelu_mul, silu_mul
 from penstock.engine.torch.linear import for_head, for_router
-from penstock.engine.torch.mlp import ExactRouter, Mixture, Mlp, PlainMlp, Shared
+from penstock.engine.torch.mlp import ExactRouter, Mixture, Mlp, PlainMlp, Shared, relu_mul
 from penstock.engine.torch.norms import LayerNorm, Norm, RmsNorm, Scaled, Unnormed
 from penstock.engine.torch.ports import Linear, LinearMethod, Mask, QuantisedMethod, ShardSpec
 from penstock.engine.torch.positions import Rope
@@ -146,6 +146,8 @@ class Packer:
     def _activate(self, is_gated: bool) -> Callable[[Tensor], Tensor]:
         if self.shape.activation == "gelu_tanh":
             return gelu_mul if is_gated else partial(F.gelu, approximate="tanh")
+        if self.shape.activation == "relu":
+            return relu_mul if is_gated else F.relu
         return silu_mul if is_gated else F.silu
 
     def weight_of_norm(self, name: str, width: int) -> Tensor:
@@ -234,11 +236,14 @@ def _load_layer(packer: Packer, index: int, prefix: str) -> Layer:
             return packer.norm(f"{prefix}{name}")
         return None if shape.part_scale == 1.0 else Scaled(shape.part_scale)
 
+    mlp = _load_mlp(packer, index, prefix)
+    early = shape.experts is not None and shape.experts.is_early
     return Layer(
         attention_norm=before(names.attention_norm),
         attention=_load_heads(packer, index, prefix),
         mlp_norm=None if names.mlp_norm is None else before(names.mlp_norm),
-        mlp=_load_mlp(packer, index, prefix),
+        mlp=mlp,
+        early=mlp.router if isinstance(mlp, Mixture) and early else None,
         attention_post=behind(names.attention_post),
         mlp_post=behind(names.mlp_post),
     )
@@ -349,7 +354,7 @@ def _load_mixture(packer: Packer, mixed: Experts, index: int, block: str) -> Mix
         if mixed.is_gated:
             gate = packer.router(get(f"{block}{mixed.shared}_gate.weight", (1, hidden)))
         shared = Shared(expert(mixed.shared, mixed.shared_width), gate)
-    router = get(f"{block}gate.weight", (mixed.count, hidden))
+    router = get(f"{block}{mixed.router}.weight", (mixed.count, hidden))
     return Mixture(
         layer=index,
         router=ExactRouter(router.float()) if mixed.is_exact else packer.router(router),
@@ -360,7 +365,7 @@ def _load_mixture(packer: Packer, mixed: Experts, index: int, block: str) -> Mix
         scaling=mixed.scaling,
         groups=mixed.groups,
         scores=mixed.scores,
-        correction=packer.folder.exact(f"{block}gate.{CORRECTION}", (mixed.count,))
+        correction=packer.folder.exact(f"{block}{mixed.router}.{CORRECTION}", (mixed.count,))
         if mixed.is_corrected
         else None,
     )

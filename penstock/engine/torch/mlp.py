@@ -38,6 +38,11 @@ Taken = dict[int, list[int]]  # layer -> rows that each expert took in one step
 KEPT_STEPS = 4096
 
 
+def relu_mul(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return gate.relu() * up
+
+
 class Mlp(Protocol):
     def __call__(self, x: Tensor, taken: Taken) -> Tensor:
         """x [M, hidden] -> [M, hidden], this rank's part of it. Mixtures note in `taken` what they did."""
@@ -106,7 +111,11 @@ class Mixture:
     correction: Tensor | None = None  # fp32 [experts], added to what they are chosen by
 
     def __call__(self, x: Tensor, taken: Taken) -> Tensor:
-        chosen, weights = self.route(x)
+        return self.routed(x, taken, self.router(x))
+
+    def routed(self, x: Tensor, taken: Taken, told: Tensor) -> Tensor:
+        """The same with what a router said, which need not have read x."""
+        chosen, weights = self.choose(told, x.dtype)
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
         rows, scales = order // self.top_k, weights.flatten()[order, None]
@@ -123,7 +132,10 @@ class Mixture:
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(experts int64, their weights), both [M, top_k], the likeliest first."""
-        told = self.router(x).float()
+        return self.choose(self.router(x), x.dtype)
+
+    def choose(self, told: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        told = told.float()
         chance = told.sigmoid() if self.scores == "sigmoid" else told.softmax(-1)
         wanted = chance if self.correction is None else chance + self.correction
         chosen = self._in_groups(wanted).topk(self.top_k).indices
@@ -132,7 +144,7 @@ class Mixture:
             weights = weights / weights.sum(-1, keepdim=True)
         if self.scaling != 1.0:
             weights = weights * self.scaling
-        return chosen, weights.to(x.dtype)
+        return chosen, weights.to(dtype)
 
     def _in_groups(self, wanted: Tensor) -> Tensor:
         """[M, experts], the same with groups that a token may not take from closed."""

@@ -190,5 +190,5 @@ class Spaces:
 def spaces_of(decoder: Decoder) -> Spaces | None:
     """None where the decoder's layers cannot be recorded."""
     alone = decoder.rank.world == 1 and decoder.embedding.device.type == "cpu"
-    is_known = all(layer.mlp_norm is not None for layer in decoder.layers)
+    is_known = all(layer.mlp_norm is not None and layer.early is None for layer in decoder.layers)
     return Spaces(decoder) if alone and is_known and available() else None

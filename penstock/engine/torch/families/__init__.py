@@ -7,6 +7,7 @@ all of them. All are decoders with rotary positions; in what they differ is told
     mixtures.py   Mixtral, Qwen 2 and 3 with experts
     gemma.py      Gemma 2 and 3
     phi.py        Phi 1 to 2, Phi 3 and 4
+    smallthinker.py   SmallThinker
     deepseek.py   DeepSeek-V2, V2-Lite, V3 and R1, Kimi-K2
 
 Positions are read in positions.py.
@@ -32,6 +33,7 @@ from penstock.engine.torch.families.llama import (
 from penstock.engine.torch.families.mixtures import mixtral, qwen2_moe, qwen3_moe
 from penstock.engine.torch.families.phi import phi, phi3
 from penstock.engine.torch.families.shape import DTYPE_BYTES, STORED, Experts, Latent, Names, Shape
+from penstock.engine.torch.families.smallthinker import smallthinker
 from penstock.engine.torch.reading import Config, Reader
 
 __all__ = ["DTYPE_BYTES", "STORED", "Experts", "Latent", "Names", "Shape", "read_shape"]
@@ -55,6 +57,7 @@ FAMILIES: dict[str, Callable[[Reader], Shape]] = {
     "smollm3": smollm3,
     "granite": granite,
     "olmo2": olmo2,
+    "smallthinker": smallthinker,
 }
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -74,6 +77,8 @@ ARCHITECTURES = {
     "SmolLM3ForCausalLM": "smollm3",
     "GraniteForCausalLM": "granite",
     "Olmo2ForCausalLM": "olmo2",
+    "SmallThinkerForCausalLM": "smallthinker",
+    "SmallthinkerForCausalLM": "smallthinker",
 }
 BARE, HEADED = "Model", "ForCausalLM"
 

@@ -11,7 +11,7 @@ DTYPE_BYTES = {"fp32": 4, "bf16": 2}
 STORED = {"float32": "fp32", "bfloat16": "bf16", "float16": "bf16"}
 
 NormKind = Literal["rms", "rms_offset", "layer"]
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "relu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +23,12 @@ class Experts:
     is_corrected   a bias is added to what experts are chosen by, and not to what they weigh
     scaling        their weights are multiplied by this
     groups         (g, n): experts lie in g groups, and a token takes them from the n groups with the likeliest experts
+    is_early       the router reads the stream as it enters the layer, before any norm
     is_exact       the router computes in fp32 whatever the model does
     layers         one entry a layer; False = a plain MLP
     shared_width   of the expert that every token takes; None = there is none
     is_gated       that expert has a gate of its own
-    block, gate, up, down, shared   how the tensors are called
+    block, router, gate, up, down, shared   how the tensors are called
     """
 
     count: int
@@ -39,10 +40,12 @@ class Experts:
     is_corrected: bool = False
     scaling: float = 1.0
     groups: tuple[int, int] | None = None
+    is_early: bool = False
     is_exact: bool = False
     shared_width: int | None = None
     is_gated: bool = True
     block: str = "mlp"
+    router: str = "gate"
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
