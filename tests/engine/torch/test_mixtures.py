@@ -69,13 +69,13 @@ def test_routes_are_the_references(
     folder, model = saved(model_root, name)
     built = build_decoder(model_facts(folder), ENGINE, Alone(), None)
     routes, ours = routes_of(model, PROMPT), {}
-    route = Mixture.route
+    choose = Mixture.choose
 
-    def noted(self: Mixture, x: Tensor) -> tuple[Tensor, Tensor]:
-        ours[self.layer] = route(self, x)
+    def noted(self: Mixture, told: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        ours[self.layer] = choose(self, told, dtype)
         return ours[self.layer]
 
-    monkeypatch.setattr(Mixture, "route", noted)
+    monkeypatch.setattr(Mixture, "choose", noted)
     with torch.inference_mode():
         logits_of(built, torch.tensor(PROMPT).numpy(), 0, len(PROMPT))
     assert ours.keys() == routes.keys()
