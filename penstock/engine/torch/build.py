@@ -226,7 +226,10 @@ def _load(
         return kept, f"mapped from {place}"
     folder = WeightFolder(checkpoint, dtype, device, rank=rank.rank, world=rank.world)
     decoder = load_decoder(folder, shape, methods.layers, rank, methods.quantised)
-    loaded = Loaded(decoder, folder.unread(), folder.said())
+    stored = folder.said()
+    if folder.gave_codes:
+        stored = f"{stored}; computed as {methods.quantised.name}"
+    loaded = Loaded(decoder, folder.unread(), stored)
     folder.close()
     is_kept = store.keep(place, loaded, rank) is not None
     return loaded, f"packed at this start{f', and kept in {place}' if is_kept else ''}"

@@ -44,6 +44,7 @@ class WeightFolder:
         self._stored = open_stored(folder)
         self._names = frozenset(self._stored.names())
         self._asked: set[str] = set()
+        self.gave_codes = False  # whether any weight was given in few bits
         there = [one for one in PREFIXES if f"{one}embed_tokens.weight" in self._names]
         self.prefix = there[0] if there else "model."
 
@@ -94,6 +95,7 @@ class WeightFolder:
             )
         value = self._stored.read(name, _part(found, shard, rows), as_numbers=as_numbers)
         if isinstance(value, Quantised):
+            self.gave_codes |= not as_numbers
             return moved(value, self.device)
         if value.dtype not in NUMBERS:
             raise BadModel(

@@ -19,12 +19,15 @@ from transformers import (
 
 from penstock.core.errors import BadModel
 from penstock.engine.folder import local_folder, model_facts
+from penstock.engine.torch.build import EngineConfig
 from penstock.engine.torch.checkpoints.gguf.blocks import exact, numbers
 from penstock.engine.torch.checkpoints.gguf.format import KINDS, read_header
+from penstock.engine.torch.open import open_executor
 from penstock.engine.torch.ports import ShardSpec
 from penstock.engine.torch.weights import WeightFolder
 from tests.engine.torch.checkpoints.folders import CPU, Kept, decoder_of, logits, reference
 from tests.engine.torch.checkpoints.gguf_files import write_gguf
+from tests.engine.torch.driver import GREEDY, Driver
 from tests.engine.torch.models import DEEPSEEK_YARN, LATENT, LONGROPE, SIZE, saved
 
 BY_NAME = {kind.name: kind for kind in KINDS.values()}
@@ -185,8 +188,11 @@ def test_shares_of_ranks(model_root: Path, tmp_path: Path) -> None:
         for dim, axis in (("out", 0), ("in", 1)):
             parts = [folder.get(name, (64, 64), ShardSpec(dim, rank, 2)) for rank in range(2)]  # type: ignore[arg-type]
             assert torch.equal(torch.cat(parts, axis), meant.get_parameter(name))
-    with pytest.raises(BadModel, match="cut through blocks of 32"):
-        folder.get("model.layers.0.mlp.down_proj.weight", (64, 96), ShardSpec("in", 0, 2))
+    with pytest.raises(BadModel, match="cut through groups of 32"):
+        folder.weight("model.layers.0.mlp.down_proj.weight", (64, 96), ShardSpec("in", 0, 2))
+    name = "model.layers.0.mlp.down_proj.weight"  # as numbers any share will do
+    part = folder.get(name, (64, 96), ShardSpec("in", 1, 2))
+    assert torch.equal(part, meant.get_parameter(name)[:, 48:])
 
 
 def test_a_changed_file_is_met_anew(model_root: Path, tmp_path: Path) -> None:
@@ -260,3 +266,20 @@ def test_headers_are_as_the_package_reads_them(model_root: Path, tmp_path: Path)
         assert ours.shape == tuple(int(size) for size in tensor.shape[::-1])
     fields = {key: field.contents() for key, field in theirs.fields.items() if "GGUF." not in key}
     assert fields == header.metadata
+
+
+@pytest.mark.parametrize("linear", ["auto", "plain"])
+async def test_an_engine_of_a_file(model_root: Path, tmp_path: Path, linear: str) -> None:
+    """From the file's name to greedy text, with the kernels of this machine and without."""
+    meant = write_gguf(tmp_path / "m.gguf", saved(model_root, "qwen3")[1], Kind.Q8_0)
+    config = EngineConfig(device="cpu", dtype="fp32", threads=1, num_blocks=40, linear=linear)  # type: ignore[arg-type]
+    executor = open_executor(str(tmp_path / "m.gguf"), config)
+    driver = Driver(executor)
+    job = driver.job([5, 6, 7, 8], GREEDY)
+    await driver.finish([job], 10)
+    await executor.stop()
+    assert executor.notes["stored"].startswith("GGUF: Q8_0 as stored; computed as ")
+    told = reference(meant, np.array([5, 6, 7, 8, *job.outputs[:-1]]))[3:]
+    chosen = told.gather(1, torch.tensor(job.outputs)[:, None])[:, 0]
+    slack = 1e-3 if linear == "plain" else 0.2 * float(told.std())
+    assert (told.amax(1) - chosen).max() < slack

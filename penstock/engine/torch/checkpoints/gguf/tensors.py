@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -15,7 +16,7 @@ from penstock.core.errors import BadModel
 from penstock.engine.folder import model_facts, read_json
 from penstock.engine.torch.checkpoints.gguf.blocks import FLOATS, GROUP, exact, numbers
 from penstock.engine.torch.checkpoints.gguf.folder import POINTER
-from penstock.engine.torch.checkpoints.gguf.format import KINDS, Placed
+from penstock.engine.torch.checkpoints.gguf.format import KINDS, Kind, Placed
 from penstock.engine.torch.checkpoints.gguf.names import Source, sources
 from penstock.engine.torch.checkpoints.hints import AGAIN, SAME
 from penstock.engine.torch.checkpoints.stored import Part
@@ -68,13 +69,19 @@ class GgufTensors:
             return self._keys_and_values(source)[part]
         if len(part) == 1:
             return self._vector(name, source, placed)[part]
-        data = self._bytes(placed, source, part[0])
-        data = _columns(data, placed, part[1], name)
+        data, inside = _blocks(self._bytes(placed, source, part[0]), placed.kind, part[1])
         if placed.kind.name in FLOATS or as_numbers:
-            return numbers(placed.kind, data).clone()
+            return numbers(placed.kind, data)[:, inside].clone()
+        group = math.gcd(placed.kind.numbers, GROUP)
+        if part[1].start % group or part[1].stop % group:
+            raise BadModel(
+                f"{placed.path}: inputs {part[1].start} to {part[1].stop} of {name} cut through groups of "
+                f"{group} ({placed.kind.name})",
+                hint="choose a smaller tensor_parallel, whose shares are whole groups",
+            )
         held = exact(placed.kind, data)
         self._read[placed.kind.name, held is not None] += 1
-        return held or _again(placed, data)
+        return held or _again(placed.kind, data, inside)
 
     def said(self) -> str | None:
         if not self._read:
@@ -163,19 +170,18 @@ def _placed(folder: Path) -> Mapping[str, Placed]:
     }
 
 
-def _columns(data: Tensor, placed: Placed, columns: slice, name: str) -> Tensor:
-    kind = placed.kind
-    if columns.start % kind.numbers or columns.stop % kind.numbers:
-        raise BadModel(
-            f"{placed.path}: inputs {columns.start} to {columns.stop} of {name} cut through blocks of "
-            f"{kind.numbers} ({kind.name})",
-            hint="choose a smaller tensor_parallel, whose shares are whole blocks",
-        )
-    first, last = (at // kind.numbers * kind.num_bytes for at in (columns.start, columns.stop))
-    return data[:, first:last].contiguous()
+def _blocks(data: Tensor, kind: Kind, columns: slice) -> tuple[Tensor, slice]:
+    """The blocks in which some columns lie, and where in them."""
+    first, last = columns.start // kind.numbers, -(-columns.stop // kind.numbers)
+    found = data[:, first * kind.num_bytes : last * kind.num_bytes].contiguous()
+    before = first * kind.numbers
+    return found, slice(columns.start - before, columns.stop - before)
 
 
-def _again(placed: Placed, data: Tensor) -> Quantised:
+def _again(kind: Kind, data: Tensor, inside: slice) -> Quantised:
     return stacked(
-        [quantise(numbers(placed.kind, some), 8, GROUP) for some in torch.split(data, ROWS_AT_ONCE)]
+        [
+            quantise(numbers(kind, some)[:, inside], 8, GROUP)
+            for some in torch.split(data, ROWS_AT_ONCE)
+        ]
     )
