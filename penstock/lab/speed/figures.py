@@ -8,7 +8,8 @@ A figure is tokens a second, or seconds of what is timed whole. Its spread is th
 theirs (of seconds: theirs by ours, so that above 1 is always better for us), of the figures; its spread is that of the
 ratios within each repeat, whose two turns are neighbours in time.
 
-The share of the roof: bytes that a token must read, by its time, by what a plain read gets in the same repeat.
+The share of the roof: bytes that a token must read, by its time, by the most that a plain read got between the same
+turns (others only ever make a read slower, and a share larger that is taken of a slower one).
 The bytes are nominal: every matrix once at its width, the keys and values of the context at sixteen bits; scales are
 not counted, and the head of int4 counts eight bits.
 """
@@ -169,17 +170,12 @@ def roof_shares(
         threads, weights, measure = key
         if measure != "decode" or key not in reads:
             continue
+        roof = max(reads[key].values())
         for engine, some in by_engine.items():
-            roofs = reads[key]
-            shares = [
-                needed[weights] / (time_of(one) * roofs[one.repeat])
-                for one in some
-                if one.repeat in roofs
-            ]
-            if shares:
-                middle = needed[weights] / (centre(some) * statistics.median(roofs.values()))
-                ordered = sorted([*shares, middle])
-                found[engine, threads, weights] = (middle, ordered[0], ordered[-1])
+            shares = [needed[weights] / (time_of(one) * roof) for one in some]
+            middle = needed[weights] / (centre(some) * roof)
+            ordered = sorted([*shares, middle])
+            found[engine, threads, weights] = (middle, ordered[0], ordered[-1])
     return found
 
 
