@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from penstock.assemble.presets import policy_tables
 from penstock.cluster.predictors import predictors_of_model
 from penstock.cluster.spec import ExecutorSpec, policies_of
-from penstock.core.errors import BadConfig, BadModel, StepFailed, missing_extra
+from penstock.core.errors import BadConfig, StepFailed
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Output, Request, RequestId, Sampling
 from penstock.engine.folder import DEFAULT_NAME, ModelFacts, local_folder, model_facts
@@ -95,14 +95,9 @@ def windows_of(ids: Sequence[int], context: int) -> Iterator[Window]:
 
 def windowed(facts: ModelFacts, documents: Sequence[str], *, context: int, limit: int) -> Text:
     """The windows, of `limit` tokens at most. Raises BadModel, BadConfig."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise missing_extra("tokenizers", "engine") from None
-    path = facts.folder / "tokenizer.json"
-    if not path.is_file():
-        raise BadModel(f"{path} is missing", hint="copy the model's tokenizer too")
-    tokenizer = Tokenizer.from_file(str(path))
+    from penstock.gateway.folder import load_tokenizer
+
+    tokenizer = load_tokenizer(facts.folder)
     windows, num_tokens, num_bytes = list[Window](), 0, 0.0
     for document in documents:
         ids = tokenizer.encode(document).ids[: limit - num_tokens]
