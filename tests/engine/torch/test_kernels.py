@@ -324,6 +324,13 @@ def test_a_wrong_instruction_set_is_noticed() -> None:
     )
     assert agrees(good, name)
     assert not agrees(idle, name)  # type: ignore[arg-type]
+    half_idle = types.SimpleNamespace(
+        tables=good.tables,
+        attention=good.attention,
+        large_pages=good.large_pages,
+        quantised=lambda *_: None,
+    )
+    assert not agrees(half_idle, name)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", (FP32, BF16))

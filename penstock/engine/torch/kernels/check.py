@@ -1,4 +1,4 @@
-"""A small attention step, computed by an instruction set and by plain torch: do they agree?
+"""A small attention step and two layers in few bits, by an instruction set and by plain torch: do they agree?
 
 Run when the library is loaded, in milliseconds. It guards against a compiler or a machine that the tests have not
 seen; the tests are far more thorough.
@@ -10,8 +10,11 @@ import torch
 
 from penstock.engine.torch.kernels.attention import CpuPagedAttention
 from penstock.engine.torch.kernels.library import Library
+from penstock.engine.torch.kernels.quantised import PackedQuantised
 from penstock.engine.torch.ports import Mask, StepMeta
+from penstock.engine.torch.quantised import Bits, Quantised
 
+WIDTHS: tuple[Bits, ...] = (8, 4)
 CONTEXT, QUERIES, HEADS, KV_HEADS, DIM, BLOCK = 83, 5, 6, 2, 48, 16
 
 
@@ -19,9 +22,26 @@ def agrees(library: Library, isa: str) -> bool:
     generator = torch.Generator().manual_seed(1)
     draw = [torch.randn(CONTEXT, n, DIM, generator=generator) for n in (HEADS, KV_HEADS, KV_HEADS)]
     exact, coarse = ((torch.float32, 1e-5), (torch.bfloat16, 3e-2))
-    return all(
+    attends = all(
         _error(library, isa, [x.to(t) for x in draw]) < bound for t, bound in (exact, coarse)
     )
+    return attends and all(_error_in(library, isa, bits) < 1e-5 for bits in WIDTHS)
+
+
+def _error_in(library: Library, isa: str, bits: Bits) -> float:
+    """Of rows that bytes hold exactly, in multiples of the largest output."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randint(-127, 128, (5, 128), generator=generator).float()
+    x[:, ::32] = 127
+    weight = Quantised(
+        bits=bits,
+        codes=torch.randint(2**bits, (24, 128), dtype=torch.uint8, generator=generator),
+        scales=torch.rand(24, 2, generator=generator).half().float(),
+        group=64,
+    )
+    layer = PackedQuantised(isa=isa, library=library).pack_quantised(weight, None)
+    wanted = x.double() @ weight.expand().double().T
+    return float((layer(x).double() - wanted).abs().max() / wanted.abs().max())
 
 
 def _error(library: Library, isa: str, qkv: list[torch.Tensor]) -> float:

@@ -54,7 +54,10 @@ class PackedLinear:
         num_out, num_in = weight.shape
         pair = 2 if weight.dtype == torch.bfloat16 else 1
         padded = F.pad(weight.detach(), (0, 0, 0, -num_out % PANEL))
-        panels = padded.view(-1, PANEL, num_in // pair, pair).transpose(1, 2).contiguous()
+        lines = padded.view(-1, PANEL, num_in // pair, pair).transpose(1, 2)
+        panels = torch.empty(lines.shape, dtype=weight.dtype)
+        self.library.large_pages(panels.data_ptr(), panels.nbytes)
+        panels.copy_(lines)
         bias = None if bias is None else bias.detach().to(weight.dtype).contiguous()
         return _Packed(self.library, self.table, panels, bias, num_out)
 
