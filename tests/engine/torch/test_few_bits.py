@@ -21,6 +21,7 @@ from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.kernels.quantised import PackedFewBits
 from penstock.engine.torch.mlp import Mixture
 from penstock.engine.torch.open import open_executor
+from penstock.engine.torch.packed_file import ALIGNMENT, put_together, take_apart
 from tests.engine.torch.models import saved
 from tests.engine.torch.served import Setting, serve
 from tests.engine.torch.test_against_transformers import ENGINE, logits_of, prompts
@@ -116,3 +117,21 @@ def test_bias_and_plain_products(model_root: Path) -> None:
     plain = logits_of(built, ids, 0, len(ids))
     packed = logits_of(build_decoder(facts, config("int8"), Alone(), None), ids, 0, len(ids))
     assert off(packed, plain) < 0.05
+
+
+@needs_kernels
+def test_what_was_packed_is_kept_and_read_again(model_root: Path, tmp_path: Path) -> None:
+    facts, ids = model_facts(saved(model_root, "qwen3")[0]), np.array(prompts()[4])
+    built = build_decoder(facts, config("int4"), Alone(), None)
+    wanted = logits_of(built, ids, 0, len(ids))
+    layer = built.decoder.layers[0]
+    head, tensors = take_apart(layer.attention.out, None)  # type: ignore[attr-defined]
+    with (tmp_path / "packed").open("wb") as file:
+        file.write(head)
+        for tensor in tensors:
+            file.seek(-file.tell() % ALIGNMENT, 1)
+            tensor.flatten().view(torch.uint8).numpy().tofile(file)
+    again = put_together(tmp_path / "packed", None)
+    assert isinstance(again, PackedFewBits)
+    layer.attention.out = again  # type: ignore[attr-defined]
+    assert logits_of(built, ids, 0, len(ids)).equal(wanted)
