@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from msgspec import UNSET, UnsetType
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -158,6 +159,27 @@ class _Live(Collector):
         for model, meter in self._models.items():
             generated.add_metric((model,), meter.generated)
         yield generated
+        yield from _drafts(reports)
+
+
+def _drafts(reports: Sequence[Report]) -> Iterable[Metric]:
+    """Of replicas that verified guesses; the others have no such series."""
+    told = [(each.replica, each.drafts) for each in reports if each.drafts is not UNSET]
+    drafted = CounterMetricFamily(
+        "penstock:spec_decode_num_draft_tokens", "Guesses verified.", labels=("engine",)
+    )
+    right = CounterMetricFamily(
+        "penstock:spec_decode_num_accepted_tokens", "Guesses that were right.", labels=("engine",)
+    )
+    rate = GaugeMetricFamily(
+        "penstock:spec_decode_acceptance_rate", "Right guesses, of all so far.", labels=("engine",)
+    )
+    for replica, counts in told:
+        assert not isinstance(counts, UnsetType)
+        drafted.add_metric((replica,), counts[0])
+        right.add_metric((replica,), counts[1])
+        rate.add_metric((replica,), counts[1] / counts[0])
+    return (drafted, right, rate) if told else ()
 
 
 def _gauge(

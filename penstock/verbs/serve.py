@@ -39,6 +39,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
         list[str] | None,
         typer.Option(help="LoRA adapter, NAME=FOLDER; callers ask for it as a model of that name."),
     ] = None,
+    speculate: Annotated[str | None, typer.Option(help="Guess ahead: ngram, or a model.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; flags win over it.")] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, e.g. fleet.0.replicas=2.")
@@ -51,9 +52,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
         list[str] | None,
         typer.Option(envvar="PENSTOCK_API_KEY", help="Key that callers must send."),
     ] = None,
-    drain_timeout: Annotated[
-        float | None, typer.Option(help="Seconds that running requests get when stopping [60].")
-    ] = None,
+    drain_timeout: Annotated[float | None, typer.Option(help="Seconds to drain [60].")] = None,
 ) -> None:
     """Serve a model over OpenAI's HTTP API until Ctrl-C.
 
@@ -67,6 +66,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
         "fleet.0.executor.dtype": dtype,
         "fleet.0.executor.weights": weights,
         "fleet.0.policy.preset": policy,
+        "fleet.0.speculation": guessed_by(speculate),
         "fleet.0.adapters": adapters_named(lora_modules) if lora_modules else None,
         "log.dir": log,
         "serve.drain_timeout_s": drain_timeout,
@@ -78,6 +78,13 @@ def serve(  # noqa: PLR0913 - every argument is a flag
     _log_to_stderr()
     if not run(built, on_phase=_say, on_ready=_welcome):
         raise typer.Exit(1)
+
+
+def guessed_by(told: str | None) -> dict[str, str] | None:
+    """The table of --speculate."""
+    if told is None:
+        return None
+    return {"method": told} if told == "ngram" else {"method": "draft", "model": told}
 
 
 def adapters_named(told: Sequence[str]) -> dict[str, str]:

@@ -107,6 +107,7 @@ class Scripted:
                 free_blocks=75,
                 total_blocks=100,
                 lanes=((0.6, 128), (0.0, 0)),
+                drafts=(8, 6),
             )
         ]
 

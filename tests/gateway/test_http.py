@@ -285,6 +285,15 @@ async def test_metrics(service: Scripted, text: TextModel, answer_ids: list[int]
         assert values[f"penstock:{name}_seconds_count{tiny}"] == 3
     assert values['penstock:kv_cache_usage_perc{engine="replica-0"}'] == 0.25
     assert values['penstock:num_requests_running{engine="replica-0"}'] == 0
+    drafts = [
+        values[f'penstock:spec_decode_{name}{{engine="replica-0"}}']
+        for name in (
+            "num_draft_tokens_total",
+            "num_accepted_tokens_total",
+            "acceptance_rate",
+        )
+    ]
+    assert drafts == [8, 6, 0.75]
     lanes = [values[f'penstock:lane_share{{engine="replica-0",lane="{lane}"}}'] for lane in (0, 1)]
     assert lanes == [0.6, 0]
     assert values['penstock:lane_tokens{engine="replica-0",lane="0"}'] == 128

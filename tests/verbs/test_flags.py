@@ -52,7 +52,7 @@ FLAGS: dict[str, set[str]] = {
     },
     "serve": {
         "--host", "--port", "--device", "--dtype", "--weights", "--policy", "--config", "--set", "--print-config",
-        "--log", "--api-key", "--lora-modules", "--drain-timeout",
+        "--log", "--api-key", "--lora-modules", "--speculate", "--drain-timeout",
     },
     "simulate": {
         "--trace", "--columns", "--limit", "--speed", "--rate", "--model", "--seed", "--slo-ttft", "--slo-tpot",

@@ -13,6 +13,9 @@ weights, and rows come nearly free; a full one is bound by arithmetic, and a wro
     m      that which makes (tokens planned + G(m)) / seconds(m) greatest, of 1 to 8, 12, 16, 24 ...; 0 if none gains
 
 Prompt tokens count as tokens planned, so beside a long prompt a guess has to be as good as the work that it delays.
+seconds(m) is the cost model's, times how much dearer steps with guesses turned out than those without: of each kind of
+decode step the ratio of measured to foretold seconds is kept. That takes in what no model of steps knows, such as the
+time of whoever guesses. Where every step has guesses, one goes without after a while, to have something to compare.
 
 Parameters
     max_drafts    guesses for one job in a step, default 4
@@ -25,7 +28,7 @@ Parameters
 Guesses never take memory from anybody: in steps that evict there are none, and while somebody waits they must fit into
 the blocks that their jobs hold. They are not for steps of several lanes, layer ranges or templates.
 
-Where we differ: acceptance is measured for each job; the step's time comes from the cost model, for this very step.
+Where we differ: acceptance is measured for each job; the step's time is foretold for this very step.
 """
 
 from __future__ import annotations
@@ -33,17 +36,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from msgspec import structs
 
 from penstock.core.config import Table
-from penstock.core.events import Drafted, Event
+from penstock.core.events import Completed, Drafted, Event
 from penstock.core.views import Batch, Chunk, JobView, LedgerFork, Singles
 from penstock.policy.batch import Decision, Policy, View
 from penstock.policy.batch.vllm_v1 import VllmV1
 
-FEW = 8  # guesses up to which every number of them is tried
+FEW = (
+    8  # guesses up to which every number of them is tried; measured steps that are enough to go by
+)
+PACE = 16  # steps over which measured times are smoothed
+MOST_DEARER = 4.0
 MANY = 64  # jobs that are remembered beside those that run
 
 
@@ -57,6 +64,27 @@ class Seen:
 
 
 @dataclass(slots=True)
+class Pace:
+    """Measured over foretold seconds of one kind of step."""
+
+    ratio: float = 0.0
+    num: int = 0
+
+    def add(self, ratio: float) -> None:
+        self.num += 1
+        self.ratio += (ratio - self.ratio) / min(self.num, PACE)
+
+
+class Asked(NamedTuple):
+    """A step of decodes: when it was planned, its foretold seconds without guesses and with all that have room."""
+
+    at: float
+    plain_s: float
+    roomy_s: float
+    room: int
+
+
+@dataclass(slots=True)
 class Speculative:
     max_drafts: int = 4
     prior: float = 0.5
@@ -67,6 +95,10 @@ class Speculative:
     _inner: Policy = field(init=False, default_factory=VllmV1, repr=False)
     _seen: dict[int, Seen] = field(init=False, default_factory=dict, repr=False)
     _all: Seen = field(init=False, default_factory=Seen, repr=False)
+    _plain: Pace = field(init=False, default_factory=Pace, repr=False)
+    _guessed: Pace = field(init=False, default_factory=Pace, repr=False)
+    _asked: Asked | None = field(init=False, default=None, repr=False)
+    _made: int = field(init=False, default=0, repr=False)  # guesses of the step that ends now
 
     def __post_init__(self) -> None:
         if self.max_drafts < 1 or self.probe_every < 1:
@@ -90,7 +122,7 @@ class Speculative:
 
     @property
     def hears(self) -> tuple[type, ...]:
-        return (Drafted, *self._inner_hears())
+        return (Drafted, *dict.fromkeys((Completed, *self._inner_hears())))
 
     def _inner_hears(self) -> tuple[type, ...]:
         if not hasattr(self._inner, "observe"):
@@ -99,9 +131,13 @@ class Speculative:
         return tuple([kind for kind in kinds if kind is not Drafted])
 
     def observe(self, event: Event) -> None:
+        if isinstance(event, Completed):
+            self._measure(event)
         if not isinstance(event, Drafted):
-            self._inner.observe(event)  # type: ignore[attr-defined]
+            if type(event) in self._inner_hears():
+                self._inner.observe(event)  # type: ignore[attr-defined]
             return
+        self._made = sum([drafted for _, drafted, _ in event.guesses])
         for seq, drafted, right in event.guesses:
             trials = min(right + 1, drafted)
             for seen in (self._seen.get(seq), self._all):
@@ -110,8 +146,27 @@ class Speculative:
                     seen.trials = seen.trials * kept + trials
                     seen.right = seen.right * kept + right
 
+    def _measure(self, event: Completed) -> None:
+        asked, made = self._asked, self._made
+        self._asked, self._made = None, 0
+        if asked is None or event.steps_run > 1 or event.error is not None:
+            return
+        used = min(1.0, made / asked.room) if asked.room else 0.0
+        foretold_s = asked.plain_s + used * (asked.roomy_s - asked.plain_s)
+        if foretold_s > 0:
+            pace = self._guessed if made else self._plain
+            pace.add((event.ends[-1] - asked.at) / foretold_s)
+
+    @property
+    def _dearer(self) -> float:
+        """How much more steps with guesses take than was foretold, beside those without."""
+        if self._plain.num < FEW or self._guessed.num < FEW or not self._plain.ratio > 0:
+            return 1.0
+        return min(max(self._guessed.ratio / self._plain.ratio, 1 / MOST_DEARER), MOST_DEARER)
+
     def decide(self, view: View) -> Decision:
         said = self._inner.decide(view)
+        self._asked = None
         lanes = said.batch.lanes
         if not lanes or _is_special(view, said):
             said.outlasts = False  # once it is an ordinary step, guesses are to be thought of
@@ -119,6 +174,8 @@ class Speculative:
         jobs = _decodes(lanes[0].chunks, {job.seq for job in said.admitted})
         grants = self._grants(view, said, jobs) if jobs else {}
         self._note(view, jobs, grants)
+        if jobs and len(jobs) == len(lanes[0].chunks):
+            self._ask(view, lanes[0].chunks, grants)
         if not grants:
             left = min([self._until_probe(job) for job in jobs], default=said.stable_for)
             return structs.replace(
@@ -127,11 +184,18 @@ class Speculative:
         lane = lanes[0]._replace(chunks=_granted(lanes[0].chunks, grants))
         return structs.replace(said, batch=Batch((lane,)), stable_for=1, outlasts=False)
 
+    def _ask(self, view: View, chunks: tuple[Chunk, ...] | Singles, grants: dict[int, int]) -> None:
+        plain_s = view.cost.predict(chunks)
+        roomy_s = view.cost.predict(_granted(chunks, grants)) if grants else plain_s
+        self._asked = Asked(view.now, plain_s, roomy_s, sum(grants.values()))
+
     # ------------------------------------------------------------------ how many
 
     def _grants(self, view: View, said: Decision, jobs: Sequence[JobView]) -> dict[int, int]:
         """How many guesses each job may verify, by seq; only those with any."""
         chunks = said.batch.lanes[0].chunks
+        if self._plain.num < FEW and self._guessed.num > PACE * (1 + self._plain.num):
+            return {}
         room = view.caps.max_batch_tokens - sum([chunk.tokens for chunk in chunks])
         fork = view.ledger.fork()
         _book(fork, said, {job.seq for job in view.waiting})
@@ -163,10 +227,10 @@ class Speculative:
         """How many of the ranked guesses make the step's tokens a second most."""
         planned = float(sum([chunk.tokens for chunk in chunks]))
         gains = list(accumulate([-worth for worth, _, _, _ in ranked], initial=planned))
-        best, speed = 0, planned / max(view.cost.predict(chunks), 1e-12)
+        best, speed, dearer = 0, planned / max(view.cost.predict(chunks), 1e-12), self._dearer
         for num in _sizes(len(ranked)):
             grants = {job.seq: depth for _, depth, _, job in ranked[:num]}
-            seconds = view.cost.predict(_granted(chunks, grants))
+            seconds = view.cost.predict(_granted(chunks, grants)) * dearer
             if gains[num] > speed * seconds:
                 best, speed = num, gains[num] / seconds
         return best
