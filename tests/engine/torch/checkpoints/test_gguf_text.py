@@ -188,7 +188,8 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     for told, text in (
         ({"model": "t5"}, "a tokenizer of kind 't5'"),
         ({"model": "gpt2", "pre": "kimi-k2"}, "how 'kimi-k2' cuts text"),
+        ({"model": "gpt2", "pre": "qwen2"}, "'ab' in merges is no pair"),
     ):
-        vocabulary_file(path, ["a", "b"], kinds=[1, 1], merges=[], told=told)
+        vocabulary_file(path, ["a", "b"], kinds=[1, 1], merges=["a b", "ab"], told=told)
         with pytest.raises(BadModel, match=text):
             local_folder(path)

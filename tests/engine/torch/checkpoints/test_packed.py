@@ -97,9 +97,9 @@ def test_modules_that_were_left_out(model_root: Path, tmp_path: Path) -> None:
     method = Kept()
     decoder, _ = decoder_of(place, method)
     assert (logits(decoder) - reference(model)).abs().max() < 1e-3
-    # query, key apart from the value; gate (8 bits, one scale) and up (4 bits, two groups) in one
-    per_layer = [(4, 32, False, False), (4, 32, False, False), (4, 32, False, False)]
-    assert method.forms[:5] == [*per_layer, (8, 32, False, False), (4, 32, False, False)]
+    # of 3 layers: query, key (the value is numbers), output, down; gate (8 bits, one scale) with up (4, two groups)
+    narrow, wide = (4, 32, False, False), (8, 32, False, False)
+    assert sorted(method.forms) == [*[narrow] * 12, *[wide] * 3]
 
 
 SHARED = [gptq(), awq(), compressed(is_symmetric=False), integers]

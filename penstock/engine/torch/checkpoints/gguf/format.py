@@ -7,6 +7,7 @@ or is no GGUF, is a BadModel that says so.
 
 from __future__ import annotations
 
+import math
 import mmap
 import re
 import struct
@@ -92,7 +93,7 @@ class Placed:
 
     @property
     def num_bytes(self) -> int:
-        return int(np.prod(self.shape)) // self.kind.numbers * self.kind.num_bytes
+        return math.prod(self.shape) // self.kind.numbers * self.kind.num_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from penstock.core.errors import BadModel
 from penstock.engine.torch.checkpoints.gguf.format import Metadata
+from penstock.engine.torch.checkpoints.hints import AGAIN
 
 Table = dict[str, object]
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # kinds of tokens
@@ -130,10 +131,18 @@ def read_vocabulary(told: Metadata, where: Path) -> Vocabulary:
         tokens=[str(token) for token in tokens],
         kinds=_list(told, "token_type", 1, len(tokens), where),
         scores=_list(told, "scores", 0.0, len(tokens), where),
-        merges=[str(merge) for merge in merges] if isinstance(merges, list) else None,
+        merges=_merges(merges, where) if isinstance(merges, list) else None,
         told=told,
         is_gemma=str(told.get("general.architecture")).startswith("gemma"),
     )
+
+
+def _merges(told: list[object], where: Path) -> list[str]:
+    found = [str(merge) for merge in told]
+    broken = next((merge for merge in found if " " not in merge[1:]), None)
+    if broken is not None:
+        raise BadModel(f"{where}: {broken!r} in merges is no pair of tokens", hint=AGAIN)
+    return found
 
 
 def _list(told: Metadata, name: str, default: float, count: int, where: Path) -> list[int]:
