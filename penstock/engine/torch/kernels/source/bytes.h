@@ -35,6 +35,32 @@ static inline Lanes to_lanes(const Ints& value) {
     return result;
 }
 
+// Sixteen whole numbers in [-128, 127] as bytes, and sixteen unsigned bytes as whole numbers. Compilers take these lane
+// by lane when they are left to it.
+static inline void store_bytes(int8_t* to, const Ints& value) {
+#if defined(__AVX512F__) && LANE_BYTES == 64
+    _mm_storeu_si128((__m128i*)to, _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)value.part[0]));
+#elif defined(__AVX2__) && LANE_BYTES == 32
+    const __m256i shorts = _mm256_packs_epi32((__m256i)value.part[0], (__m256i)value.part[1]);
+    const __m256i ordered = _mm256_permute4x64_epi64(shorts, 0xd8);
+    _mm_storeu_si128((__m128i*)to, _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+#else
+    EACH_PART UNROLL for (int i = 0; i < WIDTH; ++i) to[p * WIDTH + i] = int8_t(value.part[p][i]);
+#endif
+}
+
+static inline Ints load_bytes(const uint8_t* from) {
+    Ints result;
+#if defined(__AVX512F__) && LANE_BYTES == 64
+    result.part[0] = (MaskPart)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128((const __m128i*)from));
+#elif defined(__AVX2__) && LANE_BYTES == 32
+    EACH_PART result.part[p] = (MaskPart)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(from + p * WIDTH)));
+#else
+    EACH_PART UNROLL for (int i = 0; i < WIDTH; ++i) result.part[p][i] = from[p * WIDTH + i];
+#endif
+    return result;
+}
+
 static inline int32_t four_at(const int8_t* from) {
     int32_t result;
     memcpy(&result, from, 4);

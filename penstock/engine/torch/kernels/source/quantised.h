@@ -30,7 +30,6 @@ static inline int32_t shift_of(const QuantisedCall& call) {
 // Of `count` inputs, the rest of the group being zeros: bytes, their step and their sum.
 template <class T>
 static inline RowGroup quantise_group(const QuantisedCall& call, const T* x, int count, int8_t* bytes) {
-    typedef int8_t Bytes __attribute__((vector_size(WIDTH), may_alias, aligned(1)));
     const float ROUNDER = 12582912.0f;  // see exp2
     float padded[128];
     Lanes most = fill(0), never = fill(0);
@@ -51,11 +50,12 @@ static inline RowGroup quantise_group(const QuantisedCall& call, const T* x, int
     Ints sum = fill_ints(0);
     for (int i = 0; i < call.group; i += GROUP) {
         const Lanes value = load(padded + i) * inverse;
+        Ints whole;
         EACH_PART {
-            const MaskPart whole = (MaskPart)(value.part[p] + ROUNDER) - 0x4b400000;
-            *(Bytes*)(bytes + i + p * WIDTH) = __builtin_convertvector(whole, Bytes);
-            sum.part[p] += whole;
+            whole.part[p] = (MaskPart)(value.part[p] + ROUNDER) - 0x4b400000;
+            sum.part[p] += whole.part[p];
         }
+        store_bytes(bytes + i, whole);
     }
     int32_t total = 0;
     EACH_PART UNROLL for (int i = 0; i < WIDTH; ++i) total += sum.part[p][i];
@@ -90,13 +90,6 @@ static inline Lanes load_half(const uint16_t* from) {
     return result;
 }
 
-static inline Ints load_zeros(const uint8_t* from) {
-    typedef uint8_t Bytes __attribute__((vector_size(WIDTH), may_alias, aligned(1)));
-    Ints result;
-    EACH_PART result.part[p] = __builtin_convertvector(*(const Bytes*)(from + p * WIDTH), MaskPart);
-    return result;
-}
-
 // GROUP_CHUNKS: how many chunks a group has, if it is one; else 0.
 template <int BITS, int GROUP_CHUNKS>
 struct QuantisedPiece {
@@ -106,7 +99,7 @@ struct QuantisedPiece {
     // What the sums of a group begin at, so that they end as those of code - zero.
     inline Ints beginning(int32_t sum, int64_t panel, int64_t g) const {
         if (!call.zeros) return fill_ints(sum);
-        Ints result = load_zeros(call.zeros + (panel * call.num_groups + g) * GROUP);
+        Ints result = load_bytes(call.zeros + (panel * call.num_groups + g) * GROUP);
         EACH_PART result.part[p] = (base_of(BITS) - result.part[p]) * sum;
         return result;
     }
