@@ -26,10 +26,8 @@ Packer = Callable[[Tensor], Packed]
 def words(codes: Tensor, bits: int) -> Tensor:
     """[R, C] -> int32 [R, ceil(C / n)], n codes a word, the first lowest."""
     each = 32 // bits
-    rows, columns = codes.shape
-    out = torch.zeros(rows, -(-columns // each), dtype=torch.int64)
-    for column in range(columns):
-        out[:, column // each] |= codes[:, column].long() << (bits * (column % each))
+    whole = torch.nn.functional.pad(codes.long(), (0, -codes.shape[1] % each))
+    out = (whole.view(len(codes), -1, each) << torch.arange(0, 32, bits)).sum(-1)
     return torch.where(out >= 2**31, out - 2**32, out).to(torch.int32)
 
 
@@ -93,12 +91,7 @@ def _down(codes: Tensor, bits: int) -> Tensor:
 def awq(size: int = 32) -> Packer:
     def lace(codes: Tensor) -> Tensor:
         """[lines, out] with outputs in AWQ's order."""
-        lines, outputs = codes.shape
-        laced = torch.empty_like(codes)
-        for first in range(0, outputs, 8):
-            for at, output in enumerate(AWQ_ORDER):
-                laced[:, first + at] = codes[:, first + output]
-        return words(laced, 4)
+        return words(codes.view(len(codes), -1, 8)[:, :, list(AWQ_ORDER)].flatten(1), 4)
 
     def pack(weight: Tensor) -> Packed:
         num_in = weight.shape[1]
