@@ -196,7 +196,7 @@ async def test_greedy_text(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "olmo2"])
 async def test_greedy_text_in_two_processes(model_root: Path, name: str) -> None:
     two = replace(ENGINE, tensor_parallel=2)
     await check(model_root, name, Setting(budget=64, num_blocks=26), two)

@@ -28,6 +28,7 @@ from penstock.engine.folder import model_facts, read_json
 from penstock.engine.torch.build import Built, EngineConfig, build_decoder
 from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.families import read_shape
+from penstock.engine.torch.load import check_split
 from penstock.engine.torch.open import open_executor
 from tests.engine.torch.driver import GREEDY, Driver
 from tests.engine.torch.models import FAMILIES, LONGROPE, SIZE, saved
@@ -240,3 +241,10 @@ async def test_any_of_several_end_tokens_ends_a_text(model_root: Path, tmp_path:
     told = [out.is_stop for out in again.sampled]
     assert told == [token in ends for token in job.outputs] and sum(told) >= 2
     await executor.stop()
+
+
+def test_norms_over_all_heads_are_not_split(model_root: Path) -> None:
+    shape = model_facts(saved(model_root, "olmo2")[0]).shape
+    check_split(shape, 1, "olmo2")
+    with pytest.raises(BadModel, match="norms over all heads"):
+        check_split(shape, 2, "olmo2")
