@@ -1,6 +1,6 @@
 """A decode step as recorded kernel calls, beside the same step called one by one from Python.
 
-    python benchmarks/recorded_steps.py [--weights stored,int8,int4] [--batch 1] [--context 512] [--rounds 10] [--model FOLDER]
+    python benchmarks/recorded_steps.py [--weights stored,int8,int4] [--batch 1] [--context 512] [--model FOLDER]
 
 Without --model a random Llama of Qwen3-0.6B's widths is written to a temporary folder. Both forms run in turns on one
 thread over the same packed weights; given is the lower quartile of the thread's processor time, and how many times the
