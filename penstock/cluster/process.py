@@ -313,4 +313,8 @@ def _environment() -> dict[str, str]:
     known = os.environ.get("PYTHONPATH")
     is_told = "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ
     waits = {} if is_told else {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": SPINS}
-    return {**os.environ, **waits, "PYTHONPATH": root if not known else f"{root}{os.pathsep}{known}"}
+    return {
+        **os.environ,
+        **waits,
+        "PYTHONPATH": root if not known else f"{root}{os.pathsep}{known}",
+    }

@@ -7,6 +7,9 @@ A run of neighbouring slots is one matrix of either, so any number of adapters t
 part. Memory is taken when the first adapter comes that changes the product. It is held in fp32 where the processor
 multiplies bf16 slowly (linear.py): an adapter is a hundredth of its model.
 
+At decode of few rows it is the number of torch operations that costs, so what can be is made once: views of each run of
+slots are kept with the arrays they are of.
+
 A slot may be written while others are read: its own rows are nobody's then, and what they yield is struck out.
 """
 
@@ -53,71 +56,110 @@ class Factors:
     up: Tensor
 
 
+Run = tuple[
+    Tensor, tuple[Tensor | None, ...]
+]  # [in, slots * parts * rank], and [slots * rank, out] of each part
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    """The arrays of a bank, replaced as a whole when there is one more. `ups` None: no adapter changes the part."""
+
+    down: Tensor
+    ups: tuple[Tensor | None, ...]
+    runs: dict[tuple[int, int], Run] = field(default_factory=dict)
+
+    def run(self, first: int, last: int) -> Run:
+        found = self.runs.get((first, last))
+        if found is None:
+            down = self.down[first:last].flatten(0, 2).T
+            ups = [None if up is None else up[first:last].flatten(0, 1) for up in self.ups]
+            found = self.runs[first, last] = down, tuple(ups)
+        return found
+
+
 @dataclass(slots=True, eq=False)
 class Bank:
-    """See the module's text."""
+    """See the module's text. The parts lie side by side and are all of the product."""
 
     form: BankForm
     parts: Sequence[Part]
     width: int
-    down: Tensor | None = None
-    ups: list[Tensor | None] = field(default_factory=list)
+    held: _Held | None = None
 
     @property
     def num_bytes(self) -> int:
         """Held now."""
-        return sum([one.nbytes for one in (self.down, *self.ups) if one is not None])
+        if self.held is None:
+            return 0
+        return sum([one.nbytes for one in (self.held.down, *self.held.ups) if one is not None])
 
     def put(self, slot: int, factors: Mapping[str, Factors]) -> None:
         """Fill a slot; parts that the adapter leaves alone become 0."""
-        if self.down is None and not factors:
+        if not factors and self.held is None:
             return
-        form = self.form
-        if self.down is None:
-            shape = (form.slots, len(self.parts), form.rank, self.width)
-            self.ups = [None] * len(self.parts)
-            self.down = torch.zeros(shape, dtype=form.dtype, device=form.device)
-        for at, part in enumerate(self.parts):
-            self._put_part(slot, at, part, factors.get(part.name))
+        held = self.held = self._with_room(factors)
+        for at, (part, up) in enumerate(zip(self.parts, held.ups, strict=True)):
+            given = factors.get(part.name)
+            if given is not None:
+                assert up is not None
+                rank = len(given.down)
+                up[slot, :rank], held.down[slot, at, :rank] = given.up.to(up), given.down.to(up)
+                up[slot, rank:], held.down[slot, at, rank:] = 0, 0
+            elif up is not None:
+                up[slot] = 0
 
-    def _put_part(self, slot: int, at: int, part: Part, given: Factors | None) -> None:
-        assert self.down is not None
-        up = self.ups[at]
-        if given is None:
-            if up is not None:
-                up[slot].zero_()
-            return
-        if up is None:
-            form = self.form
-            shape = (form.slots, form.rank, part.width)
-            up = torch.zeros(shape, dtype=form.dtype, device=form.device)
-        rank = len(given.down)
-        up[slot, :rank], self.down[slot, at, :rank] = given.up.to(up), given.down.to(self.down)
-        up[slot, rank:] = 0
-        self.down[slot, at, rank:] = 0
-        self.ups[at] = up
+    def _with_room(self, factors: Mapping[str, Factors]) -> _Held:
+        """The arrays, with those that these need for the first time."""
+        form, before = self.form, self.held
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=form.dtype, device=form.device)
+
+        ups: list[Tensor | None] = [None] * len(self.parts)
+        if before is not None:
+            ups = list(before.ups)
+        fresh = [
+            at for at, part in enumerate(self.parts) if ups[at] is None and part.name in factors
+        ]
+        if before is not None and not fresh:
+            return before
+        for at in fresh:
+            ups[at] = zeros(form.slots, form.rank, self.parts[at].width)
+        down = before.down if before is not None else None
+        if down is None:
+            down = zeros(form.slots, len(self.parts), form.rank, self.width)
+        return _Held(down, tuple(ups))
 
     def add(self, x: Tensor, out: Tensor) -> None:
         """Add to out [M, out] what this thread's rows of x [M, in] ask for."""
-        if self.down is not None:
+        held = self.held
+        if held is not None:
             for group in HERE.groups:
-                self._add(x, out, group, self.down)
+                self._add(x, out, group, held)
 
-    def _add(self, x: Tensor, out: Tensor, group: Group, bank: Tensor) -> None:
-        rows = x[group.start : group.stop].to(bank.dtype)
-        down, count = bank[group.first : group.last], group.last - group.first
-        inner = (rows @ down.flatten(0, 2).T).view(len(rows), count, len(self.parts), -1)
+    def _add(self, x: Tensor, out: Tensor, group: Group, held: _Held) -> None:
+        down, ups = held.run(group.first, group.last)
+        count, parts = group.stop - group.start, self.parts
+        if count != len(x):
+            x, out = x[group.start : group.stop], out[group.start : group.stop]
+        inner = x.to(down.dtype) @ down
         if group.strangers is not None:
-            inner.masked_fill_(group.strangers[:, :, None, None], 0.0)
-        for at, (part, up) in enumerate(zip(self.parts, self.ups, strict=True)):
+            inner.view(*group.strangers.shape[:2], -1).masked_fill_(group.strangers, 0.0)
+        if len(parts) == 1:
+            pieces: Sequence[Tensor] = (inner,)
+            targets: Sequence[Tensor] = (out,)
+        else:
+            shape = (count, group.last - group.first, len(parts), self.form.rank)
+            pieces = inner.view(shape).permute(2, 0, 1, 3).reshape(len(parts), count, -1).unbind()
+            targets = torch.split(out, [part.width for part in parts], 1)
+        for piece, up, target in zip(pieces, ups, targets, strict=True):
             if up is None:
                 continue
-            weight = up[group.first : group.last].flatten(0, 1)
-            target = out[group.start : group.stop, part.start : part.stop]
-            if target.dtype == weight.dtype:
-                target.addmm_(inner[:, :, at].flatten(1), weight)
+            if target.dtype == up.dtype:
+                target.addmm_(piece, up)
             else:
-                target.add_(inner[:, :, at].flatten(1) @ weight)
+                target.add_(piece @ up)
 
 
 @dataclass(slots=True, eq=False)

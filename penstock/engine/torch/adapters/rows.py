@@ -24,7 +24,7 @@ SlotOf = int | None
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """Rows [start, stop) and slots [first, last). `strangers` [rows, slots]: what is struck out; None: nothing."""
+    """Rows [start, stop) and slots [first, last). `strangers` [rows, slots, 1]: what is struck out; None: nothing."""
 
     start: int
     stop: int
@@ -86,7 +86,7 @@ def _together(begin: int, slots: list[SlotOf], device: torch.device) -> list[Gro
         strangers = None
         if last - first > 1 or None in wanted:
             own = torch.tensor([slot if slot is not None else last for slot in wanted])
-            strangers = own[:, None] != torch.arange(first, last)
+            strangers = (own[:, None] != torch.arange(first, last))[..., None]
             strangers = strangers if device.type == "cpu" else strangers.to(device)
         found.append(Group(start, start + len(slots), first, last, strangers))
     return found
