@@ -16,7 +16,7 @@ def test_the_flags() -> None:
     options = {option for parameter in command.params for option in parameter.opts}
     assert options == {
         "model", "--host", "--port", "--device", "--dtype", "--policy", "--config", "--set",
-        "--print-config", "--log", "--api-key", "--drain-timeout", "--lora-modules", "--weights",
+        "--print-config", "--log", "--api-key", "--drain-timeout", "--lora-modules", "--weights", "--speculate",
     }  # fmt: skip
 
 
