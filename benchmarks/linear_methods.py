@@ -33,11 +33,12 @@ from penstock.engine.torch.kernels.linear import PackedLinear
 from penstock.engine.torch.kernels.quantised import PackedQuantised
 from penstock.engine.torch.linear import OneDnnLinear, PlainLinear, WidenedLinear
 from penstock.engine.torch.ports import Linear, LinearMethod, ShardSpec
-from penstock.engine.torch.quantised import quantise
+from penstock.engine.torch.quantised import Bits, quantise
 
 COLD_BYTES = 96 << 20
 PIECE_BYTES = 4 << 20
 FEW_ROWS = 8
+FORMS: tuple[tuple[Bits, int], ...] = ((8, 128), (8, 32), (4, 128), (4, 32))
 READER = """
 typedef float Part __attribute__((vector_size(32)));
 extern "C" float read_all(const float* from, long count) {
@@ -112,8 +113,8 @@ def of_numbers(weight: Tensor) -> list[Method]:
 def of_few_bits(weight: Tensor) -> list[Method]:
     found = []
     if available():
-        for bits, group in ((8, 128), (8, 32), (4, 128), (4, 32)):
-            few, method = quantise(weight, bits, group), PackedQuantised()  # type: ignore[arg-type]
+        for bits, group in FORMS:
+            few, method = quantise(weight, bits, group), PackedQuantised()
             num_bytes = method.pack_quantised(few, None).num_bytes  # type: ignore[attr-defined]
             layers = copies(lambda few=few, m=method: m.pack_quantised(few, None), num_bytes)  # type: ignore[misc]
             found.append(Method(f"int{bits} of {group}", torch.bfloat16, layers, num_bytes))
@@ -174,6 +175,9 @@ def main() -> None:
         most = 2e-3 * all_rows[-1] * outputs * inputs / us[-1]
         row = "".join(f"{one:9.0f}" for one in us)
         print(f"{method.name:18}{row} {100 * share:7.0f}% {most:6.0f}")
+    for bits, group in FORMS:
+        lost = (quantise(weight, bits, group).expand() - weight).square().mean() / weight.var()
+        print(f"int{bits} of {group}: {float(lost):.2g} of the variance of normal weights is lost")
     if args.json:
         found = {method.name: method.seconds for method in methods}
         told = {"shape": args.shape, "threads": args.threads, "read": speed, "seconds": found}
