@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from typing import Any
 
@@ -15,7 +16,12 @@ from penstock.core.errors import BadConfig
 from penstock.core.events import Completed, Drafted, Finished, Stepped
 from penstock.core.plans import Done, Opening, Plan, Sampled, Work
 from penstock.core.prompt import TracedPrompt
-from penstock.core.types import PlanId, Request, RequestId
+from penstock.core.types import HostLink, PlanId, Request, RequestId
+from penstock.core.views import Batch, Chunk, Lane
+from penstock.engine.replica import Replica
+from penstock.engine.swap import SwapConfig
+from penstock.policy import batch
+from penstock.policy.batch.vllm_v1 import VllmV1
 from penstock.report.log import Memory
 from penstock.sim.drafts import Drafting, DraftingExecutor, Luck
 from penstock.sim.executor import ModelledExecutor
@@ -176,3 +182,59 @@ def test_configurations_say_what_cannot_be() -> None:
 def test_a_replica_that_does_not_guess_says_nothing_of_it() -> None:
     """So the logs of everybody else are, byte for byte, what they were."""
     assert "speculation" not in json.dumps(made(9).spec)
+
+
+class EveryOther:
+    """Plans 5 guesses in every second step."""
+
+    calls = 0
+
+    def decide(self, view: batch.View) -> batch.Decision:
+        said = VllmV1().decide(view)
+        self.calls += 1
+        jobs = [
+            job for job in view.running if job.num_output and job.max_tokens - job.num_output > 6
+        ]
+        if jobs and self.calls % 2:
+            chunks = tuple([Chunk(job, 6, None, "verify") for job in jobs])
+            return batch.Decision(Batch((Lane(chunks),)))
+        said.stable_for, said.outlasts = 1, False
+        return said
+
+
+@pytest.mark.parametrize("store", ["hash", "radix"])
+@pytest.mark.parametrize("swap", [SwapConfig(), SwapConfig(host_blocks=8)])
+def test_blocks_of_wrong_guesses_are_given_back(store: Any, swap: SwapConfig) -> None:
+    """After each step a job holds the blocks of what it computed, and in the next one those of its plan."""
+    memory, size = Memory(), 4
+    of = parts(made(60))
+    link = HostLink(dispatch_s=1e-3, bytes_per_s=1e9, block_bytes=500, pieces=2)
+    caps = dataclasses.replace(CAPS, host_blocks=8, link=link) if swap.host_blocks else CAPS
+    executor = DraftingExecutor(Plain(), Drafting(Speculation(acceptance=(0.4,))), caps=caps)
+    policies = dataclasses.replace(of.policies, batch=EveryOther())
+    config = dataclasses.replace(
+        of.config, block_size=size, is_checked=True, store=store, swap=swap, num_blocks=60
+    )
+    replica = Replica(config, executor, policies, of.predictors, log=memory)
+
+    async def go() -> None:
+        running = asyncio.get_running_loop().create_task(replica.run())
+        replica.submit(request(9, 60))
+        await replica.drain()
+        await replica.stop()
+        await running
+
+    run(go())
+    computed, num_verified = 0, 0
+    for event in memory.events:
+        if isinstance(event, Stepped) and event.chunks:
+            ((_, tokens),) = event.chunks
+            held = 60 - event.free_blocks
+            assert held == -(-(computed + tokens) // size), (
+                f"{held} blocks for {computed} + {tokens}"
+            )
+            num_verified += tokens == 6
+        elif isinstance(event, Completed):
+            ((_, tokens, _, _),) = event.outputs
+            computed = 9 if not computed else computed + tokens
+    assert num_verified > 10
