@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,11 +34,15 @@ from tests.engine.torch.served import Served, Setting, serve
 from tests.engine.torch.test_against_transformers import ENGINE, NUM_TOKENS, compare, prompts
 
 VOCAB = 512
-QUICK = ("llama3", "qwen3", "gemma3", "deepseek-lite")
+QUICK = ("qwen3", "gemma3")
 REST = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in QUICK]
 needs_default = pytest.mark.skipif(
     not (DEFAULT_FOLDER / "model.safetensors").exists(), reason="the default model is not there"
 )
+
+
+def slow(*case: object) -> Any:
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 class Knowing:
@@ -163,7 +168,7 @@ async def test_room_that_nobody_fills_is_a_plain_step(model_root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "draft", "least"), [("qwen3", "qwen3", 0.9), ("llama3", "qwen3", 0.0)]
+    ("name", "draft", "least"), [("qwen3", "qwen3", 0.9), slow("llama3", "qwen3", 0.0)]
 )
 async def test_a_model_guesses(model_root: Path, name: str, draft: str, least: float) -> None:
     """One that is the served model guesses right; one that knows nothing of it does no harm. Preempted, in chunks."""
@@ -248,7 +253,7 @@ def told(served: Served, at: int) -> list[object]:
 
 
 @needs_default
-@pytest.mark.parametrize("knows", [True, False])
+@pytest.mark.parametrize("knows", [True, slow(False)])
 async def test_every_wish_is_kept(knows: bool) -> None:
     """Seeds, penalties, biases, stops, grammars and log-probabilities: the same tokens with guesses and without."""
     tokenizer = Tokenizer.from_file(str(DEFAULT_FOLDER / "tokenizer.json"))
@@ -283,7 +288,7 @@ async def test_every_wish_is_kept(knows: bool) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "top_k"),
-    [("uniform", None), ("likely", None), ("wrong", None), ("likely", 3), ("fixed", 3)],
+    [("uniform", None), ("likely", None), ("wrong", None), slow("likely", 3), slow("fixed", 3)],
 )
 def test_drawn_texts_have_the_models_distribution(kind: str, top_k: int | None) -> None:
     """Three tokens of a model whose next-token law is known, guessed well or badly: chi-square over all texts."""
