@@ -176,3 +176,21 @@ async def test_bf16_weights(model_root: Path, tmp_path: Path, linear: str) -> No
     with_it = (logits_with(built, 0, 0, 60) - want).square().mean() / want.square().mean()
     without = (logits_with(built, None, 0, 60) - base).square().mean() / base.square().mean()
     assert with_it < 2 * without
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_base_in_few_bits(model_root: Path, tmp_path: Path, weights: str) -> None:
+    """As near to the exact merged model as the base in few bits is to the exact base."""
+    folder, model = saved(model_root, "qwen3")
+    merged = write_adapter(tmp_path / "a", model, targets="all-linear", alpha=2)
+    config = replace(ENGINE, weights=weights)  # type: ignore[arg-type]
+    built = build_decoder(model_facts(folder), config, Alone(), None)
+    store = AdapterStore(
+        built.decoder, slots=1, rank=16, device=built.device, folders={"a": tmp_path / "a"}
+    )
+    store._fill("a", 0)
+    with torch.inference_mode():
+        want, base = (each(torch.tensor(IDS)[None]).logits[0] for each in (merged, model))
+    with_it, without = logits_with(built, 0, 0, 60), logits_with(built, None, 0, 60)
+    assert rms(without - base) > 1e-3  # it is in few bits
+    assert rms(with_it - want) / rms(want) < 1.5 * rms(without - base) / rms(base)
