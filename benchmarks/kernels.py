@@ -20,8 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from penstock.core.types import Sampling
 from penstock.engine.torch import kernels
+from penstock.engine.torch.kernels.draw import Limits
 from penstock.engine.torch.ports import Mask, ShardSpec, StepMeta
+from penstock.engine.torch.sampler import limited_in_torch
+from penstock.engine.torch.wishes import Wishes, wishes_of
 
 BF16, FP32 = torch.bfloat16, torch.float32
 BLOCK = 16
@@ -87,11 +91,20 @@ def step(batch: int, context: int, queries: int) -> StepMeta:
 
 
 def attention(
-    shape: tuple[int, int, int], heads: tuple[int, int, int], dtype: torch.dtype, seconds: float
+    shape: tuple[int, int, int],
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+    seconds: float,
+    *,
+    stored: torch.dtype | None = None,
+    latent: int | None = None,
 ) -> Line:
-    """shape: (batch, context, queries); heads: (query heads, key/value heads, head size)."""
+    """shape: (batch, context, queries); heads: (query heads, key/value heads, head size).
+
+    `stored` int8 and `latent` as the backend has them; torch always gets contiguous keys and values of `dtype`.
+    """
     (batch, context, queries), (num_heads, kv_heads, dim) = shape, heads
-    meta = step(*shape)
+    meta, value_dim = step(*shape), latent or dim
     backend = kernels.CpuPagedAttention(
         num_layers=1,
         num_blocks=meta.block_table.numel(),
@@ -99,13 +112,19 @@ def attention(
         num_kv_heads=kv_heads,
         head_dim=dim,
         dtype=dtype,
+        stored=stored,
+        latent=latent,
         num_threads=1,
     )
-    backend.cache.normal_()
-    q, k, v = (
-        torch.randn(batch * queries, n, dim).to(dtype) for n in (num_heads, kv_heads, kv_heads)
-    )
-    past = [torch.randn(batch, kv_heads, context, dim).to(dtype) for _ in range(2)]
+
+    def drawn(tokens: int) -> list[Tensor]:
+        dims = ((num_heads, dim), (kv_heads, dim), (kv_heads, value_dim))
+        return [torch.randn(tokens, *each).to(dtype) for each in dims]
+
+    filled = step(batch, context, context)
+    backend(0, *drawn(batch * context), filled, Mask(window=1), dim**-0.5)  # type: ignore[arg-type]
+    q, k, v = drawn(batch * queries)
+    past = [torch.randn(batch, kv_heads, context, d).to(dtype) for d in (dim, value_dim)]
     query = torch.randn(batch, num_heads, queries, dim).to(dtype)
 
     def theirs() -> Tensor:
@@ -114,12 +133,14 @@ def attention(
 
     seen = queries * context - queries * (queries - 1) / 2
     kind = "decode" if queries == 1 else "prefill"
+    cached = ("" if stored is None else " int8") + ("" if latent is None else " latents")
+    vector = dim + 4 if stored == torch.int8 else dim * dtype.itemsize
     return compare(
-        f"{kind} {name_of(dtype)} batch {batch} context {context} heads {num_heads}/{kv_heads}x{dim}",
+        f"{kind} {name_of(dtype)}{cached} batch {batch} context {context} heads {num_heads}/{kv_heads}x{dim}",
         (lambda: backend(0, q, k, v, meta, Mask(), dim**-0.5), theirs),
         seconds,
-        flops=4 * batch * num_heads * dim * seen,
-        bytes_read=2 * batch * context * kv_heads * dim * dtype.itemsize,
+        flops=2 * batch * num_heads * (dim + value_dim) * seen,
+        bytes_read=(2 if latent is None else 1) * batch * context * kv_heads * vector,
     )
 
 
@@ -179,6 +200,35 @@ def small(rows: int, dtype: torch.dtype, seconds: float) -> Iterator[Line]:
         yield compare(f"{name} {name_of(dtype)} {rows} rows", sides, seconds)
 
 
+def draws(rows: int, seconds: float) -> Iterator[Line]:
+    """Tokens within limits out of a large vocabulary, beside torch's topk of the same candidates and what follows."""
+    width = 151_936
+    logits = torch.randn(rows, width) * 2
+    for name, limits in (
+        ("top-k 50, top-p 0.9", Limits(50, 0.9, 0.0)),
+        ("top-p 0.95", Limits(width, 0.95, 0.0)),
+        ("min-p 0.05", Limits(width, 1.0, 0.05)),
+    ):
+        sampling = Sampling(
+            top_k=None if limits.top_k == width else limits.top_k,
+            top_p=limits.top_p,
+            min_p=limits.min_p,
+        )
+        wishes = [wishes_of(sampling, vocab_size=width, seed=1, answer=0)] * rows
+        heat, chance = [1.0] * rows, [0.5] * rows
+
+        def theirs(wishes: list[Wishes] = wishes, chance: list[float] = chance) -> object:
+            best = logits.amax(-1).tolist()
+            return limited_in_torch(logits, range(rows), wishes, best, chance)
+
+        def ours(
+            limits: Limits = limits, heat: list[float] = heat, chance: list[float] = chance
+        ) -> object:
+            return kernels.pick_tokens(logits, heat, chance, limits=[limits] * rows)
+
+        yield compare(f"draw {name}, {width} entries, {rows} rows", (ours, theirs), seconds)
+
+
 def name_of(dtype: torch.dtype) -> str:
     return "bf16" if dtype == BF16 else "fp32"
 
@@ -188,6 +238,9 @@ def lines(seconds: float, only: str) -> Iterator[Line]:
         for shape in ((1, 512, 1), (8, 1024, 1), (1, 4096, 1)):
             if only in "decode":
                 yield attention(shape, (32, 8, 128), dtype, seconds)
+                yield attention(shape, (32, 8, 128), dtype, seconds, stored=torch.int8)
+        if only in "decode latents":
+            yield attention((8, 1024, 1), (16, 1, 576), dtype, seconds, latent=512)
         for shape in ((1, 512, 512), (1, 2048, 2048)):
             if only in "prefill":
                 yield attention(shape, (32, 8, 128), dtype, seconds)
@@ -197,6 +250,9 @@ def lines(seconds: float, only: str) -> Iterator[Line]:
         for rows in (1, 8, 256):
             if only in "small":
                 yield from small(rows, dtype, seconds)
+    for rows in (1, 8):
+        if only in "draw":
+            yield from draws(rows, seconds)
 
 
 def show(line: Line) -> str:
@@ -212,7 +268,9 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--seconds", type=float, default=0.5, help="how long each side is measured")
-    parser.add_argument("--only", default="", help="decode, prefill, linear or small")
+    parser.add_argument(
+        "--only", default="", help="decode, latents, prefill, linear, small or draw"
+    )
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if not kernels.available():

@@ -96,7 +96,7 @@ def modelled_leaves(config: Config, log: Log, *, meters: Meters | None = None) -
 def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = None) -> Outside:
     """A modelled executor and predictors of the same step model. Raises BadConfig, BadModel."""
     executor = replace(spec.executor, kind="modelled")
-    shape = shape_of_model(spec.model)
+    shape = shape_of_model(spec.model, executor)
     charged = scheduler_of(executor, spec.policies)
     scheduler = None if charged is None else charged.cost.seconds
     if fills_canvases(spec):

@@ -208,13 +208,17 @@ def forest_of(trace: str) -> ForestLengths:
     )
 
 
-def shape_of_model(model: str) -> ModelShape:
-    """The shape of a model by its folder, "default", or the name of a known shape. Raises BadModel."""
+def shape_of_model(model: str, executor: ExecutorSpec | None = None) -> ModelShape:
+    """The shape of a model by its folder, "default", or the name of a known shape. Raises BadModel.
+
+    Its keys and values are as `executor` keeps them.
+    """
     folder = local_folder(model)
-    return shape_of(model if folder is None else str(folder))
+    shape = shape_of(model if folder is None else str(folder))
+    return shape.with_int8_kv() if executor is not None and executor.kv == "int8" else shape
 
 
 def predictors_of_model(
     executor: ExecutorSpec, model: str, history: History | None = None
 ) -> Predictors:
-    return predictors_of(executor, shape_of_model(model), history)
+    return predictors_of(executor, shape_of_model(model, executor), history)

@@ -57,6 +57,7 @@ class ExecutorSpec:
     ask for it (constant-dense does); they must have been searched for this very card, model and degree.
     `canvas`: how a diffusion language model fills its answers (core.canvas).
     `weights`: as stored, or in how many bits torch keeps them (a roofline reads that many bytes of them).
+    `kv`: what keys and values are kept in: "auto" as `dtype`, or "int8" with a scale for each vector.
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
     `niceness`: of the threads that compute (0 to 19), so that the HTTP process comes first where cores are few.
     `packed_cache`: where packed weights are kept for the next start: "auto" (beside the kernels), a folder, or "off".
@@ -67,6 +68,7 @@ class ExecutorSpec:
     device: str = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     weights: Literal["stored", "int8", "int4"] = "stored"
+    kv: Literal["auto", "int8"] = "auto"
     tensor_parallel: int = 1
     threads: int | None = None
     gpu: str | None = None

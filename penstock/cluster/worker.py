@@ -46,6 +46,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         device=wanted.device,
         dtype=wanted.dtype,
         weights=wanted.weights,
+        kv=wanted.kv,
         tensor_parallel=wanted.tensor_parallel,
         threads=wanted.threads,
         num_blocks=spec.num_blocks,

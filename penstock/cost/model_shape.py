@@ -24,7 +24,7 @@ that have left a window are kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +173,12 @@ class ModelShape:
         if self.latent is not None:
             return self.layers * (self.latent.rank + self.latent.rotated) * self.kv_item_bytes
         return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_item_bytes
+
+    def with_int8_kv(self) -> ModelShape:
+        """Keys and values as whole numbers of a byte, and four bytes of scale for each vector."""
+        told = self.latent
+        numbers = self.head_dim if told is None else told.rank + told.rotated
+        return replace(self, kv_item_bytes=1 + 4 / numbers)
 
     @property
     def kv_pieces(self) -> int:

@@ -24,7 +24,7 @@ DEFAULT_FOLDER = Path(__file__).parent / "default_model"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """`eos_ids`: every token that ends a text. `kv_bytes_per_token` by dtype name ("fp32", "bf16").
+    """`eos_ids`: every token that ends a text. `kv_bytes_per_token` by what the cache holds ("fp32", "bf16", "int8").
 
     `canvas` None: the model writes from left to right. `encoder` None: it is a decoder. `package` makes vectors.
     """
@@ -94,7 +94,9 @@ def model_facts(folder: str | Path) -> ModelFacts:
         shape=shape,
         eos_ids=_ids(eos),
         bos_id=bos if isinstance(bos, int) else None,
-        kv_bytes_per_token={dtype: shape.kv_bytes_per_token(dtype) for dtype in ("fp32", "bf16")},
+        kv_bytes_per_token={
+            dtype: shape.kv_bytes_per_token(dtype) for dtype in ("fp32", "bf16", "int8")
+        },
         canvas=canvas,
         encoder=encoder,
         package=package,

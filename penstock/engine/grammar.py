@@ -88,18 +88,22 @@ class Matcher:
     def __init__(self, matcher: LLMatcher, num_tokens: int) -> None:
         self._matcher = matcher
         self._num_heard = 0
-        self._num_tokens = num_tokens
+        self.num_tokens = num_tokens
         self._bits: NDArray[np.int32] = np.zeros((1, -(-num_tokens // 32)), np.int32)
 
     def allowed(self, output: Sequence[int]) -> NDArray[np.bool_]:
-        """Which tokens may follow `output`, all tokens of the answer so far: [num_tokens]. None at all: see `fault`.
+        """Which tokens may follow `output`, all tokens of the answer so far: [num_tokens]. None at all: see `fault`."""
+        bits = np.unpackbits(self.allowed_bits(output).view(np.uint8), bitorder="little")
+        return bits[: self.num_tokens].view(np.bool_)
+
+    def allowed_bits(self, output: Sequence[int]) -> NDArray[np.int32]:
+        """The same, token i as bit i % 32 of word i // 32. Good until the next call.
 
         An answer is followed token by token: from call to call, `output` has grown, or has lost some at its end.
         """
         self._follow(output)
         fill_next_token_bitmask(self._matcher, self._bits)
-        bits = np.unpackbits(self._bits[0].view(np.uint8), bitorder="little")
-        return bits[: self._num_tokens].view(np.bool_)
+        return self._bits[0]
 
     def num_valid(self, output: Sequence[int], guesses: Sequence[int]) -> int:
         """How many of the guesses, from the first on, may follow `output`."""

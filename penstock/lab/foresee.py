@@ -63,7 +63,7 @@ def _scattered(spec: ReplicaSpec, serving: ServingCost, seed: int) -> Outside:
     executor = replace(spec.executor, kind="modelled")
     charged = scheduler_of(executor, spec.policies)
     jittered = Jittered(
-        step_model(executor, shape_of_model(spec.model)),
+        step_model(executor, shape_of_model(spec.model, executor)),
         scatter=serving.scatter,
         chance=stream(seed, spec.name, "scatter").random,
     )

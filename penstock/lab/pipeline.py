@@ -85,7 +85,7 @@ def plan_pipeline(
     """Search for the first fleet, or read what was found before. Raises BadConfig, BadModel, MissingExtra."""
     fleet = config.fleet[0]
     executor = dataclasses.replace(fleet.executor, kind="modelled")
-    shape = shape_of_model(fleet.model)
+    shape = shape_of_model(fleet.model, fleet.executor)
     times = times_of(step_model(executor, shape))
     most = most_tokens(fleet, shape, lengths)
     if tokens is None:

@@ -118,7 +118,7 @@ class Simulated:
 def source_of(fleet: FleetConfig) -> Source:
     """Raises BadConfig and BadModel when a fleet cannot be simulated."""
     executor = dataclasses.replace(fleet.executor, kind="modelled")
-    shape = shape_of_model(fleet.model)
+    shape = shape_of_model(fleet.model, executor)
     model = step_model(executor, shape)
     charged = scheduler_of(executor, policy_tables(fleet.policy, fleet.cache.prefix))
     card = None

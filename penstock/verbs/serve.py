@@ -31,6 +31,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     weights: Annotated[str | None, typer.Option(help="stored, or fewer bits: int8, int4.")] = None,
+    kv: Annotated[str | None, typer.Option(help="Keys and values in: auto or int8.")] = None,
     policy: Annotated[
         str | None,
         typer.Option(help="Preset of scheduling policies, say vllm-v1; docs/schedulers.md."),
@@ -65,6 +66,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
         "fleet.0.executor.device": device,
         "fleet.0.executor.dtype": dtype,
         "fleet.0.executor.weights": weights,
+        "fleet.0.executor.kv": kv,
         "fleet.0.policy.preset": policy,
         "fleet.0.speculation": guessed_by(speculate),
         "fleet.0.adapters": adapters_named(lora_modules) if lora_modules else None,

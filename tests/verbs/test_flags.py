@@ -51,8 +51,8 @@ FLAGS: dict[str, set[str]] = {
         "--list", "--full", "--quick", "--seeds", "--data", "--processes", "--out", "--keep", "--plot", "--json",
     },
     "serve": {
-        "--host", "--port", "--device", "--dtype", "--weights", "--policy", "--config", "--set", "--print-config",
-        "--log", "--api-key", "--lora-modules", "--speculate", "--drain-timeout",
+        "--host", "--port", "--device", "--dtype", "--weights", "--kv", "--policy", "--config", "--set",
+        "--print-config", "--log", "--api-key", "--lora-modules", "--speculate", "--drain-timeout",
     },
     "simulate": {
         "--trace", "--columns", "--limit", "--speed", "--rate", "--model", "--seed", "--slo-ttft", "--slo-tpot",

@@ -7,6 +7,7 @@ the keys that its mask lets it see. Scores and sums are fp32 whatever the cache 
 bounded by TILE_BYTES.
 
 A cache of latents holds one vector a position in place of a key and a value, whose first numbers are the value.
+A cache of eight bits holds whole numbers with their scale in the last bytes of each vector.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from penstock.engine.torch.kernels import CpuPagedAttention, isas, why_not
+from penstock.engine.torch.kernels.attention import SCALE_BYTES
 from penstock.engine.torch.kernels.fused import has_triton
 from penstock.engine.torch.ports import AttentionBackend, Mask, StepMeta
 
@@ -30,6 +32,7 @@ class KvLayout:
     """What a backend must hold; on one rank, hence `num_kv_heads` of that rank.
 
     latent   None: a key and a value of head_dim each; else one vector of head_dim, whose first `latent` are the value
+    stored   what the cache holds: None = `dtype`; torch.int8 = whole numbers, and a scale for each vector
     """
 
     num_layers: int
@@ -40,6 +43,15 @@ class KvLayout:
     dtype: torch.dtype
     device: torch.device
     latent: int | None = None
+    stored: torch.dtype | None = None
+
+    @property
+    def is_int8(self) -> bool:
+        return self.stored == torch.int8
+
+    @property
+    def vector_bytes(self) -> int:
+        return self.head_dim + SCALE_BYTES if self.is_int8 else self.head_dim * self.dtype.itemsize
 
     @property
     def pieces(self) -> int:
@@ -83,10 +95,10 @@ class GatherAttention:
             layout.num_kv_heads,
             layout.num_blocks,
             layout.block_size,
-            layout.head_dim,
+            layout.vector_bytes if layout.is_int8 else layout.head_dim,
         )
         # zeros, not empty: unused positions are masked by a zero weight, and 0 * NaN would spread
-        self._kv = torch.zeros(shape, dtype=layout.dtype, device=layout.device)
+        self._kv = torch.zeros(shape, dtype=layout.stored or layout.dtype, device=layout.device)
         self._last = threading.local()  # `split`: of the step that this lane runs
         self._wants_lse = False
 
@@ -110,7 +122,8 @@ class GatherAttention:
     ) -> tuple[Tensor, Tensor | None]:
         cache = self._kv[layer]
         for part, fresh in zip(cache, (k, v), strict=False):
-            part.flatten(1, 2).index_copy_(1, meta.slots, fresh.transpose(0, 1))
+            kept = quantised(fresh) if self.layout.is_int8 else fresh
+            part.flatten(1, 2).index_copy_(1, meta.slots, kept.transpose(0, 1))
         split = self._sort_out(meta)
         out = q.new_empty(*q.shape[:2], v.shape[2])
         lse = q.new_empty(q.shape[:2], dtype=torch.float32) if self._wants_lse else None
@@ -152,9 +165,10 @@ class GatherAttention:
 
     def _read(self, cache: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of whole blocks: [K, B, M * size, D] each."""
-        keys = _gathered(cache[0], table)
-        latent = self.layout.latent
-        return keys, _gathered(cache[1], table) if latent is None else keys[..., :latent]
+        latent, parts = self.layout.latent, [_gathered(part, table) for part in cache]
+        if self.layout.is_int8:
+            parts = [restored(part) for part in parts]
+        return parts[0], parts[1] if latent is None else parts[0][..., :latent]
 
     def _attend_singles(
         self,
@@ -221,6 +235,26 @@ class GatherAttention:
                 into[1][at : at + count] = lse.flatten(1, 2)
 
 
+def quantised(x: Tensor) -> Tensor:
+    """[..., D] -> int8 [..., D + 4]: whole numbers, and the scale as the bytes of an fp32.
+
+    A vector that is not finite gets a scale that is NaN.
+    """
+    wide = x.float()
+    greatest = wide.abs().amax(-1, keepdim=True)
+    steps = torch.full_like(greatest, 127)  # 127 / x would be rounded twice, unlike in the kernel
+    factor = torch.where(greatest > 0, steps / greatest, 0.0)
+    scale = torch.where(greatest.isfinite(), greatest / 127, torch.nan)
+    numbers = (wide * factor).nan_to_num_(0.0).round_().to(torch.int8)
+    return torch.cat((numbers, scale.view(torch.int8)), -1)
+
+
+def restored(x: Tensor) -> Tensor:
+    """What `quantised` left of a tensor, fp32."""
+    numbers, scale = x[..., :-SCALE_BYTES], x[..., -SCALE_BYTES:]
+    return numbers.float() * scale.contiguous().view(torch.float32)
+
+
 def _squeeze(scores: Tensor, mask: Mask) -> None:
     if mask.cap is not None:
         scores.div_(mask.cap).tanh_().mul_(mask.cap)
@@ -262,15 +296,16 @@ def choose_backend(layout: KvLayout, *, wanted: str = "auto") -> tuple[Attention
     """The backend for a layout, and why. `wanted` "gather" asks for the portable one."""
     if wanted == "gather":
         return GatherAttention(layout), "asked for"
-    if layout.device.type == "cuda" and has_triton():
+    if layout.device.type == "cuda" and has_triton() and not layout.is_int8:
         from penstock.engine.torch.cuda.attention import TritonPagedAttention
 
         return TritonPagedAttention(layout, spare_blocks=1), "compiled by Triton"
     if layout.device.type != "cpu":
-        return GatherAttention(layout), f"{layout.device.type} without Triton: the portable backend"
+        why = "eight bits" if layout.is_int8 else "no Triton"
+        return GatherAttention(layout), f"{layout.device.type}, {why}: the portable backend"
     reason = CpuPagedAttention.why_not_for(layout.head_dim, layout.block_size, layout.dtype)
-    if layout.latent is not None:
-        reason = "it does not know caches of latents"
+    if layout.latent is not None and layout.latent % 16:
+        reason = f"the width of latents must be a multiple of 16, not {layout.latent}"
     reason = reason or why_not()
     if reason is not None:
         return GatherAttention(layout), f"no compiled kernel: {reason}"
@@ -281,5 +316,7 @@ def choose_backend(layout: KvLayout, *, wanted: str = "auto") -> tuple[Attention
         num_kv_heads=layout.num_kv_heads,
         head_dim=layout.head_dim,
         dtype=layout.dtype,
+        stored=layout.stored,
+        latent=layout.latent,
     )
     return backend, f"compiled for {isas()[0]}"

@@ -35,6 +35,7 @@ class EngineConfig:
     device      "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N"
     dtype       "auto": what the checkpoint holds, unless bf16 is slow here (see linear.py): then fp32
     weights     "stored", or in fewer bits: "int8", "int4"; see linear.py
+    kv          what keys and values are kept in: "auto" = dtype; "int8": whole numbers and a scale for each vector
     threads     of torch, a process; None leaves torch's own choice
     niceness    of the threads that compute, 0 to 19: at more than 0 whoever else wants a core has it first; see lane.py
     num_blocks, memory_bytes, free_share   see memory.py; at most one of them is needed
@@ -56,6 +57,7 @@ class EngineConfig:
     device: str = "auto"
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     weights: Weights = "stored"
+    kv: Literal["auto", "int8"] = "auto"
     tensor_parallel: int = 1
     threads: int | None = None
     niceness: int = 0
@@ -169,6 +171,7 @@ def build_decoder(
         head_dim=shape.head_dim,
         dtype=dtype,
         device=device,
+        stored=torch.int8 if config.kv == "int8" else None,
     )
     if shape.latent is not None:  # one for all heads, so every rank has it whole
         told = shape.latent
@@ -192,6 +195,7 @@ def build_decoder(
         **methods.notes,
         "packed": from_where,
         "attention": f"{backend.name}: {why_attention}",
+        "kv": "int8, a scale for each vector: asked for" if layout.is_int8 else "as dtype",
     }
     if shape.rope.kind == "longrope" and shape.rope.short_factors != shape.rope.long_factors:
         kind, trained = "long" if shape.rope.is_long else "short", shape.rope.original_context

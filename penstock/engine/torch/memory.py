@@ -27,7 +27,7 @@ LIMITS = (
 
 def block_bytes(layout: KvLayout) -> int:
     """Bytes of one block, all layers, keys and values."""
-    each = layout.pieces * layout.num_kv_heads * layout.head_dim * layout.dtype.itemsize
+    each = layout.pieces * layout.num_kv_heads * layout.vector_bytes
     return each * layout.num_layers * layout.block_size
 
 

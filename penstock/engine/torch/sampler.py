@@ -6,10 +6,10 @@ of this. A temperature of 0 takes the most likely token of the shaped logits.
 
 Cost rules: nothing sorts the vocabulary and nothing draws a number per vocabulary entry. A batch of greedy rows
 without wishes is one argmax. A row is drawn with one uniform through the inverse of its cumulated distribution: rows
-without limits over the vocabulary in id order (kernels.draw), rows with top-k, top-p or min-p over their most likely
-candidates in falling order. Candidates are as many as top-k says; without top-k they start at FIRST_CANDIDATES and are
-widened only for rows whose limits reach further. Which path a row takes depends on its own parameters alone, so a draw
-never depends on its neighbours.
+without limits over the vocabulary in id order, rows with top-k, top-p or min-p over what these leave, in falling order
+(kernels.draw). Where there is no kernel, torch's topk finds their candidates: as many as top-k says; without top-k they
+start at FIRST_CANDIDATES and are widened only for rows whose limits reach further. Which path a row takes depends on
+its own parameters alone, so a draw never depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from penstock.core.types import TokenLogprob
 from penstock.engine.torch import kernels
 from penstock.engine.torch.chance import uniform
 from penstock.engine.torch.jobs import JobState, JobTable
-from penstock.engine.torch.kernels.draw import entry_at
+from penstock.engine.torch.kernels.draw import Limits, ban_, can_limit, entry_at
 from penstock.engine.torch.wishes import Wishes
 
 FIRST_CANDIDATES = 64
@@ -78,19 +78,35 @@ def draw_shaped(
     if not any([wish.heat for wish in wishes]):
         return kernels.pick_tokens(logits)
     chance = [uniform(wish.chance, at) for wish, at in zip(wishes, positions, strict=True)]
+    if not any([wish.is_limited for wish in wishes]):
+        return kernels.pick_tokens(logits, [wish.heat for wish in wishes], chance)
+    if can_limit(logits):
+        limits = [Limits(wish.top_k, wish.top_p, wish.min_p) for wish in wishes]
+        return kernels.pick_tokens(logits, [wish.heat for wish in wishes], chance, limits=limits)
     ids, best = kernels.pick_tokens(
         logits, [0.0 if wish.is_limited else wish.heat for wish in wishes], chance
     )
     limited = [row for row, wish in enumerate(wishes) if wish.is_limited and wish.heat]
     if limited:
-        device, left = logits.device, [wishes[row] for row in limited]
-        heat = torch.tensor([wish.heat for wish in left], device=device)
-        top = torch.tensor([best[row] for row in limited], device=device)
-        some = logits[torch.tensor(limited, device=device)].sub_(top[:, None]).div_(heat[:, None])
-        goal = torch.tensor([chance[row] for row in limited], device=device, dtype=torch.double)
-        for row, token in zip(limited, _draw_within_limits(some, left, goal), strict=True):
+        for row, token in limited_in_torch(logits, limited, wishes, best, chance):
             ids[row] = token
     return ids, best
+
+
+def limited_in_torch(
+    logits: Tensor,
+    rows: Sequence[int],
+    wishes: Sequence[Wishes],
+    best: Sequence[float],
+    chance: Sequence[float],
+) -> list[tuple[int, int]]:
+    """(row, token) of `rows`; the other arguments are of all rows."""
+    device, left = logits.device, [wishes[row] for row in rows]
+    heat = torch.tensor([wish.heat for wish in left], device=device)
+    top = torch.tensor([best[row] for row in rows], device=device)
+    some = logits[torch.tensor(rows, device=device)].sub_(top[:, None]).div_(heat[:, None])
+    goal = torch.tensor([chance[row] for row in rows], device=device, dtype=torch.double)
+    return list(zip(rows, _draw_within_limits(some, left, goal), strict=True))
 
 
 def _broken(best: list[float]) -> list[bool]:
@@ -130,8 +146,8 @@ def _shape(logits: Tensor, table: JobTable, job: JobState, ahead: int) -> None:
         cost = chosen.presence_penalty + chosen.frequency_penalty * counts
         logits[_on(logits, used)] -= torch.from_numpy(cost.astype(np.float32)).to(logits.device)
     if job.matcher is not None:
-        banned = torch.from_numpy(~job.matcher.allowed(outputs.tolist()))
-        logits[: len(banned)].masked_fill_(banned.to(logits.device), -torch.inf)
+        bits = job.matcher.allowed_bits(outputs.tolist())
+        ban_(logits[: job.matcher.num_tokens], bits)
 
 
 def _on(logits: Tensor, ids: Sequence[int] | NDArray[np.int32]) -> Tensor:

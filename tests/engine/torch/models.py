@@ -170,7 +170,7 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], type, dict[str, object]]] = {
     "deepseek-lite": (
         DeepseekV2ForCausalLM,
         DeepseekV2Config,
-        dict(**LATENT, q_lora_rank=None, rope_parameters=DEEPSEEK_YARN),
+        dict(**{**LATENT, "kv_lora_rank": 32}, q_lora_rank=None, rope_parameters=DEEPSEEK_YARN),
     ),
     "deepseek-v2": (
         DeepseekV2ForCausalLM,

@@ -25,6 +25,7 @@ from transformers import (
 from penstock.core.errors import BadModel
 from penstock.core.types import Sampling
 from penstock.engine.folder import model_facts, read_json
+from penstock.engine.torch import kernels
 from penstock.engine.torch.build import Built, EngineConfig, build_decoder
 from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.families import read_shape
@@ -199,12 +200,17 @@ def test_files_that_leave_out_what_is_usual() -> None:
 def test_what_a_position_leaves_in_the_cache(model_root: Path) -> None:
     """DeepSeek: one vector of rank + rotated numbers a layer, in the facts and in the arena."""
     place, _ = saved(model_root, "deepseek-lite")
-    each = 3 * (40 + 16) * 4
+    each = 3 * (32 + 16) * 4
     assert model_facts(place).kv_bytes_per_token["fp32"] == each
     built = built_from(place)
     assert built.decoder.attention is not None
     assert built.decoder.attention.num_bytes == 40 * 16 * each
-    assert "latents" in built.notes["attention"]
+    facts = model_facts(saved(model_root, "deepseek-v2")[0])
+    assert facts.kv_bytes_per_token["int8"] == 3 * (40 + 16 + 4)
+    if kernels.available():  # they want whole vectors, and say so
+        assert built.notes["attention"].startswith("cpu-paged")
+        other = built_from(saved(model_root, "deepseek-v2")[0])
+        assert "multiple of 16" in other.notes["attention"]
 
 
 @pytest.mark.parametrize("name", ["gemma3", "phi", "deepseek-lite"])

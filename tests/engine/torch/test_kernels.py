@@ -10,6 +10,7 @@ import ctypes
 import math
 import random
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.engine.torch import kernels
+from penstock.engine.torch.attention import quantised, restored
 from penstock.engine.torch.kernels import build, library
 from penstock.engine.torch.kernels.check import agrees
 from penstock.engine.torch.ports import Mask, ShardSpec, StepMeta
@@ -42,7 +44,10 @@ def seeded() -> None:
 
 @dataclass
 class Bench:
-    """A backend, and beside it the plain history of every job, from which the truth is computed."""
+    """A backend, and beside it the plain history of every job, from which the truth is computed.
+
+    `kept` tells what the cache keeps of keys and values.
+    """
 
     heads: int
     backend: kernels.CpuPagedAttention
@@ -50,12 +55,12 @@ class Bench:
     generator: torch.Generator
     free: list[int]
     jobs: list[tuple[list[int], Tensor, Tensor]] = field(default_factory=list)
+    kept: Callable[[Tensor], Tensor] = field(default=lambda x: x)
 
     def new_job(self) -> int:
-        empty = torch.empty(
-            0, self.backend.num_kv_heads, self.backend.head_dim, dtype=self.backend.dtype
-        )
-        self.jobs.append(([], empty, empty))
+        dims = (self.backend.head_dim, self.backend.latent or self.backend.head_dim)
+        keys, values = (torch.empty(0, self.backend.num_kv_heads, dim) for dim in dims)
+        self.jobs.append(([], keys, values))
         return len(self.jobs) - 1
 
     def draw(self, tokens: int, heads: int) -> Tensor:
@@ -67,6 +72,9 @@ class Bench:
         size, kv_heads = self.backend.block_size, self.backend.num_kv_heads
         total = sum(n for _, n in chunks)
         q, k, v = (self.draw(total, n) for n in (self.heads, kv_heads, kv_heads))
+        kept_k, kept_v = self.kept(k), self.kept(v)
+        if self.backend.latent is not None:
+            v, kept_v = k[..., : self.backend.latent], kept_k[..., : self.backend.latent]
         slots, starts, contexts = [], [0], []
         for job, n in chunks:
             blocks, keys, values = self.jobs[job]
@@ -74,7 +82,11 @@ class Bench:
             while len(blocks) * size < end:
                 blocks.append(self.free.pop())
             slots += [blocks[p // size] * size + p % size for p in range(begin, end)]
-            self.jobs[job] = (blocks, torch.cat((keys, k[part])), torch.cat((values, v[part])))
+            self.jobs[job] = (
+                blocks,
+                torch.cat((keys, kept_k[part])),
+                torch.cat((values, kept_v[part])),
+            )
             starts.append(part.stop)
             contexts.append(end)
         width = max(len(self.jobs[job][0]) for job, _ in chunks)
@@ -136,6 +148,8 @@ def bench(
     num_blocks: int = 64,
     threads: int = 1,
     seed: int = 0,
+    stored: torch.dtype | None = None,
+    latent: int | None = None,
 ) -> Bench:
     emulated = isa == build.EMULATED_BF16.name
     backend = kernels.CpuPagedAttention(
@@ -145,15 +159,20 @@ def bench(
         num_kv_heads=heads[1],
         head_dim=head_dim,
         dtype=dtype,
+        stored=stored,
+        latent=latent,
         num_threads=threads,
         isa=isa,
         library=request.getfixturevalue("emulated") if emulated else None,
     )
-    backend.cache.fill_(math.nan)  # whatever was never written must not matter
+    backend.cache.view(torch.int8).fill_(-1)  # NaN: whatever was never written must not matter
     free = list(range(num_blocks))
     rng = random.Random(seed)
     rng.shuffle(free)
-    return Bench(heads[0], backend, rng, torch.Generator().manual_seed(seed), free)
+    made = Bench(heads[0], backend, rng, torch.Generator().manual_seed(seed), free)
+    if stored == torch.int8:
+        made.kept = lambda x: restored(quantised(x))
+    return made
 
 
 def assert_true(
@@ -313,7 +332,8 @@ def test_shapes_that_are_refused() -> None:
     assert "head_dim" in str(why_not_for(40, 16, BF16))
     assert "block_size" in str(why_not_for(64, 8, BF16))
     assert "float16" in str(why_not_for(64, 16, torch.float16))
-    assert not kernels.CpuPagedAttention.available_for(512, 16, FP32)
+    assert kernels.CpuPagedAttention.available_for(576, 16, FP32)
+    assert not kernels.CpuPagedAttention.available_for(2048, 16, FP32)
 
 
 def test_a_wrong_instruction_set_is_noticed() -> None:

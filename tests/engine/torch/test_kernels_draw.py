@@ -63,3 +63,65 @@ def test_rows_without_finite_numbers_are_told(pick, place: int) -> None:  # type
     ids, best = pick(logits, [1.0] * 4, [0.5] * 4)
     assert [math.isfinite(value) for value in best] == [False, False, False, True]
     assert all(0 <= token < 300 for token in ids)
+
+
+def kept_in_order(row: torch.Tensor, limits: draw.Limits) -> tuple[np.ndarray, np.ndarray]:
+    """(entries that the limits leave, their shares), the likeliest first: by sorting everything, in float64."""
+    values = row.double().numpy() / HEAT
+    order = np.argsort(-values, kind="stable")
+    weights = np.exp(values[order] - values.max())
+    keep = (np.arange(len(values)) < limits.top_k) & (weights >= limits.min_p) & (weights > 0)
+    shares = np.where(keep, weights, 0.0)
+    shares /= shares.sum()
+    shares[shares.cumsum() - shares >= limits.top_p] = 0.0
+    return order, shares / shares.sum()
+
+
+CUTS = [
+    draw.Limits(10**6, 0.303, 0.0), draw.Limits(10**6, 0.903, 0.0), draw.Limits(10**6, 0.9999, 0.0),
+    draw.Limits(1, 1.0, 0.0), draw.Limits(50, 1.0, 0.0), draw.Limits(700, 1.0, 0.0), draw.Limits(40, 0.803, 0.05),
+    draw.Limits(10**6, 1.0, 0.2), draw.Limits(10**6, 0.703, 1e-4), draw.Limits(10**6, 1.0, 1e-30),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("limits", CUTS)
+@pytest.mark.parametrize("isa", kernels.isas())
+def test_limits(isa: str, limits: draw.Limits) -> None:
+    """Peaked, flat and tied rows of odd widths; chances in the middle of shares, and just inside the last one kept."""
+    generator = torch.Generator().manual_seed(0)
+    for width, spread in ((1, 1.0), (17, 1.0), (130, 0.0), (1029, 8.0), (1029, 0.3), (5003, 3.0)):
+        if limits.top_k >= width and limits.top_p >= 1 and not limits.min_p:
+            continue  # nothing is limited: drawn in id order
+        rows = torch.randn(4, width, generator=generator) * spread
+        rows[1] = rows[1].round()  # many are equal
+        rows[2, width // 3 : width // 2] = -torch.inf
+        for row in rows:
+            order, shares = kept_in_order(row, limits)
+            edges = shares.cumsum()
+            last = int(np.flatnonzero(shares)[-1])
+            places = sorted({0, last // 3, last // 2, last})
+            places = [at for at in places if shares[at] > 1e-6] or [0]
+            chances = [float(edges[at] - shares[at] / 2) for at in places]
+            many = row.expand(len(places), -1).contiguous()
+            ids, _ = draw.pick_tokens(
+                many, [HEAT] * len(places), chances, limits=[limits] * len(places), isa=isa
+            )
+            assert ids == [int(order[at]) for at in places]
+
+
+@pytest.mark.parametrize("isa", [*kernels.isas(), None])
+def test_bans(isa: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every mixture of words, up to an odd end; None: by torch."""
+    chance = np.random.default_rng(0)
+    if isa is None:
+        monkeypatch.setattr(draw.native, "available", lambda: False)
+    for width in (1, 31, 32, 100, 5001):
+        words = chance.integers(-(2**31), 2**31, -(-width // 32)).astype(np.int32)
+        words[chance.random(len(words)) < 0.3] = 0
+        words[chance.random(len(words)) < 0.3] = -1
+        row = torch.randn(width + 7)
+        want = row.clone()
+        bits = [(int(words[i // 32]) >> (i % 32)) & 1 for i in range(width)]
+        want[:width][torch.tensor(bits) == 0] = -torch.inf
+        draw.ban_(row[:width], words, isa=isa)
+        assert row.equal(want)

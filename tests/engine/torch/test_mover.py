@@ -25,7 +25,7 @@ from penstock.policy import find
 from tests.engine.torch.models import saved
 from tests.engine.torch.served import NoPredictions, Served
 
-BLOCK = 8
+BLOCK = 16
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("movers"), "llama3")[0]
 
 
-async def written(folder: Path, num_blocks: int, swap: SwapConfig, attention: str) -> Served:
+async def written(
+    folder: Path, num_blocks: int, swap: SwapConfig, attention: str, kv: str
+) -> Served:
     config = EngineConfig(
         device="cpu",
         threads=1,
@@ -41,6 +43,7 @@ async def written(folder: Path, num_blocks: int, swap: SwapConfig, attention: st
         block_size=BLOCK,
         host_blocks=swap.host_blocks,
         attention=attention,  # type: ignore[arg-type]
+        kv=kv,  # type: ignore[arg-type]
     )
     executor = open_executor(str(folder), config)
     served = Served([[] for _ in range(10)])
@@ -81,12 +84,21 @@ async def written(folder: Path, num_blocks: int, swap: SwapConfig, attention: st
     return served
 
 
-@pytest.mark.parametrize("attention", ["auto", "gather"])
-@pytest.mark.parametrize("mode", ["sync", "async"])
-def test_the_text_is_the_same_as_without_moving(folder: Path, mode: Any, attention: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "attention", "kv"),
+    [
+        ("sync", "auto", "auto"),
+        ("async", "auto", "int8"),
+        ("async", "gather", "auto"),
+        ("sync", "gather", "int8"),
+    ],
+)
+def test_the_text_is_the_same_as_without_moving(
+    folder: Path, mode: Any, attention: str, kv: str
+) -> None:
     swap = SwapConfig(host_blocks=80, mode=mode, group_blocks=6, threads=2)
-    plain = asyncio.run(written(folder, 200, SwapConfig(), attention))
-    moved = asyncio.run(written(folder, 22, swap, attention))
+    plain = asyncio.run(written(folder, 200, SwapConfig(), attention, kv))
+    moved = asyncio.run(written(folder, 12, swap, attention, kv))
     assert any(event.loaded for event in moved.events if isinstance(event, Stepped))
     assert sum(isinstance(event, Transferred) for event in moved.events) > 10
     for at in range(10):

@@ -46,6 +46,11 @@ def open_diffusion(
         raise BadConfig(
             "diffusion language models run in one process here", hint="leave out tensor_parallel"
         )
+    if config.kv != "auto":
+        raise BadConfig(
+            "diffusion language models keep keys and values in their dtype here",
+            hint="leave out kv",
+        )
     shape = facts.shape
     build_with(config.compiler, config.kernel_cache)
     device = choose_device(config.device)

@@ -169,7 +169,9 @@ class Shape:
         return replace(self, rope=self.rope.serving(context))
 
     def kv_bytes_per_token(self, dtype: str) -> int:
-        each = 2 * self.num_kv_heads * self.head_dim
+        """`dtype` of the cache; "int8" has a scale of four bytes for each vector."""
+        vectors, numbers = 2 * self.num_kv_heads, self.head_dim
         if self.latent is not None:
-            each = self.latent.cached
-        return self.num_layers * each * DTYPE_BYTES[dtype]
+            vectors, numbers = 1, self.latent.cached
+        each = numbers + 4 if dtype == "int8" else numbers * DTYPE_BYTES[dtype]
+        return self.num_layers * vectors * each

@@ -5,7 +5,14 @@ source/calls.h. It is the same for every instruction set, so blocks can be moved
 
 bfloat16 caches are read as they are; arithmetic is in float32, except that the bfloat16 dot-product instruction,
 where there is one, takes the probabilities rounded to bfloat16. float32 caches agree with exact arithmetic to about
-1e-6. With one thread the result of a chunk does not depend on what else is in the step; with more, long contexts may
+1e-6. A cache of eight bits (torch.int8) holds whole numbers and, for each token and key/value head, the scale of its
+key and of its value, at the end of what the head has of a block: 4 bytes more than a byte a number. Numbers are
+rounded to the 255 steps between the vector's greatest in size and its opposite, so each is off by at most 1/254 of it.
+
+A cache of latents (`latent`) holds one vector a token, the same for all query heads, of which the first `latent`
+numbers are the value.
+
+With one thread the result of a chunk does not depend on what else is in the step; with more, long contexts may
 be split among threads, which changes the order of a sum.
 """
 
@@ -22,12 +29,16 @@ from penstock.engine.torch.kernels import library as native
 from penstock.engine.torch.kernels.program import Recorder
 from penstock.engine.torch.ports import Mask, StepMeta
 
-LARGEST_HEAD_DIM = 256
+LARGEST_HEAD_DIM = 1024
+SCALE_BYTES = 4
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class CpuPagedAttention:
-    """The AttentionBackend of the kernels. `isa` forces an instruction set (see `isas()`); None takes the best."""
+    """The AttentionBackend of the kernels. `isa` forces an instruction set (see `isas()`); None takes the best.
+
+    `dtype` is what queries, keys and values are, and what the cache holds unless `stored` is torch.int8.
+    """
 
     num_layers: int
     num_blocks: int
@@ -35,6 +46,8 @@ class CpuPagedAttention:
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
+    stored: torch.dtype | None = None
+    latent: int | None = None
     num_threads: int | None = None
     isa: str | None = None
     library: native.Library | None = None
@@ -46,12 +59,18 @@ class CpuPagedAttention:
     def __post_init__(self) -> None:
         reason = self.why_not_for(self.head_dim, self.block_size, self.dtype)
         assert reason is None, reason
+        assert self.stored in (None, self.dtype, torch.int8)
+        assert self.latent is None or (self.latent % 16 == 0 and self.num_kv_heads == 1)
         if self.library is None:
             self.library, self._table = native.pick(self.isa)
         else:
             self._table = self.library.tables[self.isa or next(iter(self.library.tables))]
-        block = self.num_kv_heads * self.block_size * self.head_dim
-        self.cache = torch.zeros(self.num_layers, 2, self.num_blocks, block, dtype=self.dtype)
+        vector = self.head_dim + (SCALE_BYTES if self.stored == torch.int8 else 0)
+        block = self.num_kv_heads * self.block_size * vector
+        pieces = 2 if self.latent is None else 1
+        self.cache = torch.zeros(
+            self.num_layers, pieces, self.num_blocks, block, dtype=self.stored or self.dtype
+        )
         self.library.large_pages(self.cache.data_ptr(), self.num_bytes)
 
     @staticmethod
@@ -72,15 +91,17 @@ class CpuPagedAttention:
     def __call__(  # noqa: PLR0913 - the port's signature
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, meta: StepMeta, mask: Mask, scale: float
     ) -> tuple[Tensor, Tensor | None]:
-        q, k, v = (_rows(x, self.dtype) for x in (q, k, v))
+        q, k = (_rows(x, self.dtype) for x in (q, k))
+        v = v if self.latent is not None else _rows(v, self.dtype)
         tokens, heads, dim = q.shape
-        assert dim == self.head_dim and k.shape == v.shape == (tokens, self.num_kv_heads, dim)
+        assert dim == self.head_dim and k.shape == (tokens, self.num_kv_heads, dim)
+        assert v.shape == (*k.shape[:2], self.latent or dim)
         assert heads % self.num_kv_heads == 0
         assert mask.kind == "causal" or mask.window is None, "a window goes with a causal mask"
         table = meta.block_table
         assert table.dtype == meta.context.dtype == meta.query_start.dtype == torch.int32
         assert meta.slots.dtype == torch.int64 and table.stride(1) == 1
-        out = q.new_empty(tokens, heads, dim)
+        out = q.new_empty(tokens, heads, v.shape[2])
         lse = torch.empty(tokens, heads) if self._wants_lse else None
         call = self._call(layer, (q, k, v), (out, lse), meta, mask, scale)
         assert self.library is not None
@@ -128,7 +149,7 @@ class CpuPagedAttention:
             out.data_ptr(),
             native.address(lse),
             self.cache[layer, 0].data_ptr(),
-            self.cache[layer, 1].data_ptr(),
+            self.cache[layer, -1].data_ptr(),
             meta.query_start.data_ptr(),
             meta.context.data_ptr(),
             meta.block_table.data_ptr(),
@@ -148,6 +169,9 @@ class CpuPagedAttention:
             scale,
             math.inf if mask.cap is None else mask.cap,
             self.dtype == torch.bfloat16,
+            self.stored == torch.int8,
+            self.latent is not None,
+            v.shape[2],
         )
 
     def want_lse(self, wanted: bool) -> None:

@@ -34,7 +34,7 @@ class AttentionCall(ctypes.Structure):
         *((name, c_int32) for name in ("head_dim", "block_size", "causal", "window")),
         ("scale", c_float),
         ("cap", c_float),
-        ("bf16", c_int32),
+        *((name, c_int32) for name in ("bf16", "eight_bits", "is_latent", "value_dim")),
     ]
 
 
@@ -90,9 +90,14 @@ class QuantisedCall(ctypes.Structure):
 
 class DrawCall(ctypes.Structure):
     _fields_: ClassVar = [
-        *((name, c_void_p) for name in ("logits", "heat", "chance", "ids", "best")),
+        *((name, c_void_p) for name in ("logits", "heat", "chance", "top_k", "top_p", "min_p")),
+        *((name, c_void_p) for name in ("ids", "best")),
         *((name, c_int64) for name in ("num_rows", "width", "stride")),
     ]
+
+
+class BanCall(ctypes.Structure):
+    _fields_: ClassVar = [("logits", c_void_p), ("allowed", c_void_p), ("width", c_int64)]
 
 
 class Library:
@@ -108,8 +113,9 @@ class Library:
         self.linear = dll.penstock_linear
         self.draw = dll.penstock_draw
         self.quantised = dll.penstock_quantised
+        self.ban = dll.penstock_ban
         large, small = (self.attention, self.linear, self.quantised), (self.norm, self.rope)
-        for entry in (*large, *small, self.gate, self.draw):
+        for entry in (*large, *small, self.gate, self.draw, self.ban):
             entry.argtypes = (c_void_p, c_void_p, ctypes.c_int)
             entry.restype = None
         self.program = dll.penstock_program

@@ -10,7 +10,10 @@
 //   a key group   [D / P][16][P]    vectors run over tokens, so that a score needs no sum across lanes
 //   a value group [16 / P][D][P]    vectors run over dimensions, so that an output needs none either
 // The pairs (P = 2) are what a bfloat16 dot-product instruction wants; without one, a shift and a mask split them.
+// Eight bits: P = 1, and behind a head's groups a scale for each token: float[block_size].
+// Latents: one vector a token and no value; a head's part of a block is [block_size][D], then the scales if any.
 constexpr int GROUP = 16;
+constexpr int LARGEST_DIM = 1024;  // of a head
 
 // A tile of a linear layer: its rows, its panels, and how many inputs are summed before the next row's turn.
 constexpr int LINEAR_ROWS = 64, LINEAR_PANELS = 8, LINEAR_DEPTH = 1024;
@@ -28,7 +31,10 @@ struct AttentionCall {
     int32_t window;  // keys a query sees at most, itself included; INT32_MAX sees all
     float scale;
     float cap;  // scores are squeezed into (-cap, cap); infinity leaves them alone
-    int32_t bf16;
+    int32_t bf16;        // what the tensors are, and the cache unless
+    int32_t eight_bits;  // it holds whole numbers and scales
+    int32_t is_latent;
+    int32_t value_dim;   // head_dim; of latents, how many numbers of a vector are its value: a multiple of 16
 };
 
 // One unit of attention work: some queries of one chunk, all query heads of one key/value head, a range of keys.
@@ -99,11 +105,14 @@ struct QuantisedCall {
     int32_t bf16;
 };
 
-// ids = the likeliest entry of each row, or where `heat` is positive one drawn with `chance` in [0, 1).
-constexpr int64_t DRAW_RUN = 128;
+// ids = the likeliest entry of each row, or where `heat` is positive one drawn with `chance` in [0, 1), among all or
+// within limits: top_k >= width, top_p >= 1 and min_p 0 are none.
+constexpr int64_t DRAW_RUN = 128, DRAW_CANDIDATE_BYTES = 12;
 struct DrawCall {
     const float *logits, *heat;  // heat null: no row is drawn
     const double* chance;
+    const int64_t* top_k;  // null: no row has limits
+    const float *top_p, *min_p;
     int64_t* ids;
     float* best;  // the greatest logit of each row; NaN when it holds one
     int64_t num_rows, width, stride;
@@ -116,6 +125,13 @@ struct ProgramStep {
     const void* call;
 };
 
+// Minus infinity where a bit is 0; bit i of word i / 32 belongs to entry i.
+struct BanCall {
+    float* logits;
+    const uint32_t* allowed;
+    int64_t width;
+};
+
 // One table per instruction set, exported as penstock_<name>. Row and token ranges are [begin, end).
 struct Kernels {
     void (*write)(const AttentionCall&, int64_t begin, int64_t end);
@@ -126,7 +142,8 @@ struct Kernels {
     void (*rope)(const RopeCall&, int64_t begin, int64_t end);
     void (*gate)(const GateCall&, int64_t begin, int64_t end);
     void (*linear)(const LinearCall&, int64_t row, int64_t panel, char* scratch);  // one tile of rows x panels
-    void (*draw)(const DrawCall&, int64_t begin, int64_t end, double* edges);  // edges: one a run of a row
+    void (*draw)(const DrawCall&, int64_t begin, int64_t end, char* scratch);  // a sum a run, or a candidate an entry
+    void (*ban)(const BanCall&, int64_t begin, int64_t end);  // entries; begin a multiple of 32
     void (*quantise_rows)(const QuantisedCall&, int64_t begin, int64_t end);
     void (*quantised)(const QuantisedCall&, int64_t row, int64_t panel);  // one tile
 };

@@ -1,97 +1,48 @@
-// From logits to tokens, row by row: the likeliest entry, and where there is a temperature an entry drawn through the
-// inverse of the running sum. Sums are of runs of RUN entries first, in double, then inside the run that was hit.
+// From logits to tokens, row by row: the likeliest entry, or where there is a temperature one drawn among all, or among
+// those that the row's limits leave.
 #pragma once
-#include "calls.h"
-#include "lanes.h"
+#include "limits.h"
 
 namespace VARIANT {
 
-constexpr int64_t RUN = DRAW_RUN;
-
-// Entries [at, at + 16) of a row; minus infinity beyond its end.
-static inline Lanes entries(const float* row, int64_t at, int64_t width) {
-    if (at + GROUP <= width) return load(row + at);
-    float tail[GROUP];
-    for (int64_t i = 0; i < GROUP; ++i) tail[i] = at + i < width ? row[at + i] : -__builtin_inff();
-    return load(tail);
-}
-
-// Whether any lane was set.
-static inline bool any_of(const Mask& mask) {
-    MaskPart all = mask.part[0];
-    UNROLL for (int p = 1; p < PARTS; ++p) all |= mask.part[p];
-    int32_t found = 0;
-    UNROLL for (int i = 0; i < WIDTH; ++i) found |= all[i];
-    return found != 0;
-}
-
-// Four vectors at a time, so that a comparison need not wait for the one before it.
-constexpr int ABREAST = 4;
-
-// The greatest value of a row and the first entry that has it. NaN when any entry is.
-static inline float likeliest(const float* row, int64_t width, int64_t& entry) {
-    constexpr int64_t STRIDE = 8 * RUN;
-    float best = -__builtin_inff();
-    int64_t begin = 0;
-    Mask strange{};
-    for (int64_t from = 0; from < width; from += STRIDE) {
-        Lanes greatest[ABREAST];
-        UNROLL for (int i = 0; i < ABREAST; ++i) greatest[i] = fill(-__builtin_inff());
-        auto take = [&](int i, const Lanes& value) __attribute__((always_inline)) {
-            EACH_PART strange.part[p] |= (MaskPart)(value.part[p] != value.part[p]);
-            greatest[i] = greater_of(value, greatest[i]);
-        };
-        int64_t at = from;
-        const int64_t end = from + STRIDE < width ? from + STRIDE : width;
-        for (; at + ABREAST * GROUP <= end; at += ABREAST * GROUP)
-            UNROLL for (int i = 0; i < ABREAST; ++i) take(i, load(row + at + i * GROUP));
-        for (; at < end; at += GROUP) take(0, entries(row, at, width));
-        for (int i = 1; i < ABREAST; ++i) greatest[0] = greater_of(greatest[0], greatest[i]);
-        const float found = greatest_of(greatest[0]);
-        if (found > best) best = found, begin = from;
-    }
-    entry = begin;
-    while (entry < width - 1 && row[entry] != best) ++entry;
-    return any_of(strange) ? __builtin_nanf("") : best;
-}
-
-// Weights relative to the likeliest's. What exp2 leaves of the impossible is taken away again: it is never drawn.
-static inline Lanes weights(const Lanes& value, float best, float scale) {
-    return exp2((value - fill(best)) * fill(scale)) - fill(1.17549435e-38f);
-}
-
-static inline int64_t drawn(const float* row, int64_t width, float best, float scale, double chance, double* edges) {
-    const int64_t runs = (width + RUN - 1) / RUN;
-    double total = 0;
-    for (int64_t run = 0; run < runs; ++run) {
-        Lanes sum = fill(0);
-        for (int64_t at = run * RUN; at < (run + 1) * RUN && at < width; at += GROUP)
-            sum = sum + weights(entries(row, at, width), best, scale);
-        edges[run] = total += double(sum_of(sum));
-    }
-    const double goal = chance * total;
-    int64_t run = 0;
-    while (edges[run] <= goal && edges[run] < total) ++run;
-    double left = run ? goal - edges[run - 1] : goal;
-    float inside[RUN];
-    const int64_t begin = run * RUN, count = width - begin < RUN ? width - begin : RUN;
-    for (int64_t i = 0; i < count; i += GROUP) store(inside + i, weights(entries(row, begin + i, width), best, scale));
-    int64_t last = 0;  // rounding may leave the goal beyond the run's end: then the last entry that weighs anything
-    for (int64_t i = 0; i < count; ++i) {
-        if (inside[i] > 0) last = i;
-        left -= double(inside[i]);
-        if (left < 0) break;
-    }
-    return begin + last;
-}
-
-static void draw(const DrawCall& call, int64_t begin, int64_t end, double* edges) {
+static void draw(const DrawCall& call, int64_t begin, int64_t end, char* scratch) {
     for (int64_t r = begin; r < end; ++r) {
         const float* row = call.logits + r * call.stride;
         call.best[r] = likeliest(row, call.width, call.ids[r]);
         const bool is_finite = call.best[r] - call.best[r] == 0;
-        if (call.heat && call.heat[r] > 0 && is_finite)
-            call.ids[r] = drawn(row, call.width, call.best[r], 1.44269504f / call.heat[r], call.chance[r], edges);
+        if (!call.heat || !(call.heat[r] > 0) || !is_finite) continue;
+        const float scale = LOG2_OF_E / call.heat[r];
+        if (call.top_k && (call.top_k[r] < call.width || call.top_p[r] < 1 || call.min_p[r] > 0)) {
+            const Limits limits{call.top_k[r], call.top_p[r], call.min_p[r]};
+            call.ids[r] = drawn_within({row, call.width, call.best[r], scale}, limits, call.chance[r], (Candidate*)scratch);
+        } else {
+            call.ids[r] = drawn(row, call.width, call.best[r], scale, call.chance[r], (double*)scratch);
+        }
+    }
+}
+
+// Words of all ones or all zeros are most of them.
+static void ban(const BanCall& call, int64_t begin, int64_t end) {
+    constexpr int64_t WORD = 32;
+    const Lanes banned = fill(-__builtin_inff());
+    for (int64_t at = begin; at < end; at += WORD) {
+        const uint32_t word = call.allowed[at / WORD];
+        float* entry = call.logits + at;
+        if (word == 0xffffffffu) continue;
+        if (at + WORD > call.width) {
+            for (int64_t i = 0; at + i < call.width; ++i)
+                if (!(word >> i & 1)) entry[i] = -__builtin_inff();
+            continue;
+        }
+        UNROLL for (int half = 0; half < WORD; half += GROUP) {
+            Mask allowed;
+            EACH_PART {
+                BitsPart shift;
+                UNROLL for (int i = 0; i < WIDTH; ++i) shift[i] = uint32_t(half + p * WIDTH + i);
+                allowed.part[p] = (MaskPart)(((BitsPart{} + word) >> shift & 1) != 0);
+            }
+            store(entry + half, choose(allowed, load(entry + half), banned));
+        }
     }
 }
 

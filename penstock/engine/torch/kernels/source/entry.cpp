@@ -134,14 +134,14 @@ void split_keys(const AttentionCall& call, int threads, AttentionPlan& plan) {
             plan.parts.push_back(part);
         }
         whole.num_parts = int(plan.parts.size()) - whole.first_part;
-        if (whole.num_parts > 1) floats += whole.num_parts * rows_of(call, whole.item) * (call.head_dim + 2);
+        if (whole.num_parts > 1) floats += whole.num_parts * rows_of(call, whole.item) * (call.value_dim + 2);
     }
     plan.partials.resize(size_t(floats));
     float* free_space = plan.partials.data();
     for (Part& part : plan.parts) {
         if (plan.wholes[part.whole].num_parts == 1) continue;
         part.item.partial = free_space;
-        free_space += rows_of(call, part.item) * (call.head_dim + 2);
+        free_space += rows_of(call, part.item) * (call.value_dim + 2);
     }
 }
 
@@ -238,11 +238,17 @@ EXPORT void penstock_quantised(const Kernels* kernels, const QuantisedCall* give
 }
 
 EXPORT void penstock_draw(const Kernels* kernels, const DrawCall* call, int threads) {
-    const size_t bytes = sizeof(double) * size_t((call->width + DRAW_RUN - 1) / DRAW_RUN);
+    const int64_t sums = (call->width + DRAW_RUN - 1) / DRAW_RUN * int64_t(sizeof(double));
+    const int64_t bytes = call->top_k ? std::max(sums, DRAW_CANDIDATE_BYTES * call->width) : sums;
     over_rows(call->num_rows, call->width, threads, [&](int64_t begin, int64_t end) {
-        thread_local Buffer edges;
-        kernels->draw(*call, begin, end, reinterpret_cast<double*>(edges.at_least(bytes)));
+        thread_local Buffer scratch;
+        kernels->draw(*call, begin, end, scratch.at_least(size_t(bytes)));
     });
+}
+
+EXPORT void penstock_ban(const Kernels* kernels, const BanCall* call, int threads) {
+    over_range(call->width, SERIAL_ELEMENTS, threads,
+               [&](int64_t begin, int64_t end) { kernels->ban(*call, begin, end); });
 }
 
 // Runs recorded calls one after the other; see program.py.
