@@ -103,7 +103,8 @@ class Matcher:
         """
         self._follow(output)
         fill_next_token_bitmask(self._matcher, self._bits)
-        return self._bits[0]
+        bits: NDArray[np.int32] = self._bits[0]
+        return bits
 
     def num_valid(self, output: Sequence[int], guesses: Sequence[int]) -> int:
         """How many of the guesses, from the first on, may follow `output`."""
