@@ -174,3 +174,14 @@ def test_broken_logits_are_told(broken: float, chosen: Sampling) -> None:
     drawn = draw(logits, table, jobs)
     assert drawn.is_broken == [False, True]
     assert all(0 <= token < logits.shape[1] for token in drawn.ids)
+
+
+def test_with_and_without_kernels_the_tokens_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows without a kernel go through torch's topk; for equal seeds they end at the same tokens."""
+    logits = logits_of().expand(300, -1)
+    for chosen in LIMITS:
+        table, jobs = tables(chosen)
+        with monkeypatch.context() as patch:
+            patch.setattr("penstock.engine.torch.sampler.can_limit", lambda _: False)
+            want = draw_at(table, [jobs[0]] * 300, logits.clone(), 0)
+        assert draw_at(table, [jobs[0]] * 300, logits.clone(), 0) == want
