@@ -25,6 +25,7 @@ from penstock.core.errors import BadConfig, PenstockError, missing_extra
 from penstock.core.messages import Failed, Message
 from penstock.core.ports import Channel
 from penstock.core.rng import stream
+from penstock.core.types import Caps
 from penstock.net.codec import Codec
 from penstock.net.zmq import ZmqChannel, flush_closed
 
@@ -70,17 +71,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         seed=stream(spec.seed, spec.name, "engine").getrandbits(63),  # replicas draw differently
     )
     executor = open_leaf(spec.model, config, wanted.canvas)
-    if executor.caps.canvas is not None and spec.policies["batch"]["name"] != "diffusion":
-        raise BadConfig(
-            f"{spec.model} is a diffusion language model, which batch policy "
-            f"{spec.policies['batch']['name']} cannot run",
-            hint="use --policy dllm-serve",
-        )
-    if executor.caps.host_blocks < spec.swap.host_blocks:
-        raise BadConfig(
-            "this kind of model cannot move jobs to host memory",
-            hint="leave cache.swap.host_blocks out",
-        )
+    _check(spec, executor.caps)
     for subject, note in executor.notes.items():
         _log.info("%s: %s", subject, note)
     profile = profile_of(spec.executor)
@@ -95,6 +86,21 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         about=f"{executor.notes['device']}, {executor.notes['dtype'].partition(':')[0]}",
         adapters=getattr(executor, "adapters", None),
     )
+
+
+def _check(spec: ReplicaSpec, caps: Caps) -> None:
+    """Raises BadConfig where what was asked for does not go with this kind of model."""
+    if caps.canvas is not None and spec.policies["batch"]["name"] != "diffusion":
+        raise BadConfig(
+            f"{spec.model} is a diffusion language model, which batch policy "
+            f"{spec.policies['batch']['name']} cannot run",
+            hint="use --policy dllm-serve",
+        )
+    if caps.host_blocks < spec.swap.host_blocks:
+        raise BadConfig(
+            "this kind of model cannot move jobs to host memory",
+            hint="leave cache.swap.host_blocks out",
+        )
 
 
 async def serve(
