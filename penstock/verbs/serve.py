@@ -23,7 +23,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
     model: Annotated[
         str | None,
         typer.Argument(
-            help="A model folder, a .gguf file, a Hub name, or nothing for the model that comes along."
+            help="A model folder, .gguf file or Hub name; nothing: the one that comes along."
         ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
