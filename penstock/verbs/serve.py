@@ -22,9 +22,7 @@ app = typer.Typer(add_completion=False)
 def serve(  # noqa: PLR0913 - every argument is a flag
     model: Annotated[
         str | None,
-        typer.Argument(
-            help="A model folder, .gguf file or Hub name; nothing: the one that comes along."
-        ),
+        typer.Argument(help="A model folder, .gguf file or Hub name; nothing: the bundled model."),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one [8000].")] = None,
