@@ -97,7 +97,8 @@ def _plain_row(
     found: Digest, figures: dict[str, Figure], ratios: dict[str, Ratio]
 ) -> Iterator[str]:
     first = next(iter(figures.values()))
-    by = "processor" if _by_processor(first) else "wall, 5th percentile"
+    by = "processor" if _by_processor(first) else "wall"
+    by += ", 5th percentile" if first.threads > 1 else ""
     yield f"{title(first.measure)}  {first.weights}  {first.threads} threads  ({first.unit}, {by})"
     for name, one in figures.items():
         told = f"  {name:24}{_number(one.value):>10}  [{_number(one.low)} .. {_number(one.high)}]"
