@@ -16,11 +16,11 @@ import json
 import pickle
 import subprocess
 import sys
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Protocol, cast
 
+import msgspec
 import torch
 from torch import Tensor
 from torch._C._distributed_c10d import ProcessGroupGloo, Store, TCPStore, Work
@@ -97,7 +97,7 @@ class TorchCrew:
         told = {
             "path": sys.path,
             "folder": str(facts.folder),
-            "config": asdict(config) | {"cache_dir": None},
+            "config": told_of(config),
             "num_blocks": built.num_blocks,
             "port": store.port,
         }
@@ -197,9 +197,18 @@ def _await_loaded(child: subprocess.Popen[bytes]) -> None:
     )
 
 
+def told_of(config: EngineConfig) -> str:
+    """Folders are said as text."""
+    return msgspec.json.encode(config, enc_hook=str).decode()
+
+
+def config_of(told: str) -> EngineConfig:
+    return msgspec.json.decode(told, type=EngineConfig, dec_hook=lambda kind, text: kind(text))
+
+
 def main(told: dict[str, object]) -> None:
     """Rank 1..: load, connect, run what comes in, until the input ends."""
-    config = EngineConfig(**told["config"])  # type: ignore[arg-type]
+    config = config_of(str(told["config"]))
     at = told["rank"]
     num_blocks, port = told["num_blocks"], told["port"]
     assert isinstance(at, int) and isinstance(num_blocks, int) and isinstance(port, int)

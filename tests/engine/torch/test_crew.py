@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from penstock.core.drafts import Speculation
 from penstock.core.errors import StepFailed
+from penstock.engine.torch.crew import config_of, told_of
 from penstock.engine.torch.open import EngineConfig, open_executor
 from tests.engine.torch.driver import GREEDY, Driver
 from tests.engine.torch.models import saved
@@ -63,3 +65,15 @@ async def test_scores_and_a_clean_end(model_root: Path) -> None:
     (pid,) = executor.pids
     await asyncio.wait_for(executor.stop(), 20)
     assert not is_running(pid)
+
+
+def test_every_setting_reaches_the_other_ranks() -> None:
+    config = EngineConfig(
+        tensor_parallel=2,
+        kernel_cache=Path("/cache/kernels"),
+        cache_dir=Path("/cache/hub"),
+        adapters={"tiny": Path("/adapters/tiny")},
+        speculation=Speculation(max_drafts=3, acceptance=(0.5, 0.25)),
+        weights="int8",
+    )
+    assert config_of(told_of(config)) == config
