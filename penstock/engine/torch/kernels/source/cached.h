@@ -6,6 +6,9 @@
 #pragma once
 #include "calls.h"
 #include "product.h"
+#if LANE_BYTES == 32 && defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace VARIANT {
 
@@ -13,10 +16,18 @@ typedef int8_t BytesAt __attribute__((vector_size(WIDTH), may_alias, aligned(1))
 
 static inline Lanes read(const float* from) { return load(from); }
 static inline Lanes read(const bf16* from) { return load(from); }
+// Compilers take vectors of eight bytes apart, hence the one conversion by name.
 static inline Lanes read(const int8_t* from) {
     Lanes result;
+#if LANE_BYTES == 32 && defined(__AVX2__)
+    EACH_PART {
+        const __m128i bytes = _mm_loadl_epi64((const __m128i*)(from + p * WIDTH));
+        result.part[p] = __builtin_convertvector((MaskPart)_mm256_cvtepi8_epi32(bytes), FloatPart);
+    }
+#else
     EACH_PART result.part[p] = __builtin_convertvector(
         __builtin_convertvector(*(const BytesAt*)(from + p * WIDTH), MaskPart), FloatPart);
+#endif
     return result;
 }
 
