@@ -160,8 +160,8 @@ def test_facts_need_no_torch(model_root: Path) -> None:
     said = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout
-    # 2 x 3 layers x 2 heads x 32 x 4 bytes
-    assert said.split("\n")[0] == "512 512 (2,) 3 {'fp32': 1536, 'bf16': 768}"
+    # 2 x 3 layers x 2 heads x 32 x 4 bytes; in eight bits each 32 with a scale in fp32
+    assert said.split("\n")[0] == "512 512 (2,) 3 {'fp32': 1536, 'bf16': 768, 'int8': 432}"
 
 
 def test_both_spellings_of_rope() -> None:
