@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import json
 import logging
 import os
@@ -120,11 +121,18 @@ async def serve(
         await _say_failed(channel, missing_extra(package, "engine"))
         return CANNOT_START
     _end_with_stdin()
+    _keep_what_was_loaded()
     try:
         await open_host(spec, channel, outside).run()
     finally:
         close_log(outside.log)
     return 0
+
+
+def _keep_what_was_loaded() -> None:
+    """Modules and weights stay for good: looking through them again and again would take a few percent of a step."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _say_failed(channel: Channel, error: PenstockError) -> None:

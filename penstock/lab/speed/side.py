@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import importlib
 import json
 import sys
@@ -205,6 +206,8 @@ class Side:
         )
         executor = open_executor(question["model"], config)
         self._driver = self._make(executor, question["model"])
+        gc.collect()  # as the process of a served replica does
+        gc.freeze()
         notes = ", ".join(
             executor.notes[name].partition(":")[0]
             for name in ("dtype", "linear", "attention")
