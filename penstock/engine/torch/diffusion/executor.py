@@ -10,24 +10,23 @@ for another is refused with its name.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 
 from penstock.core.canvas import meaningless
-from penstock.core.plans import Done, Opening, Plan, Sampled, Work
-from penstock.core.ports import Completion, Grain
+from penstock.core.plans import Opening, Plan, Sampled, Work
 from penstock.core.prompt import TokenPrompt
 from penstock.core.rng import stream
-from penstock.core.types import CanvasRule, Caps, PlanId, Request
+from penstock.core.types import CanvasRule, Caps, Request
 from penstock.engine.folder import ModelFacts
 from penstock.engine.torch.chance import chance_of
 from penstock.engine.torch.diffusion.canvas import Canvas
 from penstock.engine.torch.diffusion.model import Counts, DiffusionModel, Told
 from penstock.engine.torch.diffusion.unmask import Noise
-from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Step
+from penstock.engine.torch.lane import Step
+from penstock.engine.torch.whole_steps import WholeSteps
 
 if TYPE_CHECKING:
     from penstock.engine.torch.build import EngineConfig
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 BROKEN = "the model gave no finite numbers for the next tokens"
 
 
-class DiffusionExecutor:
+class DiffusionExecutor(WholeSteps):
     """Implements core.ports.Executor. Made by `penstock.engine.torch.open.open_executor`."""
 
     def __init__(
@@ -53,74 +52,21 @@ class DiffusionExecutor:
         self.notes["canvas"] = described(rule)
         self.counts = Counts()  # of the last step
         self._model, self._rule = model, rule
-        self._caps = Caps(
-            num_layers=facts.num_layers,
-            max_context=min(config.max_context or facts.max_context, facts.max_context),
-            canvas=rule,
+        super().__init__(
+            Caps(
+                num_layers=facts.num_layers,
+                max_context=min(config.max_context or facts.max_context, facts.max_context),
+                canvas=rule,
+            ),
+            threads=config.threads,
         )
         self._seeds = stream(config.seed, "sampling")
         self._opened: dict[int, tuple[Request, Noise | None]] = {}
         self._canvases: dict[int, Canvas] = {}
-        self._live: set[PlanId] = set()
-        self._on_completion: Callable[[Completion], None] | None = None
-        self._lane = Lane(
-            run=self._step, close=self._close, tell=self._tell, threads=config.threads
-        )
-        self._is_stopped = False
-
-    @property
-    def caps(self) -> Caps:
-        return self._caps
 
     @property
     def kv_bytes(self) -> int:
         return self._model.attention.num_bytes
-
-    @property
-    def pids(self) -> list[int]:
-        """Processes besides this one."""
-        return []
-
-    def listen(self, on_completion: Callable[[Completion], None]) -> None:
-        self._on_completion = on_completion
-
-    def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
-        assert not self._is_stopped, "launched after stop"
-        self._live.add(plan.id)
-        self._lane.send(Launch(plan))
-        return plan.id
-
-    def interrupt(self, plan: PlanId, grain: Grain = "step") -> None:
-        """A plan is one step: it ends soon enough."""
-
-    def resume(self, plan: PlanId) -> None:
-        raise AssertionError("plans of canvases are never suspended")
-
-    def abort(self, plan: PlanId) -> None:
-        if plan in self._live:
-            self._live.discard(plan)
-            self._lane.mark(plan, "abort")
-            self._lane.send(Abort(plan))
-
-    def close_jobs(self, seqs: Sequence[int]) -> None:
-        self._lane.send(Close(tuple(seqs)))
-
-    async def stop(self) -> None:
-        if not self._is_stopped:
-            self._is_stopped = True
-            await self._lane.stop(tuple(self._live))
-            self._live.clear()
-
-    def _tell(self, told: Completion) -> None:
-        """On the loop's thread: pass on what the lane did, unless the plan was aborted meanwhile."""
-        assert isinstance(told, Done), "a step is never left in the middle"
-        if told.plan not in self._live:
-            return
-        self._live.discard(told.plan)
-        self._lane.unmark(told.plan)
-        at = asyncio.get_running_loop().time()
-        assert self._on_completion is not None, "nobody listens"
-        self._on_completion(Done(told.plan, 1, told.outputs, (at,), told.error))
 
     def _close(self, seqs: Iterable[int]) -> None:
         for seq in seqs:
