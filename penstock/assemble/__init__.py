@@ -19,15 +19,18 @@ from penstock.assemble.config import Config, FleetConfig, load_config
 from penstock.assemble.leaves import Leaves, modelled_leaves, process_leaves
 from penstock.assemble.presets import guessing, policy_tables
 from penstock.assemble.print_config import print_config
+from penstock.assemble.steer import made_fleet, rounds_of, steering_of
 from penstock.cluster.fleet import Fleet
 from penstock.cluster.fleets import Fleets
 from penstock.cluster.link import ReplicaLink
+from penstock.cluster.rounds import Rounds
 from penstock.cluster.router import Router
-from penstock.cluster.spec import ReplicaSpec, policy_of
+from penstock.cluster.spec import FLEET_SLOTS, ReplicaSpec, policy_of
 from penstock.core.adapters import Adapter
 from penstock.core.clock import now
+from penstock.core.ports import Log
 from penstock.policy import route
-from penstock.report.made import MadeFleet, opened
+from penstock.report.made import opened
 
 __all__ = [
     "Config", "FleetConfig", "Leaves", "assemble", "load_config", "modelled_leaves", "print_config", "process_leaves",
@@ -40,25 +43,33 @@ async def assemble(config: Config, leaves: Leaves) -> Fleets:
     starting: list[tuple[ReplicaSpec, ReplicaLink]] = []
     text = print_config(config)
     adapters: dict[str, Adapter] = {}
+    rounds: list[Rounds | None] = []
     for index, fleet in enumerate(config.fleet):
         own = adapters_of(fleet)
         adapters.update(own)
         specs = replica_specs(config, index, text, tuple(own.values()))
         links = [ReplicaLink(spec.name) for spec in specs]
+        router, log = _router(config, index, leaves)
+        steering = steering_of(config, index, router, log)
         made = Fleet(
             fleet.served_name,
             links,
-            _router(config, index, leaves),
+            router,
             max_outstanding=fleet.max_outstanding,
+            steering=steering,
         )
+        rounds.append(rounds_of(made, steering, leaves.start, specs[0], len(specs)))
         by_name.update(dict.fromkeys((fleet.served_name, *fleet.aliases), made))
         starting.extend(zip(specs, links, strict=True))
-    service = Fleets(by_name, after=leaves.stop, adapters=adapters)
+    turning = [each for each in rounds if each is not None]
+    service = Fleets(by_name, after=leaves.stop, adapters=adapters, rounds=turning)
     try:
         await asyncio.gather(*(leaves.start(spec, link) for spec, link in starting))
     except BaseException:
         await service.stop()
         raise
+    for each in turning:
+        each.start()
     return service
 
 
@@ -68,7 +79,8 @@ def replica_specs(
     """What each replica of a fleet is made from; their names say fleet and number."""
     fleet = config.fleet[index]
     tables = policy_tables(fleet.policy, fleet.cache.prefix, f"fleet[{index}].policy")
-    tables.pop("route")
+    for slot in FLEET_SLOTS:
+        tables.pop(slot, None)
     if fleet.speculation is not None:
         tables["batch"] = guessing(tables["batch"], fleet.speculation)
     return [
@@ -90,6 +102,7 @@ def replica_specs(
             adapter_rank=rank_of(fleet),
             speculation=fleet.speculation,
             max_waiting=fleet.max_waiting,
+            role=fleet.role_of(number),
             report_s=config.net.report_s,
             is_checked=config.is_checked,
             log_dir=config.log.dir,
@@ -99,17 +112,19 @@ def replica_specs(
     ]
 
 
-def _router(config: Config, index: int, leaves: Leaves) -> Router:
+def _router(config: Config, index: int, leaves: Leaves) -> tuple[Router, Log]:
+    """And the log that it shares with what else decides for the fleet."""
     fleet = config.fleet[index]
     tables = policy_tables(fleet.policy, fleet.cache.prefix, f"fleet[{index}].policy")
     chosen = policy_of("route", tables["route"], f"fleet[{index}].policy.route")
     name = f"fleet-{fleet.served_name}"
     log = leaves.log(name)
-    log.emit(opened(now(), name, MadeFleet(route=tables["route"], seed=config.seed)))
-    return Router(
+    log.emit(opened(now(), name, made_fleet(config, index)))
+    router = Router(
         name,
         cast(route.Policy, chosen),
         log=log,
         seed=config.seed,
         is_checked=config.is_checked,
     )
+    return router, log

@@ -29,17 +29,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast, get_args
 
 from penstock.assemble.presets import GUESSING, bring_host_memory, guessing, policy_tables
+from penstock.cluster.arbiter import MoveRules
 from penstock.cluster.spec import SLOTS, ExecutorSpec, policy_of
 from penstock.core.config import Table, build, load_toml, set_path
 from penstock.core.drafts import Speculation
 from penstock.core.errors import BadConfig
 from penstock.core.schema import check_schema
-from penstock.core.types import SCHEMA
+from penstock.core.types import SCHEMA, Role
 from penstock.cost.lengths import History
 from penstock.engine.swap import Store, SwapConfig
 from penstock.gateway.config import GatewayConfig
+from penstock.policy.scale import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,9 @@ class FleetConfig:
     `adapters`: names of LoRA adapters and their folders. `max_adapters` of them are in memory at once; None = all that
     are named, from FEWEST_SLOTS to MOST_SLOTS, and none where there can be none. `adapter_rank`: the largest that is
     held; None = that of those that are named, at least LEAST_RANK.
+    `roles`: how many of the replicas take which stage, say {prefill = 2, decode = 2}; None = all take all. `moves`:
+    rules of what may move between replicas, and `size`: {least, most} replicas; they matter with `policy.move` and
+    `policy.scale`.
     """
 
     model: str = "default"
@@ -156,10 +162,14 @@ class FleetConfig:
     adapter_rank: int | None = None
     max_waiting: int | None = None
     max_outstanding: int | None = None
+    roles: dict[str, int] | None = None
+    moves: MoveRules | None = None
+    size: Bounds | None = None
 
     def __post_init__(self) -> None:
         if self.replicas < 1:
             raise ValueError(f"replicas must be at least 1, got {self.replicas}")
+        self._check_roles()
         if self.max_adapters is not None and self.max_adapters < bool(self.adapters):
             raise ValueError(
                 f"max_adapters must be at least {int(bool(self.adapters))}, got {self.max_adapters}"
@@ -175,6 +185,25 @@ class FleetConfig:
                 raise ValueError(
                     f"{name} must be at least 1, got {bound}; leave it out for no bound"
                 )
+
+    def _check_roles(self) -> None:
+        roles, size = self.roles or {}, self.size
+        for role in roles:
+            if role not in get_args(Role):
+                raise ValueError(f"{role!r} is no role; known: {', '.join(get_args(Role))}")
+        if roles and (sum(roles.values()) != self.replicas or min(roles.values()) < 0):
+            raise ValueError(f"roles must name {self.replicas} replicas in all, as replicas says")
+        if size is not None and not size.least <= self.replicas <= size.most:
+            raise ValueError(
+                f"replicas must be from {size.least} to {size.most}, as size says; got {self.replicas}"
+            )
+
+    def role_of(self, number: int) -> Role:
+        """Of the replica with that number; those beyond the roles take everything."""
+        roles = [
+            cast(Role, role) for role, count in (self.roles or {}).items() for _ in range(count)
+        ]
+        return roles[number] if number < len(roles) else "any"
 
     @property
     def served_name(self) -> str:

@@ -128,7 +128,10 @@ def bring_host_memory(fleet: dict[str, object]) -> None:
 def policy_tables(
     given: Mapping[str, object], has_prefix_cache: bool, where: str = "policy"
 ) -> dict[str, Table]:
-    """A table for every slot: the preset's, changed by what is given. Raises BadConfig that names `where`."""
+    """A table for every slot: the preset's, changed by what is given. Raises BadConfig that names `where`.
+
+    What moves and how many replicas there are is decided only where a policy for it is given.
+    """
     slots = dict(given)
     preset = slots.pop("preset", "vllm-v1")
     if not isinstance(preset, str) or preset not in PRESETS:
@@ -141,7 +144,9 @@ def policy_tables(
     route = "prefix" if has_prefix_cache else "p2c"
     names = {"limit": "fixed", **PRESETS[preset], "route": route}
     return {
-        slot: _table(slots.get(slot, names[slot]), names[slot], f"{where}.{slot}") for slot in SLOTS
+        slot: _table(slots.get(slot, names.get(slot)), names.get(slot), f"{where}.{slot}")
+        for slot in SLOTS
+        if slot in slots or slot in names
     }
 
 
@@ -152,9 +157,9 @@ def guessing(batch: Table, speculation: Speculation) -> Table:
     return Table(name=GUESSING, max_drafts=speculation.max_drafts, inner=batch)
 
 
-def _table(given: object, name: str, where: str) -> Table:
+def _table(given: object, name: str | None, where: str) -> Table:
     if isinstance(given, str):
         return Table(name=given)
     if isinstance(given, Mapping):
-        return Table({"name": name, **given})
+        return Table(given) if name is None else Table({"name": name, **given})
     raise BadConfig(f"{where} must be the name of a policy or its table; got {given!r}")

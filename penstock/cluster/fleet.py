@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from penstock.cluster.router import Router
+from penstock.cluster.steering import Steering
 from penstock.core.clock import now
 from penstock.core.errors import (
     BadRequest,
@@ -30,7 +31,10 @@ from penstock.core.errors import (
 )
 from penstock.core.ports import AdapterPort, OnEnded, OnOutput, ReplicaPort
 from penstock.core.types import Output, Report, Request
+from penstock.policy.move import Cause
+from penstock.policy.scale import Served
 
+OnHappened = Callable[[Cause, str], None]
 RETRY_AFTER_S = 1.0  # what a caller is told when nothing better is known
 ERRORS: dict[str, type[PenstockError]] = {"BadRequest": BadRequest}  # by Output.code
 _log = logging.getLogger("penstock.cluster")
@@ -42,6 +46,7 @@ class Ticket:
 
     __slots__ = (
         "fleet", "request", "on_ended", "on_output", "left", "replica", "tried", "is_heard", "is_cancelled", "error",
+        "arrived_at", "first_at", "num_output",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +61,9 @@ class Ticket:
         self.is_heard = False
         self.is_cancelled = False
         self.error: PenstockError | None = None
+        self.arrived_at = now()
+        self.first_at: float | None = None
+        self.num_output = 0
 
     def cancel(self) -> None:
         self.on_ended = None
@@ -68,7 +76,11 @@ class Ticket:
             on_ended(error)
 
     def hear(self, output: Output) -> None:
-        self.is_heard = True
+        if not self.is_heard:
+            self.is_heard = True
+            self.first_at = now()
+            self.fleet.happen("prefilled", self.request.id)
+        self.num_output += output.num_tokens
         if output.finish is not None:
             self.left -= 1
             if output.finish == "error":
@@ -97,6 +109,7 @@ class Fleet:
         router: Router,
         *,
         max_outstanding: int | None = None,
+        steering: Steering | None = None,
     ) -> None:
         self.name = name
         self._ports = {port.name: port for port in ports}
@@ -104,6 +117,8 @@ class Fleet:
         self._bound = max_outstanding
         self._tickets: dict[str, Ticket] = {}
         self._is_draining = False
+        self._on_happened: OnHappened | None = None
+        self._steering = steering
         self._empty: list[asyncio.Future[None]] = []
         for port in ports:
             port.listen(self._hear)
@@ -141,6 +156,8 @@ class Fleet:
         at = now()
         self._refuse_if_needed(at, request)
         self._router.arrive(at, request)
+        if self._steering is not None:
+            self._steering.arrive(at)
         ticket = Ticket(self, request, on_ended, on_output)
         self._tickets[request.id] = ticket
         self._place(ticket, at, None)
@@ -175,6 +192,32 @@ class Fleet:
         self._is_draining = True
         await asyncio.gather(*(port.stop() for port in self._ports.values()))
 
+    # ---------------------------------------------------------------- replicas that come and go
+
+    def port(self, name: str) -> ReplicaPort:
+        """The replica's port. Raises KeyError."""
+        return self._ports[name]
+
+    def join(self, port: ReplicaPort) -> None:
+        """A replica that answers takes requests from now on."""
+        assert port.name not in self._ports, f"{port.name} is of this fleet already"
+        self._ports[port.name] = port
+        port.listen(self._hear)
+        self.happen("joined", port.name)
+
+    def leave(self, name: str) -> None:
+        """Forget a replica that was stopped."""
+        del self._ports[name]
+        self._router.forget(now(), name)
+
+    def tell_what_happens(self, on_happened: OnHappened) -> None:
+        """Set who hears of a cause (policy.move.Cause) and the request or replica concerned."""
+        self._on_happened = on_happened
+
+    def happen(self, cause: Cause, about: str) -> None:
+        if self._on_happened is not None:
+            self._on_happened(cause, about)
+
     # ---------------------------------------------------------------- called by tickets
 
     def abandon(self, ticket: Ticket) -> None:
@@ -203,7 +246,12 @@ class Fleet:
     # ---------------------------------------------------------------- inside
 
     def _hear(self, report: Report) -> None:
+        before = self._router.reports.get(report.replica)
         self._router.hear(now(), report)
+        if before is not None and before.is_alive and not report.is_alive:
+            self.happen("lost", report.replica)
+        elif report.is_draining and not (before is not None and before.is_draining):
+            self.happen("draining", report.replica)
 
     def _refuse_if_needed(self, at: float, request: Request) -> None:
         error: PenstockError | None = None
@@ -262,9 +310,23 @@ class Fleet:
 
     def _close(self, ticket: Ticket, error: PenstockError | None) -> None:
         del self._tickets[ticket.request.id]
+        if self._steering is not None:
+            self._steering.over(now(), ticket.request.id, _served(ticket, error))
         ticket.end(error)
         if not self._tickets:
             for done in self._empty:
                 if not done.done():
                     done.set_result(None)
             self._empty.clear()
+
+
+def _served(ticket: Ticket, error: PenstockError | None) -> Served:
+    first_at = ticket.first_at
+    return Served(
+        now(),
+        ticket.arrived_at,
+        None if first_at is None else first_at - ticket.arrived_at,
+        ticket.request.prompt.num_tokens,
+        ticket.num_output,
+        error is not None,
+    )

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from penstock.cluster.fleet import Fleet
+from penstock.cluster.rounds import Rounds
 from penstock.core.adapters import Adapter
 from penstock.core.errors import BadRequest, UnknownModel
 from penstock.core.ports import Call, OnEnded, OnOutput
@@ -26,11 +27,13 @@ class Fleets:
         by_name: Mapping[str, Fleet],
         after: Callable[[], Awaitable[None]] | None = None,
         adapters: Mapping[str, Adapter] | None = None,
+        rounds: Sequence[Rounds] = (),
     ) -> None:
         self._by_name = dict(by_name)
         self._adapters = dict(adapters or {})
         self._coming: set[str] = set()
         self._after = after
+        self._rounds = rounds
         self._fleets = list(dict.fromkeys(self._by_name.values()))
 
     def models(self) -> Sequence[str]:
@@ -102,6 +105,7 @@ class Fleets:
 
     async def stop(self) -> None:
         """End all replicas now, and what ran them."""
+        await asyncio.gather(*(each.stop() for each in self._rounds))
         await asyncio.gather(*(fleet.stop() for fleet in self._fleets))
         if self._after is not None:
             await self._after()

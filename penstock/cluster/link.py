@@ -27,13 +27,14 @@ from penstock.core.messages import (
     Outputs,
     Refuse,
     Say,
+    SetRole,
     Stop,
     Submit,
     TakeAdapter,
 )
 from penstock.core.ports import Channel, OnFailed, OnOutput
 from penstock.core.schema import check_schema
-from penstock.core.types import Report, Request
+from penstock.core.types import Report, Request, Role
 from penstock.net.outbox import Outbox
 
 SMALL_BYTES = 256  # what a modelled link is charged for a message without tokens
@@ -73,6 +74,7 @@ class ReplicaLink:
         self._ready: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] | None = None
         self._drained: list[asyncio.Future[None]] = []
+        self._role: Role | None = None  # told while it ran, as adapters are
         self._adapters: dict[str, str] = {}  # told of while it ran: its successor is told again
         self._taking: dict[str, asyncio.Future[None]] = {}
 
@@ -191,6 +193,14 @@ class ReplicaLink:
         if self._report is not None:
             on_report(self._report)
 
+    def set_role(self, role: Role) -> None:
+        """Its reports say so from now on, and those of its successors."""
+        self._role = role
+        if self._report is not None:
+            self._tell(replace(self._report, role=role))
+        if self._channel is not None and self._outbox is not None:
+            self._outbox.put(SetRole(role), SMALL_BYTES)
+
     async def drain(self) -> None:
         """Return when nothing runs there any more (also when it is lost)."""
         if self._channel is None or self._outbox is None:
@@ -237,9 +247,12 @@ class ReplicaLink:
         except SchemaMismatch as error:  # whoever waits for `ready` hears it
             self._fail(error)
             return
-        self._tell(hello.report)
+        role = hello.report.role if self._role is None else self._role
+        self._tell(replace(hello.report, role=role))
         self._about = hello.about
         assert self._outbox is not None
+        if self._role is not None:
+            self._outbox.put(SetRole(self._role), SMALL_BYTES)
         for adapter, folder in self._adapters.items():
             self._outbox.put(TakeAdapter(adapter, folder), SMALL_BYTES)
         if self._ready is not None and not self._ready.done():

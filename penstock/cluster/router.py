@@ -12,7 +12,16 @@ import logging
 from collections.abc import Collection
 
 from penstock.core.errors import BadRequest
-from penstock.core.events import Arrived, Cancelled, Ended, Event, Refused, Reported, Routed
+from penstock.core.events import (
+    Arrived,
+    Cancelled,
+    Ended,
+    Event,
+    Left,
+    Refused,
+    Reported,
+    Routed,
+)
 from penstock.core.ports import Log
 from penstock.core.rng import stream
 from penstock.core.types import Report, Request, Stage
@@ -49,6 +58,13 @@ class Router:
         elif place is not None:
             self._columns.loads[place] = route.load_of(self.outstanding[name], report)
         self._emit(Reported(at=now, who=self.name, report=report))
+
+    def forget(self, now: float, replica: str) -> None:
+        """The replica is no longer of this fleet."""
+        del self.reports[replica]
+        assert not self.outstanding.pop(replica), f"{replica} leaves with requests"
+        self._rebuild()
+        self._emit(Left(at=now, who=self.name, replica=replica))
 
     def arrive(self, now: float, request: Request) -> None:
         """Raises BadRequest, and writes nothing, when the prompt has no hashes for blocks of this fleet's size."""

@@ -19,7 +19,7 @@ from penstock.core.config import Table, build
 from penstock.core.drafts import Speculation
 from penstock.core.errors import BadConfig
 from penstock.core.ports import Channel, Executor, Log
-from penstock.core.types import CanvasRule
+from penstock.core.types import CanvasRule, Role
 from penstock.cost.lengths import History
 from penstock.engine.host import Host
 from penstock.engine.host_adapters import HostAdapters, Reader
@@ -37,7 +37,10 @@ SLOTS: dict[str, str] = {  # slot -> kind of policy
     "blocks": "evict",
     "route": "route",
     "limit": "limit",
+    "move": "move",
+    "scale": "scale",
 }
+FLEET_SLOTS = ("route", "move", "scale")  # the others are a replica's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +144,7 @@ class ReplicaSpec:
     adapter_rank: int = 16
     speculation: Speculation | None = None
     max_waiting: int | None = None
+    role: Role = "any"
     report_s: float = 0.1
     is_checked: bool = False
     log_dir: Path | None = None
@@ -152,6 +156,8 @@ class ReplicaSpec:
             self.speculation is None
         ):  # so that the logs of those who do not guess are what they were
             del told["speculation"]
+        if self.role == "any":  # likewise
+            del told["role"]
         return json.dumps(told, default=str)
 
     @classmethod
@@ -194,7 +200,7 @@ def policies_of(
     tables: Mapping[str, Mapping[str, object]], where: str = "policy"
 ) -> ReplicaPolicies:
     """The five policies of a replica."""
-    slots = (name for name in SLOTS if name not in ("route", "limit"))
+    slots = (name for name in SLOTS if name not in (*FLEET_SLOTS, "limit"))
     made = {slot: policy_of(slot, tables[slot], f"{where}.{slot}") for slot in slots}
     bind = getattr(made["batch"], "bind_limits", None)
     limit = tables.get("limit", {"name": "fixed"})
@@ -231,6 +237,7 @@ def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
         seed=spec.seed,
         is_checked=spec.is_checked,
         swap=spec.swap,
+        role=spec.role,
     )
     policies = policies_of(spec.policies)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from penstock.core.types import SCHEMA, Output, Report, Request
+from penstock.core.types import SCHEMA, Output, Report, Request, Role
 
 
 @dataclass(slots=True)
@@ -43,6 +43,14 @@ class DropAdapter:
 
     adapter: str
     kind: Literal["drop_adapter"] = "drop_adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class SetRole:
+    """Fleet -> replica: from now on say this role in reports; what it serves goes on."""
+
+    role: Role
+    kind: Literal["set_role"] = "set_role"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +139,7 @@ Message = (
     | Cancel
     | TakeAdapter
     | DropAdapter
+    | SetRole
     | Drain
     | Stop
     | Outputs

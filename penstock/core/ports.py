@@ -17,7 +17,7 @@ from penstock.core.adapters import Adapter
 from penstock.core.errors import PenstockError
 from penstock.core.events import Event
 from penstock.core.plans import Adapted, Done, Moved, Plan, Transfer, Yielded
-from penstock.core.types import Caps, Output, PlanId, Report, Request
+from penstock.core.types import Caps, Output, PlanId, Report, Request, Role
 
 Completion = Done | Yielded | Moved | Adapted
 Grain = Literal["step", "layer", "operator"]
@@ -215,6 +215,14 @@ class AdapterPort(ReplicaPort, Protocol):
         ...
 
     def drop_adapter(self, adapter: str) -> None: ...
+
+
+class RolePort(ReplicaPort, Protocol):
+    """A replica whose role can be changed while it runs."""
+
+    def set_role(self, role: Role) -> None:
+        """It is of that role from now on; what it serves goes on."""
+        ...
 
 
 class Log(Protocol):

@@ -35,6 +35,7 @@ BlockHash = NewType("BlockHash", bytes)
 
 Kind = Literal["generate", "embed", "score"]
 Stage = Literal["encode", "prefill", "decode"]
+Role = Literal["any", "encode", "prefill", "decode"]  # the stages that a replica takes requests for
 Phase = Literal["extend", "refresh", "reuse", "commit", "full", "verify"]
 Status = Literal["waiting", "blocked", "running", "suspended", "offloaded", "in_transfer", "ended"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -376,7 +377,7 @@ class Report(Struct, kw_only=True, gc=False):
 
     replica: str
     at: float
-    role: Stage | Literal["any"] = "any"
+    role: Role = "any"
     is_alive: bool = True
     is_draining: bool = False
     num_running: int = 0

@@ -25,6 +25,7 @@ from penstock.core.messages import (
     Outputs,
     Refuse,
     Say,
+    SetRole,
     Stop,
     Submit,
     TakeAdapter,
@@ -90,6 +91,8 @@ class Host:
             self._spawn(self._take_adapter(message))
         elif isinstance(message, DropAdapter):
             self._adapters.folders.pop(message.adapter, None)
+        elif isinstance(message, SetRole):
+            self.replica.role = message.role
         elif isinstance(message, Drain):
             self._spawn(self._drain())
         elif isinstance(message, Stop):

@@ -30,7 +30,7 @@ from penstock.core.errors import ContextTooLong, Draining, Overloaded
 from penstock.core.events import Cancelled, Completed, Refused, Stepped
 from penstock.core.plans import Adapted, Done, Moved, Yielded
 from penstock.core.ports import AdaptingExecutor, Completion, Executor, Log
-from penstock.core.types import Output, Report, Request
+from penstock.core.types import Output, Report, Request, Role
 from penstock.engine.briefing import Briefing
 from penstock.engine.flights import Flights
 from penstock.engine.launch import Launch
@@ -63,6 +63,7 @@ class ReplicaConfig:
     seed: int = 0
     is_checked: bool = False
     swap: SwapConfig = SwapConfig()
+    role: Role = "any"
 
 
 class Replica:
@@ -82,6 +83,7 @@ class Replica:
         on_outputs: OnOutputs | None = None,
     ) -> None:
         self.config = config
+        self.role: Role = config.role  # whoever changes it lets its reports say so
         self.ledger: BlockLedger = ledger_of(
             config.swap, config.num_blocks, config.block_size, config.has_prefix_cache, config.store
         )
@@ -171,6 +173,7 @@ class Replica:
         return Report(
             replica=self.config.name,
             at=loop_now(),
+            role=self.role,
             is_draining=self._is_draining,
             num_running=len(self._roster.running),
             num_waiting=len(waiting) + self._roster.num_blocked + self._num_arriving,

@@ -72,6 +72,9 @@ TABLE: dict[str, dict[str, str]] = {
         "p2c": "penstock.policy.route.p2c:PowerOfTwo",
         "prefix": "penstock.policy.route.prefix:Prefix",
     },
+    "scale": {
+        "per-replica": "penstock.policy.scale.per_replica:PerReplica",
+    },
     "limit": {
         "fixed": "penstock.policy.limit.fixed:Fixed",
         "semi-pd": "penstock.policy.limit.semi_pd:SemiPd",

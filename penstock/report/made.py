@@ -25,19 +25,29 @@ class MadeReplica:
 
 @dataclass(frozen=True, kw_only=True)
 class MadeFleet:
-    """`route`: the table of the routing policy, its name and fields."""
+    """`route`, `move`, `scale`: the tables of the fleet's policies, their names and fields; None: there is none.
+
+    `rules`: of what may move (cluster.arbiter), and `bounds` of its size.
+    """
 
     route: dict[str, object] = field(default_factory=dict)
     seed: int = 0
+    move: dict[str, object] | None = None
+    scale: dict[str, object] | None = None
+    rules: dict[str, int | float] | None = None
+    bounds: dict[str, int] | None = None
 
 
 def opened(at: float, who: str, made: MadeReplica | MadeFleet) -> Opened:
-    """The event that records `made`."""
+    """The event that records `made`; what it has not is left out."""
+    told = msgspec.to_builtins(made)
+    if isinstance(made, MadeFleet):
+        told = {name: value for name, value in told.items() if value is not None}
     return Opened(
         at=at,
         who=who,
         what="replica" if isinstance(made, MadeReplica) else "fleet",
-        made=msgspec.json.encode(made).decode(),
+        made=msgspec.json.encode(told).decode(),
     )
 
 

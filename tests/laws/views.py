@@ -18,7 +18,7 @@ from penstock.core.limits import Holder, Use
 from penstock.core.prompt import HashedPrompt
 from penstock.core.types import BlockHash, Caps, Job, Report, Request, RequestId, Sampling, Slo
 from penstock.core.views import Chunk
-from penstock.policy import TABLE, admit, batch, evict, find, limit, order, route
+from penstock.policy import TABLE, admit, batch, evict, find, limit, order, route, scale
 from tests.laws.model_ledger import ModelLedger
 
 SIZE = 4  # positions in a block: small, so that borders are crossed often
@@ -303,6 +303,28 @@ def limit_view(rng: random.Random) -> limit.View:
     return limit.View(rng.uniform(0, 1000), rng, holders, rng.choice((1.0, 2.0)))
 
 
+def scale_view(rng: random.Random) -> scale.View:
+    """What a fleet of up to seven saw in the last minute; its size may be out of bounds, as after losses."""
+    reports = list(route_view(rng).reports)
+    most = rng.randrange(1, 8)
+    ends = sorted(rng.uniform(0, 60) for _ in range(rng.randrange(9)))
+    return scale.View(
+        now=60.0,
+        rng=rng,
+        reports=reports,
+        outstanding={report.replica: rng.choice((0, 3, 200)) for report in reports},
+        bounds=scale.Bounds(least=rng.randrange(1, most + 1), most=most),
+        starting={} if rng.random() < 0.5 else {"any": rng.randrange(1, 3)},
+        served=[
+            scale.Served(
+                at, at / 2, rng.choice((None, at / 4)), rng.randrange(1, 99), rng.randrange(9)
+            )
+            for at in ends
+        ],
+        arrived=rng.randrange(40),
+    )
+
+
 VIEWS: dict[str, Callable[[random.Random], Any]] = {
     "order": order_view,
     "admit": admit_view,
@@ -310,4 +332,5 @@ VIEWS: dict[str, Callable[[random.Random], Any]] = {
     "evict": evict_view,
     "route": route_view,
     "limit": limit_view,
+    "scale": scale_view,
 }

@@ -1,4 +1,76 @@
-"""What changes place while running? It exists at its source and fits at its target.
+"""What changes place while running? Asked of a fleet every `every_s` seconds of the policy, and on what happens to it.
 
-No policy of this kind stands in TABLE yet; the view, decision and law come with the first two.
+A policy names requests and where they are to be; a mechanism moves them (cluster.movement) and says in the log what
+became of it. A policy that chooses among requests sets `needs_jobs`, and reports then list them.
+
+    live       with its KV blocks, copied in stages while it goes on being served
+    blocking   with its KV blocks, copied while it stands still
+    pull       the target takes it, blocks and all, when it has room; the source keeps the blocks until then
+    queued     the request alone: nothing of it has been computed yet
+
+Law: a move leads from a replica that is alive to another one that is alive, not draining and of a fitting role; no
+request is moved twice at once.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from penstock.core.types import Report, RequestId
+from penstock.core.views import Rng
+
+Mode = Literal["live", "blocking", "pull", "queued"]
+Cause = Literal["tick", "joined", "lost", "draining", "prefilled", "routed"]
+
+
+class Move(Struct, frozen=True, gc=False):
+    """One request's change of place."""
+
+    request: RequestId
+    source: str
+    target: str
+    mode: Mode = "live"
+
+
+class View(Struct, gc=False):
+    """`reports` may be stale, `outstanding` and `moving` (request -> target) are the fleet's own and exact.
+
+    `cause`: why it is asked. `about`: the request (prefilled, routed) or replica (joined, lost, draining) concerned.
+    """
+
+    now: float
+    rng: Rng
+    reports: Sequence[Report]
+    outstanding: Mapping[str, int]
+    moving: Mapping[str, str]
+    cause: Cause = "tick"
+    about: str = ""
+
+
+class Decision(Struct, frozen=True, gc=False):
+    """`why` is not empty when something moves."""
+
+    moves: tuple[Move, ...] = ()
+    why: str = ""
+
+
+def law(view: View, decision: Decision) -> None:
+    alive = {report.replica for report in view.reports if report.is_alive}
+    open_ones = {each.replica for each in view.reports if each.is_alive and not each.is_draining}
+    seen: set[str] = set()
+    for move in decision.moves:
+        assert move.source != move.target, f"{move.request} moves to where it is"
+        assert move.source in alive, f"{move.source} cannot give {move.request} away"
+        assert move.target in open_ones, f"{move.target} cannot take {move.request}"
+        assert move.request not in seen and move.request not in view.moving, (
+            f"{move.request} is moved twice at once"
+        )
+        seen.add(move.request)
+    assert decision.why or not decision.moves, "a move without a reason"
+
+
+class Policy(Protocol):
+    def decide(self, view: View) -> Decision: ...
