@@ -25,7 +25,7 @@ from penstock.cluster.fleets import Fleets
 from penstock.cluster.link import ReplicaLink
 from penstock.cluster.rounds import Rounds
 from penstock.cluster.router import Router
-from penstock.cluster.spec import FLEET_SLOTS, ReplicaSpec, policy_of
+from penstock.cluster.spec import FLEET_SLOTS, Neighbours, ReplicaSpec, policy_of
 from penstock.core.adapters import Adapter
 from penstock.core.clock import now
 from penstock.core.ports import Log
@@ -78,6 +78,8 @@ def replica_specs(
 ) -> list[ReplicaSpec]:
     """What each replica of a fleet is made from; their names say fleet and number."""
     fleet = config.fleet[index]
+    before = sum(each.replicas for each in config.fleet[:index])
+    in_all = sum(each.replicas for each in config.fleet)
     tables = policy_tables(fleet.policy, fleet.cache.prefix, f"fleet[{index}].policy")
     for slot in FLEET_SLOTS:
         tables.pop(slot, None)
@@ -101,6 +103,7 @@ def replica_specs(
             max_adapters=slots_of(config, fleet),
             adapter_rank=rank_of(fleet),
             speculation=fleet.speculation,
+            neighbours=Neighbours(count=in_all, index=before + number),
             max_waiting=fleet.max_waiting,
             role=fleet.role_of(number),
             report_s=config.net.report_s,

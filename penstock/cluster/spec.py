@@ -121,6 +121,14 @@ class ExecutorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """How many replicas share the machine, and which of them this one is: cores, cards and memory are divided."""
+
+    count: int = 1
+    index: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReplicaSpec:
     """`num_blocks` and `memory_bytes` None: the executor decides.
 
@@ -143,6 +151,7 @@ class ReplicaSpec:
     max_adapters: int = 0
     adapter_rank: int = 16
     speculation: Speculation | None = None
+    neighbours: Neighbours = Neighbours()
     max_waiting: int | None = None
     role: Role = "any"
     report_s: float = 0.1
@@ -158,6 +167,8 @@ class ReplicaSpec:
             del told["speculation"]
         if self.role == "any":  # likewise
             del told["role"]
+        if self.neighbours == Neighbours():  # as above
+            del told["neighbours"]
         return json.dumps(told, default=str)
 
     @classmethod
@@ -241,7 +252,8 @@ def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
     )
     policies = policies_of(spec.policies)
 
-    told = json.loads(dataclasses.replace(spec, config="", log_dir=None).to_json())
+    plain = dataclasses.replace(spec, config="", log_dir=None, neighbours=Neighbours())
+    told = json.loads(plain.to_json())
     made = MadeReplica(spec=told, num_blocks=outside.num_blocks, caps=outside.executor.caps)
     outside.log.emit(opened(now(), spec.name, made))
 

@@ -38,6 +38,7 @@ _log = logging.getLogger("penstock.engine")
 
 def open_torch(spec: ReplicaSpec) -> Outside:
     """The real leaf: torch on this machine. Raises BadModel, MissingExtra and the like."""
+    from penstock.engine.torch.machine import among
     from penstock.engine.torch.open import (  # torch, in this process only
         EngineConfig,
         open_leaf,
@@ -71,6 +72,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         graph_batch=wanted.graph_batch,
         seed=stream(spec.seed, spec.name, "engine").getrandbits(63),  # replicas draw differently
     )
+    config = among(config, count=spec.neighbours.count, index=spec.neighbours.index)
     executor = open_leaf(spec.model, config, wanted.canvas)
     _check(spec, executor.caps)
     for subject, note in executor.notes.items():
@@ -130,9 +132,15 @@ async def serve(
 
 
 def _keep_what_was_loaded() -> None:
-    """Modules and weights stay for good: looking through them again and again would take a few percent of a step."""
+    """Modules and weights stay for good: looking through them again and again would take a few percent of a step.
+
+    What packing left behind goes back to the system, which the allocator would keep for itself.
+    """
     gc.collect()
     gc.freeze()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 async def _say_failed(channel: Channel, error: PenstockError) -> None:

@@ -17,41 +17,65 @@ from penstock.gateway.vectors import Use
 
 app = typer.Typer(add_completion=False)
 
+# A flag each, in the order of the parameters below.
+Model = Annotated[
+    str | None,
+    typer.Argument(help="A model folder, .gguf file or Hub name; nothing: the bundled model."),
+]
+Host = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")]
+Port = Annotated[int | None, typer.Option(help="Port; 0 takes any free one [8000].")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")]
+Weights = Annotated[str | None, typer.Option(help="stored, or fewer bits: int8, int4.")]
+Kv = Annotated[str | None, typer.Option(help="Keys and values in: auto or int8.")]
+Policy = Annotated[
+    str | None,
+    typer.Option(help="Preset of scheduling policies, say vllm-v1; docs/schedulers.md."),
+]
+Replicas = Annotated[int | None, typer.Option(help="Engines that serve the model [1].")]
+Route = Annotated[
+    str | None, typer.Option(help="Which replica a request goes to; docs/cluster.md [prefix].")
+]
+LoraModules = Annotated[
+    list[str] | None,
+    typer.Option(help="LoRA adapter, NAME=FOLDER; callers ask for it as a model of that name."),
+]
+Speculate = Annotated[str | None, typer.Option(help="Guess ahead: ngram, or a model.")]
+File = Annotated[Path | None, typer.Option(help="TOML file; flags win over it.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, e.g. fleet.0.cache.prefix=false.")
+]
+IsPrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the whole configuration and end.")
+]
+Logs = Annotated[Path | None, typer.Option(help="Folder for the event logs.")]
+ApiKey = Annotated[
+    list[str] | None,
+    typer.Option(envvar="PENSTOCK_API_KEY", help="Key that callers must send."),
+]
+DrainTimeout = Annotated[float | None, typer.Option(help="Seconds to drain [60].")]
+
 
 @app.command()
 def serve(  # noqa: PLR0913 - every argument is a flag
-    model: Annotated[
-        str | None,
-        typer.Argument(help="A model folder, .gguf file or Hub name; nothing: the bundled model."),
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one [8000].")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
-    weights: Annotated[str | None, typer.Option(help="stored, or fewer bits: int8, int4.")] = None,
-    kv: Annotated[str | None, typer.Option(help="Keys and values in: auto or int8.")] = None,
-    policy: Annotated[
-        str | None,
-        typer.Option(help="Preset of scheduling policies, say vllm-v1; docs/schedulers.md."),
-    ] = None,
-    lora_modules: Annotated[
-        list[str] | None,
-        typer.Option(help="LoRA adapter, NAME=FOLDER; callers ask for it as a model of that name."),
-    ] = None,
-    speculate: Annotated[str | None, typer.Option(help="Guess ahead: ngram, or a model.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file; flags win over it.")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, e.g. fleet.0.replicas=2.")
-    ] = None,
-    is_print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the whole configuration and end.")
-    ] = False,
-    log: Annotated[Path | None, typer.Option(help="Folder for the event logs.")] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(envvar="PENSTOCK_API_KEY", help="Key that callers must send."),
-    ] = None,
-    drain_timeout: Annotated[float | None, typer.Option(help="Seconds to drain [60].")] = None,
+    model: Model = None,
+    host: Host = None,
+    port: Port = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    weights: Weights = None,
+    kv: Kv = None,
+    policy: Policy = None,
+    replicas: Replicas = None,
+    route: Route = None,
+    lora_modules: LoraModules = None,
+    speculate: Speculate = None,
+    config: File = None,
+    sets: Sets = None,
+    is_print_config: IsPrintConfig = False,
+    log: Logs = None,
+    api_key: ApiKey = None,
+    drain_timeout: DrainTimeout = None,
 ) -> None:
     """Serve a model over OpenAI's HTTP API until Ctrl-C.
 
@@ -66,6 +90,8 @@ def serve(  # noqa: PLR0913 - every argument is a flag
         "fleet.0.executor.weights": weights,
         "fleet.0.executor.kv": kv,
         "fleet.0.policy.preset": policy,
+        "fleet.0.replicas": replicas,
+        "fleet.0.policy.route": route,
         "fleet.0.speculation": guessed_by(speculate),
         "fleet.0.adapters": adapters_named(lora_modules) if lora_modules else None,
         "log.dir": log,

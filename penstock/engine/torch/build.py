@@ -51,6 +51,7 @@ class EngineConfig:
     compiler, kernel_cache   of the CPU kernels: a C++ compiler, and the folder they are kept in; see kernels/build.py
     packed_cache, packed_limit   packed models kept in files: "off", a folder, or "auto" (beside the kernels), and the
         bytes of them all; see packed.py
+    packs_once  other processes of this machine load the same model: one packs it, the others wait and map its file
     endpoint, cache_dir, revision, is_offline   where names that are no folders are looked up; see hub.py
     """
 
@@ -83,6 +84,7 @@ class EngineConfig:
     kernel_cache: Path | None = None
     packed_cache: str = "auto"
     packed_limit: int = LIMIT_BYTES
+    packs_once: bool = False
     endpoint: str | None = None
     cache_dir: Path | None = None
     revision: str | None = None
@@ -228,6 +230,26 @@ def _load(
     kept = store.recall(place, Loaded, rank)
     if kept is not None:
         return kept, f"mapped from {place}"
+    if not config.packs_once or place is None:
+        loaded = _pack(checkpoint, wanted, methods, rank)
+        is_kept = store.keep(place, loaded, rank) is not None
+        return loaded, f"packed at this start{f', and kept in {place}' if is_kept else ''}"
+    with store.alone(place):
+        kept = store.recall(place, Loaded, rank)
+        if kept is not None:
+            return kept, f"mapped from {place}, which a neighbour packed"
+        loaded = _pack(checkpoint, wanted, methods, rank)
+        writer = store.keep(place, loaded, rank)
+        if writer is not None:
+            writer.join()
+            kept = store.recall(place, Loaded, rank)
+        return kept or loaded, f"packed at this start{f', mapped from {place}' if kept else ''}"
+
+
+def _pack(
+    checkpoint: Path, wanted: tuple[Shape, torch.dtype, torch.device], methods: Methods, rank: Rank
+) -> Loaded:
+    shape, dtype, device = wanted
     folder = WeightFolder(checkpoint, dtype, device, rank=rank.rank, world=rank.world)
     decoder = load_decoder(folder, shape, methods.layers, rank, methods.quantised)
     stored = folder.said()
@@ -235,8 +257,7 @@ def _load(
         stored = f"{stored}; computed as {methods.quantised.name}"
     loaded = Loaded(decoder, folder.unread(), stored)
     folder.close()
-    is_kept = store.keep(place, loaded, rank) is not None
-    return loaded, f"packed at this start{f', and kept in {place}' if is_kept else ''}"
+    return loaded
 
 
 def _record(

@@ -8,7 +8,8 @@ another name, and a file is never read by anything but the program that wrote it
 Rules.
 - The file is mapped privately: replicas on one machine share its pages, and what nobody reads is never loaded.
 - It is written to another name by a thread behind the first requests, and renamed when it is whole: two processes that
-  start together both pack, and one of them keeps.
+  start together both pack, and one of them keeps. Where it is known that several load the same (`alone`), one packs,
+  writes, and then maps what it wrote like all others, so that no two hold the weights twice.
 - A file that is cut or changed in its head is made anew. The tensors' bytes are not checked: that would read all.
 - No disk space, a folder that cannot be written: a warning, and the engine goes on without.
 - The folder holds at most `limit` bytes: what was not used for longest goes first. Models under LEAST_BYTES are packed
@@ -23,8 +24,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,10 @@ LIMIT_BYTES = 32 << 30
 STALE_S = 3600.0  # a file half written for that long belongs to nobody
 ROOM = Path(__file__).parent
 PARTS_OF_A_CHECKPOINT = ("*.safetensors", "*.gguf", "*.json")
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment, unused-ignore]
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -72,6 +77,20 @@ class PackedStore:
             logger.warning("%s cannot be used (%s): packing anew", place, why)
             return None
         return found if isinstance(found, kind) else None
+
+    @contextmanager
+    def alone(self, place: Path) -> Iterator[None]:
+        """Wait until no other process packs for this place. A folder that cannot be written makes nobody wait."""
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file = place.with_suffix(".lock").open("wb")
+        except OSError:
+            yield
+            return
+        with file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)  # the kernel lets go of it when this process ends
+            yield
 
     def keep(self, place: Path | None, thing: object, rank: object) -> threading.Thread | None:
         """Begin to write a thing that recall will give; None when it is not to be kept."""
