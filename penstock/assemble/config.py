@@ -33,6 +33,7 @@ from typing import cast, get_args
 
 from penstock.assemble.presets import GUESSING, bring_host_memory, guessing, policy_tables
 from penstock.cluster.arbiter import MoveRules
+from penstock.cluster.silence import Patience
 from penstock.cluster.spec import SLOTS, ExecutorSpec, policy_of
 from penstock.core.config import Table, build, load_toml, set_path
 from penstock.core.drafts import Speculation
@@ -75,12 +76,14 @@ class NetConfig:
 class ServeConfig:
     """`drain_timeout_s`: running requests get this long after SIGTERM. `max_restarts` of a crashing engine in a row.
 
+    `patience`: with an engine that says nothing; see cluster.silence.
     `start_timeout_s`: an engine that is not ready after so long, its model loaded, is ended (downloads come before).
     """
 
     start_timeout_s: float = 600.0
     drain_timeout_s: float = 60.0
     max_restarts: int = 5
+    patience: Patience = Patience()
 
     def __post_init__(self) -> None:
         if not 0 <= self.drain_timeout_s < math.inf:

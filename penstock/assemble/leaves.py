@@ -59,7 +59,9 @@ def process_leaves(config: Config) -> tuple[Leaves, Processes]:
     from penstock.cluster.process import Processes  # brings ZeroMQ, which a simulation does without
 
     processes = Processes(
-        max_restarts=config.serve.max_restarts, start_timeout_s=config.serve.start_timeout_s
+        max_restarts=config.serve.max_restarts,
+        start_timeout_s=config.serve.start_timeout_s,
+        patience=config.serve.patience,
     )
     opened: list[Log] = []
     text = print_config(config)

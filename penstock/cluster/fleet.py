@@ -18,6 +18,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import cast
 
+from msgspec import UNSET
+from msgspec.structs import replace
+
 from penstock.cluster.router import Router
 from penstock.cluster.steering import Steering
 from penstock.core.clock import now
@@ -247,6 +250,8 @@ class Fleet:
 
     def _hear(self, report: Report) -> None:
         before = self._router.reports.get(report.replica)
+        if report.is_suspect and not self._router.has_other(report):
+            report = replace(report, is_suspect=UNSET)  # a doubtful one is better than none
         self._router.hear(now(), report)
         if before is not None and before.is_alive and not report.is_alive:
             self.happen("lost", report.replica)

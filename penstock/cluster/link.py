@@ -11,8 +11,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
+from penstock.cluster.silence import Patience, Silence
 from penstock.core import errors
 from penstock.core.clock import now
 from penstock.core.errors import PenstockError, ReplicaLost, SchemaMismatch, StepFailed
@@ -77,6 +79,7 @@ class ReplicaLink:
         self._role: Role | None = None  # told while it ran, as adapters are
         self._adapters: dict[str, str] = {}  # told of while it ran: its successor is told again
         self._taking: dict[str, asyncio.Future[None]] = {}
+        self._silence: Silence | None = None
 
     @property
     def name(self) -> str:
@@ -92,6 +95,10 @@ class ReplicaLink:
         return self._report is not None and self._report.is_alive
 
     # ---------------------------------------------------------------- life
+
+    def expect_beats(self, patience: Patience) -> None:
+        """The replica says something at least every BEAT_S: take silence for what cluster.silence makes of it."""
+        self._silence = Silence(patience, on_suspect=self._suspect, on_lost=self.lose)
 
     def attach(self, channel: Channel) -> None:
         """Use this channel from now on. `ready()` tells when the replica at its end answered."""
@@ -122,6 +129,8 @@ class ReplicaLink:
             return
         if self._outbox is not None:
             self._outbox.close()
+        if self._silence is not None:
+            self._silence.end()
         task = asyncio.get_running_loop().create_task(channel.close())
         task.add_done_callback(lambda done: done.exception())
         if self._gone is not None and not self._gone.done():
@@ -131,7 +140,14 @@ class ReplicaLink:
             self._ready.exception()  # somebody may wait, or not
         if self._report is not None:
             self._tell(
-                replace(self._report, at=now(), is_alive=False, num_running=0, num_waiting=0)
+                replace(
+                    self._report,
+                    at=now(),
+                    is_alive=False,
+                    is_suspect=UNSET,
+                    num_running=0,
+                    num_waiting=0,
+                )
             )
         self._tell_drained()
         for taking in self._taking.values():  # its successor will be told
@@ -224,6 +240,8 @@ class ReplicaLink:
     def _hear(self, message: object) -> None:
         if self._channel is None:
             return  # said before it was lost: its report would call it alive again
+        if self._silence is not None:
+            self._silence.hear()
         if isinstance(message, Outputs):
             self._hear_outputs(message)
         elif isinstance(message, Say):
@@ -255,8 +273,22 @@ class ReplicaLink:
             self._outbox.put(SetRole(self._role), SMALL_BYTES)
         for adapter, folder in self._adapters.items():
             self._outbox.put(TakeAdapter(adapter, folder), SMALL_BYTES)
+        if self._silence is not None:
+            self._silence.begin()
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
+
+    def _suspect(self, is_suspect: bool) -> None:
+        _log.warning(
+            "[%s] %s",
+            self._name,
+            "nothing was heard of it for a while: new requests go elsewhere where they can"
+            if is_suspect
+            else "it speaks again",
+        )
+        if self._report is not None:
+            told = True if is_suspect else UNSET
+            self._tell(replace(self._report, at=now(), is_suspect=told))
 
     def _hear_outputs(self, message: Outputs) -> None:
         held = self._held

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import penstock
 from penstock.cluster.link import ReplicaLink
+from penstock.cluster.silence import Patience
 from penstock.cluster.spec import ReplicaSpec
 from penstock.core.clock import now
 from penstock.core.errors import PenstockError, ReplicaLost
@@ -266,9 +267,11 @@ class Processes:
         *,
         max_restarts: int = 5,
         start_timeout_s: float = START_TIMEOUT_S,
+        patience: Patience | None = None,
         worker: str = WORKER,
     ) -> None:
         self._max_restarts, self._worker = max_restarts, worker
+        self._patience = patience or Patience()
         self._start_timeout_s = start_timeout_s
         self.engines: list[EngineProcess] = []
 
@@ -282,6 +285,7 @@ class Processes:
             worker=self._worker,
         )
         self.engines.append(engine)
+        link.expect_beats(self._patience)
         await engine.start()
 
     async def stop(self) -> None:

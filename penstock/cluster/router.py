@@ -66,6 +66,16 @@ class Router:
         self._rebuild()
         self._emit(Left(at=now, who=self.name, replica=replica))
 
+    def has_other(self, report: Report) -> bool:
+        """Whether another replica of the same role can take requests."""
+        return any(
+            each.replica != report.replica
+            and each.role == report.role
+            and each.is_alive
+            and not (each.is_draining or each.is_suspect)
+            for each in self.reports.values()
+        )
+
     def arrive(self, now: float, request: Request) -> None:
         """Raises BadRequest, and writes nothing, when the prompt has no hashes for blocks of this fleet's size."""
         first = next(iter(self.reports.values()), None)

@@ -236,7 +236,9 @@ class Outside:
     adapters: Reader | None = None
 
 
-def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
+def open_host(
+    spec: ReplicaSpec, channel: Channel, outside: Outside, *, beat_s: float | None = None
+) -> Host:
     """The replica of a spec behind a channel; `await host.run()` serves it."""
     config = ReplicaConfig(
         name=spec.name,
@@ -271,7 +273,12 @@ def open_host(spec: ReplicaSpec, channel: Channel, outside: Outside) -> Host:
         slots=outside.executor.caps.max_adapters, folders=spec.adapters, reader=outside.adapters
     )
     return Host(
-        channel, open_replica, report_s=spec.report_s, about=outside.about, adapters=adapters
+        channel,
+        open_replica,
+        report_s=spec.report_s,
+        about=outside.about,
+        adapters=adapters,
+        beat_s=beat_s,
     )
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from penstock.cluster.logs import close_log, header_of, open_log
 from penstock.cluster.predictors import predictors_of_model, profile_of
+from penstock.cluster.silence import BEAT_S
 from penstock.cluster.spec import Outside, ReplicaSpec, lanes_of, open_host
 from penstock.core.errors import BadConfig, PenstockError, missing_extra
 from penstock.core.messages import Failed, Message
@@ -125,7 +126,7 @@ async def serve(
     _end_with_stdin()
     _keep_what_was_loaded()
     try:
-        await open_host(spec, channel, outside).run()
+        await open_host(spec, channel, outside, beat_s=BEAT_S).run()
     finally:
         close_log(outside.log)
     return 0

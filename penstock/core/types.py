@@ -391,4 +391,7 @@ class Report(Struct, kw_only=True, gc=False):
     lanes: tuple[tuple[float, int], ...] = ()
     adapters: AdapterReport | None = None  # None: there can be none
     drafts: tuple[int, int] | UnsetType = UNSET
+    is_suspect: bool | UnsetType = (
+        UNSET  # said by its link, never by itself: nothing was heard of it for a while
+    )
     schema: int = SCHEMA

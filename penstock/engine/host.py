@@ -1,9 +1,10 @@
 """The far end of a channel: binds a replica to whoever sends it requests, in this process or another one.
 
 It turns messages into calls and what the replica says into messages: Hello first, then one Outputs a step, a Refuse
-for a request not taken, a Say when something changed (at most one every `report_s` seconds, the first at once),
-Drained, and Failed when the replica cannot go on. It ends when told to Stop or when the channel's other end is gone:
-a replica nobody can reach has no reason to run.
+for a request not taken, a Say when something changed (at most one every `report_s` seconds, the first at once; where
+`beat_s` is told at least one so often, so that silence means something), Drained, and Failed when the replica cannot
+go on. It ends when told to Stop or when the channel's other end is gone: a replica nobody can reach has no reason to
+run.
 """
 
 from __future__ import annotations
@@ -51,12 +52,15 @@ class Host:
         report_s: float = 0.1,
         about: str = "",
         adapters: HostAdapters | None = None,
+        beat_s: float | None = None,
     ) -> None:
         self.replica = open_replica(self._send_outputs)
         self._channel = channel
         self._outbox = Outbox(channel)
         self._report_s = report_s
         self._about = about
+        self._beat_s = beat_s
+        self._beat: asyncio.TimerHandle | None = None
         self._adapters = adapters or HostAdapters()
         self._said_at = now()
         self._timer: asyncio.TimerHandle | None = None
@@ -67,6 +71,8 @@ class Host:
         self._channel.watch(lambda why: self._spawn(self._end()))
         self._channel.listen(self._hear)
         self._outbox.put(Hello(self.replica.report(), about=self._about), SMALL_BYTES)
+        if self._beat_s is not None:
+            self._touch()
         try:
             await self.replica.run()
         except Exception as error:
@@ -158,6 +164,10 @@ class Host:
         self._timer = None
         self._said_at = now()
         self._outbox.put(Say(self.replica.report()), SMALL_BYTES)
+        if self._beat_s is not None:
+            if self._beat is not None:
+                self._beat.cancel()
+            self._beat = running_loop().call_later(self._beat_s, self._touch)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -165,8 +175,9 @@ class Host:
         task.add_done_callback(self._tasks.discard)
 
     async def _close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._beat):
+            if timer is not None:
+                timer.cancel()
         await self._outbox.flush()
         self._outbox.close()
         await self._channel.close()

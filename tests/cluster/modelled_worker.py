@@ -1,7 +1,8 @@
 """The engine's process with a modelled executor on the wall clock: `python -m tests.cluster.modelled_worker`.
 
 What it does at its start is told by the model's name: "fails" raises BadModel, "crashes" ends without a word,
-"hangs" never comes to an end, anything else serves, one token every STEP_S.
+"hangs" never comes to an end, "freezes" stands still with its second step, anything else serves, one token every
+STEP_S.
 """
 
 from __future__ import annotations
@@ -29,10 +30,16 @@ class TickingExecutor:
 
     caps = Caps(num_layers=2, max_context=4096)
 
+    def __init__(self, freezes: bool = False) -> None:
+        self._freezes, self._steps = freezes, 0
+
     def listen(self, on_completion: Callable[[Completion], None]) -> None:
         self._on_completion = on_completion
 
     def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
+        self._steps += 1
+        if self._freezes and self._steps == 2:
+            time.sleep(300)  # in the loop: nothing else happens in this process
         asyncio.get_running_loop().call_later(STEP_S, self._finish, plan)
         return plan.id
 
@@ -64,7 +71,11 @@ def open_ticking(spec: ReplicaSpec) -> Outside:
         time.sleep(300)
     nothing = Predictors(cost=None, lengths=None)  # type: ignore[arg-type]
     return Outside(
-        executor=TickingExecutor(), num_blocks=512, predictors=nothing, log=Null(), about="ticking"
+        executor=TickingExecutor(spec.model == "freezes"),
+        num_blocks=512,
+        predictors=nothing,
+        log=Null(),
+        about="ticking",
     )
 
 

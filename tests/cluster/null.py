@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from msgspec import UNSET
+
 from penstock.core.clock import now
 from penstock.core.errors import PenstockError, ReplicaLost
 from penstock.core.ports import OnFailed, OnOutput
@@ -29,11 +31,18 @@ class NullReplica:
         self.seen: list[str] = []
         self.is_alive = True
         self.is_stopped = False
+        self.is_suspect = False
         self._on_report: Callable[[Report], None] = lambda report: None
 
     def say(self) -> None:
         self._on_report(
-            Report(replica=self.name, at=now(), is_alive=self.is_alive, num_running=len(self.held))
+            Report(
+                replica=self.name,
+                at=now(),
+                is_alive=self.is_alive,
+                num_running=len(self.held),
+                is_suspect=self.is_suspect or UNSET,
+            )
         )
 
     def submit(

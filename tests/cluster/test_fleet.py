@@ -446,3 +446,25 @@ def check_log(world: World) -> None:
             outstanding[event.replica] -= 1
             assert outstanding[event.replica] >= 0
     assert not +outstanding
+
+
+@in_virtual_time
+async def test_a_suspect_gets_no_requests_unless_it_is_the_last() -> None:
+    world = World(2)
+    first, second = world.replicas
+    first.is_suspect = True
+    first.say()
+    for name in "abc":
+        world.ask(name)
+    await settle()
+    assert (first.seen, second.seen) == ([], ["a", "b", "c"])
+    second.is_suspect = True
+    second.say()
+    world.ask("d")
+    await settle()
+    assert second.seen == ["a", "b", "c", "d"], "a doubtful replica is better than none"
+    first.is_suspect = False
+    first.say()
+    world.ask("e")
+    await settle()
+    assert first.seen == ["e"]

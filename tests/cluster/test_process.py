@@ -18,6 +18,7 @@ from penstock.cluster.fleet import Fleet
 from penstock.cluster.link import ReplicaLink
 from penstock.cluster.process import EngineProcess, Processes
 from penstock.cluster.router import Router
+from penstock.cluster.silence import Patience
 from penstock.cluster.spec import ReplicaSpec
 from penstock.core.errors import BadModel, ReplicaLost
 from penstock.core.prompt import TokenPrompt
@@ -31,12 +32,14 @@ ROOT = Path(__file__).parents[2]
 
 
 class World:
-    def __init__(self, model: str = "ticks", max_restarts: int = 3) -> None:
+    def __init__(
+        self, model: str = "ticks", max_restarts: int = 3, patience: Patience | None = None
+    ) -> None:
         self.spec = ReplicaSpec(name="m-0", model=model, policies=POLICIES)
         self.link = ReplicaLink("m-0")
         router = Router("fleet", find("route", "least")(), log=Null())
         self.fleet = Fleet("m", [self.link], router)
-        self.processes = Processes(max_restarts=max_restarts, worker=WORKER)
+        self.processes = Processes(max_restarts=max_restarts, patience=patience, worker=WORKER)
 
     @property
     def engine(self) -> EngineProcess:
@@ -226,3 +229,19 @@ async def test_an_engine_that_stands_still_is_replaced(monkeypatch: pytest.Monke
         await until(world.is_alive)
         assert world.engine.pid != pid and not is_running(pid)
         await world.ask("b", 5)
+
+
+async def test_an_engine_whose_loop_is_stuck_is_suspected_and_replaced() -> None:
+    """Its sockets answer all the time: ZeroMQ's own heartbeats come from another thread."""
+    world = World("freezes", patience=Patience(suspect_after_s=1.5, lost_after_s=2.5))
+    try:
+        await world.processes.start(world.spec, world.link)
+        task = world.ask("a", 500)
+        pid = world.engine.pid
+        assert pid is not None
+        with pytest.raises(ReplicaLost, match="said nothing"):
+            await task
+        await until(lambda: not is_running(pid))
+    finally:
+        await world.fleet.stop()
+        await world.processes.stop()

@@ -20,7 +20,8 @@ ONE_OUTSTANDING = 1 << 32  # more than a replica can have jobs
 
 def is_candidate(report: Report, stage: Stage) -> bool:
     """Whether the law allows this replica."""
-    return report.is_alive and not report.is_draining and report.role in ("any", stage)
+    is_able = report.is_alive and not report.is_draining and not report.is_suspect
+    return is_able and report.role in ("any", stage)
 
 
 @dataclass(slots=True)
