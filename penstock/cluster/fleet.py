@@ -31,6 +31,7 @@ from penstock.core.errors import (
     PenstockError,
     ReplicaLost,
     StepFailed,
+    UpstreamFailed,
 )
 from penstock.core.ports import AdapterPort, OnEnded, OnOutput, ReplicaPort
 from penstock.core.types import Output, Report, Request
@@ -41,7 +42,7 @@ OnHappened = Callable[[Cause, str], None]
 RETRY_AFTER_S = 1.0  # what a caller is told when nothing better is known
 ERRORS: dict[str, type[PenstockError]] = {"BadRequest": BadRequest}  # by Output.code
 _log = logging.getLogger("penstock.cluster")
-TURNED_AWAY = (Overloaded, Draining, ReplicaLost)
+TURNED_AWAY = (Overloaded, Draining, ReplicaLost, UpstreamFailed)
 
 
 class Ticket:

@@ -353,7 +353,8 @@ class Caps:
 class Output(NamedTuple):
     """What a caller is told: new tokens of the request's `answer`-th answer, and why it ended if it did.
 
-    `vector`: what a request of kind "embed" ends with, as little-endian fp32.
+    `vector`: what a request of kind "embed" ends with, as little-endian fp32. `data`: bytes of the answer to an exchange
+    that is passed on (core.forward).
     """
 
     answer: int
@@ -366,6 +367,7 @@ class Output(NamedTuple):
     error: str | None = None
     code: str | None = None  # class of core.errors that `error` is raised as; None = StepFailed
     vector: bytes = b""
+    data: bytes = b""
 
 
 class Report(Struct, kw_only=True, gc=False):

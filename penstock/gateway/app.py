@@ -10,19 +10,21 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import cast
 
 from starlette.types import Message, Receive, Scope, Send
 
 from penstock.core.clock import wall_anchor
 from penstock.core.errors import BadRequest, PenstockError
-from penstock.core.ports import Service
+from penstock.core.ports import Service, StartService
 from penstock.gateway.calls import Call, Calls
 from penstock.gateway.cold import OPEN_PATHS, Cold
 from penstock.gateway.config import GatewayConfig
 from penstock.gateway.door import Door
 from penstock.gateway.embeddings import Embeddings
 from penstock.gateway.errors import INTERNAL, WrongMethod, error_bytes, error_headers, face
+from penstock.gateway.forward import Forwards
 from penstock.gateway.metrics import Meter
 from penstock.gateway.text import TextModel
 from penstock.gateway.wire import ClientGone, Headers, send_bytes
@@ -39,6 +41,7 @@ class Gateway:
         texts: Mapping[str, TextModel],
         config: GatewayConfig,
         hash_key: bytes,
+        foreign: Collection[str] = (),
     ) -> None:
         self.service = service
         self.config = config
@@ -46,6 +49,7 @@ class Gateway:
         self.is_draining = False
         self._door = Door(config)
         calls = Calls(service, texts, config, self.meter, hash_key)
+        calls.foreign = frozenset(foreign)
         wholes = Embeddings(calls, service, config, self.meter, hash_key)
         self._hot: dict[str, Callable[[Call], Awaitable[None]]] = {
             "/v1/completions": calls.completions,
@@ -54,6 +58,11 @@ class Gateway:
             "/v1/rerank": wholes.rerank,
             "/v1/score": wholes.score,
         }
+        if foreign:
+            forwards = Forwards(
+                cast(StartService, service), foreign, calls, config, self.meter, hash_key
+            )
+            self._hot = {path: forwards.behind(path, ours) for path, ours in self._hot.items()}
         self._started_at: int | None = None
         self._cold = Cold(
             service, texts, config, calls, self.meter, lambda: self.is_draining, self._start
@@ -168,10 +177,11 @@ def create_app(
     config: GatewayConfig | None = None,
     *,
     hash_key: bytes = b"",
+    foreign: Collection[str] = (),
 ) -> Gateway:
     """The gateway in front of `service`.
 
-    `texts` holds the text model of every name in `service.models()`. `hash_key` is the secret that keys the hashes of
+    `texts` holds the text model of every name in `service.models()` but the `foreign` ones, which other servers serve. `hash_key` is the secret that keys the hashes of
     prompt blocks; replicas that extend these hashes must hold the same one.
     """
-    return Gateway(service, texts, config or GatewayConfig(), hash_key)
+    return Gateway(service, texts, config or GatewayConfig(), hash_key, foreign)

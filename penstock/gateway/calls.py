@@ -30,7 +30,7 @@ from penstock.gateway.bodies import ChatBody, CompletionBody, SharedBody, decode
 from penstock.gateway.chat import ChatShape
 from penstock.gateway.completions import CompletionShape
 from penstock.gateway.config import GatewayConfig
-from penstock.gateway.errors import error_event, face
+from penstock.gateway.errors import Unsupported, error_event, face
 from penstock.gateway.exchange import Exchange, Heard, Writer
 from penstock.gateway.metrics import Meter, ModelMeter
 from penstock.gateway.reading import Reading
@@ -68,6 +68,7 @@ class Calls:
         self._config = config
         self._meter = meter
         self._hash_key = hash_key
+        self.foreign: frozenset[str] = frozenset()  # names that other servers serve; see forward
         self.adapters = Adapters(service, may_change=config.runtime_adapters)
         self._prefix = config.request_prefix or secrets.token_hex(5)
         self._numbers = itertools.count()
@@ -101,7 +102,13 @@ class Calls:
 
     def find(self, model: str | None) -> tuple[str, TextModel]:
         """The model by name; the only one there is when no name is given. Raises UnknownModel."""
-        names = list(self._service.models())
+        names = [name for name in self._service.models() if name not in self.foreign]
+        if model in self.foreign:
+            raise Unsupported(
+                f"{model!r} is served by another server, which is not asked this from here",
+                hint="ask that server itself",
+                param="model",
+            )
         if model is None:
             if len(set(map(id, self._texts.values()))) == 1 and names:
                 model = names[0]
@@ -111,7 +118,7 @@ class Calls:
         base = model if adapter is None else adapter.model
         text = self._texts.get(base) if base in names else None
         if text is None:
-            served = ", ".join([*names, *self.adapters.all()]) or "none"
+            served = ", ".join([*self._service.models(), *self.adapters.all()]) or "none"
             raise UnknownModel(
                 f"the model {model!r} does not exist here", hint=f"served: {served}", param="model"
             )

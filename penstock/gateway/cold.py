@@ -88,7 +88,9 @@ class Cold:
         return _json({"object": "list", "data": [self._model(name) for name in names]})
 
     async def model(self, http: HttpRequest) -> Response:
-        name, _ = self._calls.find(http.path_params["name"])
+        name = http.path_params["name"]
+        if name not in self._calls.foreign:
+            name, _ = self._calls.find(name)
         return _json(self._model(name))
 
     def _model(self, name: str) -> dict[str, Any]:
