@@ -28,6 +28,7 @@ from penstock.cluster.router import Router
 from penstock.cluster.spec import FLEET_SLOTS, Neighbours, ReplicaSpec, policy_of
 from penstock.core.adapters import Adapter
 from penstock.core.clock import now
+from penstock.core.errors import BadConfig
 from penstock.core.ports import Log
 from penstock.policy import route
 from penstock.report.made import opened
@@ -45,6 +46,10 @@ async def assemble(config: Config, leaves: Leaves) -> Fleets:
     adapters: dict[str, Adapter] = {}
     rounds: list[Rounds | None] = []
     for index, fleet in enumerate(config.fleet):
+        if fleet.remote is not None:
+            made = _remote_fleet(config, index, leaves)
+            by_name.update(dict.fromkeys((fleet.served_name, *fleet.aliases), made))
+            continue
         own = adapters_of(fleet)
         adapters.update(own)
         specs = replica_specs(config, index, text, tuple(own.values()))
@@ -71,6 +76,18 @@ async def assemble(config: Config, leaves: Leaves) -> Fleets:
     for each in turning:
         each.start()
     return service
+
+
+def _remote_fleet(config: Config, index: int, leaves: Leaves) -> Fleet:
+    """Foreign servers as one fleet; whether they are up is seen while it serves."""
+    fleet = config.fleet[index]
+    if leaves.remote is None:
+        raise BadConfig(
+            f"fleet[{index}].remote names servers, which a simulation has none of",
+            hint="`penstock serve` stands in front of them; simulate with executor.kind = modelled",
+        )
+    ports, (router, _) = leaves.remote(fleet), _router(config, index, leaves)
+    return Fleet(fleet.served_name, ports, router, max_outstanding=fleet.max_outstanding)
 
 
 def replica_specs(

@@ -17,6 +17,7 @@
     cache = {block_size = 16, prefix = true}
     lengths = {window = 1000, by = ["tenant"]}      # answers that foretell the next ones'; see cost.lengths
     speculation = {method = "ngram", max_drafts = 4}    # guess tokens and verify them together; see core.drafts
+    remote = {urls = ["http://host:8000"]}          # replicas are foreign servers instead; see cluster.foreign
     policy = {preset = "vllm-v1", order = "slack-edf", batch = {name = "vllm-v1", max_tokens = 512}}
 
 Every key that is not known is refused, at every level, with its place. A policy's table is its constructor: `name` and
@@ -33,6 +34,7 @@ from typing import cast, get_args
 
 from penstock.assemble.presets import GUESSING, bring_host_memory, guessing, policy_tables
 from penstock.cluster.arbiter import MoveRules
+from penstock.cluster.foreign import RemoteConfig
 from penstock.cluster.silence import Patience
 from penstock.cluster.spec import SLOTS, ExecutorSpec, policy_of
 from penstock.core.config import Table, build, load_toml, set_path
@@ -137,6 +139,11 @@ class CacheConfig:
             raise ValueError(f"memory_bytes must be at least 1, got {self.memory_bytes}")
 
 
+THEIRS = (
+    "model", "revision", "replicas", "executor", "cache", "speculation", "adapters", "max_waiting", "roles", "size",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class FleetConfig:
     """The replicas of one model: a folder, "default", or a Hub name (of which `revision`). `name` None = made from it.
@@ -147,7 +154,7 @@ class FleetConfig:
     held; None = that of those that are named, at least LEAST_RANK.
     `roles`: how many of the replicas take which stage, say {prefill = 2, decode = 2}; None = all take all. `moves`:
     rules of what may move between replicas, and `size`: {least, most} replicas; they matter with `policy.move` and
-    `policy.scale`.
+    `policy.scale`. `remote`: foreign servers are the replicas, and `name` None stands for all the models they list.
     """
 
     model: str = "default"
@@ -168,10 +175,12 @@ class FleetConfig:
     roles: dict[str, int] | None = None
     moves: MoveRules | None = None
     size: Bounds | None = None
+    remote: RemoteConfig | None = None
 
     def __post_init__(self) -> None:
         if self.replicas < 1:
             raise ValueError(f"replicas must be at least 1, got {self.replicas}")
+        self._check_remote()
         self._check_roles()
         if self.max_adapters is not None and self.max_adapters < bool(self.adapters):
             raise ValueError(
@@ -187,6 +196,22 @@ class FleetConfig:
             if bound is not None and bound < 1:
                 raise ValueError(
                     f"{name} must be at least 1, got {bound}; leave it out for no bound"
+                )
+
+    def _check_remote(self) -> None:
+        """What a foreign server decides for itself cannot be told it from here."""
+        if self.remote is None:
+            return
+        if not self.remote.urls:
+            raise ValueError("remote.urls names no server")
+        plain = FleetConfig()
+        for name in THEIRS:
+            if getattr(self, name) != getattr(plain, name):
+                raise ValueError(f"{name} is of the servers that remote.urls names: set it there")
+        for slot in ("move", "scale"):
+            if slot in self.policy:
+                raise ValueError(
+                    f"policy.{slot} needs replicas of Penstock's own: foreign servers cannot be told to"
                 )
 
     def _check_roles(self) -> None:
@@ -210,7 +235,12 @@ class FleetConfig:
 
     @property
     def served_name(self) -> str:
-        """What callers call it: the given name, a folder's last part, or the model as it was written."""
+        """What callers call it: the given name, a folder's last part, or the model as it was written.
+
+        Of a remote fleet without a name, its servers: it is not known yet.
+        """
+        if self.name is None and self.remote is not None:
+            return " ".join(self.remote.urls)
         if self.name is not None:
             return self.name
         path = Path(self.model).expanduser()

@@ -7,12 +7,12 @@ modelled executors on modelled links. From here on inwards the code is the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from penstock.assemble.canvases import canvas_outside, fills_canvases
-from penstock.assemble.config import Config
+from penstock.assemble.config import Config, FleetConfig
 from penstock.assemble.print_config import print_config
 from penstock.cluster.inside import Inside
 from penstock.cluster.link import ReplicaLink
@@ -27,7 +27,7 @@ from penstock.cluster.predictors import (
 )
 from penstock.cluster.spec import Outside, ReplicaSpec, lanes_of
 from penstock.core.errors import BadConfig
-from penstock.core.ports import Channel, Log
+from penstock.core.ports import Channel, Log, ReplicaPort
 from penstock.core.types import Caps, HostLink, StepTemplate
 from penstock.cost.energy import EnergyMeter
 from penstock.cost.hardware import card_of, num_blocks
@@ -40,6 +40,7 @@ from penstock.sim.executor import ModelledExecutor, SchedulerTime
 from penstock.sim.lanes import LanedExecutor
 
 if TYPE_CHECKING:
+    from penstock.assemble.remotes import Remotes
     from penstock.cluster.process import Processes
 
 MAX_REPEAT = 1 << 20
@@ -47,14 +48,18 @@ MAX_REPEAT = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Leaves:
-    """`start` brings up the replica of a spec and attaches its channel; `log` opens the log of a name."""
+    """`start` brings up the replica of a spec and attaches its channel; `log` opens the log of a name.
+
+    `remote`: the replicas of a fleet of foreign servers; there are none in a simulation.
+    """
 
     start: Callable[[ReplicaSpec, ReplicaLink], Awaitable[None]]
     stop: Callable[[], Awaitable[None]]
     log: Callable[[str], Log]
+    remote: Callable[[FleetConfig], Sequence[ReplicaPort]] | None = None
 
 
-def process_leaves(config: Config) -> tuple[Leaves, Processes]:
+def process_leaves(config: Config, remotes: Remotes | None = None) -> tuple[Leaves, Processes]:
     """Real ones. The processes are given too, so that a second signal can end them at once."""
     from penstock.cluster.process import Processes  # brings ZeroMQ, which a simulation does without
 
@@ -72,10 +77,13 @@ def process_leaves(config: Config) -> tuple[Leaves, Processes]:
 
     async def stop() -> None:
         await processes.stop()
+        if remotes is not None:
+            await remotes.close()
         for each in opened:
             close_log(each)
 
-    return Leaves(start=processes.start, stop=stop, log=log), processes
+    remote = None if remotes is None else remotes.ports
+    return Leaves(start=processes.start, stop=stop, log=log, remote=remote), processes
 
 
 Meters = dict[str, list[EnergyMeter]]  # of the replicas that were started, by the name of a replica

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from penstock.assemble.config import Config
 from penstock.assemble.presets import policy_tables
 
-SECRET = {"api_keys"}
+_BARE = re.compile(r"[\w-]+", re.ASCII)
+SECRET = {"api_keys", "api_key"}
 
 
 def print_config(config: Config) -> str:
@@ -21,7 +23,7 @@ def print_config(config: Config) -> str:
     table = _plain(config)
     assert isinstance(table, dict)
     for written, fleet in zip(table["fleet"], config.fleet, strict=True):
-        written["name"] = fleet.served_name
+        written["name"] = fleet.name if fleet.remote is not None else fleet.served_name
         written["policy"] = {
             slot: dict(found)
             for slot, found in policy_tables(fleet.policy, fleet.cache.prefix).items()
@@ -46,15 +48,19 @@ def _lines(table: Mapping[str, object], where: str) -> Iterator[str]:
     lists = {key: value for key, value in table.items() if _is_list_of_tables(value)}
     for key, value in table.items():
         if key not in tables and key not in lists and value is not None:
-            yield f"{key} = {_literal(value)}"
+            yield f"{_key(key)} = {_literal(value)}"
     for key, value in tables.items():
-        yield f"\n[{where}{key}]"
-        yield from _lines(value, f"{where}{key}.")
+        yield f"\n[{where}{_key(key)}]"
+        yield from _lines(value, f"{where}{_key(key)}.")
     for key, items in lists.items():
         assert isinstance(items, list)
         for item in items:
             yield f"\n[[{where}{key}]]"
             yield from _lines(item, f"{where}{key}.")
+
+
+def _key(name: str) -> str:
+    return name if _BARE.fullmatch(name) else json.dumps(name, ensure_ascii=False)
 
 
 def _is_list_of_tables(value: object) -> bool:

@@ -1,9 +1,9 @@
 """Foreign servers of a configuration: each is looked at once, and what they serve becomes fleets.
 
-A fleet with a name is that model on all of its servers, each of which may call it otherwise (`remote.models`; one that
-serves a single model needs no word). A fleet without a name becomes one fleet for every model that its servers list,
-each with the servers that list it. Servers that do not answer are no error as long as the names are known: they are
-looked for from then on.
+A fleet with a name is that model on all of its servers, each of which may call it otherwise (`remote.models`; one
+that serves a single model needs no word). A fleet without a name becomes one fleet for every model that its servers
+list, each with the servers that list it. Servers that do not answer are no error as long as the names are known: they
+are looked for from then on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ class Remotes:
 
     async def expand(self, config: Config, on_phase: Callable[[str], None]) -> Config:
         """The configuration with a name and a model for every server. Raises BadConfig."""
-        told = [(url, fleet.remote) for fleet in config.fleet if fleet.remote for url in fleet.remote.urls]
+        told = [
+            (url, fleet.remote)
+            for fleet in config.fleet
+            if fleet.remote
+            for url in fleet.remote.urls
+        ]
         if not told:
             return config
         on_phase(f"looking at {', '.join(url for url, _ in told)}")

@@ -21,6 +21,7 @@ from penstock.assemble import assemble
 from penstock.assemble.config import Config, FleetConfig
 from penstock.assemble.leaves import process_leaves
 from penstock.assemble.presets import policy_tables
+from penstock.assemble.remotes import Remotes
 from penstock.cluster.fleets import Fleets
 from penstock.cluster.process import Processes
 from penstock.core.errors import BadConfig
@@ -51,6 +52,9 @@ def localise(config: Config) -> Config:
     """Every model as a folder on this machine, fetched if need be; names stay. Raises BadModel, MissingExtra."""
     fleets = []
     for index, fleet in enumerate(config.fleet):
+        if fleet.remote is not None:
+            fleets.append(fleet)
+            continue
         if fleet.executor.kind != "torch":
             raise BadConfig(
                 f"fleet[{index}].executor.kind is {fleet.executor.kind!r}, which cannot serve text",
@@ -68,12 +72,17 @@ def localise(config: Config) -> Config:
 
 
 def load_texts(config: Config) -> dict[str, TextModel]:
-    """A text model for every name that is served. Raises BadModel."""
+    """A text model for every name that is served from here. Raises BadModel."""
     texts: dict[str, TextModel] = {}
-    for fleet in config.fleet:
+    for fleet in _own(config):
         text = TextModel.load(Path(fleet.model), max_context=fleet.executor.max_context)
         texts.update(dict.fromkeys(_names(fleet), text))
     return texts
+
+
+def _own(config: Config) -> list[FleetConfig]:
+    """Fleets that are not foreign servers."""
+    return [fleet for fleet in config.fleet if fleet.remote is None]
 
 
 def _names(fleet: FleetConfig) -> tuple[str, ...]:
@@ -88,9 +97,10 @@ def run(
 ) -> bool:
     """Serve until told to stop; whether everything that was running could end. Raises PenstockError."""
     listen(config.gateway.host, config.gateway.port).close()  # fail before any model is loaded
-    on_phase(f"looking for {', '.join(fleet.model for fleet in config.fleet)}")
+    if _own(config):
+        on_phase(f"looking for {', '.join(fleet.model for fleet in _own(config))}")
     config = localise(config)
-    for fleet in config.fleet:
+    for fleet in _own(config):
         on_phase(f"model {fleet.served_name} is in {fleet.model}; reading its tokenizer")
     texts = load_texts(config)
     with asyncio.Runner(loop_factory=_fast_loop()) as runner:
@@ -116,17 +126,33 @@ async def serve(
     on_ready: Callable[[Ready], None],
 ) -> bool:
     """Start the engines of a localised configuration and serve; see `run`."""
-    leaves, processes = process_leaves(config)
-    on_phase(f"starting {sum(fleet.replicas for fleet in config.fleet)} engine(s)")
+    remotes = Remotes()
+    try:
+        config = await remotes.expand(config, on_phase)
+    except BaseException:
+        await remotes.close()
+        raise
+    leaves, processes = process_leaves(config, remotes)
+    num_engines = sum(fleet.replicas for fleet in _own(config))
+    if num_engines:
+        on_phase(f"starting {num_engines} engine(s)")
     with Stopper(processes, config.serve.drain_timeout_s, on_phase) as stopper:
         with Waiting(processes, on_phase):
             service = await assemble(config, leaves)
         try:
             _narrow(texts, config, service)
-            app = create_app(service, texts, config.gateway, hash_key=secrets.token_bytes(16))
+            foreign = [name for name in service.models() if name not in texts]
+            app = create_app(
+                service,
+                texts,
+                config.gateway,
+                hash_key=secrets.token_bytes(16),
+                foreign=foreign,
+            )
             _tell_policies(app, config)
             listener = listen(config.gateway.host, config.gateway.port)
-            use = use_of(texts[service.models()[0]])
+            first = texts.get(service.models()[0])
+            use = "writes" if first is None else use_of(first)
             ready = _ready(url_of(listener), config, service, processes, use)
             stopper.server = server = Announced(app, lambda: on_ready(ready))
             await server._serve([listener])  # serve() would take the signals
@@ -139,7 +165,7 @@ async def serve(
 
 def _narrow(texts: Mapping[str, TextModel], config: Config, service: Fleets) -> None:
     """A replica may hold less context than its model was made for."""
-    for fleet in config.fleet:
+    for fleet in _own(config):
         holds = min(report.max_context for report in service.fleet(fleet.served_name).reports())
         for name in _names(fleet):
             texts[name].context_tokens = min(texts[name].context_tokens, holds)
@@ -149,6 +175,8 @@ def _tell_policies(app: Gateway, config: Config) -> None:
     """Which policies serve which model, for /metrics."""
     for fleet in config.fleet:
         tables = policy_tables(fleet.policy, fleet.cache.prefix)
+        if fleet.remote is not None:
+            tables = {"route": tables["route"]}
         names = {slot: str(table["name"]) for slot, table in tables.items()}
         app.meter.tell_policies(fleet.served_name, names)
 
@@ -159,11 +187,17 @@ def _ready(url: str, config: Config, service: Fleets, processes: Processes, use:
         url=url,
         config=config,
         models=tuple(service.models()),
-        abouts=tuple(engine.link.about for engine in processes.engines),
+        abouts=(*(engine.link.about for engine in processes.engines), *_behind(config)),
         num_blocks=sum(report.total_blocks for report in reports),
         max_context=max(report.max_context for report in reports),
         use=use,
     )
+
+
+def _behind(config: Config) -> list[str]:
+    remotes = [fleet.remote for fleet in config.fleet if fleet.remote is not None]
+    urls = dict.fromkeys(url for remote in remotes for url in remote.urls)
+    return [f"the server(s) at {', '.join(urls)}"] if urls else []
 
 
 class Waiting:

@@ -1,10 +1,10 @@
 """Foreign servers: how they are reached, what they are called by, and what they say about their load.
 
-Load is read from what a server offers to Prometheus under /metrics, by the names of its makers. What it does not say is
-not made up: without such a page a report counts nothing, and routing goes by what this fleet itself has sent there.
+Load is read from what a server offers to Prometheus under /metrics, by the names of its makers. Of a server without
+such a page a report counts the requests that it holds from here; policies go by the fleet's own count in any case.
 
     vLLM        vllm:num_requests_running/_waiting, kv_cache_usage_perc, cache_config_info (blocks and their size)
-    SGLang      sglang:num_running_reqs, num_queue_reqs, num_used_tokens, max_total_num_tokens or token_usage
+    SGLang      sglang:num_running_reqs, num_queue_reqs, token_usage, max_total_num_tokens (where newer)
     llama.cpp   llamacpp:requests_processing, requests_deferred (where it was started with --metrics)
     TGI         tgi_batch_current_size, tgi_queue_size
     Penstock    penstock:num_requests_running/_waiting
@@ -20,6 +20,7 @@ import re
 from dataclasses import dataclass, field
 
 from penstock.core.errors import BadConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteConfig:
@@ -85,7 +86,6 @@ class Load:
     usage: float | None = None  # of the KV memory, 0 to 1
     num_blocks: int | None = None
     block_size: int | None = None
-
 
 
 RUNNING = ("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:requests_processing",

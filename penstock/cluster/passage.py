@@ -1,8 +1,9 @@
 """What is changed in an exchange that is passed on, and what is read off it: as little as the accounts need.
 
-The body goes on as it came but for three things: the model's name where the server calls it otherwise, fields that are
-ours and not the server's (`slo`, `program`), and `stream_options`, which a stream without its usage gets so that tokens
-are counted by who made them. Where nothing but that is to be changed, bytes are put in and nothing is encoded again.
+The body goes on as it came but for three things: the model's name where the server calls it otherwise, fields that
+are ours and not the server's (`slo`, `program`), and `stream_options`, which a stream without its usage gets so that
+tokens are counted by who made them. Where nothing but that is to be changed, bytes are put in and nothing is encoded
+again.
 
 The answer is cut into whole events, which go on as they came. Only where an event holds a usage it is decoded: its
 counts are noted, and it is left out when the caller had not asked for one and it holds nothing else. A stream is

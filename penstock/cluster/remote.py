@@ -1,11 +1,12 @@
 """A foreign server as a replica: requests are HTTP exchanges that it answers, reports are what it is seen to be.
 
-It takes exchanges only (core.forward): what is made of token ids has no form there. What else a replica of ours can, and
-these cannot, is missing from `capabilities` and refused: moving a request, handing over its keys and values, adapters.
+It takes exchanges only (core.forward): what is made of token ids has no form there. What else a replica of ours can,
+and these cannot, is missing from `capabilities` and refused: moving a request, handing over its keys and values,
+adapters.
 
-An exchange is one task: post, pass on each piece as it comes, count. When the server is seen to be down, exchanges that
-have heard nothing yet are given back (ReplicaLost), so that another server gets them; those in the middle of an answer go
-on as long as bytes come. A cancelled one closes its connection, which is how such servers learn of it.
+An exchange is one task: post, pass on each piece as it comes, count. When the server is seen to be down, exchanges
+that have heard nothing yet are given back (ReplicaLost), so that another server gets them; those in the middle of an
+answer go on as long as bytes come. A cancelled one closes its connection, which is how such servers learn of it.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class RemoteReplica:
             replica=self._name,
             at=now(),
             is_alive=server.is_alive and not self._is_stopped,
-            num_running=load.num_running or 0,
+            num_running=len(self._held) if load.num_running is None else load.num_running,
             num_waiting=load.num_waiting or 0,
             free_blocks=free,
             total_blocks=total,

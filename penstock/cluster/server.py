@@ -4,9 +4,9 @@
           /v1/models when it comes up                                  -> names and context of its models
           /metrics as long as it is offered                            -> load (cluster.foreign)
 
-Up: it is looked at every `probe_s`. Down after `max_failures` looks in a row that failed, or at once when a request finds
-nobody there; then it is looked at less and less often, twice the time each, up to `back_off_s`. The first good look
-brings it back. Watchers hear of every look.
+Up: it is looked at every `probe_s`. Down after `max_failures` looks in a row that failed, or at once when a request
+finds nobody there; then it is looked at less and less often, twice the time each, up to `back_off_s`. The first good
+look brings it back. Watchers hear of every look.
 """
 
 from __future__ import annotations

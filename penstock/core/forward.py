@@ -1,10 +1,11 @@
 """Exchanges that are passed on: an HTTP call goes to a foreign server as it came, and its answer comes back as it was
 written. Neither is turned into token ids, so nothing is lost that this version does not know of.
 
-Such an exchange is a `Request` like any other to fleets, policies, logs and accounts. Its prompt is a `ForwardedPrompt`:
-the size is an estimate, and its blocks are hashes of pieces of the prompt's own bytes, chained as token blocks are: equal
-hashes mean equal beginnings, which is all that routing by prefix needs. Its Outputs carry `data`, bytes of the answer:
-whole events of a stream, or the body; the last one has `finish`. The exchange stays in the process that took it in.
+Such an exchange is a `Request` like any other to fleets, policies, logs and accounts. Its prompt is a
+`ForwardedPrompt`: the size is an estimate, and its blocks are hashes of pieces of the prompt's own bytes, chained as
+token blocks are: equal hashes mean equal beginnings, which is all that routing by prefix needs. Its Outputs carry
+`data`, bytes of the answer: whole events of a stream, or the body; the last one has `finish`. The exchange stays in
+the process that took it in.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Forward(Struct, gc=False):
     Output.
 
     `model` as the body has it. `takes_usage`: the caller asked for a stream's usage itself, so it is shown to it.
-    `has_options`: the body has `stream_options`; `has_ours`: it has fields that only Penstock knows. `salt`: to be told
-    the server as `cache_salt`, so that tenants share no cached prompts.
+    `has_options`: the body has `stream_options`; `has_ours`: it has fields that only Penstock knows. `salt`: to be
+    told the server as `cache_salt`, so that tenants share no cached prompts.
     """
 
     path: str

@@ -353,8 +353,8 @@ class Caps:
 class Output(NamedTuple):
     """What a caller is told: new tokens of the request's `answer`-th answer, and why it ended if it did.
 
-    `vector`: what a request of kind "embed" ends with, as little-endian fp32. `data`: bytes of the answer to an exchange
-    that is passed on (core.forward).
+    `vector`: what a request of kind "embed" ends with, as little-endian fp32. `data`: bytes of the answer to an
+    exchange that is passed on (core.forward).
     """
 
     answer: int

@@ -181,7 +181,8 @@ def create_app(
 ) -> Gateway:
     """The gateway in front of `service`.
 
-    `texts` holds the text model of every name in `service.models()` but the `foreign` ones, which other servers serve. `hash_key` is the secret that keys the hashes of
+    `texts` holds the text model of every name in `service.models()` but the `foreign` ones, which other servers
+    serve. `hash_key` is the secret that keys the hashes of
     prompt blocks; replicas that extend these hashes must hold the same one.
     """
     return Gateway(service, texts, config or GatewayConfig(), hash_key, foreign)

@@ -1,8 +1,8 @@
 """Calls of models that foreign servers serve: passed on as they came, answers told as they come.
 
-Of the body only what routing and accounts need is looked at (model, stream, lengths, priority, promises, and the bytes
-that the prompt is made from); what else it says is between the caller and the server. A call of a model of ours goes
-to where it would have gone. Counts are those of the server (cluster.passage), times are what the caller saw.
+Of the body only what routing and accounts need is looked at (model, stream, lengths, priority, promises, and the
+bytes that the prompt is made from); what else it says is between the caller and the server. A call of a model of ours
+goes to where it would have gone. Counts are those of the server (cluster.passage), times are what the caller saw.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from penstock.gateway.wire import EVENTS, JSON, read_body, send_bytes
 Answerer = Callable[[Call], Awaitable[None]]
 
 
+NOTHING = Raw(b"")
+
+
 class _Options(msgspec.Struct, gc=False):
     include_usage: bool | None = None
 
@@ -49,19 +52,20 @@ class _Peek(msgspec.Struct, gc=False):
     cache_salt: str | None = None
     slo: SloBody | None = None
     program: str | None = None
-    tools: Raw | None = None
-    messages: Raw | None = None
-    prompt: Raw | None = None
-    input: Raw | None = None
-    query: Raw | None = None
-    documents: Raw | None = None
-    text_1: Raw | None = None
-    text_2: Raw | None = None
+    tools: Raw = NOTHING
+    messages: Raw = NOTHING
+    prompt: Raw = NOTHING
+    input: Raw = NOTHING
+    query: Raw = NOTHING
+    documents: Raw = NOTHING
+    text_1: Raw = NOTHING
+    text_2: Raw = NOTHING
 
     def texts(self) -> list[bytes]:
         """In the order in which a prompt is made of them."""
-        parts = (self.tools, self.messages, self.prompt, self.input, self.query, self.documents)
-        return [bytes(part) for part in (*parts, self.text_1, self.text_2) if part is not None]
+        chat = (self.tools, self.messages)
+        others = (self.prompt, self.input, self.query, self.documents, self.text_1, self.text_2)
+        return [bytes(part) for part in (*chat, *others)]
 
 
 _peek = msgspec.json.Decoder(_Peek).decode

@@ -1,8 +1,8 @@
 """One exchange that is passed on, between the service and the caller (see exchange, which does it for token ids).
 
-What the server says is noted as it comes, and the writer takes all that is there at once. What can pile up before a slow
-caller is bounded by the length of one answer. The caller's leaving is noticed by a task that listens for it, and ends
-the exchange at once, before the first byte too.
+What the server says is noted as it comes, and the writer takes all that is there at once. What can pile up before a
+slow caller is bounded by the length of one answer. The caller's leaving is noticed by a task that listens for it, and
+ends the exchange at once, before the first byte too.
 """
 
 from __future__ import annotations
@@ -108,10 +108,11 @@ def measure(meter: ModelMeter, passing: Passing, forward: Forward) -> None:
     if usage is None or first is None or last is None:
         return
     meter.generated += usage.num_output
-    meter.prompt_tokens.inc(usage.num_prompt)
-    meter.looked_up_tokens.inc(usage.num_prompt)
-    meter.cached_tokens.inc(usage.num_cached)
-    meter.prompt_sizes.observe(usage.num_prompt)
+    if usage.is_counted:
+        meter.prompt_tokens.inc(usage.num_prompt)
+        meter.looked_up_tokens.inc(usage.num_prompt)
+        meter.cached_tokens.inc(usage.num_cached)
+        meter.prompt_sizes.observe(usage.num_prompt)
     meter.output_sizes.observe(usage.num_output)
     meter.finished(passing.finish_reason).inc()
     meter.latency.observe(last - passing.arrived_at)

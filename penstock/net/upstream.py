@@ -9,9 +9,9 @@ Everything that can go wrong before the answer's first byte is told apart by wha
     400 413 415 422, 404 of a model BadRequest ...    the caller's, and every other server would say the same
     401 403, 404 408 5xx, silence   UpstreamFailed    its fault, or ours in how it is set up; another may do
 
-A connection that was kept may have been closed by the other side at the moment it is used again. Such a call is made once
-more on a fresh one: no byte of an answer has been seen. Connections are kept KEEP_S, less than what the servers in
-question keep them (uvicorn: 5 s).
+A connection that was kept may have been closed by the other side at the moment it is used again. Such a call is made
+once more on a fresh one: no byte of an answer has been seen. Connections are kept KEEP_S, less than what the servers
+in question keep them (uvicorn: 5 s).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Answer:
         return self._answer.headers.get("content-type", "").startswith("text/event-stream")
 
     async def some(self) -> bytes:
-        """What has come since the last call, waiting for more if nothing has; empty at the end. Raises PenstockError."""
+        """What has come since the last call, waiting if nothing has; empty at the end. Raises PenstockError."""
         try:
             return await self._answer.content.readany()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from penstock.assemble import load_config, print_config
+from penstock.assemble.presets import policy_tables
 from penstock.assemble.serving import Ready, run
 from penstock.core.errors import BadConfig
 from penstock.gateway.vectors import Use
@@ -39,6 +40,10 @@ Route = Annotated[
 LoraModules = Annotated[
     list[str] | None,
     typer.Option(help="LoRA adapter, NAME=FOLDER; callers ask for it as a model of that name."),
+]
+Remote = Annotated[
+    list[str] | None,
+    typer.Option(help="URL of a server with OpenAI's API to stand in front of; again for several."),
 ]
 Speculate = Annotated[str | None, typer.Option(help="Guess ahead: ngram, or a model.")]
 File = Annotated[Path | None, typer.Option(help="TOML file; flags win over it.")]
@@ -69,6 +74,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
     replicas: Replicas = None,
     route: Route = None,
     lora_modules: LoraModules = None,
+    remote: Remote = None,
     speculate: Speculate = None,
     config: File = None,
     sets: Sets = None,
@@ -80,6 +86,8 @@ def serve(  # noqa: PLR0913 - every argument is a flag
     """Serve a model over OpenAI's HTTP API until Ctrl-C.
 
     Example: `penstock serve`, then `curl http://127.0.0.1:8000/v1/models`
+
+    In front of other servers (vLLM, SGLang, llama.cpp, Ollama): `penstock serve --remote http://a:8000 --remote http://b:8000`
     """
     flags = {
         "gateway.host": host,
@@ -92,6 +100,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
         "fleet.0.policy.preset": policy,
         "fleet.0.replicas": replicas,
         "fleet.0.policy.route": route,
+        "fleet.0.remote.urls": remote or None,
         "fleet.0.speculation": guessed_by(speculate),
         "fleet.0.adapters": adapters_named(lora_modules) if lora_modules else None,
         "log.dir": log,
@@ -148,9 +157,12 @@ def _welcome(ready: Ready) -> None:
     fleets = ready.config.fleet
     runs_on = "; ".join(sorted({about for about in ready.abouts if about}))
     presets = dict.fromkeys(str(fleet.policy.get("preset", "vllm-v1")) for fleet in fleets)
+    if any(fleet.remote is None for fleet in fleets):
+        told = f"{ready.num_blocks} blocks of {fleets[0].cache.block_size} tokens, policy {', '.join(presets)}"
+    else:
+        told = f"route {policy_tables(fleets[0].policy, True)['route']['name']}"
     typer.echo(
-        f"penstock: ready at {ready.url}/v1 - {', '.join(ready.models)} on {runs_on}, "
-        f"{ready.num_blocks} blocks of {fleets[0].cache.block_size} tokens, policy {', '.join(presets)}"
+        f"penstock: ready at {ready.url}/v1 - {', '.join(ready.models)} on {runs_on}, {told}"
     )
     path, fields = EXAMPLES[ready.use]
     body = json.dumps({"model": ready.models[0], **fields})

@@ -53,7 +53,7 @@ FLAGS: dict[str, set[str]] = {
     "serve": {
         "--host", "--port", "--device", "--dtype", "--weights", "--kv", "--policy", "--config", "--set",
         "--print-config", "--log", "--api-key", "--lora-modules", "--speculate", "--drain-timeout",
-        "--replicas", "--route",
+        "--replicas", "--route", "--remote",
     },
     "simulate": {
         "--trace", "--columns", "--limit", "--speed", "--rate", "--model", "--seed", "--slo-ttft", "--slo-tpot",
