@@ -11,6 +11,7 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,19 @@ def arrived(number: int) -> Arrived:
     )
 
 
+def value_of(hint: Any, fill: dict[Any, Any]) -> Any:
+    """Something of that type: of a union the first that is known, of tuples one of each or two of the same."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint in fill:
+        return fill[hint]
+    if origin is typing.Literal:
+        return args[0]
+    if origin is tuple:
+        kinds = (args[0],) * 2 if args[-1] is ... else args
+        return tuple(value_of(kind, fill) for kind in kinds)
+    return next(value_of(arg, fill) for arg in args if arg in fill or typing.get_origin(arg))
+
+
 def one_of_each() -> list[Event]:
     """An event of every kind, its fields filled by type: a kind added later is tested without a line here."""
     fill = {int: 3, float: 1 / 3, str: "x", bool: True, Slo: Slo(tpot_s=0.05)}
@@ -51,24 +65,7 @@ def one_of_each() -> list[Event]:
         for name in cls.__struct_fields__:
             if name in ("kind", "schema"):
                 continue
-            hint = hints[name]
-            plain = [arg for arg in typing.get_args(hint) if arg in fill]
-            if hint in fill:
-                values[name] = fill[hint]
-            elif typing.get_origin(hint) is typing.Literal:
-                values[name] = typing.get_args(hint)[0]
-            elif name == "outputs":
-                values[name] = ((1, 2, True, ("ab",)),)
-            elif name == "guesses":
-                values[name] = ((1, 4, 2),)
-            elif name == "values":
-                values[name] = (("c0", 1 / 3),)
-            elif name == "chunks":
-                values[name] = ((1, 2),)
-            elif typing.get_origin(hint) is tuple and typing.get_args(hint)[0] in fill:
-                values[name] = (fill[typing.get_args(hint)[0]],) * 2
-            elif plain:
-                values[name] = fill[plain[0]]
+            values[name] = value_of(hints[name], fill)
         found.append(cls(**values))
     assert isinstance(found[0], Header)
     return found
