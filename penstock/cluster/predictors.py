@@ -22,6 +22,7 @@ from penstock.cost.energy import EnergyMeter, at_clock
 from penstock.cost.engines import Engine
 from penstock.cost.hardware import Card, card_of
 from penstock.cost.lengths import History, RecentLengths
+from penstock.cost.linear_five import LINEAR_CARD, LINEAR_TABLES, LinearFive, linear_five
 from penstock.cost.predict import StepPredictor
 from penstock.cost.programs import SeenPrograms
 from penstock.cost.roofline import Roofline
@@ -73,6 +74,8 @@ def step_model(executor: ExecutorSpec, shape: ModelShape) -> StepModel:
     profile = profile_of(executor)
     if profile is not None:
         return profile.step_model(shape)
+    if executor.tables in LINEAR_TABLES:
+        return _linear_five(executor, shape)
     if executor.op_tables is not None or executor.tables is not None:
         return _table_model(executor, shape)
     if executor.gpu is not None:
@@ -131,10 +134,22 @@ def templates_of(
 
 def engine_of(executor: ExecutorSpec) -> Engine:
     """Of executors with operator tables; a profile was measured with its engine, the roofline has a host of its own."""
-    is_table = executor.op_tables is not None or executor.tables is not None
+    is_table = executor.op_tables is not None or executor.tables == "aiconfigurator"
     if executor.engine is None or executor.profile is not None or not is_table:
         return Engine()
     return engines.engine_of(executor.engine).with_costs(executor.engine_costs)
+
+
+def _linear_five(executor: ExecutorSpec, shape: ModelShape) -> LinearFive:
+    """Published for one card and two models."""
+    assert executor.tables is not None
+    if executor.gpu != LINEAR_CARD or executor.clock != 1.0:
+        raise BadConfig(
+            f"the step times {executor.tables!r} are of {LINEAR_CARD} at its full clock, not of {executor.gpu}",
+            hint=f'set executor.gpu = "{LINEAR_CARD}"',
+        )
+    engine, tp = LINEAR_TABLES[executor.tables], executor.tensor_parallel
+    return linear_five(engine, shape.name, tp, num_layers=shape.layers)
 
 
 def _table_model(executor: ExecutorSpec, shape: ModelShape) -> TableModel:

@@ -48,6 +48,7 @@ class ExecutorSpec:
     """What runs the plans. `gpu` names a card of the catalogue and `profile` a file of `penstock bench calibrate`:
     a modelled executor takes its times from them, any replica its predictions (the profile wins).
     `op_tables` (a folder) or `tables` ("aiconfigurator") give a modelled executor kernel times measured on that card,
+    `tables` "distserve" and "distserve-vllm" the step times that DistServe published of two engines (cost.linear_five),
     `engine` ("vllm 0.19") what an engine adds to them (cost.engines), `engine_costs` changes single numbers of it, say
     {prefill_s = 0.002}; `clock` is the share of its full clock that the
     card is locked to (roofline only).
@@ -77,7 +78,7 @@ class ExecutorSpec:
     gpu: str | None = None
     profile: Path | None = None
     op_tables: Path | None = None
-    tables: Literal["aiconfigurator"] | None = None
+    tables: Literal["aiconfigurator", "distserve", "distserve-vllm"] | None = None
     engine: str | None = None
     engine_costs: dict[str, float] = field(default_factory=dict)
     clock: float = 1.0

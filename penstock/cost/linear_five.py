@@ -22,6 +22,11 @@ from penstock.cost.step import StepCost, StepFeatures, line_of_steps
 
 FILE = Path(__file__).with_name("linear_five.toml")
 MS = 1e-3
+LINEAR_CARD = "a100-80g"
+LINEAR_TABLES = {
+    "distserve": "distserve",
+    "distserve-vllm": "vllm",
+}  # executor.tables: the engine that was measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,9 +70,7 @@ class LinearFive:
     @property
     def name(self) -> str:
         row = self.row
-        return (
-            f"published fit of {row.engine}'s {row.model} on {row.tp} x {self._file.card} (DistServe)"
-        )
+        return f"published fit of {row.engine}'s {row.model} on {row.tp} x {self._file.card} (DistServe)"
 
     @property
     def digest(self) -> str:

@@ -46,6 +46,18 @@ def _preset(
     )
 
 
+def _opt(name: str, *, hidden: int, layers: int, heads: int) -> ModelShape:
+    """Ungated MLPs four times as wide, learned positions, and a bias and a shift wherever there can be one."""
+    positions, small = 2050, layers * 11 + 1
+    return _preset(
+        name,
+        (hidden, layers, heads, heads, 128, 4 * hidden, 50272, 2048),
+        is_tied=True,
+        mlp_matrices=2,
+        small_params=(positions + small) * hidden,
+    )
+
+
 PRESETS: dict[str, ModelShape] = {
     shape.name: shape
     for shape in (
@@ -54,6 +66,8 @@ PRESETS: dict[str, ModelShape] = {
         _preset("llama-2-70b", (8192, 80, 64, 8, 128, 28672, 32000, 4096)),
         _preset("llama-3.1-8b", (4096, 32, 32, 8, 128, 14336, 128256, 131072)),
         _preset("llama-3.1-70b", (8192, 80, 64, 8, 128, 28672, 128256, 131072)),
+        _opt("opt-13b", hidden=5120, layers=40, heads=40),
+        _opt("opt-66b", hidden=9216, layers=64, heads=72),
         _preset("mistral-7b", (4096, 32, 32, 8, 128, 14336, 32000, 32768)),
         _preset("qwen2.5-14b", (5120, 48, 40, 8, 128, 13824, 152064, 131072), has_qkv_bias=True),
         _preset(

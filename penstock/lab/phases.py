@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Literal
@@ -147,7 +147,8 @@ class Running:
         return end
 
     def _prompt_step(self, at: float) -> None:
-        room, taken = self.instance.kv_tokens, []
+        room = self.instance.kv_tokens
+        taken: list[Job] = []
         while self.prompts and (not taken or self.prompts[0].prompt <= room):
             taken.append(self.prompts.popleft())
             room -= taken[-1].prompt
@@ -257,21 +258,30 @@ def steps_until(wait_s: float, first: float, growth: float) -> int:
     if math.isinf(wait_s):
         return 1 << 60
     half = first - growth / 2
-    if growth <= 0:
-        return math.ceil(wait_s / first)
-    return max(1, math.ceil((math.sqrt(half * half + 2 * growth * wait_s) - half) / growth))
+    return max(
+        1, math.ceil(2 * wait_s / (half + math.sqrt(half * half + 2 * growth * wait_s)) - 1e-12)
+    )
 
 
 def serve(
-    jobs: Sequence[Job], first: Instance, second: Instance | None = None, transfer_s: float = 0.0
+    jobs: Sequence[Job],
+    first: Instance,
+    second: Instance | None = None,
+    transfer_s: Callable[[Job], float] = lambda job: 0.0,
 ) -> None:
     """Fill in the instants of jobs, which arrive in order. `second`: decodes what `first` prefilled."""
     for job in jobs:
         job.ready_at, job.left = job.arrived_at, 0
     Running(first, deque(jobs)).run()
-    if second is None:
-        return
+    if second is not None:
+        for job in jobs:
+            job.ready_at = job.first_at + transfer_s(job)
+        serve_decodes(jobs, second)
+
+
+def serve_decodes(jobs: Sequence[Job], instance: Instance) -> None:
+    """Jobs that have their first token, and whose KV is there at `ready_at`."""
     later = [job for job in jobs if job.output]
     for job in later:
-        job.ready_at, job.left = job.first_at + transfer_s, job.output
-    Running(second, deque(sorted(later, key=lambda job: job.ready_at))).run()
+        job.left = job.output
+    Running(instance, deque(sorted(later, key=lambda job: job.ready_at))).run()

@@ -75,6 +75,10 @@ TABLE: dict[str, dict[str, str]] = {
     "scale": {
         "per-replica": "penstock.policy.scale.per_replica:PerReplica",
     },
+    "place": {
+        "distserve": "penstock.policy.place.distserve:DistServe",
+        "colocated": "penstock.policy.place.colocated:Colocated",
+    },
     "limit": {
         "fixed": "penstock.policy.limit.fixed:Fixed",
         "semi-pd": "penstock.policy.limit.semi_pd:SemiPd",

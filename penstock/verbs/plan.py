@@ -1,4 +1,4 @@
-"""`penstock plan pipeline CONFIG`: how a step is cut into nano-batches that overlap."""
+"""`penstock plan pipeline CONFIG`: how a step is cut; `penstock plan placement MODEL`: where its phases go."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ EPILOG = (
     "`penstock simulate deploy.toml --trace conv.csv --set 'fleet.0.executor.templates=[\"conv.json\"]'`. "
     "Searches are kept in ~/.cache/penstock/nano and made once. Nothing here runs on the hardware it names."
 )
-app = typer.Typer(help="Search what is made ahead of a deployment: pipelines of nano-batches.")
+PLACE_EPILOG = (
+    "Examples: `penstock plan placement llama-3.1-70b --gpu h100 --gpus 8 --lengths 1024/256 --ttft 1 --tpot 0.05`; "
+    "`penstock plan placement opt-66b --gpu a100-80g --tables distserve --gpus 8 --nodes 2 --trace conv.csv "
+    "--ttft 2.5 --tpot 0.06 --demand 10 --plot search.png`. A pair whose phases are apart is not always the better "
+    "one: all ways are searched alike, and the table says what each came to."
+)
+HELP = "Search what is made ahead of a deployment: pipelines of nano-batches, placements of phases."
+app = typer.Typer(help=HELP)
 
 
 @app.callback()
 def plan() -> None:
-    """Search what is made ahead of a deployment: pipelines of nano-batches."""
+    """Search what is made ahead of a deployment: pipelines of nano-batches, placements of phases."""
 
 
 @app.command("pipeline", epilog=EPILOG, no_args_is_help=True)
@@ -62,8 +69,7 @@ def pipeline(  # noqa: PLR0913 - a flag is an argument
     from penstock.report.files import check_writable, write_text
     from penstock.report.progress import Bar
 
-    if plot is not None and find_spec("matplotlib") is None:  # not after the search
-        raise missing_extra("matplotlib", "plot")
+    _check_plot(plot)
     built = load_config(config, sets=sets or ())
     asked = _lengths(lengths, trace)
     check_writable(out, "the template")
@@ -87,11 +93,82 @@ def pipeline(  # noqa: PLR0913 - a flag is an argument
         )
 
 
+@app.command("placement", epilog=PLACE_EPILOG, no_args_is_help=True)
+def placement(  # noqa: PLR0913 - a flag is an argument
+    model: Annotated[str, typer.Argument(help="A known shape (opt-66b) or a model folder.")],
+    gpu: Annotated[str, typer.Option(help="Card of the catalogue, say h100.")],
+    ttft: Annotated[float, typer.Option(help="Promise: seconds to the first token.")],
+    tpot: Annotated[float, typer.Option(help="Promise: seconds for each further token.")],
+    gpus: Annotated[int, typer.Option(min=1, help="Cards of one node.")] = 8,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    has_fast_links: Annotated[
+        bool, typer.Option("--fast-links", help="KV may move between nodes.")
+    ] = False,
+    lengths: Annotated[
+        str | None, typer.Option(help="Tokens of all prompts and answers, say 512/512.")
+    ] = None,
+    trace: Annotated[Path | None, typer.Option(help="Draw the lengths of this traffic.")] = None,
+    demand: Annotated[
+        float | None, typer.Option(help="Requests a second to be served [one unit].")
+    ] = None,
+    tables: Annotated[
+        str | None,
+        typer.Option(help="Step times: aiconfigurator, distserve, distserve-vllm [the roofline]."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture here (PNG).")] = None,
+    is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find how prefill and decode are placed for the most goodput a device: apart, together, or in chunks.
+
+    Every valid degree of tensor and pipeline parallelism is tried; for each, the highest Poisson rate is found at
+    which the P90 of TTFT and of TPOT keep their promises. Queues of two phases judge, no scheduler and no blocks.
+    """
+    from penstock.lab.placement import (
+        Asked,
+        Judge,
+        hardware,
+        placement_link,
+        plan_placement,
+        spec_of,
+    )
+    from penstock.lab.placement_picture import plot as draw
+    from penstock.lab.placement_picture import table_of, text_of
+    from penstock.policy.place import Site
+    from penstock.report.progress import Bar
+    from penstock.traffic.lengths import Empirical
+
+    _check_plot(plot)
+    site = Site(nodes=nodes, devices_per_node=gpus, has_fast_links=has_fast_links)
+    drawn = Empirical.of(_lengths(lengths, trace))
+    with Bar("searching", line_every=50) as bar:
+        judge = Judge(
+            hardware=hardware(model, spec_of(gpu, tables)),
+            asked=Asked(lengths=drawn, ttft_s=ttft, tpot_s=tpot),
+            transfer=placement_link(site),
+            on_try=lambda unit, tries: bar.show(tries, None, unit),
+        )
+        placed = plan_placement(judge, site, demand_per_s=demand)
+    if plot is not None:
+        draw(plot, placed)
+    typer.echo(json.dumps(table_of(placed)) if is_json else text_of(placed))
+
+
+def _check_plot(path: Path | None) -> None:
+    """Before the search, not after it."""
+    if path is None:
+        return
+    if find_spec("matplotlib") is None:
+        raise missing_extra("matplotlib", "plot")
+    from penstock.report.files import check_writable
+
+    check_writable(path, "the picture")
+
+
 def _lengths(lengths: str | None, trace: Path | None) -> Lengths:
     """One of the two."""
     if (lengths is None) == (trace is None):
         raise BadConfig(
-            "a pipeline is made for requests of some length: give --lengths or --trace, not both",
+            "a plan is made for requests of some length: give --lengths or --trace, not both",
             hint="for example --lengths 512/512",
         )
     if trace is not None:

@@ -18,7 +18,7 @@ from penstock.core.limits import Holder, Use
 from penstock.core.prompt import HashedPrompt
 from penstock.core.types import BlockHash, Caps, Job, Report, Request, RequestId, Sampling, Slo
 from penstock.core.views import Chunk
-from penstock.policy import TABLE, admit, batch, evict, find, limit, order, route, scale
+from penstock.policy import TABLE, admit, batch, evict, find, limit, order, place, route, scale
 from tests.laws.model_ledger import ModelLedger
 
 SIZE = 4  # positions in a block: small, so that borders are crossed often
@@ -325,6 +325,33 @@ def scale_view(rng: random.Random) -> scale.View:
     )
 
 
+def place_view(rng: random.Random) -> place.View:
+    """A judge who has a limit for every unit, a second and device."""
+    model = place.Model(
+        name="m",
+        heads=rng.choice((8, 12, 40)),
+        layers=rng.choice((12, 32, 40)),
+        weight_bytes=rng.uniform(1e9, 200e9),
+        kv_bytes=rng.uniform(1e5, 3e6),
+        device_bytes=rng.uniform(15e9, 80e9),
+        degrees=rng.choice((None, (1, 2, 4))),
+    )
+    site = place.Site(
+        nodes=rng.randrange(1, 3),
+        devices_per_node=rng.randrange(1, 6),
+        has_fast_links=rng.random() < 0.5,
+    )
+    seed = rng.randrange(1 << 30)
+
+    def attains(unit: place.Unit, rate_per_s: float) -> bool:
+        limit = zlib.crc32(f"{seed} {unit}".encode()) % 400 / 100
+        return rate_per_s <= limit * unit.devices
+
+    return place.View(
+        site=site, model=model, attains=attains, most=5.0, demand_per_s=maybe(rng, 0.1, 60)
+    )
+
+
 VIEWS: dict[str, Callable[[random.Random], Any]] = {
     "order": order_view,
     "admit": admit_view,
@@ -333,4 +360,5 @@ VIEWS: dict[str, Callable[[random.Random], Any]] = {
     "route": route_view,
     "limit": limit_view,
     "scale": scale_view,
+    "place": place_view,
 }

@@ -45,6 +45,10 @@ FLAGS: dict[str, set[str]] = {
     "plan pipeline": {
         "--lengths", "--trace", "--tokens", "--sharing", "--quick", "--set", "--out", "--plot", "--json",
     },
+    "plan placement": {
+        "--gpu", "--ttft", "--tpot", "--gpus", "--nodes", "--fast-links", "--lengths", "--trace", "--demand",
+        "--tables", "--plot", "--json",
+    },
     "replay": {"--json"},
     "report": {"--out", "--json", "--perfetto", "--otel", "--request", "--title"},
     "reproduce": {

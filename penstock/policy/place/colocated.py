@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.policy.place import Decision, Tried, Unit, View, best_of, highest, replicas
+from penstock.policy.place import Decision, Tried, Unit, View, Way, best_of, highest, replicas
 
 
 @dataclass(slots=True)
@@ -37,9 +37,8 @@ class Colocated:
         for instance in view.model.instances(
             site.devices if site.has_fast_links else site.devices_per_node
         ):
-            way = "colocated" if self.chunk is None else "chunked"
-            unit = Unit(way=way, parallel=instance, chunk=self.chunk)  # type: ignore[arg-type]
-            tried.append(self._try(view, unit))
+            way: Way = "colocated" if self.chunk is None else "chunked"
+            tried.append(self._try(view, Unit(way=way, parallel=instance, chunk=self.chunk)))
         best = best_of(tried)
         if best is None:
             return Decision(None, tuple(tried), "no instance keeps the promises")

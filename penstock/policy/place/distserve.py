@@ -8,8 +8,8 @@ fewest devices.
 
     fast links   the phases are searched apart: the best prefill instance, the best decode instance, and so many of each
                  that both serve the demand (without one: the mix with the most goodput a device that the site holds)
-    slow links   KV must not leave a node: pairs are searched together. A pair's pipelines are cut into `cross` segments,
-                 one on each node, which holds tp * pp of both phases
+    slow links   KV must not leave a node: pairs are searched together. A pair's pipelines are cut into `cross`
+                 segments, one on each node, which holds tp * pp of both phases
 
 Parameters
     tolerance    requests a second and device at which halving the rates ends, default 0.05 (published 0.25)
