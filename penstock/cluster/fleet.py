@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from msgspec import UNSET
@@ -130,6 +130,10 @@ class Fleet:
     @property
     def num_outstanding(self) -> int:
         return len(self._tickets)
+
+    def holders(self) -> Mapping[str, str]:
+        """Which replica has each request that is under way."""
+        return {request: ticket.replica for request, ticket in self._tickets.items()}
 
     def reports(self) -> Sequence[Report]:
         return list(self._router.reports.values())

@@ -94,6 +94,10 @@ class ReplicaLink:
     def is_alive(self) -> bool:
         return self._report is not None and self._report.is_alive
 
+    def requests(self) -> tuple[str, ...]:
+        """Ids of those in its hands."""
+        return tuple(self._held)
+
     # ---------------------------------------------------------------- life
 
     def expect_beats(self, patience: Patience) -> None:
@@ -127,12 +131,13 @@ class ReplicaLink:
         channel, self._channel = self._channel, None
         if channel is None:
             return
+        channel.listen(_ignore)  # closing takes a turn, in which something may still come
         if self._outbox is not None:
             self._outbox.close()
         if self._silence is not None:
             self._silence.end()
         task = asyncio.get_running_loop().create_task(channel.close())
-        task.add_done_callback(lambda done: done.exception())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
         if self._ready is not None and not self._ready.done():
@@ -336,3 +341,7 @@ class ReplicaLink:
             if not done.done():
                 done.set_result(None)
         self._drained.clear()
+
+
+def _ignore(message: object) -> None:
+    """From a replica that is lost already."""

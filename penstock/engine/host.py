@@ -5,12 +5,18 @@ for a request not taken, a Say when something changed (at most one every `report
 `beat_s` is told at least one so often, so that silence means something), Drained, and Failed when the replica cannot
 go on. It ends when told to Stop or when the channel's other end is gone: a replica nobody can reach has no reason to
 run.
+
+Unless it is one that outlives its controller (`orphan_s`): then it keeps its weights and its cached prefixes, and ends
+only when nobody has adopted it for so long. `adopt` gives it another channel, at any time. With a channel go all who
+wait for answers, so what the replica holds by then is cancelled, and nothing is said of it any more: a request of the
+same name may come on the next channel.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 
 from penstock.core.clock import now, running_loop
@@ -53,26 +59,25 @@ class Host:
         about: str = "",
         adapters: HostAdapters | None = None,
         beat_s: float | None = None,
+        orphan_s: float | None = None,
     ) -> None:
         self.replica = open_replica(self._send_outputs)
         self._channel = channel
         self._outbox = Outbox(channel)
-        self._report_s = report_s
+        self._report_s, self.orphan_s = report_s, orphan_s
         self._about = about
         self._beat_s = beat_s
         self._beat: asyncio.TimerHandle | None = None
         self._adapters = adapters or HostAdapters()
         self._said_at = now()
         self._timer: asyncio.TimerHandle | None = None
+        self._orphaned: asyncio.TimerHandle | None = None
+        self._orphans: set[str] = set()  # requests whose callers are gone, until they are freed
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Serve until stopped; raises what ended the replica otherwise."""
-        self._channel.watch(lambda why: self._spawn(self._end()))
-        self._channel.listen(self._hear)
-        self._outbox.put(Hello(self.replica.report(), about=self._about), SMALL_BYTES)
-        if self._beat_s is not None:
-            self._touch()
+        self._greet()
         try:
             await self.replica.run()
         except Exception as error:
@@ -85,6 +90,43 @@ class Host:
     async def stop(self) -> None:
         """End `run` from this side."""
         await self._end()
+
+    def adopt(self, channel: Channel) -> None:
+        """Serve whoever is at the other end of this channel. Whoever was there before is not heard any more."""
+        before, self._channel = self._channel, channel
+        self._let_go(before)
+        self._outbox = Outbox(channel)
+        if self._orphaned is not None:
+            self._orphaned.cancel()
+            self._orphaned = None
+        self._greet()
+
+    def _greet(self) -> None:
+        channel = self._channel
+        channel.watch(partial(self._lose, channel))
+        channel.listen(self._hear)
+        self._outbox.put(Hello(self.replica.report(), about=self._about), SMALL_BYTES)
+        if self._beat_s is not None:
+            self._touch()
+
+    def _lose(self, channel: Channel, why: str) -> None:
+        """The other end is gone, and with it all who wait for answers."""
+        if channel is not self._channel or self._orphaned is not None:
+            return
+        if self.orphan_s is None:
+            self._spawn(self._end())
+            return
+        self._let_go(channel)
+        self._orphaned = running_loop().call_later(self.orphan_s, lambda: self._spawn(self._end()))
+
+    def _let_go(self, channel: Channel) -> None:
+        """Neither say nor hear anything there; closing takes a turn, in which something may still come."""
+        channel.listen(_ignore)
+        for request in self.replica.requests():
+            self._orphans.add(request)
+            self.replica.cancel(request)
+        self._outbox.close()
+        self._spawn(channel.close())
 
     # ---------------------------------------------------------------- what the other end says
 
@@ -149,7 +191,16 @@ class Host:
 
     # ---------------------------------------------------------------- what the replica says
 
+    def requests(self) -> tuple[str, ...]:
+        """Ids of those that somebody waits for."""
+        return tuple([one for one in self.replica.requests() if one not in self._orphans])
+
     def _send_outputs(self, items: tuple[tuple[str, Output], ...]) -> None:
+        if self._orphans:
+            items = tuple([item for item in items if item[0] not in self._orphans])
+            self._orphans.intersection_update(self.replica.requests())
+            if not items:
+                return
         self._outbox.put(Outputs(items), OUTPUT_BYTES * len(items))
         self._touch()
 
@@ -175,9 +226,13 @@ class Host:
         task.add_done_callback(self._tasks.discard)
 
     async def _close(self) -> None:
-        for timer in (self._timer, self._beat):
+        for timer in (self._timer, self._beat, self._orphaned):
             if timer is not None:
                 timer.cancel()
         await self._outbox.flush()
         self._outbox.close()
         await self._channel.close()
+
+
+def _ignore(message: object) -> None:
+    """From a channel that does not count any more."""

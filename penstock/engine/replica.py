@@ -188,6 +188,11 @@ class Replica:
             drafts=self._parts.drafts,
         )
 
+    def requests(self) -> tuple[str, ...]:
+        """Ids of all that it holds, also of those that have just come."""
+        coming = [item[0].id for item in self._inbox if isinstance(item, tuple)]
+        return (*self._roster.request_ids(), *coming)
+
     @property
     def is_idle(self) -> bool:
         return not (self._inbox or self._flights.running) and self._roster.is_empty
@@ -235,6 +240,12 @@ class Replica:
                 f"{self.max_context} tokens of prompt and answer together",
                 hint="shorten the prompt",
                 param="prompt",
+            )
+        if self._roster.has(request.id):
+            raise Overloaded(
+                f"this replica still holds a request named {request.id!r}",
+                hint="try again in a moment",
+                retry_after_s=max(1.0, self._parts.step_s * STEPS_UNTIL_RETRY),
             )
         bound = self.config.max_waiting
         queued = len(self._roster.waiting) + self._roster.num_blocked + self._num_arriving

@@ -61,11 +61,18 @@ class Roster:
     def is_all_blocked(self) -> bool:
         return self.num_blocked > 0 and not (self.running.jobs or self.waiting.jobs or self.fetched)
 
+    def request_ids(self) -> tuple[str, ...]:
+        return tuple(self._by_request)
+
+    def has(self, request_id: str) -> bool:
+        return request_id in self._by_request
+
     def jobs_of(self, request_id: str) -> list[Job]:
         return list(self._by_request.get(request_id, ()))
 
     def arrive(self, now: float, request: Request, every_token: bool) -> None:
         """Make the request's n jobs; they share the hashes of its prompt, and so its blocks."""
+        assert request.id not in self._by_request, f"{request.id} is here already"
         hashes = self._hashes(request) if self._canvas is None else ()
         self._emit_arrived(now, request, hashes)
         jobs = []

@@ -1,0 +1,147 @@
+"""One run of the fault injector as drawn from its seed: the fleet, its traffic, and what goes wrong when.
+
+Seeds take turns with the kinds of faults (`seed mod number of kinds` is the one that a run is about), and every other
+run has one or two more. Fleets are tiny, with memory for a few answers, so that queues, preemptions and shared prefixes
+happen all the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from penstock.assemble.config import CacheConfig, Config, FleetConfig, NetConfig
+from penstock.cluster.spec import ExecutorSpec
+from penstock.core.config import Table
+from penstock.core.prompt import TokenPrompt
+from penstock.core.rng import Stream, stream
+from penstock.core.types import Request, RequestId, Sampling
+from penstock.engine.swap import Store, SwapConfig
+from penstock.sim.faults import KINDS, Fault, draw_faults
+from penstock.sim.speech import VOCABULARY
+
+MODEL = "llama-2-7b"
+CARD = "a100-80g"
+ARRIVING_S = 1.0
+FAULTY_S = 1.3
+ROUTES = ("round-robin", "least", "p2c", "prefix")
+BLOCK_SIZES = (4, 8, 16)
+Mood = Literal["patient", "leaves", "raises", "leaves-inside", "asks-inside", "ends-others"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One request of a caller. `every_token` False: only the end is told. `leaves_at`: when it is cancelled."""
+
+    at: float
+    request: Request
+    every_token: bool
+    mood: Mood
+    is_task: bool  # waits in a task, else is called back
+    leaves_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """`outlives`: replicas go on when their connection is lost, and are adopted again; else they end with it."""
+
+    seed: int
+    about: str
+    kinds: tuple[str, ...]
+    config: Config
+    asks: tuple[Ask, ...]
+    faults: tuple[Fault, ...]
+    outlives: bool
+    queue_limit: int
+    copies: bool  # messages go through the codec, as between processes
+
+
+def draw_case(seed: int, kinds: Sequence[str] = KINDS) -> Case:
+    """The run of a seed. `kinds`: those that may happen."""
+    rng = stream(seed, "faults")
+    about = kinds[seed % len(kinds)]
+    more = rng.sample(kinds, min(len(kinds), rng.choice((0, 0, 1, 2))))
+    chosen = tuple(dict.fromkeys((about, *more)))
+    config = _config(rng, seed, chosen)
+    fleet = config.fleet[0]
+    return Case(
+        seed=seed,
+        about=about,
+        kinds=chosen,
+        config=config,
+        asks=tuple(_asks(rng, "client" in chosen)),
+        faults=draw_faults(rng, chosen, num_replicas=fleet.replicas, within_s=FAULTY_S),
+        outlives="restart" in chosen or rng.random() < 0.3,
+        queue_limit=rng.choice((1, 2, 4)) if "socket" in chosen else rng.choice((64, 4096)),
+        copies=rng.random() < 0.5,
+    )
+
+
+def _config(rng: Stream, seed: int, kinds: Sequence[str]) -> Config:
+    block_size = rng.choice(BLOCK_SIZES)
+    swaps = "host-memory" in kinds or rng.random() < 0.2
+    has_prefix = rng.random() < 0.8
+    store: Store = "radix" if has_prefix and rng.random() < 0.3 else "hash"
+    group = rng.choice((1, 4))
+    host_blocks = rng.choice((2, 6)) if "host-memory" in kinds else 64
+    fleet = FleetConfig(
+        model=MODEL,
+        name="m",
+        replicas=rng.choice((1, 2, 2, 3, 4)),
+        executor=ExecutorSpec(kind="modelled", gpu=CARD),
+        cache=CacheConfig(
+            block_size=block_size,
+            num_blocks=rng.choice((112, 144, 320)) // block_size,
+            prefix=has_prefix,
+            store=store,
+            swap=SwapConfig(host_blocks=host_blocks, group_blocks=group) if swaps else SwapConfig(),
+        ),
+        policy=Table(
+            preset="fast-switch" if swaps else rng.choice(("vllm-v1", "sglang", "prefill-first")),
+            route=rng.choice(ROUTES),
+        ),
+        max_waiting=rng.choice((None, None, 4)),
+        max_outstanding=rng.choice((None, None, 16)),
+    )
+    return Config(
+        seed=seed,
+        is_checked=True,
+        net=NetConfig(report_s=rng.choice((0.02, 0.1)), latency_s=rng.choice((0.0, 0.0005, 0.01))),
+        fleet=(fleet,),
+    )
+
+
+def _asks(rng: Stream, has_moods: bool) -> list[Ask]:
+    """Prompts in a few families that begin alike."""
+    families = [[rng.randrange(VOCABULARY) for _ in range(40)] for _ in range(3)]
+    asks = []
+    for number in range(rng.randint(10, 30)):
+        ids = rng.choice(families)[: rng.choice((0, 9, 24, 40))]
+        ids = [*ids, *(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20)))]
+        request = Request(
+            id=RequestId(f"q{number}"),
+            model="m",
+            prompt=TokenPrompt(ids),
+            sampling=Sampling(max_tokens=rng.randint(1, 24), temperature=0.0),
+            true_output=rng.randint(1, 24),
+            n=rng.choice((1, 1, 1, 1, 2, 3)),
+        )
+        at = rng.choice((0.0, rng.uniform(0.0, ARRIVING_S)))
+        asks.append(
+            Ask(
+                at=at,
+                request=request,
+                every_token=rng.random() < 0.8,
+                mood=_mood(rng) if has_moods else "patient",
+                is_task=rng.random() < 0.3,
+                leaves_at=at + rng.uniform(0.0, 0.4) if rng.random() < 0.1 else None,
+            )
+        )
+    return asks
+
+
+def _mood(rng: Stream) -> Mood:
+    return rng.choice(
+        ("patient", "patient", "raises", "leaves-inside", "asks-inside", "ends-others")
+    )

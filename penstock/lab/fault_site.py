@@ -1,0 +1,225 @@
+"""One replica of a run with faults, and its successors: what a supervisor does, in virtual time.
+
+The host, the link and the replica are the ones that serve; the connection between them is a sim.cable and the executor
+is wrapped by sim.speech. Like cluster.process, the keeper brings a lost replica up again after a while; where replicas
+outlive their connections (`Case.outlives`), it gives the one that still runs a new connection instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from msgspec.structs import replace as changed
+
+from penstock.assemble.leaves import modelled_outside
+from penstock.cluster.link import ReplicaLink
+from penstock.cluster.spec import ReplicaSpec, open_host
+from penstock.core.clock import now
+from penstock.core.errors import PenstockError
+from penstock.core.messages import Hello, Say
+from penstock.core.ports import Log
+from penstock.core.rng import Stream
+from penstock.engine.host import Host
+from penstock.sim.cable import Cable
+from penstock.sim.faults import DEAD_AFTER_S
+from penstock.sim.speech import Speaker
+
+ORPHAN_S = 5.0
+BACKOFF_S = (0.0, 0.05, 0.3)
+TOLD_S = 0.1  # until an end hears that its connection is lost, at most
+
+
+class Site:
+    """See the module's text. `open_cable` makes the next connection."""
+
+    def __init__(
+        self,
+        spec: ReplicaSpec,
+        log: Log,
+        rng: Stream,
+        *,
+        open_cable: Callable[[], Cable],
+        outlives: bool,
+    ) -> None:
+        self.spec, self.link = spec, ReplicaLink(spec.name)
+        self._log, self._rng = log, rng
+        self._open_cable, self._outlives = open_cable, outlives
+        self.host: Host | None = None
+        self.speaker: Speaker | None = None
+        self.cable: Cable | None = None
+        self.serving: list[asyncio.Task[None]] = []
+        self._keeper: asyncio.Task[None] | None = None
+        self._skew_s, self._mute_until, self._still_until = 0.0, 0.0, 0.0
+        self._timers: list[asyncio.TimerHandle] = []
+        self._starting: asyncio.TimerHandle | None = None
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def is_connected(self) -> bool:
+        cable = self.cable
+        return self.host is not None and cable is not None and not cable.is_cut
+
+    # ---------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Bring it up, or connect to the one that runs, and keep it up."""
+        self._connect()
+        self._keeper = asyncio.get_running_loop().create_task(
+            self._keep(), name=f"keeper {self.name}"
+        )
+
+    def start_in(self, seconds: float) -> None:
+        """As `start`, for the next controller."""
+        self._starting = asyncio.get_running_loop().call_later(seconds, self.start)
+
+    async def stop(self) -> None:
+        """Nobody brings it up again; whatever its hosts met is raised."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        for timer in self._timers:
+            timer.cancel()
+        self._end_host()
+        await asyncio.gather(*self.serving)
+
+    def _connect(self) -> None:
+        self.cable = cable = self._open_cable()
+        cable.far.alter = self._alter
+        if self.host is not None:
+            cable.far.stand_still(self._still_until)
+        if self.host is None:
+            self._launch(cable)
+        else:
+            self.host.adopt(cable.far)
+        self.link.attach(cable.near)
+
+    def _launch(self, cable: Cable) -> None:
+        spec, opened = self.spec, modelled_outside(self.spec, self._log)
+        self.speaker = Speaker(
+            opened.executor,
+            num_blocks=opened.num_blocks,
+            block_size=spec.block_size,
+            host_blocks=spec.swap.host_blocks,
+        )
+        outside = replace(opened, executor=self.speaker)
+        self.host = host = open_host(spec, cable.far, outside)
+        host.orphan_s = ORPHAN_S if self._outlives else None
+        task = asyncio.get_running_loop().create_task(host.run(), name=f"host {self.name}")
+        task.add_done_callback(lambda done: self._ended(host, done))
+        self.serving.append(task)
+
+    def _ended(self, host: Host, task: asyncio.Task[None]) -> None:
+        if self.host is host:
+            self.host = self.speaker = None
+        if not task.cancelled() and task.exception() is None:
+            self.serving.remove(task)
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                await self.link.ready()
+            except PenstockError:
+                pass  # lost before it said hello
+            await self.link.gone()
+            if self.link.is_stopped:
+                return
+            await asyncio.sleep(self._rng.choice(BACKOFF_S))
+            if not self._outlives:
+                self._end_host()
+            self._connect()
+
+    def _end_host(self) -> None:
+        """As kill -9 does: it says nothing more."""
+        host, self.host, self.speaker = self.host, None, None
+        if host is not None:
+            if self.cable is not None:
+                self.cable.kill(
+                    self.cable.far, kept=1 << 30, told_at=now() + TOLD_S, why="it was ended"
+                )
+            asyncio.get_running_loop().create_task(host.stop(), name=f"end of {self.name}")
+
+    def abandon(self) -> None:
+        """The controller's process is gone: its end of the connection, its keeper, its link."""
+        assert self.cable is not None
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._starting is not None:
+            self._starting.cancel()
+        self.cable.kill(
+            self.cable.near,
+            kept=self._kept(self.cable.far.num_coming),
+            told_at=now() + self._rng.uniform(0, 2 * TOLD_S),
+            why="the controller is gone",
+        )
+        self.link = ReplicaLink(self.name)
+
+    # ---------------------------------------------------------------- what goes wrong
+
+    def kill(self) -> None:
+        if self.host is None or self.cable is None:
+            return
+        told_at = now() + self._rng.uniform(0.0, TOLD_S)
+        kept = self._kept(self.cable.near.num_coming)
+        self.cable.kill(self.cable.far, kept=kept, told_at=told_at, why="its process was killed")
+        self._end_host()
+
+    def cut(self) -> None:
+        cable = self.cable
+        if cable is not None:
+            self._cut(
+                cable, (now() + self._rng.uniform(0, TOLD_S), now() + self._rng.uniform(0, TOLD_S))
+            )
+
+    def stall(self, for_s: float) -> None:
+        """A long one is noticed by the heartbeats, and the replica hears of it when it goes on."""
+        cable, speaker = self.cable, self.speaker
+        if cable is None or speaker is None:
+            return
+        self._still_until = until = max(self._still_until, now() + for_s)
+        cable.far.stand_still(until)
+        speaker.stand_still(until)
+        if for_s > DEAD_AFTER_S:
+            dead_at = now() + DEAD_AFTER_S
+            loop = asyncio.get_running_loop()
+            self._timers.append(loop.call_at(dead_at, self._cut, cable, (dead_at, until)))
+
+    def delay(self, for_s: float, luck: float) -> None:
+        if self.cable is not None:
+            self.cable.delay(luck * 0.1, now() + for_s)
+
+    def fail_step(self) -> None:
+        if self.speaker is not None:
+            self.speaker.fail_next("the device ran out of memory")
+
+    def mute(self, for_s: float) -> None:
+        """It has no time to report, until it has."""
+        self._mute_until = max(self._mute_until, now() + for_s)
+        loop = asyncio.get_running_loop()
+        self._timers.append(loop.call_at(self._mute_until, self._report))
+
+    def _report(self) -> None:
+        cable, host = self.cable, self.host
+        if host is not None and cable is not None and not (cable.is_cut or cable.far.is_closed):
+            cable.far.offer(Say(host.replica.report()))
+
+    def skew(self, seconds: float) -> None:
+        self._skew_s = seconds
+
+    def _cut(self, cable: Cable, told_at: tuple[float, float]) -> None:
+        kept = (self._kept(cable.near.num_coming), self._kept(cable.far.num_coming))
+        cable.cut(kept=kept, told_at=told_at, why="the connection was lost")
+
+    def _kept(self, num_coming: int) -> int:
+        return self._rng.randint(0, num_coming)
+
+    def _alter(self, message: object) -> object | None:
+        if isinstance(message, Say) and now() < self._mute_until:
+            return None
+        if isinstance(message, Say | Hello) and self._skew_s:
+            report = changed(message.report, at=message.report.at + self._skew_s)
+            return replace(message, report=report)
+        return message

@@ -1,0 +1,257 @@
+"""A fleet in virtual time on which faults fall, and what must hold after every callback of the loop.
+
+owners        every request under way is in the hands of one link, the one its fleet thinks, or of none while it is
+              routed again; of replicas that can be reached at most one holds it
+outstanding   what the router counts of a replica is what the fleet has there
+blocks        held + free = all, in device and host memory, recomputed after every turn (`is_checked`)
+tokens        see fault_callers: each is the right one, told once, and every request has one end
+in the end    nothing is held, counted, queued or timed any more, and no task runs
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
+
+from penstock.assemble import replica_specs
+from penstock.assemble.presets import policy_tables
+from penstock.cluster.fleet import Fleet
+from penstock.cluster.fleets import Fleets
+from penstock.cluster.router import Router
+from penstock.cluster.spec import policy_of
+from penstock.core.clock import now
+from penstock.core.events import Event
+from penstock.core.messages import Message
+from penstock.core.rng import stream
+from penstock.core.types import RequestId
+from penstock.lab.fault_callers import Broken, Caller, moody
+from penstock.lab.fault_case import Ask, Case
+from penstock.lab.fault_site import Site
+from penstock.net.codec import Codec
+from penstock.policy import route
+from penstock.sim.cable import Cable
+from penstock.sim.faults import SKEW_S, Fault
+
+PATIENCE_S = 60.0  # of virtual time, after which a request that has not ended is lost
+QUIET_S = 1.0
+
+
+class Notes:
+    """The log of a run: keeps what happened, and remembers that something did. A full disk loses what comes."""
+
+    def __init__(self) -> None:
+        self.events: list[Event | str] = []
+        self.is_new = True
+        self.full_until = 0.0
+
+    def emit(self, event: Event) -> None:
+        self.is_new = True
+        if now() >= self.full_until:
+            self.events.append(event)
+
+    def note(self, told: str) -> None:
+        self.is_new = True
+        self.events.append(f"{now():.6f} {told}")
+
+
+class World:
+    """One run of a case; `after` is to be called after every callback."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.notes = case, Notes()
+        self._rng = stream(case.seed, "faults", "ways")
+        self._kinds = frozenset(case.kinds)
+        self._codec = Codec(Message)
+        self._log = self.notes
+        self._fleet_config = case.config.fleet[0]
+        self.sites = [
+            Site(spec, self._log, self._rng, open_cable=self._open_cable, outlives=case.outlives)
+            for spec in replica_specs(case.config, 0)
+        ]
+        self.callers: list[Caller] = []
+        self.num_faults = 0
+        self._timers: list[asyncio.TimerHandle] = []
+        self._fleet, self._router = self._controller()
+        self._is_running = False
+
+    # ---------------------------------------------------------------- a run
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for site in self.sites:
+            site.start()
+        await asyncio.gather(*(site.link.ready() for site in self.sites))
+        self._is_running = True
+        begun_at = loop.time()
+        for ask in self.case.asks:
+            self._timers.append(loop.call_at(begun_at + ask.at, self._ask, ask))
+        for fault in self.case.faults:
+            self._timers.append(loop.call_at(begun_at + fault.at, self._befall, fault))
+        await self._until_over(begun_at)
+        await asyncio.sleep(QUIET_S)
+        self._check_quiet()
+        await self._end()
+
+    async def _until_over(self, begun_at: float) -> None:
+        instants = [ask.at for ask in self.case.asks] + [fault.at for fault in self.case.faults]
+        last = max(instants, default=0.0)
+        while now() < begun_at + last or not all(caller.is_over for caller in self.callers):
+            await asyncio.sleep(0.1)
+            if now() > begun_at + last + PATIENCE_S:
+                waiting = [caller.name for caller in self.callers if not caller.is_over]
+                raise Broken("lost", f"{', '.join(waiting)} never ended")
+
+    async def _end(self) -> None:
+        await self._fleet.drain()
+        self._is_running = False
+        for site in self.sites:
+            await site.link.stop()
+        await asyncio.sleep(QUIET_S)
+        for site in self.sites:
+            await site.stop()
+
+    # ---------------------------------------------------------------- who asks
+
+    def _ask(self, ask: Ask) -> None:
+        caller = Caller(ask, self._kinds, self._tell)
+        self.callers.append(caller)
+        moody(caller, self.callers, self._ask_more)
+        if ask.leaves_at is not None:
+            loop = asyncio.get_running_loop()
+            in_s = ask.leaves_at - ask.at
+            self._timers.append(loop.call_later(in_s, caller.leave))
+        caller.begin(Fleets({"m": self._fleet}))
+
+    def _ask_more(self) -> None:
+        """From inside a callback."""
+        like = self._rng.choice(self.case.asks)
+        request = replace(like.request, id=RequestId(f"more{len(self.callers)}"))
+        self._ask(replace(like, request=request, mood="patient", leaves_at=None))
+
+    def _tell(self) -> None:
+        self.notes.is_new = True
+
+    # ---------------------------------------------------------------- what goes wrong
+
+    def _befall(self, fault: Fault) -> None:
+        site = self.sites[fault.replica]
+        self.num_faults += 1
+        self.notes.note(f"{fault.kind} {site.name} for {fault.for_s:.3f} s, luck {fault.luck:.3f}")
+        befall: dict[str, Callable[[], None]] = {
+            "kill": site.kill,
+            "stall": lambda: site.stall(fault.for_s),
+            "delay": lambda: site.delay(fault.for_s, fault.luck),
+            "cut": site.cut,
+            "stale": lambda: site.mute(fault.for_s),
+            "skew": lambda: site.skew((2 * fault.luck - 1) * SKEW_S),
+            "log": lambda: self._fill_log(fault.for_s),
+            "step": site.fail_step,
+            "cancels": lambda: self._cancel_many(fault.luck),
+            "restart": self._restart,
+        }
+        befall[fault.kind]()
+
+    def _fill_log(self, for_s: float) -> None:
+        self.notes.full_until = now() + for_s
+
+    def _cancel_many(self, luck: float) -> None:
+        for caller in [one for one in self.callers if not one.is_over]:
+            if self._rng.random() < luck:
+                caller.leave()
+
+    def _restart(self) -> None:
+        """The callers of the old one are gone; some ask the new one again, by the same names."""
+        gone = [one for one in self.callers if not one.is_over]
+        for site in self.sites:
+            site.abandon()
+        for caller in gone:
+            caller.leave("gone")
+        self._fleet, self._router = self._controller()
+        loop = asyncio.get_running_loop()
+        for site in self.sites:
+            site.start_in(self._rng.choice((0.0, 0.05, 0.2)))
+        for caller in gone:
+            if self._rng.random() < 0.5:
+                again = replace(caller.ask, mood="patient", leaves_at=None)
+                in_s = self._rng.uniform(0.0, 0.3)
+                self._timers.append(loop.call_later(in_s, self._ask, again))
+
+    # ---------------------------------------------------------------- what is made
+
+    def _controller(self) -> tuple[Fleet, Router]:
+        fleet = self._fleet_config
+        tables = policy_tables(fleet.policy, fleet.cache.prefix)
+        chosen = cast(route.Policy, policy_of("route", tables["route"], "route"))
+        router = Router("fleet-m", chosen, log=self._log, seed=self.case.seed, is_checked=True)
+        links = [site.link for site in self.sites]
+        return Fleet("m", links, router, max_outstanding=fleet.max_outstanding), router
+
+    def _open_cable(self) -> Cable:
+        return Cable(
+            latency_s=self.case.config.net.latency_s,
+            limit=self.case.queue_limit,
+            copied=self._copied if self.case.copies else lambda message: message,
+        )
+
+    def _copied(self, message: object) -> object:
+        return self._codec.decode(self._codec.encode(message))
+
+    # ---------------------------------------------------------------- what must hold
+
+    def after(self) -> None:
+        if self._is_running and self.notes.is_new:
+            self.notes.is_new = False
+            for caller in self.callers:
+                if caller.broken is not None:
+                    raise caller.broken
+            self._check_owners()
+
+    def _check_owners(self) -> None:
+        holders = self._fleet.holders()
+        counted = Counter(holders.values())
+        for site in self.sites:
+            name, said = site.name, self._router.outstanding.get(site.name, 0)
+            if said != counted[name]:
+                raise Broken("owners", f"{said} are counted at {name}, and it has {counted[name]}")
+            for request in site.link.requests():
+                if holders.get(request) != name:
+                    told = f"{request} is in the hands of {name}; the fleet says {holders.get(request)}"
+                    raise Broken("owners", told)
+        running = Counter(
+            request
+            for site in self.sites
+            if site.is_connected and site.host is not None
+            for request in site.host.requests()
+        )
+        twice = [request for request, count in running.items() if count > 1]
+        if twice:
+            raise Broken("owners", f"{', '.join(twice)} stand at two replicas")
+
+    def _check_quiet(self) -> None:
+        """All have ended: nothing is left of them anywhere."""
+        leaks = []
+        if self._fleet.num_outstanding or any(self._router.outstanding.values()):
+            leaks.append(f"outstanding: {self._router.outstanding}")
+        for site in self.sites:
+            host, speaker = site.host, site.speaker
+            if host is None or speaker is None:
+                leaks.append(f"{site.name} did not come up again")
+                continue
+            replica, report = host.replica, host.replica.report()
+            replica.check()
+            if replica.requests() or report.num_running or report.num_waiting:
+                leaks.append(f"{site.name} still holds {replica.requests()}")
+            if report.free_blocks != report.total_blocks:
+                leaks.append(f"{site.name}: {report.free_blocks} of {report.total_blocks} are free")
+            if not speaker.is_clear:
+                leaks.append(f"the executor of {site.name} remembers jobs that ended")
+            if site.link.requests():
+                leaks.append(f"the link of {site.name} still holds {site.link.requests()}")
+            known = self._router.reports[site.name]
+            if (known.free_blocks, known.is_alive) != (report.free_blocks, True):
+                leaks.append(f"the last report of {site.name} is not what it is: {known}")
+        if leaks:
+            raise Broken("leaked", "; ".join(leaks))
