@@ -1,0 +1,40 @@
+"""The fleet under faults: 200 seeds in every run of the tests, 10,000 at night; and that the runs see what they should."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.lab.faults import Ran, run_seed, table_of
+from penstock.sim.faults import KINDS
+
+NUM_SEEDS, NUM_PARTS = 200, 8
+
+
+def check(seeds: range) -> list[Ran]:
+    found = [run_seed(seed) for seed in seeds]
+    broken = [
+        f"penstock bench faults --first {ran.seed} --seeds 1\n    {ran.broken}: {ran.told}"
+        for ran in found
+        if ran.broken
+    ]
+    assert not broken, "replay with:\n" + "\n".join(broken)
+    return found
+
+
+@pytest.mark.parametrize("part", range(NUM_PARTS))
+def test_nothing_is_lost_doubled_or_leaked_whatever_goes_wrong(part: int) -> None:
+    size = NUM_SEEDS // NUM_PARTS
+    found = check(range(part * size, (part + 1) * size))
+    assert sum(row.answered for row in table_of(found)) > 5 * size, "most requests are answered"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(98))
+def test_ten_thousand_seeds(part: int) -> None:
+    check(range(NUM_SEEDS + part * 100, NUM_SEEDS + (part + 1) * 100))
+
+
+def test_a_seed_is_one_run_and_every_kind_of_fault_has_its_turn() -> None:
+    found = [run_seed(seed) for seed in range(len(KINDS))]
+    assert [ran.about for ran in found] == list(KINDS)
+    assert found == [run_seed(seed) for seed in range(len(KINDS))]
