@@ -199,9 +199,8 @@ class Host:
         if self._orphans:
             items = tuple([item for item in items if item[0] not in self._orphans])
             self._orphans.intersection_update(self.replica.requests())
-            if not items:
-                return
-        self._outbox.put(Outputs(items), OUTPUT_BYTES * len(items))
+        if items:
+            self._outbox.put(Outputs(items), OUTPUT_BYTES * len(items))
         self._touch()
 
     def _touch(self) -> None:

@@ -92,7 +92,7 @@ def _config(rng: Stream, seed: int, kinds: Sequence[str]) -> Config:
         executor=ExecutorSpec(kind="modelled", gpu=CARD),
         cache=CacheConfig(
             block_size=block_size,
-            num_blocks=rng.choice((112, 144, 320)) // block_size,
+            num_blocks=rng.choice((96, 128, 320)) // block_size,
             prefix=has_prefix,
             store=store,
             swap=SwapConfig(host_blocks=host_blocks, group_blocks=group) if swaps else SwapConfig(),
@@ -116,15 +116,15 @@ def _asks(rng: Stream, has_moods: bool) -> list[Ask]:
     """Prompts in a few families that begin alike."""
     families = [[rng.randrange(VOCABULARY) for _ in range(40)] for _ in range(3)]
     asks = []
-    for number in range(rng.randint(10, 30)):
+    for number in range(rng.randint(8, 24)):
         ids = rng.choice(families)[: rng.choice((0, 9, 24, 40))]
         ids = [*ids, *(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20)))]
         request = Request(
             id=RequestId(f"q{number}"),
             model="m",
             prompt=TokenPrompt(ids),
-            sampling=Sampling(max_tokens=rng.randint(1, 24), temperature=0.0),
-            true_output=rng.randint(1, 24),
+            sampling=Sampling(max_tokens=rng.randint(1, 16), temperature=0.0),
+            true_output=rng.randint(1, 16),
             n=rng.choice((1, 1, 1, 1, 2, 3)),
         )
         at = rng.choice((0.0, rng.uniform(0.0, ARRIVING_S)))

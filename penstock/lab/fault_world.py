@@ -11,7 +11,6 @@ in the end    nothing is held, counted, queued or timed any more, and no task ru
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
@@ -96,7 +95,9 @@ class World:
         await self._end()
 
     async def _until_over(self, begun_at: float) -> None:
-        instants = [ask.at for ask in self.case.asks] + [fault.at for fault in self.case.faults]
+        instants = [ask.at for ask in self.case.asks] + [
+            fault.at + fault.for_s for fault in self.case.faults
+        ]
         last = max(instants, default=0.0)
         while now() < begun_at + last or not all(caller.is_over for caller in self.callers):
             await asyncio.sleep(0.1)
@@ -211,24 +212,23 @@ class World:
 
     def _check_owners(self) -> None:
         holders = self._fleet.holders()
-        counted = Counter(holders.values())
+        counted = dict.fromkeys([site.name for site in self.sites], 0)
+        for name in holders.values():
+            counted[name] += 1
+        there: set[str] = set()
         for site in self.sites:
             name, said = site.name, self._router.outstanding.get(site.name, 0)
             if said != counted[name]:
                 raise Broken("owners", f"{said} are counted at {name}, and it has {counted[name]}")
             for request in site.link.requests():
                 if holders.get(request) != name:
-                    told = f"{request} is in the hands of {name}; the fleet says {holders.get(request)}"
+                    told = f"{name} has {request}; the fleet says {holders.get(request)}"
                     raise Broken("owners", told)
-        running = Counter(
-            request
-            for site in self.sites
-            if site.is_connected and site.host is not None
-            for request in site.host.requests()
-        )
-        twice = [request for request, count in running.items() if count > 1]
-        if twice:
-            raise Broken("owners", f"{', '.join(twice)} stand at two replicas")
+            if site.host is not None and site.is_connected:
+                for request in site.host.requests():
+                    if request in there:
+                        raise Broken("owners", f"{request} stands at two replicas")
+                    there.add(request)
 
     def _check_quiet(self) -> None:
         """All have ended: nothing is left of them anywhere."""

@@ -33,7 +33,7 @@ class Ran:
     ends: dict[str, int]  # of requests: answered, left, gone, or the class of an error
     broken: str | None = None
     told: str = ""
-    timeline: tuple[str, ...] = field(default=(), repr=False)
+    timeline: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def num_errors(self) -> int:

@@ -15,6 +15,7 @@ from penstock.net import local
 from penstock.net.codec import Codec
 from penstock.net.zmq import ZmqChannel, private_endpoint
 from penstock.sim import channel as modelled
+from penstock.sim.cable import Cable
 from penstock.sim.loop import run as run_virtual
 
 Pair = tuple[Channel, Channel]
@@ -48,6 +49,14 @@ async def open_modelled() -> AsyncIterator[Pair]:
     await far.close()
 
 
+@asynccontextmanager
+async def open_cable() -> AsyncIterator[Pair]:
+    cable = Cable(latency_s=0.002, limit=64)
+    yield cable.near, cable.far
+    await cable.near.close()
+    await cable.far.close()
+
+
 def on_wall(body: Awaitable[None]) -> None:
     async def bounded() -> None:
         await asyncio.wait_for(body, 20)
@@ -64,6 +73,7 @@ def on_virtual(body: Awaitable[None]) -> None:
 
 # name -> (how to open a pair of ends, how to run a coroutine that uses them).
 CHANNELS = {
+    "cable": (open_cable, on_virtual),
     "local": (open_local, on_wall),
     "modelled": (open_modelled, on_virtual),
     "zmq": (open_zmq, on_wall),
