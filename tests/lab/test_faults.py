@@ -1,4 +1,4 @@
-"""The fleet under faults: 200 seeds in every run of the tests, 10,000 at night; and that the runs see what they should."""
+"""The fleet under faults: 200 seeds in every run of the tests, 10,000 at night; and that a seed is one run."""
 
 from __future__ import annotations
 
