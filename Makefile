@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL ?=
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: help setup dev serve test check format nightly bench clean
 
 help:
 	@echo "make serve    set up and serve the embedded model on http://127.0.0.1:8000 (ARGS='--port 9000')"
-	@echo "make test     set up and run the tests"
+	@echo "make test     set up and run the tests, two files at a time (WORKERS=4)"
 	@echo "make check    lint, types, room contracts, house sizes"
 	@echo "make nightly  the slow tests too"
 	@echo "make format   format the code"
@@ -33,7 +34,7 @@ serve: setup
 	$(BIN)/penstock serve $(MODEL) $(ARGS)
 
 test: dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 nightly: dev
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
