@@ -2,13 +2,21 @@
 
 A request is routed, sent, and heard of until all its answers ended. When a replica turns it away (Overloaded, Draining)
 or is lost before its first token, it is routed again among the replicas it has not met; when nobody is left the last
-error is the caller's. After a first token a lost replica ends the request with ReplicaLost, since a second
-one would say other words. A route policy that raises ends the request it was asked about with StepFailed, and nothing
-else. Whoever waits in a task calls `submit`, whoever wants to be called `start`; the one is made of the other.
-Cancelling the waiting task (or the call) sends a Cancel on the same turn of the loop; the request counts
-as outstanding until the replica confirms, so policies see blocks that are still held.
+error is the caller's. After a first token it goes on at another replica from the tokens heard so far, if these are all
+that was lost: one answer, heard token by token, and nothing read off its prompt. Greedy and seeded draws depend on
+the tokens and on the place alone, so the text is the one that the lost replica would have said; without a seed the rest
+is another draw from the same distribution. Otherwise the request ends with ReplicaLost.
 
-Work per token: one call of `on_output`. Memory: one Ticket a request, at most `max_outstanding` of them.
+A route policy that raises ends the request it was asked about with StepFailed, and nothing else. Whoever waits in a
+task calls `submit`, whoever wants to be called `start`; the one is made of the other. Cancelling the waiting task (or
+the call) sends a Cancel on the same turn of the loop; the request counts as outstanding until the replica confirms, so
+policies see blocks that are still held.
+
+A request may move to another replica while it runs (`move`, cluster.movement), and all of a replica's may, to let it
+end (`drain_replica`): the ticket stays, and its caller hears nothing but tokens.
+
+Work per token: one call of `on_output`. Memory: one Ticket a request with the ids of its answer, at most
+`max_outstanding` of them.
 """
 
 from __future__ import annotations
@@ -21,6 +29,8 @@ from typing import cast
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from penstock.cluster.movement import MoveBounds, Movement
+from penstock.cluster.moves import Moves
 from penstock.cluster.router import Router
 from penstock.cluster.steering import Steering
 from penstock.core.clock import now
@@ -33,9 +43,10 @@ from penstock.core.errors import (
     StepFailed,
     UpstreamFailed,
 )
-from penstock.core.ports import AdapterPort, OnEnded, OnOutput, ReplicaPort
+from penstock.core.moving import JobState, Migrated, MoveMode
+from penstock.core.ports import AdapterPort, MovingPort, OnEnded, OnOutput, ReplicaPort
 from penstock.core.types import Output, Report, Request
-from penstock.policy.move import Cause
+from penstock.policy.move import Cause, Move
 from penstock.policy.scale import Served
 
 OnHappened = Callable[[Cause, str], None]
@@ -50,7 +61,7 @@ class Ticket:
 
     __slots__ = (
         "fleet", "request", "on_ended", "on_output", "left", "replica", "tried", "is_heard", "is_cancelled", "error",
-        "arrived_at", "first_at", "num_output",
+        "arrived_at", "first_at", "num_output", "ids", "movement",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +79,23 @@ class Ticket:
         self.arrived_at = now()
         self.first_at: float | None = None
         self.num_output = 0
+        self.ids: list[int] = []
+        self.movement: Movement | None = None
+
+    def state(self) -> JobState | None:
+        """From which another replica can go on when this one is lost; None: nobody can."""
+        request, ids = self.request, tuple(self.ids)
+        is_whole = self.on_output is not None and len(ids) in (0, self.num_output)
+        if request.n > 1 or request.kind != "generate" or not is_whole:
+            return None
+        if request.sampling.prompt_logprobs is not None:
+            return None
+        return JobState(
+            num_output=self.num_output,
+            output_ids=ids,
+            age_s=now() - self.arrived_at,
+            first_token_age_s=None if self.first_at is None else now() - self.first_at,
+        )
 
     def cancel(self) -> None:
         self.on_ended = None
@@ -85,6 +113,7 @@ class Ticket:
             self.first_at = now()
             self.fleet.happen("prefilled", self.request.id)
         self.num_output += output.num_tokens
+        self.ids += output.ids
         if output.finish is not None:
             self.left -= 1
             if output.finish == "error":
@@ -100,7 +129,8 @@ class Ticket:
             self.fleet.finish(self)
 
     def fail(self, error: PenstockError) -> None:
-        self.fleet.retry(self, error)
+        if self.movement is None or self.movement.source_lost(error):
+            self.fleet.retry(self, error)
 
 
 class Fleet:
@@ -114,12 +144,14 @@ class Fleet:
         *,
         max_outstanding: int | None = None,
         steering: Steering | None = None,
+        moves: MoveBounds | None = None,
     ) -> None:
         self.name = name
         self._ports = {port.name: port for port in ports}
         self._router = router
         self._bound = max_outstanding
         self._tickets: dict[str, Ticket] = {}
+        self._moves = Moves(self._ports, router, self._tickets, moves or MoveBounds())
         self._is_draining = False
         self._on_happened: OnHappened | None = None
         self._steering = steering
@@ -195,6 +227,28 @@ class Fleet:
             await done
         await asyncio.gather(*(port.drain() for port in self._ports.values()))
 
+    def move(
+        self,
+        request_id: str,
+        target: str,
+        mode: MoveMode = "live",
+        *,
+        on_over: Callable[[Migrated], None] | None = None,
+    ) -> None:
+        """Begin to move a request, or refuse to. Whatever becomes of it, a Migrated event says it, to `on_over` too."""
+        self._moves.begin(request_id, target, mode, on_over)
+
+    @property
+    def moving(self) -> Mapping[str, Move]:
+        """Movements under way, by request."""
+        return self._moves.under_way
+
+    async def drain_replica(self, name: str) -> None:
+        """Give a replica no new requests, move away those that can, and return when the last one has ended there."""
+        drained = asyncio.ensure_future(self._ports[name].drain())
+        await self._moves.send_away(name)
+        await drained
+
     async def stop(self) -> None:
         """End the replicas now; requests inside them are lost."""
         self._is_draining = True
@@ -233,10 +287,13 @@ class Fleet:
         if not ticket.is_cancelled and self._tickets.get(ticket.request.id) is ticket:
             ticket.is_cancelled = True
             self._router.cancel(now(), ticket.request.id)
-            self._ports[ticket.replica].cancel(ticket.request.id)
+            if ticket.movement is None or ticket.movement.unwanted():
+                self._ports[ticket.replica].cancel(ticket.request.id)
 
     def finish(self, ticket: Ticket) -> None:
         """All answers ended at the replica."""
+        if ticket.movement is not None:
+            ticket.movement.ended()
         self._router.end(now(), ticket.request.id, ticket.replica)
         self._close(ticket, ticket.error)
 
@@ -246,7 +303,7 @@ class Fleet:
         self._router.end(at, ticket.request.id, ticket.replica)
         if ticket.is_cancelled:
             self._close(ticket, None)
-        elif isinstance(error, TURNED_AWAY) and not ticket.is_heard:
+        elif isinstance(error, TURNED_AWAY) and (not ticket.is_heard or ticket.state()):
             self._place(ticket, at, error)
         else:
             self._refuse(ticket, at, error)
@@ -298,12 +355,21 @@ class Fleet:
             return
         ticket.replica = chosen
         ticket.tried = (*ticket.tried, chosen)
-        self._ports[chosen].submit(
-            ticket.request,
-            ticket.hear,
-            on_failed=ticket.fail,
-            every_token=ticket.on_output is not None,
-        )
+        port, state = self._ports[chosen], ticket.state() if ticket.is_heard else None
+        if state is None:
+            port.submit(
+                ticket.request,
+                ticket.hear,
+                on_failed=ticket.fail,
+                every_token=ticket.on_output is not None,
+            )
+        elif getattr(port, "kv", None) is not None:
+            moving = cast(MovingPort, port)
+            moving.submit(ticket.request, ticket.hear, on_failed=ticket.fail, state=state)
+        else:
+            lost = why or ReplicaLost(f"{chosen} cannot go on with what another replica began")
+            self._router.end(at, ticket.request.id, chosen)
+            self._refuse(ticket, at, lost)
 
     def _nobody(self) -> PenstockError:
         alive = sum(report.is_alive for report in self._router.reports.values())

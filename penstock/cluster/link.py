@@ -26,15 +26,21 @@ from penstock.core.messages import (
     DropAdapter,
     Failed,
     Hello,
+    Offer,
+    Offered,
     Outputs,
     Refuse,
     Say,
     SetRole,
+    Settle,
     Stop,
     Submit,
+    Take,
     TakeAdapter,
+    Taken,
 )
-from penstock.core.ports import Channel, OnFailed, OnOutput
+from penstock.core.moving import JobState, KvCard, SettleHow
+from penstock.core.ports import Channel, OnFailed, OnMoved, OnOutput
 from penstock.core.schema import check_schema
 from penstock.core.types import Report, Request, Role
 from penstock.net.outbox import Outbox
@@ -62,7 +68,7 @@ def error_class(code: str) -> type[PenstockError]:
 
 
 class ReplicaLink:
-    """The near end of a replica's channel; a core.ports.ReplicaPort."""
+    """The near end of a replica's channel; a core.ports.MovingPort."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -80,6 +86,8 @@ class ReplicaLink:
         self._adapters: dict[str, str] = {}  # told of while it ran: its successor is told again
         self._taking: dict[str, asyncio.Future[None]] = {}
         self._silence: Silence | None = None
+        self._kv: KvCard | None = None
+        self._moves: dict[int, OnMoved] = {}
 
     @property
     def name(self) -> str:
@@ -159,9 +167,12 @@ class ReplicaLink:
             if not taking.done():
                 taking.set_result(None)
         held, self._held = list(self._held.values()), {}
+        moves, self._moves, self._kv = list(self._moves.values()), {}, None
         lost = ReplicaLost(error.message, hint="send the request again")
         for one in held:
             one.on_failed(lost)
+        for on_moved in moves:
+            on_moved(lost)
 
     # ---------------------------------------------------------------- core.ports.ReplicaPort
 
@@ -172,6 +183,7 @@ class ReplicaLink:
         *,
         on_failed: OnFailed,
         every_token: bool = True,
+        state: JobState | None = None,
     ) -> None:
         if self._channel is None or self._outbox is None:
             lost = ReplicaLost("the replica is not running", hint="send the request again")
@@ -180,11 +192,70 @@ class ReplicaLink:
         assert request.id not in self._held, f"{request.id} is in {self._name} already"
         self._held[request.id] = _Held(on_output, on_failed, request.n)
         num_bytes = SMALL_BYTES + TOKEN_BYTES * request.prompt.num_tokens
-        self._outbox.put(Submit(request, every_token), num_bytes)
+        if state is not None:
+            num_bytes += TOKEN_BYTES * len(state.output_ids)
+        self._outbox.put(Submit(request, every_token, state), num_bytes)
 
     def cancel(self, request_id: str) -> None:
         if request_id in self._held and self._outbox is not None:
             self._outbox.put(Cancel(request_id), SMALL_BYTES)
+
+    # ---------------------------------------------------------------- core.ports.MovingPort
+
+    @property
+    def kv(self) -> KvCard | None:
+        return self._kv
+
+    def attend(self, move: int, on_moved: OnMoved) -> None:
+        self._moves[move] = on_moved
+
+    def forget(self, move: int) -> None:
+        self._moves.pop(move, None)
+
+    def offer(self, move: int, request_id: str, is_last: bool) -> None:
+        self._put(Offer(move, request_id, is_last))
+
+    def take(
+        self,
+        move: int,
+        request: Request,
+        offered: Offered,
+        *,
+        address: str,
+        is_first: bool,
+        waits: bool = False,
+    ) -> None:
+        state = offered.state
+        assert state is not None, "nothing was offered"
+        told = Take(
+            move,
+            request.id,
+            state,
+            offered.is_last,
+            waits,
+            request if is_first else None,
+            address,
+            offered.blocks if address else (),
+        )
+        num_tokens = len(state.output_ids) + len(told.blocks)
+        self._put(told, TOKEN_BYTES * (num_tokens + is_first * request.prompt.num_tokens))
+
+    def settle(self, move: int, request_id: str, how: SettleHow) -> None:
+        self.forget(move)
+        self._put(Settle(move, request_id, how))
+
+    def adopt(self, request: Request, on_output: OnOutput, on_failed: OnFailed) -> None:
+        assert request.id not in self._held, f"{request.id} is in {self._name} already"
+        self._held[request.id] = _Held(on_output, on_failed, request.n)
+
+    def disown(self, request_id: str) -> None:
+        self._held.pop(request_id, None)
+
+    def _put(self, message: object, num_bytes: int = 0) -> None:
+        if self._channel is not None and self._outbox is not None:
+            self._outbox.put(message, SMALL_BYTES + num_bytes)
+
+    # ---------------------------------------------------------------- core.ports.AdapterPort
 
     async def take_adapter(self, adapter: str, folder: str) -> None:
         """See core.ports.AdapterPort."""
@@ -255,6 +326,10 @@ class ReplicaLink:
             self._greet(message)
         elif isinstance(message, Refuse):
             self._hear_refusal(message)
+        elif isinstance(message, (Offered, Taken)):
+            attending = self._moves.get(message.move)
+            if attending is not None:
+                attending(message)
         elif isinstance(message, AdapterTaken):
             self._hear_taken(message)
         elif isinstance(message, Drained):
@@ -272,7 +347,7 @@ class ReplicaLink:
             return
         role = hello.report.role if self._role is None else self._role
         self._tell(replace(hello.report, role=role))
-        self._about = hello.about
+        self._about, self._kv = hello.about, hello.kv
         assert self._outbox is not None
         if self._role is not None:
             self._outbox.put(SetRole(self._role), SMALL_BYTES)

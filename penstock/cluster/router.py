@@ -1,9 +1,10 @@
 """Asks the route policy, keeps what it is asked with, and writes down both, so that routing can be replayed.
 
 State changes only in these calls, and each writes its event at the instant it was given: `hear` (Reported), `arrive`
-(Arrived), `choose` (Routed), `end` (Ended). Replay feeds the same calls from a log: a Routed follows the Arrived of its
-request, or an Ended of it when the replica refused or was lost; `tried` is then every replica the request was
-routed to before, and the policy is shown the others only.
+(Arrived), `choose` (Routed), `end` (Ended), `moved` (Migrated). Replay feeds the same calls from a log: a Routed
+follows the Arrived of its request, or an Ended of it when the replica refused or was lost; `tried` is then every
+replica the request was routed to before (of one that has moved, the one it has moved to), and the policy is shown the
+others only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from penstock.core.events import (
     Reported,
     Routed,
 )
+from penstock.core.moving import Migrated
 from penstock.core.ports import Log
 from penstock.core.rng import stream
 from penstock.core.types import Report, Request, Stage
@@ -127,6 +129,13 @@ class Router:
         self._count(replica, -1)
         assert self.outstanding[replica] >= 0, f"{replica} ended more requests than it was given"
         self._emit(Ended(at=now, who=self.name, request=request_id, replica=replica))
+
+    def moved(self, told: Migrated) -> None:
+        """A movement is over; a request that has moved counts where it is now."""
+        if told.outcome == "committed":
+            self._count(told.source, -1)
+            self._count(told.target, 1)
+        self._emit(told)
 
     def cancel(self, now: float, request_id: str) -> None:
         self._emit(Cancelled(at=now, who=self.name, request=request_id))

@@ -3,7 +3,7 @@
 Metrics, progress, Prometheus, reports and `replay` are functions of it. Each process writes its own log: a
 Header, then events in the order in which its mechanisms consumed or caused them. `who` names the mechanism
 ("replica-0", "fleet"). Instants `at` are seconds of that process's loop clock; the header's anchor places them in
-the world. Inputs (Arrived, Cancelled, Completed, Reported) are complete enough to run the same mechanisms again;
+the world. Inputs (Arrived, Cancelled, Completed, Reported...) are complete enough to run the same mechanisms again;
 decisions carry a digest and a `why`. No prompt and no output text is ever written.
 
 Every record is a msgspec Struct whose first field `kind` names it: the JSON line starts with it. Records are read-only
@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
+from penstock.core.moving import Granted, Landed, Migrated, MoveAsked, Parted, Settled, Took
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import SCHEMA, BlockHash, FinishReason, Report, Request, Slo
 
@@ -50,7 +51,8 @@ class Arrived(Struct, kw_only=True, gc=False):
     """A request reached `who` (input). `hashes` are hex block hashes at the replica's block size.
 
     A prompt of a trace carries what its hashes are made of instead: `hash_ids` of runs of `traced_size` tokens, `salt`.
-    `is_scored`: every prompt token is computed, so nothing of it is shared.
+    `is_scored`: every prompt token is computed, so nothing of it is shared. `num_output` tokens of its answer came
+    along with a request that went on elsewhere before; `move`: it comes from another replica, and Took follows.
     """
 
     kind: Literal["arrived"] = "arrived"
@@ -73,10 +75,20 @@ class Arrived(Struct, kw_only=True, gc=False):
     traced_size: int | None = None
     salt: str = ""
     is_scored: bool = False
+    num_output: int | UnsetType = UNSET
+    move: int | UnsetType = UNSET
 
     @classmethod
     def of(
-        cls, request: Request, *, at: float, who: str, seq: int, hashes: Sequence[BlockHash]
+        cls,
+        request: Request,
+        *,
+        at: float,
+        who: str,
+        seq: int,
+        hashes: Sequence[BlockHash],
+        num_output: int | UnsetType = UNSET,
+        move: int | UnsetType = UNSET,
     ) -> Arrived:
         """What is to be known of a request to take its decisions again; `hashes` are those it was taken in with."""
         prompt = request.prompt
@@ -101,6 +113,8 @@ class Arrived(Struct, kw_only=True, gc=False):
             traced_size=None if traced is None else traced.traced_size,
             salt="" if traced is None else traced.salt,
             is_scored=request.scores_prompt,
+            num_output=num_output,
+            move=move,
         )
 
 
@@ -361,6 +375,13 @@ Event = (
     | Drafted
     | Completed
     | Finished
+    | MoveAsked
+    | Parted
+    | Took
+    | Granted
+    | Landed
+    | Settled
+    | Migrated
     | Reported
     | Ended
     | Steered

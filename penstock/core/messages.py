@@ -8,15 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from penstock.core.moving import JobState, KvCard, SettleHow
 from penstock.core.types import SCHEMA, Output, Report, Request, Role
 
 
 @dataclass(slots=True)
 class Submit:
-    """Fleet -> replica. Without `every_token` only the last output of each answer is sent back."""
+    """Fleet -> replica. Without `every_token` only the last output of each answer is sent back.
+
+    With a `state` the request's one answer goes on behind the tokens that it has.
+    """
 
     request: Request
     every_token: bool = True
+    state: JobState | None = None
     kind: Literal["submit"] = "submit"
 
 
@@ -67,6 +72,77 @@ class Stop:
     kind: Literal["stop"] = "stop"
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Fleet -> replica, movement `move`: say (Offered) what you hold of a request.
+
+    `is_last`: take it out of the running first, as soon as no plan holds it; it stays here, held, until Settle.
+    """
+
+    move: int
+    request: str
+    is_last: bool
+    kind: Literal["offer"] = "offer"
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Fleet -> replica: copy the blocks of positions [0, state.computed) that are not here; with the last one, go on.
+
+    `blocks`: the source's, from the first position on, to be read at `address`. The request comes with the first Take
+    of a movement. `waits`: until there is room; otherwise answer at once that there is none.
+    """
+
+    move: int
+    name: str  # of the request
+    state: JobState
+    is_last: bool
+    waits: bool = False
+    request: Request | None = None
+    address: str = ""
+    blocks: tuple[int, ...] = ()
+    kind: Literal["take"] = "take"
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Fleet -> replica: the end of a movement. To the source: it has moved (release), or it has not (resume).
+
+    To the target: it is yours (confirm: what was copied is what the source held), or drop what you took.
+    """
+
+    move: int
+    request: str
+    how: SettleHow
+    kind: Literal["settle"] = "settle"
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Replica -> fleet: the answer to Offer. With an `error` there is nothing to move.
+
+    `blocks` hold positions [0, state.computed).
+    """
+
+    move: int
+    is_last: bool
+    state: JobState | None = None
+    blocks: tuple[int, ...] = ()
+    error: str | None = None
+    kind: Literal["offered"] = "offered"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Replica -> fleet: the answer to Take; after the last one it runs here. `num_blocks` were copied."""
+
+    move: int
+    is_last: bool
+    num_blocks: int = 0
+    error: str | None = None
+    kind: Literal["taken"] = "taken"
+
+
 @dataclass(slots=True)
 class Outputs:
     """Replica -> fleet: all that one step produced, one message a step. `items` = (request id, output)."""
@@ -101,11 +177,15 @@ class AdapterTaken:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Replica -> fleet, once: what it serves. The first message on a channel. `about` says to people on what."""
+    """Replica -> fleet, once: what it serves. The first message on a channel. `about` says to people on what.
+
+    `kv` None: its jobs cannot move.
+    """
 
     report: Report
     schema: int = SCHEMA
     about: str = ""
+    kv: KvCard | None = None
     kind: Literal["hello"] = "hello"
 
 
@@ -142,6 +222,11 @@ Message = (
     | SetRole
     | Drain
     | Stop
+    | Offer
+    | Take
+    | Settle
+    | Offered
+    | Taken
     | Outputs
     | Refuse
     | AdapterTaken

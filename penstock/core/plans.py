@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from penstock.core.moving import JobState
 from penstock.core.types import BlockHash, Phase, PlanId, Request, TokenLogprob
 
 
@@ -62,11 +63,15 @@ class Decodes(Struct, gc=False):
 
 
 class Opening(NamedTuple):
-    """A job the executor has not met: sent with the first plan that runs it."""
+    """A job the executor has not met: sent with the first plan that runs it.
+
+    `state`: of one that went on elsewhere before.
+    """
 
     seq: int
     request: Request
     answer: int
+    state: JobState | None = None
 
 
 class Plan(Struct, gc=False):

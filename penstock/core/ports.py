@@ -2,6 +2,7 @@
 
 Executor   runs plans                     torch (engine.torch) | modelled (sim.executor) | replayed (lab.replay)
 Channel    carries messages to one peer   local, zmq (net)     | modelled (sim.channel)
+Transport  reads blocks of peers' memory  shared, tcp (net)    | modelled (sim.transport)
 Service    turns requests into tokens     the fleet (cluster)  | the same fleet in virtual time
 Tool       runs a tool call               sandbox (agents)     | modelled (sim)
 Power      reads and caps watts           nvml                 | modelled (sim)
@@ -16,6 +17,8 @@ from typing import Literal, Protocol
 from penstock.core.adapters import Adapter
 from penstock.core.errors import PenstockError
 from penstock.core.events import Event
+from penstock.core.messages import Offered, Taken
+from penstock.core.moving import JobState, KvCard, SettleHow
 from penstock.core.plans import Adapted, Done, Moved, Plan, Transfer, Yielded
 from penstock.core.types import Caps, Output, PlanId, Report, Request, Role
 
@@ -88,6 +91,38 @@ class AdaptingExecutor(Executor, Protocol):
     """
 
     def load_adapter(self, adapter: str, slot: int) -> None: ...
+
+
+class PortableExecutor(Executor, Protocol):
+    """An executor with `caps.moves_jobs`: what it keeps of a job can be taken out, and come in with an Opening."""
+
+    def take_out(self, seq: int, num_output: int) -> tuple[tuple[int, ...], int | None]:
+        """Of a job that no plan holds: ids of its first `num_output` tokens (none where they are modelled), and its
+        chance (core.moving.JobState).
+        """
+        ...
+
+
+Runs = Sequence[tuple[int, int, int]]  # first block there, first block here, count
+
+
+class Transport(Protocol):
+    """Brings blocks of other replicas' KV memory into this one's. Whoever has room asks: nothing is pushed.
+
+    The peer holds the blocks, unchanged, until it is told that they came: that is its replica's affair. A peer that
+    dies meanwhile makes `pull` raise, or hands over what it held, which is as good.
+    """
+
+    @property
+    def card(self) -> KvCard:
+        """Ours, by which peers find us."""
+        ...
+
+    async def pull(self, address: str, runs: Runs) -> None:
+        """Copy them; return when they are here. Raises ReplicaLost."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class Channel(Protocol):
@@ -222,6 +257,59 @@ class RolePort(ReplicaPort, Protocol):
 
     def set_role(self, role: Role) -> None:
         """It is of that role from now on; what it serves goes on."""
+        ...
+
+
+OnMoved = Callable[[Offered | Taken | PenstockError], None]
+
+
+class MovingPort(ReplicaPort, Protocol):
+    """A replica whose jobs can leave for another one; see core.messages for the words."""
+
+    @property
+    def kv(self) -> KvCard | None:
+        """None: they cannot, or it is not running."""
+        ...
+
+    def submit(
+        self,
+        request: Request,
+        on_output: OnOutput,
+        *,
+        on_failed: OnFailed,
+        every_token: bool = True,
+        state: JobState | None = None,
+    ) -> None:
+        """With a `state` the request's one answer goes on behind the tokens that it has."""
+        ...
+
+    def offer(self, move: int, request_id: str, is_last: bool) -> None: ...
+
+    def take(
+        self,
+        move: int,
+        request: Request,
+        offered: Offered,
+        *,
+        address: str,
+        is_first: bool,
+        waits: bool = False,
+    ) -> None: ...
+
+    def settle(self, move: int, request_id: str, how: SettleHow) -> None: ...
+
+    def attend(self, move: int, on_moved: OnMoved) -> None:
+        """Who hears of the answers, and if it is lost. Nothing is told after `settle` or `forget`."""
+        ...
+
+    def forget(self, move: int) -> None: ...
+
+    def adopt(self, request: Request, on_output: OnOutput, on_failed: OnFailed) -> None:
+        """It runs there now: its outputs go to this listener."""
+        ...
+
+    def disown(self, request_id: str) -> None:
+        """It does not run there any more, whatever it says."""
         ...
 
 

@@ -1,7 +1,7 @@
 """The vocabulary: every word that two rooms share, with one meaning each.
 
 A `Request` is what a caller asks: frozen, it crosses machines. A `Job` is one answer to it in progress
-inside one replica: mutable, it never leaves (a migration sends a `JobState`). A replica advances jobs in
+inside one replica: mutable, it never leaves (a movement sends a core.moving.JobState). A replica advances jobs in
 steps. One step runs a `Batch` of `Lane`s of `Chunk`s. Positions of a job fall into three runs:
 
     0 ........ computed ........ computed + in_flight ........ known
@@ -237,21 +237,6 @@ class Job:
         return [WorkOption("extend", 1, todo, self.request.kind == "generate")]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobState:
-    """A job as it travels: all that another replica needs to go on with it."""
-
-    request: Request
-    answer: int
-    arrived_at: float
-    output_ids: tuple[int, ...]
-    computed: int
-    num_preemptions: int
-    first_token_at: float | None
-    last_token_at: float | None
-    schema: int = SCHEMA
-
-
 class TokenLogprob(NamedTuple):
     """Natural-log probability of a token and of the most likely alternatives at its position."""
 
@@ -348,6 +333,7 @@ class Caps:
     max_adapters: int = 0  # that can be resident at once, and so be used in one step
     link: HostLink | None = None
     templates: tuple[StepTemplate, ...] = ()
+    moves_jobs: bool = False  # jobs can be taken out and in; see core.ports.PortableExecutor
 
 
 class Output(NamedTuple):

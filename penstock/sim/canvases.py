@@ -61,7 +61,7 @@ class ModelledCanvases:
         assert not self._is_stopped, "launched after stop"
         assert self._plan is None and plan.lane == 0, "the lane is busy"
         self.close_jobs(plan.closed)
-        for seq, request, _ in plan.opened:
+        for seq, request, *_ in plan.opened:
             self._answers[seq] = _Answer(request.prompt.num_tokens, request.true_output)
         seconds = self._price.seconds([self._piece(work) for work in plan.work])
         if self._scheduler is not None:

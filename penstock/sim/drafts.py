@@ -80,7 +80,7 @@ class DraftingExecutor(ModelledExecutor):
         self._guessed: dict[int, tuple[int, int]] = {}  # of the plan that runs, by seq
 
     def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
-        for seq, request, answer in plan.opened:
+        for seq, request, answer, _ in plan.opened:
             self._luck[seq] = Luck(self._drafting.told, request, answer, self._drafting.seed)
         self._guessed = {
             one.seq: self._luck[one.seq].guess(one.start, one.tokens - 1)

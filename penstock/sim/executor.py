@@ -130,7 +130,7 @@ class ModelledExecutor:
         assert plan.nano in self._models, f"there is no template {plan.nano!r} of a step"
         if plan.closed:
             self.close_jobs(plan.closed)
-        for seq, request, _ in plan.opened:
+        for seq, request, *_ in plan.opened:
             self._stops[seq] = _stop_position(request)
         if self._loop is None:
             self._loop = asyncio.get_running_loop()

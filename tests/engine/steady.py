@@ -24,7 +24,7 @@ class SteadyExecutor:
 
     def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
         self.launched.append((plan, repeat))
-        for seq, request, _ in plan.opened:
+        for seq, request, *_ in plan.opened:
             assert seq not in self.requests, "a job is opened twice"
             self.requests[seq] = request
             self.produced[seq] = 0

@@ -51,7 +51,7 @@ class Closing(ModelledExecutor):
         self.closed: list[int] = []
 
     def launch(self, plan: Any, repeat: int = 1) -> Any:
-        self.requests |= {seq: request for seq, request, _ in plan.opened}
+        self.requests |= {seq: request for seq, request, *_ in plan.opened}
         return super().launch(plan, repeat)
 
     def close_jobs(self, seqs: Any) -> None:
@@ -274,7 +274,7 @@ def test_nobody_shares_what_a_suspended_plan_has_not_written() -> None:
     launch = bench.executor.launch
 
     def watched(plan: Any, repeat: int = 1) -> Any:
-        names = {seq: request.id for seq, request, _ in plan.opened}
+        names = {seq: request.id for seq, request, *_ in plan.opened}
         for work in plan.work:
             if work.seq in names:
                 starts[names[work.seq]].append(work.start)

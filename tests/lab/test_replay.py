@@ -83,7 +83,7 @@ class UnevenExecutor:
         self.on_completion = on_completion
 
     def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
-        for seq, request, _ in plan.opened:
+        for seq, request, *_ in plan.opened:
             self.left.setdefault(seq, request.true_output or 1 << 30)
         asyncio.get_running_loop().call_later(self.chance.uniform(2e-4, 3e-3), self.end, plan)
         return plan.id

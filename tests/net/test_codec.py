@@ -14,12 +14,18 @@ from penstock.core.messages import (
     Failed,
     Hello,
     Message,
+    Offer,
+    Offered,
     Outputs,
     Refuse,
     Say,
+    Settle,
     Stop,
     Submit,
+    Take,
+    Taken,
 )
+from penstock.core.moving import JobState, KvCard
 from penstock.core.prompt import HashedPrompt, TokenPrompt, TracedPrompt
 from penstock.core.types import (
     BlockHash,
@@ -118,13 +124,27 @@ reports = st.builds(
     num_running=count,
     step_s=number,
 )
+states = st.builds(
+    JobState,
+    num_output=count,
+    output_ids=ids,
+    filled=st.lists(st.binary(min_size=16, max_size=16).map(BlockHash), max_size=3).map(tuple),
+    chance=maybe() | st.integers(0, (1 << 64) - 1),
+    first_token_age_s=maybe() | number,
+)
+cards = st.builds(KvCard, layout=text, address=text, block_size=count, block_bytes=count)
 plain = st.one_of(
+    st.builds(Offer, count, text, st.booleans()),
+    st.builds(Settle, count, text, st.sampled_from(["release", "resume", "confirm", "drop"])),
+    st.builds(Take, count, text, states, st.booleans(), st.booleans(), st.none(), text, ids),
+    st.builds(Offered, count, st.booleans(), maybe() | states, ids, maybe() | text),
+    st.builds(Taken, count, st.booleans(), count, maybe() | text),
     st.builds(Cancel, text),
     st.builds(Drain),
     st.builds(Stop),
     st.builds(Outputs, st.lists(st.tuples(text, outputs), max_size=4).map(tuple)),
     st.builds(Refuse, text, text, text, text, maybe() | text, maybe() | positive),
-    st.builds(Hello, reports, about=text),
+    st.builds(Hello, reports, about=text, kv=maybe() | cards),
     st.builds(Say, reports),
     st.builds(Drained),
     st.builds(Failed, text, text, text),

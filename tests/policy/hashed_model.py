@@ -120,7 +120,7 @@ class Memory:
     def open(self, plan: Plan) -> None:
         for seq in plan.closed:
             del self.answers[seq]
-        for seq, request, answer in plan.opened:
+        for seq, request, answer, _ in plan.opened:
             prompt = request.prompt
             assert isinstance(prompt, TokenPrompt) and seq not in self.answers
             hashes = list(prompt.blocks(self.size))

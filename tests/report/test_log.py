@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from penstock.core import events
 from penstock.core.errors import BadTrace, SchemaMismatch
 from penstock.core.events import Arrived, Completed, Event, Header
 from penstock.core.types import Report, Slo
@@ -60,7 +59,7 @@ def one_of_each() -> list[Event]:
     fill[Report] = Report(replica="replica-0", at=0.5, role="decode")
     found: list[Event] = []
     for cls in typing.get_args(Event):
-        hints = typing.get_type_hints(cls, vars(events))
+        hints = typing.get_type_hints(cls, vars(sys.modules[cls.__module__]))
         values = {}
         for name in cls.__struct_fields__:
             if name in ("kind", "schema"):
