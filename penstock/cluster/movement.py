@@ -247,6 +247,6 @@ def refusal(request: Request, source: object, target: object, mode: MoveMode) ->
         if not isinstance(card, KvCard):
             return f"{getattr(port, 'name', port)} cannot move requests, or is not running"
     ours, theirs = (f"{card.layout}, blocks of {card.block_size}" for card in cards if card)
-    return (
-        None if mode == "queued" or ours == theirs else f"their memories differ: {ours}; {theirs}"
-    )
+    if mode == "queued" or ours == theirs:
+        return None
+    return f"their keys and values are not laid out alike: {ours}; {theirs}"
