@@ -29,10 +29,11 @@ from typing import cast
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from penstock.cluster.movement import MoveBounds, Movement
+from penstock.cluster.movement import MoveBounds
 from penstock.cluster.moves import Moves
 from penstock.cluster.router import Router
 from penstock.cluster.steering import Steering
+from penstock.cluster.ticket import Ticket
 from penstock.core.clock import now
 from penstock.core.errors import (
     BadRequest,
@@ -43,94 +44,16 @@ from penstock.core.errors import (
     StepFailed,
     UpstreamFailed,
 )
-from penstock.core.moving import JobState, Migrated, MoveMode
+from penstock.core.moving import Migrated, MoveMode
 from penstock.core.ports import AdapterPort, MovingPort, OnEnded, OnOutput, ReplicaPort
-from penstock.core.types import Output, Report, Request
+from penstock.core.types import Report, Request
 from penstock.policy.move import Cause, Move
 from penstock.policy.scale import Served
 
 OnHappened = Callable[[Cause, str], None]
 RETRY_AFTER_S = 1.0  # what a caller is told when nothing better is known
-ERRORS: dict[str, type[PenstockError]] = {"BadRequest": BadRequest}  # by Output.code
 _log = logging.getLogger("penstock.cluster")
 TURNED_AWAY = (Overloaded, Draining, ReplicaLost, UpstreamFailed)
-
-
-class Ticket:
-    """One request between the caller and the replica that has it; a core.ports.Call."""
-
-    __slots__ = (
-        "fleet", "request", "on_ended", "on_output", "left", "replica", "tried", "is_heard", "is_cancelled", "error",
-        "arrived_at", "first_at", "num_output", "ids", "movement",
-    )  # fmt: skip
-
-    def __init__(
-        self, fleet: Fleet, request: Request, on_ended: OnEnded, on_output: OnOutput | None
-    ) -> None:
-        self.fleet, self.request = fleet, request
-        self.on_ended: OnEnded | None = on_ended
-        self.on_output = on_output
-        self.left = request.n
-        self.replica = ""
-        self.tried: tuple[str, ...] = ()
-        self.is_heard = False
-        self.is_cancelled = False
-        self.error: PenstockError | None = None
-        self.arrived_at = now()
-        self.first_at: float | None = None
-        self.num_output = 0
-        self.ids: list[int] = []
-        self.movement: Movement | None = None
-
-    def state(self) -> JobState | None:
-        """From which another replica can go on when this one is lost; None: nobody can."""
-        request, ids = self.request, tuple(self.ids)
-        is_whole = self.on_output is not None and len(ids) in (0, self.num_output)
-        if request.n > 1 or request.kind != "generate" or not is_whole:
-            return None
-        if request.sampling.prompt_logprobs is not None:
-            return None
-        return JobState(
-            num_output=self.num_output,
-            output_ids=ids,
-            age_s=now() - self.arrived_at,
-            first_token_age_s=None if self.first_at is None else now() - self.first_at,
-        )
-
-    def cancel(self) -> None:
-        self.on_ended = None
-        self.fleet.abandon(self)
-
-    def end(self, error: Exception | None) -> None:
-        """Tell the caller, once."""
-        on_ended, self.on_ended = self.on_ended, None
-        if on_ended is not None:
-            on_ended(error)
-
-    def hear(self, output: Output) -> None:
-        if not self.is_heard:
-            self.is_heard = True
-            self.first_at = now()
-            self.fleet.happen("prefilled", self.request.id)
-        self.num_output += output.num_tokens
-        self.ids += output.ids
-        if output.finish is not None:
-            self.left -= 1
-            if output.finish == "error":
-                told = output.error or "the request failed inside the engine"
-                self.error = ERRORS.get(output.code or "", StepFailed)(told)
-        if self.on_output is not None and not self.is_cancelled:
-            try:
-                self.on_output(output)
-            except Exception as error:  # noqa: BLE001 - it is the caller's, and others share this message
-                self.fleet.abandon(self)
-                self.end(error)
-        if not self.left:
-            self.fleet.finish(self)
-
-    def fail(self, error: PenstockError) -> None:
-        if self.movement is None or self.movement.source_lost(error):
-            self.fleet.retry(self, error)
 
 
 class Fleet:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from penstock.cluster.moving_end import SMALL_BYTES, TOKEN_BYTES, MovingEnd
 from penstock.cluster.silence import Patience, Silence
 from penstock.core import errors
 from penstock.core.clock import now
@@ -26,27 +27,22 @@ from penstock.core.messages import (
     DropAdapter,
     Failed,
     Hello,
-    Offer,
     Offered,
     Outputs,
     Refuse,
     Say,
     SetRole,
-    Settle,
     Stop,
     Submit,
-    Take,
     TakeAdapter,
     Taken,
 )
-from penstock.core.moving import JobState, KvCard, SettleHow
-from penstock.core.ports import Channel, OnFailed, OnMoved, OnOutput
+from penstock.core.moving import JobState
+from penstock.core.ports import Channel, OnFailed, OnOutput
 from penstock.core.schema import check_schema
 from penstock.core.types import Report, Request, Role
 from penstock.net.outbox import Outbox
 
-SMALL_BYTES = 256  # what a modelled link is charged for a message without tokens
-TOKEN_BYTES = 4
 _log = logging.getLogger("penstock.cluster")
 
 
@@ -67,10 +63,11 @@ def error_class(code: str) -> type[PenstockError]:
     return StepFailed
 
 
-class ReplicaLink:
+class ReplicaLink(MovingEnd):
     """The near end of a replica's channel; a core.ports.MovingPort."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self._name = name
         self.is_stopped = False  # by us: nobody should bring it up again
         self._held: dict[str, _Held] = {}
@@ -86,8 +83,6 @@ class ReplicaLink:
         self._adapters: dict[str, str] = {}  # told of while it ran: its successor is told again
         self._taking: dict[str, asyncio.Future[None]] = {}
         self._silence: Silence | None = None
-        self._kv: KvCard | None = None
-        self._moves: dict[int, OnMoved] = {}
 
     @property
     def name(self) -> str:
@@ -167,12 +162,10 @@ class ReplicaLink:
             if not taking.done():
                 taking.set_result(None)
         held, self._held = list(self._held.values()), {}
-        moves, self._moves, self._kv = list(self._moves.values()), {}, None
         lost = ReplicaLost(error.message, hint="send the request again")
         for one in held:
             one.on_failed(lost)
-        for on_moved in moves:
-            on_moved(lost)
+        self._lose_moves(lost)
 
     # ---------------------------------------------------------------- core.ports.ReplicaPort
 
@@ -199,50 +192,6 @@ class ReplicaLink:
     def cancel(self, request_id: str) -> None:
         if request_id in self._held and self._outbox is not None:
             self._outbox.put(Cancel(request_id), SMALL_BYTES)
-
-    # ---------------------------------------------------------------- core.ports.MovingPort
-
-    @property
-    def kv(self) -> KvCard | None:
-        return self._kv
-
-    def attend(self, move: int, on_moved: OnMoved) -> None:
-        self._moves[move] = on_moved
-
-    def forget(self, move: int) -> None:
-        self._moves.pop(move, None)
-
-    def offer(self, move: int, request_id: str, is_last: bool) -> None:
-        self._put(Offer(move, request_id, is_last))
-
-    def take(
-        self,
-        move: int,
-        request: Request,
-        offered: Offered,
-        *,
-        address: str,
-        is_first: bool,
-        waits: bool = False,
-    ) -> None:
-        state = offered.state
-        assert state is not None, "nothing was offered"
-        told = Take(
-            move,
-            request.id,
-            state,
-            offered.is_last,
-            waits,
-            request if is_first else None,
-            address,
-            offered.blocks if address else (),
-        )
-        num_tokens = len(state.output_ids) + len(told.blocks)
-        self._put(told, TOKEN_BYTES * (num_tokens + is_first * request.prompt.num_tokens))
-
-    def settle(self, move: int, request_id: str, how: SettleHow) -> None:
-        self.forget(move)
-        self._put(Settle(move, request_id, how))
 
     def adopt(self, request: Request, on_output: OnOutput, on_failed: OnFailed) -> None:
         assert request.id not in self._held, f"{request.id} is in {self._name} already"
@@ -327,9 +276,7 @@ class ReplicaLink:
         elif isinstance(message, Refuse):
             self._hear_refusal(message)
         elif isinstance(message, (Offered, Taken)):
-            attending = self._moves.get(message.move)
-            if attending is not None:
-                attending(message)
+            self._hear_move(message)
         elif isinstance(message, AdapterTaken):
             self._hear_taken(message)
         elif isinstance(message, Drained):

@@ -14,7 +14,7 @@ from penstock.core.ports import MovingPort, ReplicaPort
 from penstock.policy.move import Move
 
 if TYPE_CHECKING:
-    from penstock.cluster.fleet import Ticket
+    from penstock.cluster.ticket import Ticket
 
 AWAY_AT_ONCE = 2  # requests that move away from a replica that drains
 OnOver = Callable[[Migrated], None]

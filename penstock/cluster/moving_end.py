@@ -1,0 +1,78 @@
+"""What a replica's link says and hears of movements; see cluster.movement for who says it when."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from penstock.core.errors import ReplicaLost
+from penstock.core.messages import Offer, Offered, Settle, Take, Taken
+from penstock.core.moving import KvCard, SettleHow
+from penstock.core.ports import OnMoved
+from penstock.core.types import Request
+
+SMALL_BYTES = 256  # what a modelled link is charged for a message without tokens
+TOKEN_BYTES = 4
+
+
+class MovingEnd(ABC):
+    """A part of cluster.link.ReplicaLink, which hands messages over (`_put`)."""
+
+    def __init__(self) -> None:
+        self._kv: KvCard | None = None
+        self._moves: dict[int, OnMoved] = {}
+
+    @abstractmethod
+    def _put(self, message: object, num_bytes: int = 0) -> None:
+        """Say it, unless there is nobody to say it to."""
+
+    def _hear_move(self, told: Offered | Taken) -> None:
+        on_moved = self._moves.get(told.move)
+        if on_moved is not None:
+            on_moved(told)
+
+    def _lose_moves(self, lost: ReplicaLost) -> None:
+        moves, self._moves, self._kv = list(self._moves.values()), {}, None
+        for on_moved in moves:
+            on_moved(lost)
+
+    @property
+    def kv(self) -> KvCard | None:
+        return self._kv
+
+    def attend(self, move: int, on_moved: OnMoved) -> None:
+        self._moves[move] = on_moved
+
+    def forget(self, move: int) -> None:
+        self._moves.pop(move, None)
+
+    def offer(self, move: int, request_id: str, is_last: bool) -> None:
+        self._put(Offer(move, request_id, is_last))
+
+    def take(
+        self,
+        move: int,
+        request: Request,
+        offered: Offered,
+        *,
+        address: str,
+        is_first: bool,
+        waits: bool = False,
+    ) -> None:
+        state = offered.state
+        assert state is not None, "nothing was offered"
+        told = Take(
+            move,
+            request.id,
+            state,
+            offered.is_last,
+            waits,
+            request if is_first else None,
+            address,
+            offered.blocks if address else (),
+        )
+        num_tokens = len(state.output_ids) + len(told.blocks)
+        self._put(told, TOKEN_BYTES * (num_tokens + is_first * request.prompt.num_tokens))
+
+    def settle(self, move: int, request_id: str, how: SettleHow) -> None:
+        self.forget(move)
+        self._put(Settle(move, request_id, how))
