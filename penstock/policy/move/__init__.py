@@ -8,8 +8,12 @@ became of it. A policy that chooses among requests sets `needs_jobs`, and report
     pull       the target takes it, blocks and all, when it has room; the source keeps the blocks until then
     queued     the request alone: nothing of it has been computed yet
 
+Experts of a mixture change place too, from one device of a replica to another: whoever serves them is asked about one
+layer at a time, with `experts` and no reports, and answers which experts each device holds from now on.
+
 Law: a move leads from a replica that is alive to another one that is alive, not draining and of a fitting role; no
-request is moved twice at once.
+request is moved twice at once. Every expert has a place on the devices there are to be, none has two on one device, and
+no device holds more than its slots.
 """
 
 from __future__ import annotations
@@ -35,6 +39,20 @@ class Move(Struct, frozen=True, gc=False):
     mode: Mode = "live"
 
 
+Slots = tuple[tuple[int, ...], ...]  # by device, the experts that it holds
+
+
+class Experts(Struct, gc=False):
+    """One layer's experts. `loads`: rows that each took lately. `now`: what each device holds, `devices`: how many there
+    are to be, `room`: experts that one can hold.
+    """
+
+    loads: Sequence[float]
+    now: Slots
+    devices: int
+    room: int
+
+
 class View(Struct, gc=False):
     """`reports` may be stale, `outstanding` and `moving` (request -> target) are the fleet's own and exact.
 
@@ -48,13 +66,15 @@ class View(Struct, gc=False):
     moving: Mapping[str, str]
     cause: Cause = "tick"
     about: str = ""
+    experts: Experts | None = None
 
 
 class Decision(Struct, frozen=True, gc=False):
-    """`why` is not empty when something moves."""
+    """`why` is not empty when something moves. `experts` None: they stay."""
 
     moves: tuple[Move, ...] = ()
     why: str = ""
+    experts: Slots | None = None
 
 
 def law(view: View, decision: Decision) -> None:
@@ -69,7 +89,19 @@ def law(view: View, decision: Decision) -> None:
             f"{move.request} is moved twice at once"
         )
         seen.add(move.request)
-    assert decision.why or not decision.moves, "a move without a reason"
+    assert decision.why or not (decision.moves or decision.experts), "a move without a reason"
+    if decision.experts is not None:
+        assert view.experts is not None, "nobody asked about experts"
+        _experts_law(view.experts, decision.experts)
+
+
+def _experts_law(asked: Experts, slots: Slots) -> None:
+    assert len(slots) == asked.devices, f"{len(slots)} devices, there are to be {asked.devices}"
+    for device, held in enumerate(slots):
+        assert len(held) <= asked.room, f"device {device} has room for {asked.room}"
+        assert len(set(held)) == len(held), f"device {device} holds an expert twice"
+    everyone = {expert for held in slots for expert in held}
+    assert everyone == set(range(len(asked.loads))), "an expert has no place, or is unknown"
 
 
 class Policy(Protocol):
