@@ -63,4 +63,4 @@ def rounds_of(
     """The clockwork of a fleet that is steered; `spec` and `count` as in cluster.scaling."""
     if steering is None:
         return None
-    return Rounds(fleet, steering, scaling=Scaling(fleet, start, spec, count))
+    return Rounds(fleet, steering, mover=fleet, scaling=Scaling(fleet, start, spec, count))

@@ -1,8 +1,8 @@
 """Brings replicas of a fleet up and puts them out while it serves.
 
 A new replica joins the fleet when it answers; one that cannot start is forgotten, with a warning, and the policy sees
-at its next question that it is not there. One that is put out takes no new requests, ends those it has (or sees them
-moved away, where a policy moves what drains), is told to stop and leaves the fleet. Replicas are numbered upwards and
+at its next question that it is not there. One that is put out takes no new requests, sees those it has
+moved away or ends them, is told to stop and leaves the fleet. Replicas are numbered upwards and
 no number is given twice, so that the logs of one that left are not written over.
 """
 
@@ -73,9 +73,8 @@ class Scaling:
         self._fleet.join(link)
 
     async def _put_out(self, name: str) -> None:
-        port = self._fleet.port(name)
-        await port.drain()
-        await port.stop()
+        await self._fleet.drain_replica(name)
+        await self._fleet.port(name).stop()
         self._fleet.leave(name)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

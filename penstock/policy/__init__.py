@@ -73,12 +73,10 @@ TABLE: dict[str, dict[str, str]] = {
         "prefix": "penstock.policy.route.prefix:Prefix",
     },
     "move": {
-        "llumnix": "penstock.policy.move.llumnix:Llumnix",
         "eplb": "penstock.policy.move.eplb:Eplb",
         "elastic-moe": "penstock.policy.move.elastic_moe:ElasticMoe",
     },
     "scale": {
-        "llumnix": "penstock.policy.scale.llumnix:Llumnix",
         "per-replica": "penstock.policy.scale.per_replica:PerReplica",
     },
     "place": {

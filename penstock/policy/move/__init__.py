@@ -43,8 +43,8 @@ Slots = tuple[tuple[int, ...], ...]  # by device, the experts that it holds
 
 
 class Experts(Struct, gc=False):
-    """One layer's experts. `loads`: rows that each took lately. `now`: what each device holds, `devices`: how many there
-    are to be, `room`: experts that one can hold.
+    """One layer's experts. `loads`: rows that each took lately. `now`: what each device holds; `devices`: how many
+    there are to be; `room`: experts that one can hold.
     """
 
     loads: Sequence[float]
