@@ -17,7 +17,6 @@ import re
 import msgspec
 from msgspec import Raw, Struct
 
-from penstock.core.errors import UpstreamFailed
 from penstock.core.forward import Forward, Usage
 
 OURS = ("slo", "program")
@@ -162,8 +161,13 @@ class Passage:
             return data
         return data[:start] + data[end:]
 
-    def whole(self, body: bytes) -> bytes:
-        """A body that is no stream."""
+    def keep(self, data: bytes) -> None:
+        """A piece of a body that is no stream."""
+        self._tail += data
+
+    def whole(self) -> bytes:
+        """The body, when all of it was kept."""
+        body, self._tail = self._tail, b""
         try:
             told = _event(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -177,8 +181,3 @@ class Passage:
     def counted(self) -> Usage:
         """The server's counts, or the events that it sent (one a token, as most do, and the end mark)."""
         return self.usage or Usage(num_output=max(0, self._num_events - 1))
-
-    def check_whole(self) -> None:
-        """Raise UpstreamFailed when a stream ended before its end."""
-        if not self.is_done:
-            raise UpstreamFailed("the server behind ended the answer before it was complete")

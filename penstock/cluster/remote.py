@@ -4,43 +4,92 @@ It takes exchanges only (core.forward): what is made of token ids has no form th
 and these cannot, is missing from `capabilities` and refused: moving a request, handing over its keys and values,
 adapters.
 
-An exchange is one task: post, pass on each piece as it comes, count. When the server is seen to be down, exchanges
-that have heard nothing yet are given back (ReplicaLost), so that another server gets them; those in the middle of an
-answer go on as long as bytes come. A cancelled one closes its connection, which is how such servers learn of it.
+An exchange is called back: each piece goes on as it comes, and is counted. When the server is seen to be down,
+exchanges that have heard nothing yet are given back (ReplicaLost), so that another server gets them; those in the
+middle of an answer go on as long as bytes come. A cancelled one closes its connection, which is how such servers
+learn of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 from penstock.cluster.foreign import RemoteConfig
 from penstock.cluster.passage import Passage, Renaming, body_for
 from penstock.cluster.server import Server
 from penstock.core.clock import now
-from penstock.core.errors import BadRequest, PenstockError, ReplicaLost, StepFailed, UpstreamFailed
+from penstock.core.errors import BadRequest, PenstockError, ReplicaLost, UpstreamFailed
 from penstock.core.forward import Forward, forward_of
 from penstock.core.ports import OnFailed, OnOutput
 from penstock.core.types import FinishReason, Output, Report, Request
-from penstock.net.upstream import Answer, Unreached
-
-_log = logging.getLogger("penstock.cluster")
-AGAIN = "send the request again"
+from penstock.net.refusals import AGAIN, Unreached
+from penstock.net.upstream import Exchange
 
 
 class _Held:
-    """An exchange under way."""
+    """An exchange under way; a net.upstream.Listener."""
 
-    __slots__ = ("request", "forward", "on_output", "on_failed", "is_heard", "task")
+    __slots__ = (
+        "replica", "request", "forward", "passage", "on_output", "on_failed", "is_heard", "exchange",
+    )  # fmt: skip
 
     def __init__(
-        self, request: Request, forward: Forward, on_output: OnOutput, on_failed: OnFailed
+        self,
+        replica: RemoteReplica,
+        request: Request,
+        forward: Forward,
+        on_output: OnOutput,
+        on_failed: OnFailed,
     ) -> None:
-        self.request, self.forward = request, forward
+        self.replica, self.request, self.forward = replica, request, forward
         self.on_output, self.on_failed = on_output, on_failed
         self.is_heard = False
-        self.task: asyncio.Task[None] | None = None
+        self.exchange: Exchange | None = None
+        self.passage = Passage(
+            shows_usage=forward.takes_usage, rename=replica.renaming(request.model)
+        )
+
+    def begun(self, is_events: bool) -> None:
+        if self.forward.is_stream and not is_events:
+            self._break(f"the server at {self.replica.url} does not answer in a stream")
+
+    def answered(self, data: bytes, is_last: bool) -> None:
+        passage = self.passage
+        if not self.forward.is_stream:
+            passage.keep(data)
+            if is_last:
+                self._end(passage.whole())
+            return
+        told = passage.events(data)
+        if is_last:
+            told += passage.rest()
+        if passage.is_done:
+            self._end(told)
+            return
+        if told and (self.is_heard or not is_last):  # else another server may say it better
+            self.is_heard = True
+            self.on_output(Output(0, (), 0, data=told))
+        if is_last:
+            self._break(f"the server at {self.replica.url} ended the answer before it was complete")
+
+    def failed(self, error: PenstockError) -> None:
+        if self.replica.let_go(self, cancels=False):
+            self.on_failed(error)
+            self.replica.doubt(error)
+
+    def _break(self, why: str) -> None:
+        if self.replica.let_go(self):
+            self.on_failed(UpstreamFailed(why))
+
+    def _end(self, data: bytes) -> None:
+        if not self.replica.let_go(self, cancels=False):
+            return
+        usage = self.forward.usage = self.passage.counted()
+        finish: FinishReason = "length" if self.passage.is_length else "stop"
+        self.on_output(
+            Output(0, (), usage.num_output, finish, num_cached=usage.num_cached, data=data)
+        )
 
 
 class RemoteReplica:
@@ -88,13 +137,13 @@ class RemoteReplica:
             lost = ReplicaLost(f"the server at {self.url} is down", hint=AGAIN)
             loop.call_soon(on_failed, lost)
         else:
-            held = _Held(request, forward, on_output, on_failed)
-            self._held[request.id] = held
-            held.task = loop.create_task(self._serve(held))
+            held = self._held[request.id] = _Held(self, request, forward, on_output, on_failed)
+            body = body_for(forward, self._theirs, adds_usage=self._config.has_usage)
+            held.exchange = self._server.upstream.post(forward.path, body, request.id, held)
 
     def cancel(self, request_id: str) -> None:
         held = self._held.get(request_id)
-        if held is not None and self._let_go(held):
+        if held is not None and self.let_go(held):
             loop = asyncio.get_running_loop()
             loop.call_soon(held.on_output, Output(0, (), 0, "cancelled"))
 
@@ -155,73 +204,9 @@ class RemoteReplica:
             max_context=server.models.get(self._theirs) or 0,
         )
 
-    # ---------------------------------------------------------------- one exchange
+    # ---------------------------------------------------------------- of exchanges
 
-    async def _serve(self, held: _Held) -> None:
-        forward, upstream = held.forward, self._server.upstream
-        body = body_for(forward, self._theirs, adds_usage=self._config.has_usage)
-        answer: Answer | None = None
-        try:
-            answer = await upstream.post(forward.path, body, held.request.id)
-            passage = Passage(
-                shows_usage=forward.takes_usage, rename=self._renaming(held.request.model)
-            )
-            if forward.is_stream:
-                await self._stream(held, answer, passage)
-            else:
-                data = passage.whole(await answer.whole())
-                self._end(held, data, passage)
-        except PenstockError as error:
-            if self._let_go(held):
-                self._fail(held, error)
-        except Exception as error:  # noqa: BLE001 - whoever waits for the answer must hear of it
-            _log.exception("exchange %s with %s failed", held.request.id, self.url)
-            if self._let_go(held):
-                held.on_failed(StepFailed(f"the exchange failed: {error!r}"))
-        finally:
-            if answer is not None:
-                answer.close()
-
-    async def _stream(self, held: _Held, answer: Answer, passage: Passage) -> None:
-        if not answer.is_events:
-            raise UpstreamFailed(f"the server at {self.url} does not answer in a stream")
-        on_output = held.on_output
-        while not passage.is_done:
-            data = await answer.some()
-            if not data:
-                break
-            told = passage.events(data)
-            if passage.is_done:
-                self._end(held, told, passage)
-            elif told:
-                held.is_heard = True
-                on_output(Output(0, (), 0, data=told))
-        if not passage.is_done:
-            told = passage.rest()
-            if not passage.is_done:
-                raise UpstreamFailed(
-                    f"the server at {self.url} ended the answer before it was complete"
-                )
-            self._end(held, told, passage)
-        await answer.end()
-
-    def _end(self, held: _Held, data: bytes, passage: Passage) -> None:
-        if not self._let_go(held, cancels=False):
-            return
-        usage = held.forward.usage = passage.counted()
-        finish: FinishReason = "length" if passage.is_length else "stop"
-        held.on_output(
-            Output(0, (), usage.num_output, finish, num_cached=usage.num_cached, data=data)
-        )
-
-    def _fail(self, held: _Held, error: PenstockError) -> None:
-        held.on_failed(error)
-        if isinstance(error, Unreached):
-            self._server.miss()
-        elif isinstance(error, ReplicaLost):
-            self._server.doubt()
-
-    def _renaming(self, asked: str) -> Renaming | None:
+    def renaming(self, asked: str) -> Renaming | None:
         if asked == self._theirs:
             return None
         found = self._renamings.get(asked)
@@ -229,19 +214,26 @@ class RemoteReplica:
             found = self._renamings[asked] = Renaming(self._theirs, asked)
         return found
 
-    def _give_back(self, held: _Held, why: str) -> None:
-        if self._let_go(held):
-            held.on_failed(ReplicaLost(why, hint=AGAIN))
+    def doubt(self, error: PenstockError) -> None:
+        """An exchange failed so."""
+        if isinstance(error, Unreached):
+            self._server.miss()
+        elif isinstance(error, ReplicaLost):
+            self._server.doubt()
 
-    def _let_go(self, held: _Held, *, cancels: bool = True) -> bool:
+    def let_go(self, held: _Held, *, cancels: bool = True) -> bool:
         """Whoever gets True, once an exchange, tells how it ended."""
         if self._held.pop(held.request.id, None) is None:
             return False
-        if cancels and held.task is not None and held.task is not asyncio.current_task():
-            held.task.cancel()
+        if cancels and held.exchange is not None:
+            held.exchange.cancel()
         if not self._held:
             for done in self._empty:
                 if not done.done():
                     done.set_result(None)
             self._empty.clear()
         return True
+
+    def _give_back(self, held: _Held, why: str) -> None:
+        if self.let_go(held):
+            held.on_failed(ReplicaLost(why, hint=AGAIN))

@@ -1,104 +1,122 @@
-"""HTTP to one foreign server: connections that are kept, bodies sent as they are, failures by our own names.
-
-Everything that can go wrong before the answer's first byte is told apart by what a fleet should do about it:
-
-    no connection                   Unreached, a ReplicaLost: nobody should ask there now
-    hung up                         ReplicaLost       the server is gone; another one may take it
-    429                             Overloaded        it is full
-    503                             ReplicaLost       it is not ready, or going down
-    400 413 415 422, 404 of a model BadRequest ...    the caller's, and every other server would say the same
-    401 403, 404 408 5xx, silence   UpstreamFailed    its fault, or ours in how it is set up; another may do
+"""A foreign server reached over HTTP: connections that are kept, bodies sent as they are.
 
 A connection that was kept may have been closed by the other side at the moment it is used again. Such a call is made
 once more on a fresh one: no byte of an answer has been seen. Connections are kept KEEP_S, less than what the servers
-in question keep them (uvicorn: 5 s).
+in question keep them (uvicorn: 5 s), the youngest is used first, and those that are left over are closed by the
+server.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Mapping
+import ssl
+from typing import Protocol
+from urllib.parse import urlsplit
 
-import aiohttp
-import msgspec
-from yarl import URL
-
-from penstock.core.errors import (
-    BadRequest,
-    ContextTooLong,
-    Overloaded,
-    PenstockError,
-    ReplicaLost,
-    UnknownModel,
-    UpstreamFailed,
-)
+from penstock.core.errors import PenstockError, ReplicaLost, UpstreamFailed
+from penstock.net.connection import Connection, Receiver
+from penstock.net.refusals import AGAIN, Unreached, error_of
 
 KEEP_S = 4.0
-END_S = 1.0
+EVENTS = b"text/event-stream"
 MAX_ERROR_BYTES = 64 * 1024
-AGAIN = "send the request again"
-HUNG_UP = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError)
 
 
-class Unreached(ReplicaLost):
-    """Nobody listens there."""
+class Listener(Protocol):
+    """Who hears of an exchange. After `answered` with `is_last`, or after `failed`, nothing more comes."""
+
+    def begun(self, is_events: bool) -> None:
+        """It is answered with status 200, by a stream of events or otherwise."""
+        ...
+
+    def answered(self, data: bytes, is_last: bool) -> None: ...
+
+    def failed(self, error: PenstockError) -> None: ...
 
 
-class _Told(msgspec.Struct):
-    """OpenAI's error, inside `error` or as the body itself."""
+class Exchange:
+    """One call, from `Upstream.post` on; a net.connection.Receiver."""
 
-    message: str | None = None
-    param: str | None = None
-    code: str | int | None = None
-    detail: object = None
+    __slots__ = (
+        "_upstream", "_told", "_listener", "_connection", "_task", "_status", "_wait", "_refusal", "_is_over",
+    )  # fmt: skip
 
+    def __init__(self, upstream: Upstream, told: bytes, listener: Listener) -> None:
+        self._upstream, self._told, self._listener = upstream, told, listener
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._status = 0
+        self._wait = b""
+        self._refusal = b""
+        self._is_over = False
+        self._send(upstream.idle())
 
-class _Body(msgspec.Struct):
-    error: _Told | str | None = None
-    message: str | None = None
-    detail: object = None
+    def cancel(self) -> None:
+        """Stop it, and hear no more; the server learns by its connection being closed."""
+        self._is_over = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._connection is not None:
+            self._connection.abort()
 
-
-class Answer:
-    """An answer of status 200 on its way. Close it whatever happens; a whole one leaves its connection to the next."""
-
-    __slots__ = ("_answer", "_upstream")
-
-    def __init__(self, answer: aiohttp.ClientResponse, upstream: Upstream) -> None:
-        self._answer, self._upstream = answer, upstream
-
-    @property
-    def is_events(self) -> bool:
-        return self._answer.headers.get("content-type", "").startswith("text/event-stream")
-
-    async def some(self) -> bytes:
-        """What has come since the last call, waiting if nothing has; empty at the end. Raises PenstockError."""
-        try:
-            return await self._answer.content.readany()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise self._upstream.lost(error) from None
-
-    async def whole(self) -> bytes:
-        """All of it. Raises PenstockError."""
-        try:
-            return await self._answer.read()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise self._upstream.lost(error) from None
-
-    async def end(self) -> None:
-        """Wait for the end of a body that has said all, so that its connection can be used again."""
-        content = self._answer.content
-        if not content.at_eof():
-            with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
-                async with asyncio.timeout(END_S):
-                    await content.readany()
-
-    def close(self) -> None:
-        if self._answer.content.at_eof():
-            self._answer.release()
+    def _send(self, connection: Connection | None) -> None:
+        if connection is None:
+            self._task = asyncio.get_running_loop().create_task(self._connect())
         else:
-            self._answer.close()
+            self._connection = connection
+            connection.begin(self._told, self, self._upstream.idle_timeout_s)
+
+    async def _connect(self) -> None:
+        url = self._upstream.url
+        try:
+            connection = await self._upstream.connect()
+        except (OSError, TimeoutError):
+            self._fail(Unreached(f"the server at {url} cannot be reached", hint=AGAIN))
+            return
+        finally:
+            self._task = None
+        if self._is_over:
+            connection.close()
+        else:
+            self._send(connection)
+
+    def _fail(self, error: PenstockError) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._listener.failed(error)
+
+    # ---------------------------------------------------------------- net.connection.Receiver
+
+    def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
+        self._status = status
+        if status == 200:
+            self._listener.begun(headers.get(b"content-type", b"").startswith(EVENTS))
+        else:
+            self._wait = headers.get(b"retry-after", b"")
+
+    def on_data(self, data: bytes, is_last: bool) -> None:
+        if is_last:
+            self._connection = None
+        if self._is_over:
+            return
+        if self._status == 200:
+            self._is_over = is_last
+            self._listener.answered(data, is_last)
+            return
+        self._refusal += data[: MAX_ERROR_BYTES - len(self._refusal)]
+        if is_last:
+            wait = self._wait.decode("latin-1")
+            self._fail(error_of(self._upstream.url, self._status, self._refusal, wait))
+
+    def on_lost(self, error: Exception, *, is_unheard: bool) -> None:
+        url = self._upstream.url
+        connection, self._connection = self._connection, None
+        if isinstance(error, TimeoutError):
+            self._fail(UpstreamFailed(f"the server at {url} fell silent", hint=AGAIN))
+        elif is_unheard and connection is not None and connection.num_exchanges > 1:
+            self._send(None)  # it had been kept for too long
+        else:
+            self._fail(ReplicaLost(f"the server at {url} hung up", hint=AGAIN))
 
 
 class Upstream:
@@ -113,112 +131,94 @@ class Upstream:
         idle_timeout_s: float | None = 600.0,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
-        self._headers = {"content-type": "application/json"}
-        if api_key is not None:
-            self._headers["authorization"] = f"Bearer {api_key}"
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=connect_timeout_s, sock_read=idle_timeout_s
+        self.idle_timeout_s = idle_timeout_s
+        parts = urlsplit(self.url)
+        self._host = parts.hostname or ""
+        self._ssl = ssl.create_default_context() if parts.scheme == "https" else None
+        self._port = parts.port or (80 if self._ssl is None else 443)
+        key = f"authorization: Bearer {api_key}\r\n" if api_key is not None else ""
+        self._path = parts.path
+        self._head = f" HTTP/1.1\r\nhost: {parts.netloc.rpartition('@')[2]}\r\naccept: */*\r\n{key}"
+        self._connect_timeout_s = connect_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+
+    def post(self, path: str, body: bytes, name: str, listener: Listener) -> Exchange:
+        """Send a body; `name` is the request's. The listener hears on later turns of the loop."""
+        head = (
+            f"POST {self._path}{path}{self._head}content-type: application/json\r\n"
+            f"x-request-id: {name}\r\ncontent-length: {len(body)}\r\n\r\n"
         )
-        self._urls: dict[str, URL] = {}
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
-            auto_decompress=True,
-        )
-
-    def _at(self, path: str) -> URL:
-        found = self._urls.get(path)
-        if found is None:
-            found = self._urls[path] = URL(self.url + path)
-        return found
-
-    async def post(self, path: str, body: bytes, name: str) -> Answer:
-        """The answer, its head read and its status 200; `name` is the request's. Raises PenstockError."""
-        headers = {**self._headers, "x-request-id": name}
-        try:
-            answer = await self._post(path, body, headers)
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise self.lost(error) from None
-        if answer.status != 200:
-            async with answer:
-                raise await self._refusal(answer)
-        return Answer(answer, self)
-
-    async def _post(
-        self, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> aiohttp.ClientResponse:
-        url = self._at(path)
-        try:
-            return await self._session.post(url, data=body, headers=headers, timeout=self._timeout)
-        except aiohttp.ClientConnectorError:
-            raise
-        except HUNG_UP:
-            return await self._session.post(url, data=body, headers=headers, timeout=self._timeout)
-
-    def lost(self, error: BaseException) -> PenstockError:
-        """What a failed connection means, before the answer or inside it."""
-        if isinstance(error, aiohttp.ClientConnectorError) or "sock_connect" in str(error):
-            return Unreached(f"the server at {self.url} cannot be reached", hint=AGAIN)
-        if isinstance(error, TimeoutError):
-            return UpstreamFailed(f"the server at {self.url} fell silent", hint=AGAIN)
-        return ReplicaLost(f"the server at {self.url} hung up", hint=AGAIN)
-
-    async def _refusal(self, answer: aiohttp.ClientResponse) -> PenstockError:
-        try:
-            body = await answer.content.read(MAX_ERROR_BYTES)
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            body = b""
-        return error_of(self.url, answer.status, body, answer.headers.get("retry-after"))
+        return Exchange(self, head.encode() + body, listener)
 
     async def get(self, path: str, timeout_s: float) -> tuple[int, bytes]:
         """Status and body. Raises ReplicaLost or UpstreamFailed."""
+        done: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
+        told = f"GET {self._path}{path}{self._head}connection: close\r\n\r\n".encode()
+        connection = None
         try:
             async with asyncio.timeout(timeout_s):
-                async with self._session.get(self._at(path), headers=self._headers) as answer:
-                    return answer.status, await answer.read()
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise self.lost(error) from None
+                connection = (
+                    await self.connect()
+                )  # a fresh one: it is asked whether anybody listens
+                connection.begin(told, _Whole(done), None)
+                return await done
+        except TimeoutError:
+            raise UpstreamFailed(f"the server at {self.url} fell silent", hint=AGAIN) from None
+        except OSError:
+            raise Unreached(f"the server at {self.url} cannot be reached", hint=AGAIN) from None
+        finally:
+            if connection is not None and not done.done():
+                connection.abort()
+
+    def idle(self) -> Connection | None:
+        """A kept connection that is likely to be good."""
+        oldest = self._loop.time() - KEEP_S
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.freed_at >= oldest and not connection.is_closed:
+                return connection
+            connection.close()
+        return None
+
+    async def connect(self) -> Connection:
+        """A fresh one. Raises OSError or TimeoutError."""
+        async with asyncio.timeout(self._connect_timeout_s):
+            _, connection = await self._loop.create_connection(
+                lambda: Connection(self._loop, self._idle.append, self._forget),
+                self._host,
+                self._port,
+                ssl=self._ssl,
+            )
+        self._open.add(connection)
+        return connection
+
+    def _forget(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
 
     async def close(self) -> None:
-        await self._session.close()
+        for connection in list(self._open):
+            connection.abort()
+        self._idle.clear()
 
 
-def _said(body: bytes) -> tuple[str, str | None, str]:
-    """Message, parameter and code of an error's body, whatever its shape."""
-    try:
-        told = msgspec.json.decode(body, type=_Body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return body[:200].decode("utf-8", "replace").strip(), None, ""
-    inner = told.error
-    if isinstance(inner, _Told):
-        return inner.message or "", inner.param, str(inner.code or "")
-    detail = told.detail if isinstance(told.detail, str) else None
-    if told.detail is not None and detail is None:
-        detail = msgspec.json.encode(told.detail)[:500].decode()
-    return inner or told.message or detail or "", None, ""
+class _Whole(Receiver):
+    """Collects a short answer."""
 
+    def __init__(self, done: asyncio.Future[tuple[int, bytes]]) -> None:
+        self._done, self._status, self._got = done, 0, bytearray()
 
-def error_of(url: str, status: int, body: bytes, retry_after: str | None = None) -> PenstockError:
-    """A refusal by our own name; see the module's text."""
-    message, param, code = _said(body)
-    message = message or f"it answered with status {status}"
-    if status == 429:
-        seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
-        return Overloaded(message, hint="try again later", retry_after_s=seconds)
-    if status == 503:
-        return ReplicaLost(f"the server at {url} is not ready: {message}", hint=AGAIN)
-    if status in (401, 403):
-        return UpstreamFailed(
-            f"the server at {url} does not accept this server's key",
-            hint="set fleet.N.remote.api_key",
-        )
-    if status == 404 and (code == "model_not_found" or "model" in message.lower()):
-        return UnknownModel(message, param=param or "model")
-    if code == "context_length_exceeded":
-        return ContextTooLong(message, param=param)
-    if status in (400, 409, 413, 415, 422):
-        return BadRequest(message, param=param)
-    if status in (404, 405, 501):
-        return UpstreamFailed(f"the server at {url} does not offer this path: {message}")
-    return UpstreamFailed(f"the server at {url} failed: {message}", hint=AGAIN)
+    def on_head(self, status: int, headers: dict[bytes, bytes]) -> None:
+        self._status = status
+
+    def on_data(self, data: bytes, is_last: bool) -> None:
+        self._got += data
+        if is_last and not self._done.done():
+            self._done.set_result((self._status, bytes(self._got)))
+
+    def on_lost(self, error: Exception, *, is_unheard: bool) -> None:
+        if not self._done.done():
+            self._done.set_exception(ConnectionError(str(error)))

@@ -4,7 +4,8 @@ Whole frames, in order, from one peer; a second peer is turned away by the socke
 the file system: ipc endpoints live in a folder that only this user may enter (`private_endpoint`), so there is no
 handshake of our own. tcp is for tests and for one trusted host.
 
-Memory: `MAX_QUEUED` messages wait at each end, then `send` waits; a frame over `MAX_BYTES` is refused by the receiver.
+Memory: `MAX_QUEUED` messages wait at each end, then `send` waits; a frame over `MAX_BYTES` is refused by the
+receiver.
 
 Death: when the peer's process ends the kernel closes the connection; when it stands still ZeroMQ's heartbeats run
 out after `DEAD_AFTER_S`. Either way whoever watches hears of it once, after the messages that had come before, and

@@ -186,7 +186,7 @@ async def test_an_answer_that_is_cut_ends_in_an_error_and_is_not_said_twice() ->
     ended = Rude(HEAD + chunk(event("one")) + b"0\r\n\r\n")  # politely, but without [DONE]
     async with ended.up() as one, front(config_of([one])) as at:
         status, body = await ask(at)
-        assert status == 200 and b"before it was complete" in body
+        assert status == 502 and b"before it was complete" in body
 
 
 async def test_a_silent_server_is_given_up_after_its_time() -> None:
