@@ -252,24 +252,27 @@ class Proxy:
     port: int
     process: subprocess.Popen[bytes] | None  # None: the mock itself
     rates: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
+    user_ms: list[float] = field(default_factory=list)
+    system_ms: list[float] = field(default_factory=list)
     p50: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> tuple[float, float]:
     """User and system time of a process and of those that it started."""
-    total = 0.0
+    user = system = 0.0
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()
-        total = (int(fields[11]) + int(fields[12])) / TICK
+        user, system = int(fields[11]) / TICK, int(fields[12]) / TICK
         for task in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{task}/children") as file:
-                total += sum(cpu_seconds(int(child)) for child in file.read().split())
+                for child in file.read().split():
+                    more = cpu_seconds(int(child))
+                    user, system = user + more[0], system + more[1]
     except FileNotFoundError:
         pass
-    return total
+    return user, system
 
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
@@ -307,34 +310,35 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def measure(proxy: Proxy, ask: bytes, args: argparse.Namespace) -> None:
     pid = None if proxy.process is None else proxy.process.pid
     uvloop.run(load(proxy.port, ask, args.stream, args.clients, 0.3))
-    before = 0.0 if pid is None else cpu_seconds(pid)
+    before = (0.0, 0.0) if pid is None else cpu_seconds(pid)
     took, whole_s = uvloop.run(load(proxy.port, ask, args.stream, args.clients, args.seconds))
-    used = 0.0 if pid is None else cpu_seconds(pid) - before
+    after = before if pid is None else cpu_seconds(pid)
     took.sort()
     proxy.rates.append(len(took) / whole_s)
-    proxy.cpu_ms.append(1e3 * used / len(took))
+    proxy.user_ms.append(1e3 * (after[0] - before[0]) / len(took))
+    proxy.system_ms.append(1e3 * (after[1] - before[1]) / len(took))
     proxy.p50.append(1e3 * took[len(took) // 2])
     proxy.p99.append(1e3 * took[min(len(took) - 1, len(took) * 99 // 100)])
 
 
+NAMES = ("rates", "user_ms", "system_ms", "p50", "p99")
+
+
 def table(proxies: Sequence[Proxy], missing: Mapping[str, str]) -> list[str]:
     ours = next((proxy for proxy in proxies if proxy.name == "penstock"), None)
-    lines = [f"{'proxy':16}{'streams/s':>10}{'CPU ms':>8}{'p50 ms':>8}{'p99 ms':>8}  ours over it"]
+    lines = [
+        f"{'proxy':15}{'per s':>7}{'user':>8}{'system':>8}{'p50':>9}{'p99 ms':>9}  ours over it"
+    ]
     for proxy in proxies:
-        middle = {
-            name: statistics.median(getattr(proxy, name))
-            for name in ("rates", "cpu_ms", "p50", "p99")
-        }
+        rate, user, system, p50, p99 = (statistics.median(getattr(proxy, name)) for name in NAMES)
         ratio = ""
         if ours is not None and proxy is not ours:
             each = sorted(a / b for a, b in zip(ours.rates, proxy.rates, strict=True))
             ratio = f"{statistics.median(each):.2f}x [{each[0]:.2f}..{each[-1]:.2f}]"
-        cpu = "-" if proxy.process is None else f"{middle['cpu_ms']:.2f}"
-        lines.append(
-            f"{proxy.name:16}{middle['rates']:10.0f}{cpu:>8}{middle['p50']:8.1f}{middle['p99']:8.1f}  {ratio}"
-        )
-    lines += [f"{name:16} not run: {why}" for name, why in missing.items()]
-    return lines
+        cpu = f"{'-':>8}{'-':>8}" if proxy.process is None else f"{user:8.2f}{system:8.2f}"
+        lines.append(f"{proxy.name:15}{rate:7.0f}{cpu}{p50:9.1f}{p99:9.1f}  {ratio}")
+    lines += [f"{name:15} not run: {why}" for name, why in missing.items()]
+    return [*lines, "user, system: milliseconds of CPU an answer"]
 
 
 def run(args: argparse.Namespace, scratch: Path) -> tuple[list[Proxy], dict[str, str]]:
@@ -402,10 +406,7 @@ def main() -> None:
     )
     print("\n".join(table(proxies, missing)))
     if args.json is not None:
-        rows = [
-            {name: getattr(proxy, name) for name in ("name", "rates", "cpu_ms", "p50", "p99")}
-            for proxy in proxies
-        ]
+        rows = [{name: getattr(proxy, name) for name in ("name", *NAMES)} for proxy in proxies]
         args.json.write_text(json.dumps({"rows": rows, "missing": missing}, indent=1))
 
 

@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._headers: dict[bytes, bytes] = {}
         self._parts: list[bytes] = []
-        self._is_told = self._is_complete = self._is_heard = False
+        self._is_told = self._is_complete = self._is_heard = self._is_kept = False
         self.num_exchanges += 1
         self._heard_at = self._loop.time()
         if idle_s is not None and self._timer is None:
@@ -116,6 +116,7 @@ class Connection(asyncio.Protocol):
             self._status = 0
         else:
             self._is_complete = True
+            self._is_kept = self._parser.should_keep_alive()  # it forgets this afterwards
 
     # ---------------------------------------------------------------- inside
 
@@ -133,7 +134,7 @@ class Connection(asyncio.Protocol):
             receiver.on_data(data, False)
             return
         self._receiver = None
-        if self._parser.should_keep_alive():
+        if self._is_kept:
             self.freed_at = self._loop.time()
             self._on_free(self)
         else:
