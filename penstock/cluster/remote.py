@@ -1,8 +1,7 @@
 """A foreign server as a replica: requests are HTTP exchanges that it answers, reports are what it is seen to be.
 
-It takes exchanges only (core.forward): what is made of token ids has no form there. What else a replica of ours can,
-and these cannot, is missing from `capabilities` and refused: moving a request, handing over its keys and values,
-adapters.
+It takes exchanges only (core.forward): what is made of token ids has no form there. Requests cannot be moved to it or
+away from it, nor keys and values (`kv` is None), and it is told of no adapters; whoever asks is refused.
 
 An exchange is called back: each piece goes on as it comes, and is counted. When the server is seen to be down,
 exchanges that have heard nothing yet are given back (ReplicaLost), so that another server gets them; those in the
@@ -15,12 +14,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from msgspec import UNSET
+
 from penstock.cluster.foreign import RemoteConfig
 from penstock.cluster.passage import Passage, Renaming, body_for
 from penstock.cluster.server import Server
 from penstock.core.clock import now
 from penstock.core.errors import BadRequest, PenstockError, ReplicaLost, UpstreamFailed
 from penstock.core.forward import Forward, forward_of
+from penstock.core.moving import KvCard
 from penstock.core.ports import OnFailed, OnOutput
 from penstock.core.types import FinishReason, Output, Report, Request
 from penstock.net.refusals import AGAIN, Unreached
@@ -95,7 +97,7 @@ class _Held:
 class RemoteReplica:
     """One model of one server; a core.ports.ReplicaPort."""
 
-    capabilities: frozenset[str] = frozenset()
+    kv: KvCard | None = None  # so nothing can be moved to it or away from it: core.ports.MovingPort
 
     def __init__(self, name: str, server: Server, theirs: str, config: RemoteConfig) -> None:
         self._name = name
@@ -202,6 +204,7 @@ class RemoteReplica:
             total_blocks=total,
             block_size=size,
             max_context=server.models.get(self._theirs) or 0,
+            is_suspect=True if server.is_suspect else UNSET,
         )
 
     # ---------------------------------------------------------------- of exchanges

@@ -57,6 +57,11 @@ class Server:
         self._hurry = asyncio.Event()
         self._is_closed = False
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the last look failed: others are asked first."""
+        return self._num_failures > 0
+
     def watch(self, on_look: Callable[[], None]) -> None:
         self._watchers.append(on_look)
 

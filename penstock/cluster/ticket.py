@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from penstock.cluster.movement import Movement
 from penstock.core.clock import now
 from penstock.core.errors import BadRequest, PenstockError, StepFailed
+from penstock.core.forward import ForwardedPrompt
 from penstock.core.moving import JobState
 from penstock.core.ports import OnEnded, OnOutput
 from penstock.core.types import Output, Request
@@ -48,6 +49,8 @@ class Ticket:
         request, ids = self.request, tuple(self.ids)
         is_whole = self.on_output is not None and len(ids) in (0, self.num_output)
         if request.n > 1 or request.kind != "generate" or not is_whole:
+            return None
+        if isinstance(request.prompt, ForwardedPrompt):
             return None
         if request.sampling.prompt_logprobs is not None:
             return None
