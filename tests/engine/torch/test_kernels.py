@@ -372,3 +372,17 @@ def test_packed_linear(
             {"rtol": 2.0**-8, "atol": 1e-3} if dtype == BF16 else {"rtol": 1e-5, "atol": 2e-4}
         )
         torch.testing.assert_close(got.double(), wanted, **accurate)
+
+
+@pytest.mark.parametrize("dtype", (FP32, BF16))
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_packed_row_is_the_same_among_others(
+    request: pytest.FixtureRequest, isa: str, dtype: torch.dtype
+) -> None:
+    emulated = request.getfixturevalue("emulated") if isa == build.EMULATED_BF16.name else None
+    method = kernels.PackedLinear(isa=isa, library=emulated)
+    x = torch.randn(140, 592).to(dtype)  # more than a tile of rows, more than two blocks of inputs
+    linear = method.pack(torch.randn(300, 592).to(dtype), None, ShardSpec())
+    alone = torch.cat([linear(row[None]) for row in x])
+    for rows in (*range(2, 19), 31, 64, 127, 140):
+        torch.testing.assert_close(linear(x[:rows]), alone[:rows], rtol=0, atol=0)

@@ -15,8 +15,8 @@
 constexpr int GROUP = 16;
 constexpr int LARGEST_DIM = 1024;  // of a head
 
-// A tile of a linear layer: its rows, its panels, and how many inputs are summed before the next row's turn.
-constexpr int LINEAR_ROWS = 64, LINEAR_PANELS = 8, LINEAR_DEPTH = 1024;
+// The most a tile of a linear layer has: rows and panels.
+constexpr int LINEAR_ROWS = 128, LINEAR_PANELS = 16;
 
 struct AttentionCall {
     const void *query, *key, *value;
@@ -89,7 +89,7 @@ struct RowGroup {
 };
 
 // out = x weight^T + bias, the weight in `bits` (quantised.h). Padded to whole groups of inputs and panels of outputs.
-constexpr int QUANTISED_PANELS = 16;
+constexpr int QUANTISED_ROWS = 64, QUANTISED_PANELS = 16;
 struct QuantisedCall {
     const void *x, *bias;    // bias null: none
     const uint8_t* codes;    // bytes.h
@@ -141,7 +141,8 @@ struct Kernels {
     void (*norm)(const NormCall&, int64_t begin, int64_t end);
     void (*rope)(const RopeCall&, int64_t begin, int64_t end);
     void (*gate)(const GateCall&, int64_t begin, int64_t end);
-    void (*linear)(const LinearCall&, int64_t row, int64_t panel, char* scratch);  // one tile of rows x panels
+    int64_t (*linear_scratch)();
+    void (*linear)(const LinearCall&, int64_t row, int64_t panel, int panels, char* scratch);  // one tile
     void (*draw)(const DrawCall&, int64_t begin, int64_t end, char* scratch);  // a sum a run, or a candidate an entry
     void (*ban)(const BanCall&, int64_t begin, int64_t end);  // entries; begin a multiple of 32
     void (*quantise_rows)(const QuantisedCall&, int64_t begin, int64_t end);

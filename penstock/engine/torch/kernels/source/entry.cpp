@@ -210,13 +210,15 @@ EXPORT void penstock_gate(const Kernels* kernels, const GateCall* call, int thre
 }
 
 EXPORT void penstock_linear(const Kernels* kernels, const LinearCall* call, int threads) {
-    const int64_t across = (call->num_out + LINEAR_PANELS * GROUP - 1) / (LINEAR_PANELS * GROUP);
-    const int64_t down = (call->num_rows + LINEAR_ROWS - 1) / LINEAR_ROWS;
-    const size_t bytes = sizeof(float) * LINEAR_ROWS * (LINEAR_PANELS * GROUP + LINEAR_DEPTH);
-    over_range(across * down, 1, threads, [&](int64_t begin, int64_t end) {
+    const int64_t all = (call->num_out + GROUP - 1) / GROUP, down = (call->num_rows + LINEAR_ROWS - 1) / LINEAR_ROWS;
+    // Wide tiles read their rows seldom; narrow ones leave something for every thread.
+    const bool is_wide = threads <= 1 || all * down >= PARTS_A_THREAD * threads * LINEAR_PANELS;
+    const int panels = is_wide ? LINEAR_PANELS : LINEAR_PANELS / 2;
+    over_range((all + panels - 1) / panels * down, 1, threads, [&](int64_t begin, int64_t end) {
         thread_local Buffer scratch;
+        char* memory = scratch.at_least(size_t(kernels->linear_scratch()));
         for (int64_t i = begin; i < end; ++i)
-            kernels->linear(*call, i % down * LINEAR_ROWS, i / down * LINEAR_PANELS, scratch.at_least(bytes));
+            kernels->linear(*call, i % down * LINEAR_ROWS, i / down * panels, panels, memory);
     });
 }
 
@@ -230,10 +232,10 @@ EXPORT void penstock_quantised(const Kernels* kernels, const QuantisedCall* give
     over_rows(call.num_rows, call.num_in, threads,
               [&](int64_t begin, int64_t end) { kernels->quantise_rows(call, begin, end); });
     const int64_t across = (call.num_out + QUANTISED_PANELS * GROUP - 1) / (QUANTISED_PANELS * GROUP);
-    const int64_t down = (call.num_rows + LINEAR_ROWS - 1) / LINEAR_ROWS;
+    const int64_t down = (call.num_rows + QUANTISED_ROWS - 1) / QUANTISED_ROWS;
     over_range(across * down, 1, threads, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
-            kernels->quantised(call, i % down * LINEAR_ROWS, i / down * QUANTISED_PANELS);
+            kernels->quantised(call, i % down * QUANTISED_ROWS, i / down * QUANTISED_PANELS);
     });
 }
 

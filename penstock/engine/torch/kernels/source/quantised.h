@@ -160,7 +160,7 @@ template <int BITS, int GROUP_CHUNKS, class T>
 static void quantised_as(const QuantisedCall& call, int64_t row, int64_t panel) {
     const QuantisedPiece<BITS, GROUP_CHUNKS> piece{call};
     const int64_t panels = (call.num_out + GROUP - 1) / GROUP;
-    const int64_t end = call.num_rows - row < LINEAR_ROWS ? call.num_rows : row + LINEAR_ROWS;
+    const int64_t end = call.num_rows - row < QUANTISED_ROWS ? call.num_rows : row + QUANTISED_ROWS;
     const int64_t last = panels - panel < QUANTISED_PANELS ? panels : panel + QUANTISED_PANELS;
     for (; panel + TOGETHER <= last; panel += TOGETHER) piece.template rows<T, TOGETHER>(row, end, panel);
     for (; panel < last; ++panel) piece.template rows<T, 1>(row, end, panel);

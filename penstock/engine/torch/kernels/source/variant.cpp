@@ -12,7 +12,7 @@ extern "C" {
 extern const Kernels JOIN(penstock_, VARIANT) __attribute__((visibility("default")));
 const Kernels JOIN(penstock_, VARIANT) = {
     VARIANT::write, VARIANT::scratch_bytes, VARIANT::attend, VARIANT::merge,
-    VARIANT::norm,  VARIANT::rope,          VARIANT::gate,   VARIANT::linear,
+    VARIANT::norm,  VARIANT::rope,          VARIANT::gate,   VARIANT::linear_scratch, VARIANT::linear,
     VARIANT::draw,  VARIANT::ban,           VARIANT::quantise_rows, VARIANT::quantised,
 };
 }
