@@ -19,6 +19,7 @@ from penstock.assemble.config import Config, FleetConfig, load_config
 from penstock.assemble.leaves import Leaves, modelled_leaves, process_leaves
 from penstock.assemble.presets import guessing, policy_tables
 from penstock.assemble.print_config import print_config
+from penstock.assemble.sights import sight_of, tells_of
 from penstock.assemble.steer import made_fleet, rounds_of, steering_of
 from penstock.cluster.fleet import Fleet
 from penstock.cluster.fleets import Fleets
@@ -124,6 +125,7 @@ def replica_specs(
             max_waiting=fleet.max_waiting,
             role=fleet.role_of(number),
             report_s=config.net.report_s,
+            tells=tells_of(config, index),
             is_checked=config.is_checked,
             log_dir=config.log.dir,
             config=text,
@@ -146,5 +148,6 @@ def _router(config: Config, index: int, leaves: Leaves) -> tuple[Router, Log]:
         log=log,
         seed=config.seed,
         is_checked=config.is_checked,
+        sight=sight_of(config, index, chosen),
     )
     return router, log

@@ -35,6 +35,7 @@ from typing import cast, get_args
 from penstock.assemble.presets import GUESSING, bring_host_memory, guessing, policy_tables
 from penstock.cluster.arbiter import MoveRules
 from penstock.cluster.foreign import RemoteConfig
+from penstock.cluster.sight import DispatchConfig
 from penstock.cluster.silence import Patience
 from penstock.cluster.spec import SLOTS, ExecutorSpec, policy_of
 from penstock.core.config import Table, build, load_toml, set_path
@@ -151,7 +152,7 @@ class FleetConfig:
     `max_waiting` bounds a replica's queue, `max_outstanding` the requests of the whole fleet; None = no bound.
     `adapters`: names of LoRA adapters and their folders. `max_adapters` of them are in memory at once; None = all that
     are named, from FEWEST_SLOTS to MOST_SLOTS, and none where there can be none. `adapter_rank`: the largest that is
-    held; None = that of those that are named, at least LEAST_RANK.
+    held; None = that of those that are named, at least LEAST_RANK. `dispatch`: what routers see (cluster.sight).
     `roles`: how many of the replicas take which stage, say {prefill = 2, decode = 2}; None = all take all. `moves`:
     rules of what may move between replicas, and `size`: {least, most} replicas; they matter with `policy.move` and
     `policy.scale`. `remote`: foreign servers are the replicas, and `name` None stands for all the models they list.
@@ -167,6 +168,7 @@ class FleetConfig:
     lengths: History = History()
     speculation: Speculation | None = None
     policy: Table = field(default_factory=Table)
+    dispatch: DispatchConfig = DispatchConfig()
     adapters: dict[str, Path] = field(default_factory=dict)
     max_adapters: int | None = None
     adapter_rank: int | None = None

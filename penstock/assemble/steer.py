@@ -7,6 +7,7 @@ from typing import cast
 
 from penstock.assemble.config import Config, FleetConfig
 from penstock.assemble.presets import policy_tables
+from penstock.assemble.sights import cost_of
 from penstock.cluster.arbiter import MoveRules
 from penstock.cluster.fleet import Fleet
 from penstock.cluster.rounds import Rounds
@@ -29,12 +30,16 @@ def made_fleet(config: Config, index: int) -> MadeFleet:
     """What the fleet's log says of it."""
     fleet = config.fleet[index]
     tables = policy_tables(fleet.policy, fleet.cache.prefix, f"fleet[{index}].policy")
+    cost = cost_of(config, index)
     is_steered = "move" in tables or "scale" in tables
     return MadeFleet(
         route=dict(tables["route"]),
         seed=config.seed,
         move=tables.get("move"),
         scale=tables.get("scale"),
+        dispatch=dataclasses.asdict(fleet.dispatch),
+        prefill=None if cost is None else cost.prefill,
+        decode=None if cost is None else cost.decode,
         rules=dataclasses.asdict(fleet.moves or MoveRules()) if is_steered else None,
         bounds=dataclasses.asdict(bounds_of(fleet)) if is_steered else None,
     )

@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import cast
 
 from msgspec import UNSET
@@ -44,6 +45,7 @@ from penstock.core.errors import (
     StepFailed,
     UpstreamFailed,
 )
+from penstock.core.messages import BlockNews
 from penstock.core.moving import Migrated, MoveMode
 from penstock.core.ports import AdapterPort, MovingPort, OnEnded, OnOutput, ReplicaPort
 from penstock.core.types import Report, Request
@@ -80,6 +82,9 @@ class Fleet:
         self._steering = steering
         self._empty: list[asyncio.Future[None]] = []
         for port in ports:
+            listen_blocks = getattr(port, "listen_blocks", None)
+            if listen_blocks is not None:
+                listen_blocks(partial(self._hear_blocks, port.name))
             port.listen(self._hear)
 
     @property
@@ -213,6 +218,10 @@ class Fleet:
             if ticket.movement is None or ticket.movement.unwanted():
                 self._ports[ticket.replica].cancel(ticket.request.id)
 
+    def begin(self, ticket: Ticket) -> None:
+        """The first of it was heard."""
+        self._router.begin(now(), ticket.request.id, ticket.replica)
+
     def finish(self, ticket: Ticket) -> None:
         """All answers ended at the replica."""
         if ticket.movement is not None:
@@ -242,6 +251,9 @@ class Fleet:
             self.happen("lost", report.replica)
         elif report.is_draining and not (before is not None and before.is_draining):
             self.happen("draining", report.replica)
+
+    def _hear_blocks(self, replica: str, news: BlockNews) -> None:
+        self._router.tell(now(), replica, news)
 
     def _refuse_if_needed(self, at: float, request: Request) -> None:
         error: PenstockError | None = None
@@ -276,19 +288,27 @@ class Fleet:
         if chosen is None:
             self._refuse(ticket, at, why or self._nobody())
             return
+        moves = self._router.moves
+        self._hand_over(ticket, at, chosen, why)
+        for each in moves:
+            self.move(each.request, each.target, each.mode)
+
+    def _hand_over(self, ticket: Ticket, at: float, chosen: str, why: PenstockError | None) -> None:
         ticket.replica = chosen
         ticket.tried = (*ticket.tried, chosen)
         port, state = self._ports[chosen], ticket.state() if ticket.is_heard else None
+        seq = self._router.last_seq(chosen)
         if state is None:
             port.submit(
                 ticket.request,
                 ticket.hear,
                 on_failed=ticket.fail,
                 every_token=ticket.on_output is not None,
+                seq=seq,
             )
         elif getattr(port, "kv", None) is not None:
             moving = cast(MovingPort, port)
-            moving.submit(ticket.request, ticket.hear, on_failed=ticket.fail, state=state)
+            moving.submit(ticket.request, ticket.hear, on_failed=ticket.fail, state=state, seq=seq)
         else:
             lost = why or ReplicaLost(f"{chosen} cannot go on with what another replica began")
             self._router.end(at, ticket.request.id, chosen)

@@ -21,6 +21,7 @@ from penstock.core.clock import now
 from penstock.core.errors import PenstockError, ReplicaLost, SchemaMismatch, StepFailed
 from penstock.core.messages import (
     AdapterTaken,
+    BlockNews,
     Cancel,
     Drain,
     Drained,
@@ -74,6 +75,7 @@ class ReplicaLink(MovingEnd):
         self._about = ""
         self._report: Report | None = None
         self._on_report: Callable[[Report], None] | None = None
+        self._on_news: Callable[[BlockNews], None] | None = None
         self._channel: Channel | None = None
         self._outbox: Outbox | None = None
         self._ready: asyncio.Future[None] | None = None
@@ -177,6 +179,7 @@ class ReplicaLink(MovingEnd):
         on_failed: OnFailed,
         every_token: bool = True,
         state: JobState | None = None,
+        seq: int = 0,
     ) -> None:
         if self._channel is None or self._outbox is None:
             lost = ReplicaLost("the replica is not running", hint="send the request again")
@@ -187,7 +190,7 @@ class ReplicaLink(MovingEnd):
         num_bytes = SMALL_BYTES + TOKEN_BYTES * request.prompt.num_tokens
         if state is not None:
             num_bytes += TOKEN_BYTES * len(state.output_ids)
-        self._outbox.put(Submit(request, every_token, state), num_bytes)
+        self._outbox.put(Submit(request, every_token, state, seq), num_bytes)
 
     def cancel(self, request_id: str) -> None:
         if request_id in self._held and self._outbox is not None:
@@ -242,6 +245,10 @@ class ReplicaLink(MovingEnd):
         if self._channel is not None and self._outbox is not None:
             self._outbox.put(SetRole(role), SMALL_BYTES)
 
+    def listen_blocks(self, on_news: Callable[[BlockNews], None]) -> None:
+        """See core.ports.BlockPort."""
+        self._on_news = on_news
+
     async def drain(self) -> None:
         """Return when nothing runs there any more (also when it is lost)."""
         if self._channel is None or self._outbox is None:
@@ -270,6 +277,8 @@ class ReplicaLink(MovingEnd):
         if isinstance(message, Outputs):
             self._hear_outputs(message)
         elif isinstance(message, Say):
+            if message.news is not None and self._on_news is not None:
+                self._on_news(message.news)
             self._tell(message.report)
         elif isinstance(message, Hello):
             self._greet(message)

@@ -126,6 +126,7 @@ class RemoteReplica:
         *,
         on_failed: OnFailed,
         every_token: bool = True,
+        seq: int = 0,
     ) -> None:
         loop, forward = asyncio.get_running_loop(), forward_of(request)
         if forward is None:

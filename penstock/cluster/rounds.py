@@ -16,7 +16,7 @@ from penstock.cluster.fleet import Fleet
 from penstock.cluster.scaling import Scaling
 from penstock.cluster.steering import Steering
 from penstock.core.clock import now
-from penstock.policy.move import Cause, Mode, Move
+from penstock.policy.move import Cause, Move, MoveMode
 
 _log = logging.getLogger("penstock.cluster")
 
@@ -29,7 +29,7 @@ class Mover(Protocol):
         """Movements under way, by request."""
         ...
 
-    def move(self, request_id: str, target: str, mode: Mode) -> None: ...
+    def move(self, request_id: str, target: str, mode: MoveMode) -> None: ...
 
 
 class Rounds:

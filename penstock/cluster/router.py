@@ -1,10 +1,10 @@
 """Asks the route policy, keeps what it is asked with, and writes down both, so that routing can be replayed.
 
-State changes only in these calls, and each writes its event at the instant it was given: `hear` (Reported), `arrive`
-(Arrived), `choose` (Routed), `end` (Ended), `moved` (Migrated). Replay feeds the same calls from a log: a Routed
-follows the Arrived of its request, or an Ended of it when the replica refused or was lost; `tried` is then every
-replica the request was routed to before (of one that has moved, the one it has moved to), and the policy is shown the
-others only.
+State changes only in these calls, and each writes its event at the instant it was given: `hear` (Reported), `tell`
+(BlocksTold), `arrive` (Arrived), `choose` (Routed), `begin` (Begun), `end` (Ended), `moved` (Migrated). Replay feeds
+the same calls from a log: a Routed follows the Arrived of its request, or an Ended of it when the replica refused or
+was lost; `tried` is then every replica the request was routed to before (of one that has moved, the one it has moved
+to). The policy is shown the others only, unless it named alternates: the first of them that can take it does.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 
+from penstock.cluster.sight import Sight
 from penstock.core.errors import BadRequest
 from penstock.core.events import (
     Arrived,
+    Begun,
+    BlocksTold,
     Cancelled,
     Ended,
     Event,
@@ -23,10 +26,12 @@ from penstock.core.events import (
     Reported,
     Routed,
 )
+from penstock.core.messages import BlockNews
 from penstock.core.moving import Migrated
 from penstock.core.ports import Log
 from penstock.core.rng import stream
 from penstock.core.types import Report, Request, Stage
+from penstock.core.views import Move
 from penstock.policy import route
 
 STAGE: Stage = "prefill"
@@ -37,8 +42,16 @@ class Router:
     """One fleet's choice of replicas."""
 
     def __init__(
-        self, name: str, policy: route.Policy, *, log: Log, seed: int = 0, is_checked: bool = False
+        self,
+        name: str,
+        policy: route.Policy,
+        *,
+        log: Log,
+        seed: int = 0,
+        is_checked: bool = False,
+        sight: Sight | None = None,
     ) -> None:
+        """`sight` None: as the policy wants it, without predictions."""
         self.name = name
         self.reports: dict[str, Report] = {}
         self.outstanding: dict[str, int] = {}
@@ -46,6 +59,9 @@ class Router:
         self._log = log
         self._rng = stream(seed, name, "route")
         self._is_checked = is_checked
+        self.sight = Sight(policy) if sight is None else sight
+        self.moves: tuple[Move, ...] = ()  # that the last decision asked for
+        self._alternates: dict[str, tuple[str, ...]] = {}
         self._observe = getattr(policy, "observe", None)
         self._columns = route.Columns([], [])
         self._places: dict[str, int] = {}  # of candidates in the columns
@@ -59,6 +75,7 @@ class Router:
             self._rebuild()
         elif place is not None:
             self._columns.loads[place] = route.load_of(self.outstanding[name], report)
+        self.sight.hear(now, report)
         self._emit(Reported(at=now, who=self.name, report=report))
 
     def forget(self, now: float, replica: str) -> None:
@@ -66,6 +83,7 @@ class Router:
         del self.reports[replica]
         assert not self.outstanding.pop(replica), f"{replica} leaves with requests"
         self._rebuild()
+        self.sight.forget(replica)
         self._emit(Left(at=now, who=self.name, replica=replica))
 
     def has_other(self, report: Report) -> bool:
@@ -76,6 +94,18 @@ class Router:
             and each.is_alive
             and not (each.is_draining or each.is_suspect)
             for each in self.reports.values()
+        )
+
+    def tell(self, now: float, replica: str, news: BlockNews) -> None:
+        """What a replica's blocks hold has changed."""
+        if self.sight.blocks is None:
+            return
+        self.sight.tell(replica, news)
+        stored, removed = ([each.hex() for each in part] for part in news)
+        self._emit(
+            BlocksTold(
+                at=now, who=self.name, replica=replica, stored=tuple(stored), removed=tuple(removed)
+            )
         )
 
     def arrive(self, now: float, request: Request) -> None:
@@ -89,27 +119,12 @@ class Router:
 
     def choose(self, now: float, request: Request, tried: Collection[str] = ()) -> str | None:
         """The replica that takes the request, counted as outstanding there; None = nobody can now."""
-        reports = list(self.reports.values())
-        if tried:
-            reports = [report for report in reports if report.replica not in tried]
-        kept = None if tried else self._columns
-        view = route.View(
-            now=now,
-            rng=self._rng,
-            request=request,
-            stage=STAGE,
-            reports=reports,
-            outstanding=self.outstanding,
-            kept=kept,
-        )
-        decision = self._policy.decide(view)
+        view = self._view(now, request, tried)
+        decision = self._alternate(view) if tried else None
+        if decision is None:
+            decision = self._policy.decide(view)
         if self._is_checked:
-            route.law(view, decision)
-            if kept is not None:
-                fresh = route.Columns.of(view.candidates(), self.outstanding)
-                assert kept == fresh, (
-                    "the columns kept for the route policy are not those of the reports"
-                )
+            self._check(view, decision)
         chosen = decision.replica
         self._emit(
             Routed(
@@ -121,13 +136,67 @@ class Router:
                 why=decision.why,
             )
         )
+        self.moves = decision.moves
+        if decision.alternates:
+            self._alternates[request.id] = decision.alternates
         if chosen is not None:
             self._count(chosen, 1)
+            report = self.reports[chosen]
+            hit = 0 if self.sight.blocks is None else view.hit(report)
+            self.sight.send(now, request, report, hit)
         return chosen
+
+    def last_seq(self, replica: str) -> int:
+        """The number of the request that was routed there last."""
+        return self.sight.dispatches.last_seq(replica)
+
+    def _view(self, now: float, request: Request, tried: Collection[str]) -> route.View:
+        sight, reports = self.sight, list(self.reports.values())
+        if tried:
+            reports = [report for report in reports if report.replica not in tried]
+        return route.View(
+            now=now,
+            rng=self._rng,
+            request=request,
+            stage=STAGE,
+            reports=reports,
+            outstanding=self.outstanding,
+            kept=None if tried else self._columns,
+            sent=sight.sent,
+            blocks=sight.blocks,
+            cost=sight.cost,
+            token_s=sight.token_s,
+            ages=sight.ages(now),
+            queued=sight.queued,
+        )
+
+    def _alternate(self, view: route.View) -> route.Decision | None:
+        """The next of those that the policy named for this request; None when none of them can take it."""
+        named = self._alternates.pop(view.request.id, ())
+        able = {report.replica for report in view.candidates()}
+        left = tuple(name for name in named if name in able)
+        return route.Decision(left[0], "the next alternate", left[1:]) if left else None
+
+    def _check(self, view: route.View, decision: route.Decision) -> None:
+        route.law(view, decision)
+        if view.kept is not None:
+            fresh = route.Columns.of(view.candidates(), self.outstanding)
+            assert view.kept == fresh, (
+                "the columns kept for the route policy are not those of the reports"
+            )
+
+    def begin(self, now: float, request_id: str, replica: str) -> None:
+        """The first of a request was heard. Written where somebody goes by it."""
+        self._alternates.pop(request_id, None)
+        dispatches = self.sight.dispatches
+        if dispatches.wants_begin(replica):
+            dispatches.begin(request_id, replica)
+            self._emit(Begun(at=now, who=self.name, request=request_id, replica=replica))
 
     def end(self, now: float, request_id: str, replica: str) -> None:
         self._count(replica, -1)
         assert self.outstanding[replica] >= 0, f"{replica} ended more requests than it was given"
+        self.sight.dispatches.end(request_id, replica)
         self._emit(Ended(at=now, who=self.name, request=request_id, replica=replica))
 
     def moved(self, told: Migrated) -> None:
@@ -135,12 +204,14 @@ class Router:
         if told.outcome == "committed":
             self._count(told.source, -1)
             self._count(told.target, 1)
+            self.sight.dispatches.moved(told.request, told.source, told.target)
         self._emit(told)
 
     def cancel(self, now: float, request_id: str) -> None:
         self._emit(Cancelled(at=now, who=self.name, request=request_id))
 
     def refuse(self, now: float, request_id: str, code: str, why: str) -> None:
+        self._alternates.pop(request_id, None)
         self._emit(Refused(at=now, who=self.name, request=request_id, code=code, why=why))
 
     def turn_away(self, now: float, request: Request, code: str, why: str) -> None:

@@ -25,6 +25,7 @@ from penstock.engine.host import Host
 from penstock.engine.host_adapters import HostAdapters, Reader
 from penstock.engine.limits import BoundLimits
 from penstock.engine.replica import OnOutputs, Replica, ReplicaConfig
+from penstock.engine.reports import Tells
 from penstock.engine.swap import Store, SwapConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.report.made import MadeReplica, opened
@@ -156,6 +157,7 @@ class ReplicaSpec:
     max_waiting: int | None = None
     role: Role = "any"
     report_s: float = 0.1
+    tells: tuple[Tells, ...] = ()  # what its fleet's policies want to hear
     is_checked: bool = False
     log_dir: Path | None = None
     config: str = ""  # TOML of the whole deployment, for the log's header
@@ -170,6 +172,8 @@ class ReplicaSpec:
             del told["role"]
         if self.neighbours == Neighbours():  # as above
             del told["neighbours"]
+        if not self.tells:
+            del told["tells"]
         return json.dumps(told, default=str)
 
     @classmethod
@@ -252,6 +256,7 @@ def open_host(
         is_checked=spec.is_checked,
         swap=spec.swap,
         role=spec.role,
+        tells=spec.tells,
     )
     policies = policies_of(spec.policies)
 

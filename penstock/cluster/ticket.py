@@ -75,6 +75,7 @@ class Ticket:
         if not self.is_heard:
             self.is_heard = True
             self.first_at = now()
+            self.fleet.begin(self)
             self.fleet.happen("prefilled", self.request.id)
         self.num_output += output.num_tokens
         self.ids += output.ids

@@ -18,6 +18,8 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from penstock.core.heard import Begun as Begun
+from penstock.core.heard import BlocksTold as BlocksTold
 from penstock.core.moving import Granted, Landed, Migrated, MoveAsked, Parted, Settled, Took
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import SCHEMA, BlockHash, FinishReason, Report, Request, Slo
@@ -383,6 +385,8 @@ Event = (
     | Settled
     | Migrated
     | Reported
+    | BlocksTold
+    | Begun
     | Ended
     | Steered
     | Served

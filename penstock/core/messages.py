@@ -6,10 +6,10 @@ Those sent for every request are not declared frozen, which would make each four
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from penstock.core.moving import JobState, KvCard, SettleHow
-from penstock.core.types import SCHEMA, Output, Report, Request, Role
+from penstock.core.types import SCHEMA, BlockHash, Output, Report, Request, Role
 
 
 @dataclass(slots=True)
@@ -17,11 +17,13 @@ class Submit:
     """Fleet -> replica. Without `every_token` only the last output of each answer is sent back.
 
     With a `state` the request's one answer goes on behind the tokens that it has.
+    `seq` rises with every request a fleet sends to this replica, which says in its reports how far it has come.
     """
 
     request: Request
     every_token: bool = True
     state: JobState | None = None
+    seq: int = 0
     kind: Literal["submit"] = "submit"
 
 
@@ -189,11 +191,19 @@ class Hello:
     kind: Literal["hello"] = "hello"
 
 
+class BlockNews(NamedTuple):
+    """Blocks that can be found by hash since the last time, and those that cannot any more."""
+
+    stored: tuple[BlockHash, ...] = ()
+    removed: tuple[BlockHash, ...] = ()
+
+
 @dataclass(slots=True)
 class Say:
-    """Replica -> fleet: its current report."""
+    """Replica -> fleet: its current report; `news` where somebody wants to know what its blocks hold."""
 
     report: Report
+    news: BlockNews | None = None
     kind: Literal["say"] = "say"
 
 

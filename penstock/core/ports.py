@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 from penstock.core.adapters import Adapter
 from penstock.core.errors import PenstockError
 from penstock.core.events import Event
-from penstock.core.messages import Offered, Taken
+from penstock.core.messages import BlockNews, Offered, Taken
 from penstock.core.moving import JobState, KvCard, SettleHow
 from penstock.core.plans import Adapted, Done, Moved, Plan, Transfer, Yielded
 from penstock.core.types import Caps, Output, PlanId, Report, Request, Role
@@ -225,11 +225,13 @@ class ReplicaPort(Protocol):
         *,
         on_failed: OnFailed,
         every_token: bool = True,
+        seq: int = 0,
     ) -> None:
         """Start a request. Each answer's last Output has `finish` set.
 
         Without `every_token` only that last Output is sent, with num_tokens of the whole answer. When the replica
-        refuses or is lost, `on_failed` hears why, once, and nothing more is heard of the request.
+        refuses or is lost, `on_failed` hears why, once, and nothing more is heard of the request. `seq` rises with
+        every call: Report.absorbed says which of them a report has counted, None where the far end cannot tell.
         """
         ...
 
@@ -240,6 +242,14 @@ class ReplicaPort(Protocol):
     async def drain(self) -> None: ...
 
     async def stop(self) -> None: ...
+
+
+class BlockPort(ReplicaPort, Protocol):
+    """A replica that tells what its blocks hold."""
+
+    def listen_blocks(self, on_news: Callable[[BlockNews], None]) -> None:
+        """Set who hears, with or before the report that was made at the same time. All of it is gone when it dies."""
+        ...
 
 
 class AdapterPort(ReplicaPort, Protocol):
@@ -278,6 +288,7 @@ class MovingPort(ReplicaPort, Protocol):
         *,
         on_failed: OnFailed,
         every_token: bool = True,
+        seq: int = 0,
         state: JobState | None = None,
     ) -> None:
         """With a `state` the request's one answer goes on behind the tokens that it has."""

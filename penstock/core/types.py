@@ -25,6 +25,9 @@ from typing import Literal, NamedTuple, NewType, Protocol, runtime_checkable
 from msgspec import UNSET, Struct, UnsetType
 
 from penstock.core.adapters import AdapterReport
+from penstock.core.asks import Grammar as Grammar
+from penstock.core.asks import Sampling as Sampling
+from penstock.core.asks import Slo as Slo
 
 SCHEMA = 1  # major version of everything written or sent; see core.schema
 
@@ -39,61 +42,6 @@ Role = Literal["any", "encode", "prefill", "decode"]  # the stages that a replic
 Phase = Literal["extend", "refresh", "reuse", "commit", "full", "verify"]
 Status = Literal["waiting", "blocked", "running", "suspended", "offloaded", "in_transfer", "ended"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slo:
-    """What the caller was promised. Absent bounds are None, never infinity or -1.
-
-    ttft_s: arrival to first token. tpot_s: mean gap between later tokens. deadline_s: arrival to last token.
-    weight: value of meeting it, relative to other requests.
-    """
-
-    ttft_s: float | None = None
-    tpot_s: float | None = None
-    deadline_s: float | None = None
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("ttft_s", "tpot_s", "deadline_s"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"slo.{name} must be a positive number of seconds, got {value}")
-        if not self.weight > 0:
-            raise ValueError(f"slo.weight must be positive, got {self.weight}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grammar:
-    """What an answer must be. `text`: a JSON schema, a regular expression, or a grammar in llguidance's Lark."""
-
-    kind: Literal["json_schema", "regex", "lark"]
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How tokens are drawn. Defaults are OpenAI's. `top_k` None = all; `logprobs` None = none, 0 = the chosen only.
-
-    `grammar` None: any text will do.
-    """
-
-    max_tokens: int = 256
-    min_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    stop_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    grammar: Grammar | None = None
 
 
 @runtime_checkable
@@ -356,11 +304,30 @@ class Output(NamedTuple):
     data: bytes = b""
 
 
+class JobReport(Struct, array_like=True, gc=False):
+    """One job of a replica, told where a policy chooses among jobs of other machines. `computed`: positions."""
+
+    request: str
+    answer: int
+    status: Status
+    priority: int
+    waited_s: float  # since it arrived
+    num_prompt: int
+    num_output: int
+    max_tokens: int
+    computed: int
+    num_blocks: int
+
+
 class Report(Struct, kw_only=True, gc=False):
     """What a replica last said about itself: possibly stale, the only thing other machines see. Read-only.
 
     `lanes`: where plans run side by side, (share of the device, tokens) of the one in each lane; (0, 0) of an idle one.
     `drafts`: guesses verified so far, and the right ones among them; not written where there were none.
+    `cached_tokens`: of `waiting_tokens`, those not to be computed; counted by replicas that tell of their blocks.
+    `is_accepting`: nobody waits, and its next step has room for another prompt.
+    `absorbed`: the highest number among the requests it was sent (Submit.seq); None: it does not look at numbers.
+    `jobs`: only where a policy wants them (engine.reports).
     """
 
     replica: str
@@ -382,4 +349,18 @@ class Report(Struct, kw_only=True, gc=False):
     is_suspect: bool | UnsetType = (
         UNSET  # said by its link, never by itself: nothing was heard of it for a while
     )
+    prefill_tokens: int = 0  # of running prompts, not computed yet
+    cached_tokens: int = 0
+    num_decoding: int = 0
+    decode_tokens: int = 0  # positions that their next step reads
+    num_urgent: int = 0  # running jobs that go before those of priority 0
+    waiting_blocks: int = 0  # that all waiting jobs will take
+    head_blocks: int = 0  # that the first of them will
+    oldest_wait_s: float = 0.0
+    num_preemptions: int = 0  # since it started
+    is_accepting: bool = True
+    moving_in: int = 0  # jobs on their way
+    moving_out: int = 0
+    absorbed: int | None = None
+    jobs: tuple[JobReport, ...] | UnsetType = UNSET
     schema: int = SCHEMA

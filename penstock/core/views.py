@@ -6,12 +6,14 @@ object runs in the simulator, in the engine and on a cluster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from msgspec import Struct
 
+from penstock.core.moving import MoveMode
 from penstock.core.types import (
+    BlockHash,
     Kind,
     Phase,
     ProgramId,
@@ -171,6 +173,35 @@ class Eviction(NamedTuple, Generic[Item]):
 
     item: Item
     to: Literal["drop", "host", "peer"] = "drop"
+
+
+class Move(Struct, frozen=True, gc=False):
+    """One request's change of place; the modes are those of policy.move."""
+
+    request: RequestId
+    source: str
+    target: str
+    mode: MoveMode = "live"
+
+
+class BlockFinder(Protocol):
+    """What replicas hold by hash, as far as anybody heard: the blocks of chained hashes that each has in a row."""
+
+    def match(self, hashes: Sequence[BlockHash]) -> Mapping[str, int]:
+        """Blocks of the beginning of `hashes`, by replica; those that hold none are left out."""
+        ...
+
+
+class PhaseCost(Protocol):
+    """What the two phases of a request take on a replica of this fleet; for policies about other machines."""
+
+    def prefill_s(self, new: int, cached: int = 0) -> float:
+        """Of `new` prompt tokens behind `cached` ones, alone in a step."""
+        ...
+
+    def decode_s(self, num_jobs: int, tokens: int) -> float:
+        """Of one step of so many decodes that read `tokens` positions together."""
+        ...
 
 
 class Rng(Protocol):

@@ -38,7 +38,8 @@ from penstock.core.messages import (
     TakeAdapter,
 )
 from penstock.core.ports import Channel
-from penstock.core.types import Output, Request
+from penstock.core.prompt import HASH_BYTES
+from penstock.core.types import Output, Report, Request
 from penstock.engine.host_adapters import HostAdapters
 from penstock.engine.replica import OnOutputs, Replica
 from penstock.net.outbox import Outbox
@@ -70,6 +71,7 @@ class Host:
         self._beat: asyncio.TimerHandle | None = None
         self._adapters = adapters or HostAdapters()
         self._said_at = now()
+        self._absorbed = 0  # the highest number among the requests it was sent
         self._timer: asyncio.TimerHandle | None = None
         self._orphaned: asyncio.TimerHandle | None = None
         self._orphans: set[str] = set()  # requests whose callers are gone, until they are freed
@@ -105,7 +107,9 @@ class Host:
         channel = self._channel
         channel.watch(partial(self._lose, channel))
         channel.listen(self._hear)
-        self._outbox.put(Hello(self.replica.report(), about=self._about), SMALL_BYTES)
+        self._absorbed = 0  # whoever listens now counts anew, and knows of no block
+        self.replica.ledger.news.restart()
+        self._outbox.put(Hello(self._report(), about=self._about), SMALL_BYTES)
         if self._beat_s is not None:
             self._touch()
 
@@ -132,6 +136,7 @@ class Host:
 
     def _hear(self, message: object) -> None:
         if isinstance(message, Submit):
+            self._absorbed = max(self._absorbed, message.seq)
             self._submit(message.request, message.every_token)
         elif isinstance(message, Cancel):
             self.replica.cancel(message.request)
@@ -213,11 +218,18 @@ class Host:
     def _say(self) -> None:
         self._timer = None
         self._said_at = now()
-        self._outbox.put(Say(self.replica.report()), SMALL_BYTES)
+        news = self.replica.news()
+        num_hashes = 0 if news is None else len(news.stored) + len(news.removed)
+        self._outbox.put(Say(self._report(), news), SMALL_BYTES + HASH_BYTES * num_hashes)
         if self._beat_s is not None:
             if self._beat is not None:
                 self._beat.cancel()
             self._beat = running_loop().call_later(self._beat_s, self._touch)
+
+    def _report(self) -> Report:
+        report = self.replica.report()
+        report.absorbed = self._absorbed
+        return report
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -35,15 +35,15 @@ Source: vLLM v1 block pool and KV cache manager semantics (v1/core/block_pool, k
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, compress, count, groupby
 
 from penstock.core.types import BlockHash, Job
+from penstock.engine.block_news import SILENCE, NewsDesk, Silence
 from penstock.engine.fork import Fork
 from penstock.engine.host_copy import HostCopy
 from penstock.engine.run import IdleBlock, IdleItem, IdleRuns, Rank, Run, num_alike
-from penstock.engine.run_check import check_names, check_runs, check_tables
+from penstock.engine.run_check import check_names, check_runs, check_tables, holders_of
 
 ChooseIdle = Callable[[int], Sequence[int]]
 
@@ -70,6 +70,7 @@ class BlockLedger:
         self._unused = list(range(num_blocks - 1, -1, -1))
         self._idle = IdleRuns()
         self.choose_idle: ChooseIdle | None = None  # None = the longest unused
+        self.news: NewsDesk | Silence = SILENCE
         self.copies: dict[int, HostCopy] = {}  # by job; see engine.swap
 
     @property
@@ -90,9 +91,8 @@ class BlockLedger:
     def _runs(self, table: list[int], named: int) -> list[Run]:
         runs, at = [], 0
         while at < named:
-            run = self._starts[table[at]]
-            runs.append(run)
-            at += len(run.blocks)
+            runs.append(self._starts[table[at]])
+            at += len(runs[-1].blocks)
         return runs
 
     def idle_blocks(self) -> Iterator[int]:
@@ -206,6 +206,7 @@ class BlockLedger:
             run = self._idle.oldest
             over = len(run.blocks) - short
             if over > 0 and not (self._twins and run.first in self._twins):
+                self.news.forget(run, over)
                 self._unused += self._idle.trim(run, short)
                 return
             if over > 0:
@@ -252,6 +253,7 @@ class BlockLedger:
         elif last is not None and last.refs == 1 and self._is_alone(last):
             last.names, last.at = hashes, done - len(last.blocks)
             last.blocks += blocks
+            self.news.name(last, len(last.blocks) - len(blocks))
         else:
             self._last[seq] = self._begin(blocks, hashes, done)
         return False
@@ -268,6 +270,7 @@ class BlockLedger:
 
     def _begin(self, blocks: list[int], names: list[BlockHash], at: int) -> Run:
         run = self.index[names[at]] = self._starts[blocks[0]] = Run(blocks, names, at, 1)
+        self.news.name(run)
         return run
 
     def _register_known(self, blocks: list[int], fresh: list[BlockHash]) -> Run:
@@ -287,6 +290,7 @@ class BlockLedger:
                 run = Run(blocks[at : at + size], fresh, at, 1)
                 self._starts[blocks[at]] = run
                 self._twins.setdefault(fresh[at], []).append(run)
+                self.news.name(run)
             at += size
         assert run is not None
         return run
@@ -296,6 +300,7 @@ class BlockLedger:
         first = run.first
         if first is None:
             return
+        self.news.forget(run)
         run.names = None
         twins = self._twins.get(first)
         if self.index.get(first) is run:
@@ -387,12 +392,7 @@ class BlockLedger:
 
     def check(self) -> None:
         """Recompute the invariants: every block in one state, runs as long as their names say, copies cut alike."""
-        refs: Counter[Run] = Counter()
-        for seq, table in self.tables.items():
-            runs, named = self.runs(seq), self.registered.get(seq, 0)
-            assert table[:named] == list(chain.from_iterable(run.blocks for run in runs))
-            assert self._last.get(seq) is (runs[-1] if runs else None), "a job's last run"
-            refs.update(runs)
+        refs = holders_of(self.tables, self.registered, self._last, self.runs)
         free = [*self._unused, *self.idle_blocks()]
         assert len(free) == self.free, "free blocks are miscounted"
         check_tables(self.tables, self.registered, free, self.total)

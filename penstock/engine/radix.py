@@ -153,6 +153,7 @@ class RadixLedger(BlockLedger):
             fresh = Node(blocks, hashes, at, refs=1, parent=last, made_at=self._tick())
             fresh.priority = -job.priority
             self._starts[blocks[0]] = fresh
+            self.news.name(fresh)
             return fresh, False
         most = min(len(found.blocks), full - at)
         size = num_alike(found.hashes(most), hashes[at : at + most])
@@ -220,6 +221,7 @@ class RadixLedger(BlockLedger):
 
     def _forget(self, run: Run) -> None:
         assert isinstance(run, Node)
+        self.news.forget(run)
         parent = run.leave()
         if not parent.refs and parent is not self.root:
             self._idle.rate(parent)

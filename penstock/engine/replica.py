@@ -28,15 +28,18 @@ from typing import cast
 from penstock.core.clock import now as loop_now
 from penstock.core.errors import ContextTooLong, Draining, Overloaded
 from penstock.core.events import Cancelled, Completed, Refused, Stepped
+from penstock.core.messages import BlockNews
 from penstock.core.plans import Adapted, Done, Moved, Yielded
 from penstock.core.ports import AdaptingExecutor, Completion, Executor, Log
 from penstock.core.types import Output, Report, Request, Role
+from penstock.engine.block_news import NewsDesk
 from penstock.engine.briefing import Briefing
 from penstock.engine.flights import Flights
 from penstock.engine.launch import Launch
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.outcomes import Outcomes
 from penstock.engine.parts import Ears, Parts
+from penstock.engine.reports import Reporter, Tells
 from penstock.engine.residents import Residents
 from penstock.engine.roster import Roster
 from penstock.engine.swap import Store, Swap, SwapConfig, ledger_of
@@ -51,6 +54,7 @@ STEPS_UNTIL_RETRY = 100  # a full queue is tried again after about so many steps
 class ReplicaConfig:
     """What a replica is made with. `max_waiting` None = no bound on its queue.
 
+    `tells`: what its fleet wants to hear beside plain reports (engine.reports).
     `is_checked`: hold every decision to its law and recompute all invariants after every turn (slow; for tests).
     """
 
@@ -64,6 +68,7 @@ class ReplicaConfig:
     is_checked: bool = False
     swap: SwapConfig = SwapConfig()
     role: Role = "any"
+    tells: tuple[Tells, ...] = ()
 
 
 class Replica:
@@ -105,6 +110,10 @@ class Replica:
             parts, self._flights, config.has_prefix_cache, ask_again=self._council.ask_again
         )
         self._launch = Launch(parts, self._flights, self._council)
+        self._reporter = Reporter(
+            parts, self._flights, max_context=self.max_context,
+            prompt_room=getattr(policies.batch, "max_tokens", None) or 1, tells=config.tells,
+        )  # fmt: skip
         self._inbox: list[Arrival | str | Completion] = []
         self._num_arriving = 0
         self._is_poked = False
@@ -113,6 +122,8 @@ class Replica:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end: asyncio.Future[None] | None = None
         self._drained: list[asyncio.Future[None]] = []
+        if "blocks" in config.tells:
+            self.ledger.news = NewsDesk()
         executor.listen(self._put)
 
     def _make_parts(self, ears: Ears) -> Parts:
@@ -169,24 +180,16 @@ class Replica:
         self._put(request_id)
 
     def report(self) -> Report:
-        waiting = self._roster.waiting
-        return Report(
-            replica=self.config.name,
-            at=loop_now(),
-            role=self.role,
-            is_draining=self._is_draining,
-            num_running=len(self._roster.running),
-            num_waiting=len(waiting) + self._roster.num_blocked + self._num_arriving,
-            waiting_tokens=sum(job.todo for job in waiting),
-            free_blocks=self.ledger.free,
-            total_blocks=self.ledger.total,
-            block_size=self.config.block_size,
-            max_context=self.max_context,
-            step_s=self._parts.step_s,
-            lanes=self._flights.lanes(self._parts.executor.caps.max_lanes),
-            adapters=None if self._roster.residents is None else self._roster.residents.report(),
-            drafts=self._parts.drafts,
-        )
+        arriving: list[Request] = []
+        if self._num_arriving:
+            arriving = [item[0] for item in self._inbox if type(item) is tuple]
+        report = self._reporter.report(loop_now(), arriving, is_draining=self._is_draining)
+        report.role = self.role
+        return report
+
+    def news(self) -> BlockNews | None:
+        """What its blocks hold since the last call, and what they no longer do; None = nobody asked, or nothing."""
+        return self.ledger.news.take()
 
     def requests(self) -> tuple[str, ...]:
         """Ids of all that it holds, also of those that have just come."""

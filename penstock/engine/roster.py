@@ -47,6 +47,7 @@ class Roster:
         self.outputs: list[tuple[str, Output]] = []
         self._by_request: dict[str, list[Job]] = {}
         self._next_seq = 0
+        self.num_preemptions = 0
 
     @property
     def is_empty(self) -> bool:
@@ -174,6 +175,7 @@ class Roster:
             job.step = 0
         job.status = "offloaded" if is_offloaded else "waiting"
         job.num_preemptions += 1
+        self.num_preemptions += 1
         self.waiting.push_front(job)
 
     def _name_blocks(self, job: Job) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from itertools import chain
 
 from penstock.core.types import BlockHash
@@ -23,6 +24,22 @@ def check_tables(
     assert len(set(free)) == len(free), "a block is free twice"
     assert held.isdisjoint(free), "a held block is free"
     assert len(held) + len(free) == total, "a block is lost"
+
+
+def holders_of(
+    tables: dict[int, list[int]],
+    registered: dict[int, int],
+    last: dict[int, Run],
+    runs_of: Callable[[int], list[Run]],
+) -> Counter[Run]:
+    """How many jobs hold each run. The named blocks of a job are those of its runs, one behind the other."""
+    refs: Counter[Run] = Counter()
+    for seq, table in tables.items():
+        runs, named = runs_of(seq), registered.get(seq, 0)
+        assert table[:named] == list(chain.from_iterable(run.blocks for run in runs))
+        assert last.get(seq) is (runs[-1] if runs else None), "a job's last run"
+        refs.update(runs)
+    return refs
 
 
 def check_runs(refs: Counter[Run], idle: IdleRuns, starts: dict[int, Run]) -> None:

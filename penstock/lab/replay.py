@@ -18,11 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from penstock.cluster.arbiter import MoveRules
 from penstock.cluster.predictors import predictors_of_model, profile_of
-from penstock.cluster.router import Router
-from penstock.cluster.spec import ReplicaSpec, policies_of, policy_of
-from penstock.cluster.steering import Steering, Steers
+from penstock.cluster.spec import ReplicaSpec, policies_of
 from penstock.core.config import build
 from penstock.core.errors import BadConfig, BadTrace
 from penstock.core.events import (
@@ -31,33 +28,24 @@ from penstock.core.events import (
     Cancelled,
     Completed,
     Drafted,
-    Ended,
     Event,
     Finished,
     Header,
-    Left,
     Opened,
     Refused,
-    Reported,
-    Routed,
-    Scaled,
-    Served,
-    Steered,
     Stepped,
     Suspended,
     Transferred,
 )
 from penstock.core.plans import Adapted, Moved, Yielded
-from penstock.core.types import Caps, PlanId, Request, RequestId
+from penstock.core.types import Caps, PlanId
 from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
-from penstock.lab.inputs import ReplayedExecutor, done_of, request_of, stranger_of
+from penstock.lab.inputs import ReplayedExecutor, done_of, request_of
 from penstock.lab.judge import Difference, Diverged, Judge
-from penstock.policy import scale as policy_scale
-from penstock.policy.move import Move
-from penstock.policy.scale import Bounds
+from penstock.lab.replay_fleet import replay_fleet
 from penstock.report.log import LogReader, log_paths
-from penstock.report.made import MadeFleet, MadeReplica, made_of
+from penstock.report.made import MadeReplica, made_of
 from penstock.sim.loop import run
 
 SAID = (Stepped, Finished)  # what a replica writes without being fed it
@@ -116,6 +104,7 @@ def parts_of(made: MadeReplica, profile: str = "") -> ReplicaParts:
             store=spec.store,
             seed=spec.seed,
             swap=spec.swap,
+            tells=spec.tells,
         ),
         caps=made.caps,
         policies=policies,
@@ -218,94 +207,6 @@ def replay_replica(events: Iterable[Event], parts: ReplicaParts, start_at: float
         recorded = judge.expected[0] if judge.expected else None
         raise Diverged(judge.difference(recorded, None, f"{error}")) from error
     return judge
-
-
-def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
-    """Replay one fleet's routing. Raises Diverged at the first decision that differs."""
-    judge = Judge(who)
-    try:
-        policy = policy_of("route", made.route, "the route policy of the log")
-    except BadConfig as error:
-        raise BadTrace(f"the log's fleet cannot be made again: {error.message}") from None
-    router = Router(who, policy, log=judge, seed=made.seed)  # type: ignore[arg-type]
-    steering = _steering(router, made, judge)
-    requests: dict[str, Request] = {}
-    tried: dict[str, tuple[str, ...]] = {}
-    ended: str | None = None
-    for event in events:
-        if ended is not None and not (isinstance(event, Routed) and event.request == ended):
-            requests.pop(ended, None)
-            tried.pop(ended, None)
-        ended = None
-        if isinstance(event, (Header, Opened)):
-            continue
-        judge.expected.append(event)
-        if isinstance(event, Reported):
-            router.hear(event.at, event.report)
-        elif isinstance(event, Arrived):
-            size = next((report.block_size for report in router.reports.values()), 16)
-            requests[event.request] = request_of(event, size)
-            router.arrive(event.at, requests[event.request])
-            steering.arrive(event.at)
-        elif isinstance(event, Routed):
-            before = tried.get(event.request, ())
-            router.choose(event.at, requests[event.request], before)
-            if event.replica is not None:
-                tried[event.request] = (*before, event.replica)
-        elif isinstance(event, Ended):
-            router.end(event.at, event.request, event.replica)
-            ended = event.request
-        elif isinstance(event, Cancelled):
-            router.cancel(event.at, event.request)
-        elif isinstance(event, Refused):
-            if event.tenant is None:
-                router.refuse(event.at, event.request, event.code, event.why)
-            else:
-                router.turn_away(event.at, stranger_of(event), event.code, event.why)
-            requests.pop(event.request, None)
-            tried.pop(event.request, None)
-        elif isinstance(event, Left):
-            router.forget(event.at, event.replica)
-        else:
-            _steer(steering, event)
-    return judge
-
-
-def _steering(router: Router, made: MadeFleet, judge: Judge) -> Steering:
-    """Raises BadTrace."""
-    try:
-        mover = None if made.move is None else policy_of("move", made.move, "the log's move policy")
-        scaler = (
-            None if made.scale is None else policy_of("scale", made.scale, "the log's scale policy")
-        )
-        steers = Steers(
-            mover=mover,  # type: ignore[arg-type]
-            scaler=scaler,  # type: ignore[arg-type]
-            rules=build(MoveRules, made.rules or {}, "the log's rules"),
-            bounds=build(Bounds, made.bounds or {}, "the log's bounds"),
-        )
-    except BadConfig as error:
-        raise BadTrace(f"the log's fleet cannot be made again: {error.message}") from None
-    return Steering(router, steers, log=judge, seed=made.seed)
-
-
-def _steer(steering: Steering, event: Event) -> None:
-    """Ask again what was answered, and feed what was served."""
-    if isinstance(event, Steered):
-        moving = {row[0]: Move(RequestId(row[0]), row[1], row[2], row[3]) for row in event.moving}  # type: ignore[arg-type]
-        steering.ask_move(event.at, moving, cause=event.cause, about=event.about)  # type: ignore[arg-type]
-    elif isinstance(event, Scaled):
-        steering.ask_scale(event.at, dict(event.starting))  # type: ignore[arg-type]
-    elif isinstance(event, Served):
-        served = policy_scale.Served(
-            event.at,
-            event.arrived_at,
-            event.ttft_s,
-            event.num_prompt,
-            event.num_output,
-            event.is_refused,
-        )
-        steering.over(event.at, "", served)
 
 
 def replay_log(path: Path | str, on_progress: OnProgress | None = None) -> list[Outcome]:

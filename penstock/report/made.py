@@ -27,7 +27,8 @@ class MadeReplica:
 class MadeFleet:
     """`route`, `move`, `scale`: the tables of the fleet's policies, their names and fields; None: there is none.
 
-    `rules`: of what may move (cluster.arbiter), and `bounds` of its size.
+    `rules`: of what may move (cluster.arbiter), and `bounds` of its size. `dispatch`: of cluster.sight.DispatchConfig.
+    `prefill` and `decode`: coefficients of the predictions (cost.phases).
     """
 
     route: dict[str, object] = field(default_factory=dict)
@@ -36,6 +37,9 @@ class MadeFleet:
     scale: dict[str, object] | None = None
     rules: dict[str, int | float] | None = None
     bounds: dict[str, int] | None = None
+    dispatch: dict[str, object] = field(default_factory=dict)
+    prefill: tuple[float, float, float] | None = None
+    decode: tuple[float, float, float] | None = None
 
 
 def opened(at: float, who: str, made: MadeReplica | MadeFleet) -> Opened:

@@ -52,6 +52,7 @@ class NullReplica:
         *,
         on_failed: OnFailed,
         every_token: bool = True,
+        seq: int = 0,
     ) -> None:
         assert request.id not in self.held
         self.seen.append(request.id)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from penstock.cluster.arbiter import MoveRules, Refused, sift
 from penstock.core.types import Report, RequestId
-from penstock.policy.move import Mode, Move
+from penstock.policy.move import Move, MoveMode
 
 NAMES = "abcd"
 
 
-def move(request: str, source: str, target: str, mode: Mode = "live") -> Move:
+def move(request: str, source: str, target: str, mode: MoveMode = "live") -> Move:
     return Move(RequestId(request), source, target, mode)
 
 

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from penstock.core.limits import Holder, Use
+from penstock.core.messages import BlockNews
 from penstock.core.prompt import HashedPrompt
 from penstock.core.types import BlockHash, Caps, Job, Report, Request, RequestId, Sampling, Slo
 from penstock.core.views import Chunk
+from penstock.cost.phases import Phases
 from penstock.policy import (
     TABLE,
     admit,
@@ -31,6 +33,8 @@ from penstock.policy import (
     route,
     scale,
 )
+from penstock.policy.block_index import BlockIndex
+from penstock.policy.loads import Sent
 from tests.laws.model_ledger import ModelLedger
 
 SIZE = 4  # positions in a block: small, so that borders are crossed often
@@ -283,12 +287,26 @@ def route_view(rng: random.Random) -> route.View:
             is_draining=rng.random() < 0.2,
             num_running=rng.randrange(9),
             num_waiting=rng.randrange(9),
+            waiting_tokens=rng.choice((0, 50, 5000)),
+            decode_tokens=rng.choice((0, 300)),
+            total_blocks=rng.choice((0, 40)),
             block_size=SIZE,
         )
         for place in range(rng.randrange(6))
     ]
     rng.shuffle(reports)
     known = [report.replica for report in reports if rng.random() < 0.9]
+    index = BlockIndex()
+    for report in reports:
+        held = make_request(rng, 90, rng.randrange(1, 60), 9).prompt.blocks(SIZE)
+        index.tell(report.replica, BlockNews(tuple(held)))
+    queued = {}
+    for name in known:
+        ids = [f"{name}-{place}" for place in range(rng.randrange(4))]
+        waits = [make_request(rng, 91, rng.randrange(1, 60), 9) for _ in ids]
+        pairs = zip(ids, waits, strict=True)
+        queued[name] = {each: route.Queued(one, name, 40, 8, 0.0) for each, one in pairs}
+    has_all = rng.random() < 0.8
     return route.View(
         now=rng.uniform(0, 50),
         rng=rng,
@@ -296,6 +314,13 @@ def route_view(rng: random.Random) -> route.View:
         stage=rng.choice(("prefill", "decode")),
         reports=reports,
         outstanding={name: rng.choice((0, 3, 200)) for name in known},
+        sent={name: Sent(2, rng.choice((0, 900)), 9) for name in known if has_all},
+        blocks=index if has_all else None,
+        cost=Phases(prefill=(0.1, rng.choice((1e-4, 1.0)), 0.0), decode=(0.1, 0.0, 0.0))
+        if has_all
+        else None,
+        token_s=rng.choice((0.0, 0.01)),
+        queued=queued,
     )
 
 

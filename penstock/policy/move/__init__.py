@@ -23,20 +23,12 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from penstock.core.types import Report, RequestId
+from penstock.core.moving import MoveMode as MoveMode
+from penstock.core.types import Report
+from penstock.core.views import Move as Move
 from penstock.core.views import Rng
 
-Mode = Literal["live", "blocking", "pull", "queued"]
 Cause = Literal["tick", "joined", "lost", "draining", "prefilled", "routed"]
-
-
-class Move(Struct, frozen=True, gc=False):
-    """One request's change of place."""
-
-    request: RequestId
-    source: str
-    target: str
-    mode: Mode = "live"
 
 
 Slots = tuple[tuple[int, ...], ...]  # by device, the experts that it holds

@@ -1,6 +1,15 @@
 """Which replica takes this request? Asked by the fleet for each request and stage.
 
-Law: the answer is a replica that is alive, not draining and of a fitting role, or None (refuse for now).
+Law: the answer is a replica that is alive, not draining and of a fitting role, or None (refuse for now). So are the
+alternates, each once; a move names two other replicas of the view, and the target is such a one.
+
+What a policy needs beside counts and reports it says as attributes of its class, and its fleet keeps it up (what nobody
+needs costs nothing):
+
+    needs_blocks   view.blocks: what replicas hold by hash (policy.block_index)
+    needs_queued   view.queued: what the fleet has sent to a replica and has not heard of yet
+    needs_cost     view.cost and view.token_s: predictions of what prompts and steps take
+    needs_jobs     Report.jobs
 """
 
 from __future__ import annotations
@@ -13,7 +22,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from penstock.core.types import Report, Stage
-from penstock.core.views import RequestView, Rng
+from penstock.core.views import BlockFinder, Move, PhaseCost, RequestView, Rng
+from penstock.policy.loads import NOTHING_SENT, Sent, pending_tokens, queue_s
 
 ONE_OUTSTANDING = 1 << 32  # more than a replica can have jobs
 
@@ -48,10 +58,29 @@ def load_of(outstanding: int, report: Report) -> int:
     return outstanding * ONE_OUTSTANDING + report.num_running + report.num_waiting
 
 
+class Queued(Struct, gc=False):
+    """A request that was sent to a replica and not heard of: it waits there, or is being prefilled.
+
+    `tokens`: of its prompt, to compute as it seemed when it was sent; `hit` more of them not. `sent_at`: of the fleet.
+    """
+
+    request: RequestView
+    replica: str
+    tokens: int
+    hit: int
+    sent_at: float
+
+
 class View(Struct, gc=False):
     """`reports` may be stale; `outstanding` is the fleet's own count of requests sent and not yet ended.
 
-    `kept`: columns that the fleet keeps up to date, so that a request costs no look at every report.
+    kept: columns that the fleet keeps up to date, so that a request costs no look at every report
+    sent: what was sent to each replica since the report that is shown; none where the fleet does not count
+    blocks: what replicas hold; None where nobody wants to know
+    cost: predictions; None where nobody can make any
+    token_s: what a prompt token took on average, by these predictions, among the requests sent lately
+    ages: seconds since each report came, where the fleet is to look ahead; else empty
+    queued: by replica and request, the oldest first
     """
 
     now: float
@@ -61,19 +90,57 @@ class View(Struct, gc=False):
     reports: Sequence[Report]
     outstanding: Mapping[str, int]
     kept: Columns | None = None
+    sent: Mapping[str, Sent] = {}
+    blocks: BlockFinder | None = None
+    cost: PhaseCost | None = None
+    token_s: float = 0.0
+    ages: Mapping[str, float] = {}
+    queued: Mapping[str, Mapping[str, Queued]] = {}
+    found: Mapping[str, int] | None = None
 
     def candidates(self) -> list[Report]:
         """Replicas the law allows, in the order of the reports."""
-        return [report for report in self.reports if is_candidate(report, self.stage)]
+        stage = self.stage
+        return [report for report in self.reports if is_candidate(report, stage)]
 
     def columns(self) -> Columns:
         """Read-only, and valid during the call."""
         return self.kept or Columns.of(self.candidates(), self.outstanding)
 
+    def matched(self) -> Mapping[str, int]:
+        """Blocks of the prompt's beginning that each replica holds; those that hold none are left out."""
+        if self.found is None:
+            size = self.reports[0].block_size if self.reports else 16
+            hashes = () if self.blocks is None else self.request.prompt.blocks(size)
+            self.found = self.blocks.match(hashes) if self.blocks is not None and hashes else {}
+        return self.found
+
+    def hit(self, report: Report) -> int:
+        """Prompt tokens that this replica need not compute: of all of them it computes the last one."""
+        found = self.matched().get(report.replica, 0) * report.block_size
+        return min(found, self.request.prompt.num_tokens - 1)
+
+    def pending(self, report: Report) -> int:
+        """Prompt tokens that this replica has to compute before it comes to this request."""
+        return pending_tokens(report, self.sent.get(report.replica, NOTHING_SENT))
+
+    def queue_s(self, report: Report) -> float:
+        """The same in seconds."""
+        name = report.replica
+        sent = self.sent.get(name, NOTHING_SENT)
+        return queue_s(report, sent, self.token_s, elapsed_s=self.ages.get(name, 0.0))
+
 
 class Decision(Struct, frozen=True, gc=False):
+    """`alternates`: who is asked next, in order, when the replica turns the request away.
+
+    `moves`: other requests that should change their place now.
+    """
+
     replica: str | None
     why: str = ""
+    alternates: tuple[str, ...] = ()
+    moves: tuple[Move, ...] = ()
 
 
 def law(view: View, decision: Decision) -> None:
@@ -81,6 +148,13 @@ def law(view: View, decision: Decision) -> None:
     assert decision.replica is None or decision.replica in allowed, (
         f"{decision.replica} cannot take it"
     )
+    others = decision.alternates
+    assert allowed.issuperset(others), f"one of {others} cannot take it"
+    assert len({*others, decision.replica}) == len(others) + 1, "an alternate is named twice"
+    known = {report.replica for report in view.reports}
+    for move in decision.moves:
+        assert move.source in known and move.source != move.target, f"{move} from nowhere"
+        assert move.target in allowed, f"{move.target} cannot take {move.request}"
 
 
 def after(last: str | None, names: Sequence[str]) -> str:

@@ -21,19 +21,20 @@ Parameters
 The defaults are the router library's; its command line uses 0.3, 64 and 1.5. With long prompts and few replicas 64
 requests of imbalance are tens of seconds of queue; 4 and 1.2 are what such fleets want.
 
-Where we differ: hashes of blocks, chained and so equal only for equal prefixes, stand for the text, so a set serves as
-the tree. The bound holds at each insertion instead of every 30 s. Among equal replicas the least loaded wins, then
-each in turn. A prompt without hashes shares nothing: it goes to the least loaded. What a dead replica held is
-forgotten.
+Where we differ: hashes of blocks, chained and so equal only for equal prefixes, stand for the text, and one index
+(policy.block_index) for the trees. The bound holds at each insertion instead of every 30 s. Among equal replicas the
+least loaded wins, then each in turn. A prompt without hashes shares nothing: it goes to the least loaded. What a dead
+replica held is forgotten.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
-from penstock.core.types import BlockHash, Report
+from penstock.core.types import BlockHash
+from penstock.policy.block_index import BlockIndex
 from penstock.policy.route import Decision, View, after
 
 
@@ -43,10 +44,8 @@ class Prefix:
     balance_abs: int = 32
     balance_rel: float = 1.1
     max_blocks: int = 1 << 18
-    _known: dict[str, OrderedDict[BlockHash, None]] = field(
-        init=False, default_factory=dict, repr=False
-    )
-    _last: str | None = field(init=False, default=None, repr=False)
+    _known: BlockIndex = field(init=False, compare=False, repr=False)
+    _last: str | None = field(init=False, compare=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -55,36 +54,38 @@ class Prefix:
             raise ValueError("balance_abs and balance_rel must not be negative")
         if self.max_blocks < 1:
             raise ValueError(f"max_blocks must be at least 1, got {self.max_blocks}")
+        self._known = BlockIndex(ttl_s=inf)
 
     def decide(self, view: View) -> Decision:
-        self._forget(view.reports)
-        able = {report.replica: report for report in view.candidates()}
+        self._known.keep_only({report.replica for report in view.reports if report.is_alive})
+        able = view.candidates()
         if not able:
             return Decision(None, "no replica can take it")
-        loads = {name: view.outstanding.get(name, 0) for name in able}
-        chosen, why = self._choose(view, able, loads)
-        self._remember(chosen, view.request.prompt.blocks(able[chosen].block_size))
+        size = able[0].block_size
+        hashes = view.request.prompt.blocks(size)
+        outstanding = view.outstanding
+        loads = {report.replica: outstanding.get(report.replica, 0) for report in able}
+        chosen, why = self._choose(view.request.prompt.num_tokens, size, hashes, loads)
+        self._known.guess(view.now, chosen, hashes, self.max_blocks)
         return Decision(chosen, why)
 
     def _choose(
-        self, view: View, able: Mapping[str, Report], loads: Mapping[str, int]
+        self, num_tokens: int, size: int, hashes: Sequence[BlockHash], loads: Mapping[str, int]
     ) -> tuple[str, str]:
-        prompt = view.request.prompt
         most, least = max(loads.values()), min(loads.values())
         if most - least > self.balance_abs and most > self.balance_rel * least:
             return self._smallest(loads, loads), f"loads {least} to {most}: balance"
-        matched = {
-            name: self._match(name, prompt.blocks(report.block_size)) * report.block_size
-            for name, report in able.items()
-        }
-        longest = max(matched.values())
-        if longest > self.threshold * prompt.num_tokens:
+        found = self._known.match(hashes)
+        matched = {name: num * size for name, num in found.items() if name in loads}
+        longest = max(matched.values(), default=0)
+        if longest > self.threshold * num_tokens:
             best = [name for name, tokens in matched.items() if tokens == longest]
-            return self._smallest(loads, best), f"{longest} of {prompt.num_tokens} tokens known"
-        if not any(prompt.blocks(report.block_size) for report in able.values()):
+            return self._smallest(loads, best), f"{longest} of {num_tokens} tokens known"
+        if not hashes:
             return self._smallest(loads, loads), "nothing to share"
-        sizes = {name: len(self._known.get(name, ())) for name in able}
-        smallest = [name for name, size in sizes.items() if size == min(sizes.values())]
+        sizes = {name: self._known.size(name) for name in loads}
+        least_known = min(sizes.values())
+        smallest = [name for name, known in sizes.items() if known == least_known]
         return self._smallest(loads, smallest), "smallest memory"
 
     def _smallest(self, loads: Mapping[str, int], names: Collection[str]) -> str:
@@ -92,24 +93,3 @@ class Prefix:
         least = min(loads[name] for name in names)
         self._last = after(self._last, sorted(name for name in names if loads[name] == least))
         return self._last
-
-    def _match(self, name: str, hashes: Sequence[BlockHash]) -> int:
-        known: Mapping[BlockHash, None] = self._known.get(name, {})
-        for place, block in enumerate(hashes):
-            if block not in known:
-                return place
-        return len(hashes)
-
-    def _remember(self, name: str, hashes: Sequence[BlockHash]) -> None:
-        """Put the blocks at the young end, the first block last, so that leaves age before their prefixes."""
-        known = self._known.setdefault(name, OrderedDict())
-        for block in reversed(hashes):
-            known[block] = None
-            known.move_to_end(block)
-        while len(known) > self.max_blocks:
-            known.popitem(last=False)
-
-    def _forget(self, reports: Sequence[Report]) -> None:
-        alive = {report.replica for report in reports if report.is_alive}
-        for name in [name for name in self._known if name not in alive]:
-            del self._known[name]

@@ -1,0 +1,28 @@
+"""Events of what a fleet hears from its replicas beside reports. They are read from core.events, which lists them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class BlocksTold(Struct, kw_only=True, gc=False):
+    """A fleet heard which blocks a replica holds since the last time, and which no more (input). Hex hashes."""
+
+    kind: Literal["blocks_told"] = "blocks_told"
+    at: float
+    who: str
+    replica: str
+    stored: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+class Begun(Struct, kw_only=True, gc=False):
+    """A fleet heard the first of a request from a replica whose reports say nothing of numbers (input)."""
+
+    kind: Literal["begun"] = "begun"
+    at: float
+    who: str
+    request: str
+    replica: str

@@ -1,0 +1,104 @@
+"""What a replica says of itself: the sums over its jobs that whoever sends it requests may go by.
+
+One pass over the jobs a report, and reports are made at most every `report_s` seconds. What of the waiting prompts its
+blocks hold already is looked up only in replicas that tell of their blocks, and single jobs are listed only where
+somebody chooses among them (ReplicaConfig.tells).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import UNSET, UnsetType
+
+from penstock.core.types import Job, JobReport, Report, Request
+from penstock.engine.flights import Flights
+from penstock.engine.ledger import BlockLedger
+from penstock.engine.parts import Parts
+
+Tells = Literal["blocks", "jobs"]
+
+
+class Reporter:
+    """`prompt_room`: tokens of prompts that fit into one step, as far as the batch policy says."""
+
+    def __init__(
+        self, parts: Parts, flights: Flights, *, max_context: int, prompt_room: int,
+        tells: Sequence[Tells] = (),
+    ) -> None:  # fmt: skip
+        self._parts, self._flights = parts, flights
+        self._max_context, self._room = max_context, prompt_room
+        self._tells = tells
+
+    def report(self, now: float, arriving: Sequence[Request], *, is_draining: bool) -> Report:
+        """`arriving`: taken, and not lined up yet."""
+        parts, roster, ledger = self._parts, self._parts.roster, self._parts.ledger
+        waiting, running = roster.waiting.jobs, roster.running.jobs
+        size = ledger.block_size
+        prefill, decoding, context, urgent = _sums(running)
+        num_waiting = len(waiting) + roster.num_blocked + sum(one.n for one in arriving)
+        fresh = [one.prompt.num_tokens for one in arriving for _ in range(one.n)]
+        accepts = not num_waiting and not is_draining and prefill < self._room
+        return Report(
+            replica=parts.name,
+            at=now,
+            is_draining=is_draining,
+            num_running=len(running),
+            num_waiting=num_waiting,
+            waiting_tokens=sum([job.todo for job in waiting]) + sum(fresh),
+            free_blocks=ledger.free,
+            total_blocks=ledger.total,
+            block_size=size,
+            max_context=self._max_context,
+            step_s=parts.step_s,
+            lanes=self._flights.lanes(parts.executor.caps.max_lanes),
+            adapters=None if roster.residents is None else roster.residents.report(),
+            drafts=parts.drafts,
+            prefill_tokens=prefill,
+            cached_tokens=_cached(ledger, waiting) if "blocks" in self._tells else 0,
+            num_decoding=decoding,
+            decode_tokens=context,
+            num_urgent=urgent,
+            waiting_blocks=sum([-(-job.known // size) for job in waiting])
+            + sum([-(-tokens // size) for tokens in fresh]),
+            head_blocks=-(-waiting[0].known // size) if waiting else 0,
+            oldest_wait_s=now - min([job.arrived_at for job in waiting]) if waiting else 0.0,
+            num_preemptions=roster.num_preemptions,
+            is_accepting=accepts,
+            jobs=self._jobs(now),
+        )
+
+    def _jobs(self, now: float) -> tuple[JobReport, ...] | UnsetType:
+        if "jobs" not in self._tells:
+            return UNSET
+        roster, held = self._parts.roster, self._parts.ledger.held
+        jobs = (*roster.running.jobs, *roster.fetched.values(), *roster.waiting.jobs)
+        return tuple([_told(job, now, held(job)) for job in jobs])
+
+
+def _sums(running: Sequence[Job]) -> tuple[int, int, int, int]:
+    """Prompt tokens left, decoding jobs and the positions they read, jobs before priority 0."""
+    prefill = decoding = context = urgent = 0
+    for job in running:
+        left = job.num_prompt - job.computed
+        if left > 0:
+            prefill += left
+        else:
+            decoding += 1
+            context += job.num_prompt + job.num_output
+        if job.priority < 0:
+            urgent += 1
+    return prefill, decoding, context, urgent
+
+
+def _cached(ledger: BlockLedger, waiting: Sequence[Job]) -> int:
+    fork = ledger.fork()
+    return sum([fork.cached(job) for job in waiting if job.hashes])
+
+
+def _told(job: Job, now: float, num_blocks: int) -> JobReport:
+    return JobReport(
+        job.request.id, job.answer, job.status, job.priority, now - job.arrived_at,
+        job.num_prompt, job.num_output, job.max_tokens, job.computed, num_blocks,
+    )  # fmt: skip

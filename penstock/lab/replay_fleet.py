@@ -1,0 +1,151 @@
+"""Takes a fleet's decisions again: who was sent where, what was moved, how many replicas there were to be.
+
+A router waits for nothing and is called directly, with the inputs of its log at their instants; see lab.replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from penstock.cluster.arbiter import MoveRules
+from penstock.cluster.router import Router
+from penstock.cluster.sight import DispatchConfig, Sight
+from penstock.cluster.spec import policy_of
+from penstock.cluster.steering import Steering, Steers
+from penstock.core.config import build
+from penstock.core.errors import BadConfig, BadTrace
+from penstock.core.events import (
+    Arrived,
+    Begun,
+    BlocksTold,
+    Cancelled,
+    Ended,
+    Event,
+    Header,
+    Left,
+    Opened,
+    Refused,
+    Reported,
+    Routed,
+    Scaled,
+    Served,
+    Steered,
+)
+from penstock.core.messages import BlockNews
+from penstock.core.types import BlockHash, Request, RequestId
+from penstock.cost.phases import Phases
+from penstock.lab.inputs import request_of, stranger_of
+from penstock.lab.judge import Judge
+from penstock.policy import scale as policy_scale
+from penstock.policy.move import Move
+from penstock.policy.scale import Bounds
+from penstock.report.made import MadeFleet
+
+
+def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
+    """Replay one fleet's routing. Raises Diverged at the first decision that differs."""
+    judge = Judge(who)
+    try:
+        policy = policy_of("route", made.route, "the route policy of the log")
+    except BadConfig as error:
+        raise BadTrace(f"the log's fleet cannot be made again: {error.message}") from None
+    router = Router(who, policy, log=judge, seed=made.seed, sight=_sight(policy, made))  # type: ignore[arg-type]
+    steering = _steering(router, made, judge)
+    requests: dict[str, Request] = {}
+    tried: dict[str, tuple[str, ...]] = {}
+    ended: str | None = None
+    for event in events:
+        if ended is not None and not (isinstance(event, Routed) and event.request == ended):
+            requests.pop(ended, None)
+            tried.pop(ended, None)
+        ended = None
+        if isinstance(event, (Header, Opened)):
+            continue
+        judge.expected.append(event)
+        if isinstance(event, Reported):
+            router.hear(event.at, event.report)
+        elif isinstance(event, Arrived):
+            size = next((report.block_size for report in router.reports.values()), 16)
+            requests[event.request] = request_of(event, size)
+            router.arrive(event.at, requests[event.request])
+            steering.arrive(event.at)
+        elif isinstance(event, Routed):
+            before = tried.get(event.request, ())
+            router.choose(event.at, requests[event.request], before)
+            if event.replica is not None:
+                tried[event.request] = (*before, event.replica)
+        elif isinstance(event, BlocksTold | Begun | Left):
+            _feed_replica(router, event)
+        elif isinstance(event, Ended):
+            router.end(event.at, event.request, event.replica)
+            ended = event.request
+        elif isinstance(event, Cancelled):
+            router.cancel(event.at, event.request)
+        elif isinstance(event, Refused):
+            if event.tenant is None:
+                router.refuse(event.at, event.request, event.code, event.why)
+            else:
+                router.turn_away(event.at, stranger_of(event), event.code, event.why)
+            requests.pop(event.request, None)
+            tried.pop(event.request, None)
+        else:
+            _steer(steering, event)
+    return judge
+
+
+def _steering(router: Router, made: MadeFleet, judge: Judge) -> Steering:
+    """Raises BadTrace."""
+    try:
+        mover = None if made.move is None else policy_of("move", made.move, "the log's move policy")
+        scaler = (
+            None if made.scale is None else policy_of("scale", made.scale, "the log's scale policy")
+        )
+        steers = Steers(
+            mover=mover,  # type: ignore[arg-type]
+            scaler=scaler,  # type: ignore[arg-type]
+            rules=build(MoveRules, made.rules or {}, "the log's rules"),
+            bounds=build(Bounds, made.bounds or {}, "the log's bounds"),
+        )
+    except BadConfig as error:
+        raise BadTrace(f"the log's fleet cannot be made again: {error.message}") from None
+    return Steering(router, steers, log=judge, seed=made.seed)
+
+
+def _steer(steering: Steering, event: Event) -> None:
+    """Ask again what was answered, and feed what was served."""
+    if isinstance(event, Steered):
+        moving = {row[0]: Move(RequestId(row[0]), row[1], row[2], row[3]) for row in event.moving}  # type: ignore[arg-type]
+        steering.ask_move(event.at, moving, cause=event.cause, about=event.about)  # type: ignore[arg-type]
+    elif isinstance(event, Scaled):
+        steering.ask_scale(event.at, dict(event.starting))  # type: ignore[arg-type]
+    elif isinstance(event, Served):
+        served = policy_scale.Served(
+            event.at,
+            event.arrived_at,
+            event.ttft_s,
+            event.num_prompt,
+            event.num_output,
+            event.is_refused,
+        )
+        steering.over(event.at, "", served)
+
+
+def _feed_replica(router: Router, event: BlocksTold | Begun | Left) -> None:
+    if isinstance(event, Left):
+        router.forget(event.at, event.replica)
+        return
+    if isinstance(event, Begun):
+        router.begin(event.at, event.request, event.replica)
+        return
+    stored, removed = (
+        tuple([BlockHash(bytes.fromhex(each)) for each in part])
+        for part in (event.stored, event.removed)
+    )
+    router.tell(event.at, event.replica, BlockNews(stored, removed))
+
+
+def _sight(policy: object, made: MadeFleet) -> Sight:
+    cost = None
+    if made.prefill is not None and made.decode is not None:
+        cost = Phases(prefill=made.prefill, decode=made.decode)
+    return Sight(policy, build(DispatchConfig, made.dispatch, "the dispatch of the log"), cost)

@@ -1,0 +1,90 @@
+"""The least cost in blocks: what has to be computed there, less what is held there, and what decodes there.
+
+Source: NVIDIA Dynamo, KV router (ai-dynamo 1.6.1).
+
+Idea: cached blocks and load are both blocks, so that they can be added up in one cost without a threshold.
+
+    logit(i)    = prefill_weight * max(0, P(i) - credit(i)) + D(i) + active_weight * active(i)
+    P(i)        blocks of prompts to compute there, with this one
+    D(i)        blocks that decodes would hold there, with this one
+    credit(i)   = overlap_weight * decay(i) * blocks of the prompt that it holds
+    decay(i)    = 1 / (1 + queue_decay * excess(i) / blocks of the prompt)
+    excess(i)   = P(i) above the least P
+    chosen      the least logit, at random among equals; with a `temperature`, drawn by the soft maximum of the negated
+                and spread logits
+
+Parameters
+    overlap_weight   default 1        prefill_weight   default 1        active_weight   default 0
+    queue_decay      default 0        temperature      default 0
+
+Where we differ: held blocks are those of the device; hits in host memory or on disk, which Dynamo credits at 0.75 and
+0.25, are not told by replicas. Its queue before the router (all workers above 16 batches) is the gateway's bound here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import ClassVar
+
+from penstock.core.types import Report
+from penstock.core.views import Rng
+from penstock.policy.loads import NOTHING_SENT, pending_tokens
+from penstock.policy.route import Decision, View
+from penstock.policy.route.pick import spread
+
+
+@dataclass(slots=True)
+class Dynamo:
+    needs_blocks: ClassVar[bool] = True
+    overlap_weight: float = 1.0
+    prefill_weight: float = 1.0
+    active_weight: float = 0.0
+    queue_decay: float = 0.0
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        numbers = (self.overlap_weight, self.prefill_weight, self.active_weight, self.queue_decay)
+        if min(*numbers, self.temperature) < 0:
+            raise ValueError("weights, queue_decay and temperature must not be negative")
+
+    def decide(self, view: View) -> Decision:
+        able = view.candidates()
+        if not able:
+            return Decision(None, "no replica can take it")
+        costs = self._costs(view, able)
+        place = draw(costs, self.temperature, view.rng)
+        return Decision(able[place].replica, f"cost {costs[place]:.1f} blocks")
+
+    def _costs(self, view: View, able: Sequence[Report]) -> list[float]:
+        size, sent = able[0].block_size, view.sent
+        blocks = view.request.prompt.num_tokens / size
+        found = view.matched()
+        pending = [
+            pending_tokens(each, sent.get(each.replica, NOTHING_SENT)) / size + blocks
+            for each in able
+        ]
+        least, costs = min(pending), []
+        for each, prefill in zip(able, pending, strict=True):
+            decay = 1 / (1 + self.queue_decay * (prefill - least) / blocks)
+            credit = self.overlap_weight * decay * found.get(each.replica, 0)
+            decodes = each.decode_tokens / size + blocks
+            active = self.active_weight * view.outstanding.get(each.replica, 0)
+            costs.append(self.prefill_weight * max(0.0, prefill - credit) + decodes + active)
+        return costs
+
+
+def draw(costs: Sequence[float], temperature: float, rng: Rng) -> int:
+    """The place of the least, at random among equals; with a temperature, of one drawn by how little it costs."""
+    if not temperature:
+        least = min(costs)
+        equals = [place for place, cost in enumerate(costs) if cost == least]
+        return equals[0] if len(equals) == 1 else equals[rng.randrange(len(equals))]
+    weights = [exp(-cost / temperature) for cost in spread(costs)]
+    point = rng.random() * sum(weights)
+    for place, weight in enumerate(weights):
+        point -= weight
+        if point <= 0:
+            return place
+    return len(weights) - 1
