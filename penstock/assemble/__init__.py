@@ -96,8 +96,8 @@ def replica_specs(
 ) -> list[ReplicaSpec]:
     """What each replica of a fleet is made from; their names say fleet and number."""
     fleet = config.fleet[index]
-    before = sum(each.replicas for each in config.fleet[:index])
-    in_all = sum(each.replicas for each in config.fleet)
+    sizes = [_most(each) for each in config.fleet]
+    before, in_all = sum(sizes[:index]), sum(sizes)
     tables = policy_tables(fleet.policy, fleet.cache.prefix, f"fleet[{index}].policy")
     for slot in FLEET_SLOTS:
         tables.pop(slot, None)
@@ -132,6 +132,13 @@ def replica_specs(
         )
         for number in range(fleet.replicas)
     ]
+
+
+def _most(fleet: FleetConfig) -> int:
+    """Replicas of our own that there can be at once."""
+    if fleet.remote is not None:
+        return 0
+    return fleet.replicas if fleet.size is None else max(fleet.replicas, fleet.size.most)
 
 
 def _router(config: Config, index: int, leaves: Leaves) -> tuple[Router, Log]:

@@ -34,6 +34,7 @@ from typing import cast, get_args
 
 from penstock.assemble.presets import GUESSING, bring_host_memory, guessing, policy_tables
 from penstock.cluster.arbiter import MoveRules
+from penstock.cluster.bundles import RayConfig
 from penstock.cluster.foreign import RemoteConfig
 from penstock.cluster.sight import DispatchConfig
 from penstock.cluster.silence import Patience
@@ -79,7 +80,7 @@ class NetConfig:
 class ServeConfig:
     """`drain_timeout_s`: running requests get this long after SIGTERM. `max_restarts` of a crashing engine in a row.
 
-    `patience`: with an engine that says nothing; see cluster.silence.
+    `patience`: with an engine that says nothing; see cluster.silence. `ray`: engines are actors of a Ray cluster.
     `start_timeout_s`: an engine that is not ready after so long, its model loaded, is ended (downloads come before).
     """
 
@@ -87,6 +88,7 @@ class ServeConfig:
     drain_timeout_s: float = 60.0
     max_restarts: int = 5
     patience: Patience = Patience()
+    ray: RayConfig | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.drain_timeout_s < math.inf:

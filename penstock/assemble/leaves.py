@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from penstock.assemble.canvases import canvas_outside, fills_canvases
-from penstock.assemble.config import Config, FleetConfig
+from penstock.assemble.config import Config, FleetConfig, ServeConfig
 from penstock.assemble.print_config import print_config
 from penstock.cluster.inside import Inside
 from penstock.cluster.link import ReplicaLink
@@ -41,7 +41,7 @@ from penstock.sim.lanes import LanedExecutor
 
 if TYPE_CHECKING:
     from penstock.assemble.remotes import Remotes
-    from penstock.cluster.process import Processes
+    from penstock.cluster.keeper import Runtime
 
 MAX_REPEAT = 1 << 20
 
@@ -59,15 +59,29 @@ class Leaves:
     remote: Callable[[FleetConfig], Sequence[ReplicaPort]] | None = None
 
 
-def process_leaves(config: Config, remotes: Remotes | None = None) -> tuple[Leaves, Processes]:
-    """Real ones. The processes are given too, so that a second signal can end them at once."""
+def runtime_of(serve: ServeConfig) -> Runtime:
+    """Processes of this machine, or actors of a Ray cluster: which is connected to here."""
+    if serve.ray is not None:
+        from penstock.cluster.actors import Actors
+
+        return Actors(
+            serve.ray,
+            max_restarts=serve.max_restarts,
+            start_timeout_s=serve.start_timeout_s,
+            patience=serve.patience,
+        )
     from penstock.cluster.process import Processes  # brings ZeroMQ, which a simulation does without
 
-    processes = Processes(
-        max_restarts=config.serve.max_restarts,
-        start_timeout_s=config.serve.start_timeout_s,
-        patience=config.serve.patience,
+    return Processes(
+        max_restarts=serve.max_restarts,
+        start_timeout_s=serve.start_timeout_s,
+        patience=serve.patience,
     )
+
+
+def process_leaves(config: Config, remotes: Remotes | None = None) -> tuple[Leaves, Runtime]:
+    """Real ones. What runs them is given too, so that a second signal can end them at once."""
+    runtime = runtime_of(config.serve)
     opened: list[Log] = []
     text = print_config(config)
 
@@ -76,14 +90,14 @@ def process_leaves(config: Config, remotes: Remotes | None = None) -> tuple[Leav
         return opened[-1]
 
     async def stop() -> None:
-        await processes.stop()
+        await runtime.stop()
         if remotes is not None:
             await remotes.close()
         for each in opened:
             close_log(each)
 
     remote = None if remotes is None else remotes.ports
-    return Leaves(start=processes.start, stop=stop, log=log, remote=remote), processes
+    return Leaves(start=runtime.start, stop=stop, log=log, remote=remote), runtime
 
 
 Meters = dict[str, list[EnergyMeter]]  # of the replicas that were started, by the name of a replica

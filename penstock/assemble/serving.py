@@ -23,7 +23,7 @@ from penstock.assemble.leaves import process_leaves
 from penstock.assemble.presets import policy_tables
 from penstock.assemble.remotes import Remotes
 from penstock.cluster.fleets import Fleets
-from penstock.cluster.process import Processes
+from penstock.cluster.keeper import Runtime
 from penstock.core.errors import BadConfig
 from penstock.engine.torch.hub import find_model
 from penstock.gateway.app import Gateway, create_app
@@ -181,7 +181,7 @@ def _tell_policies(app: Gateway, config: Config) -> None:
         app.meter.tell_policies(fleet.served_name, names)
 
 
-def _ready(url: str, config: Config, service: Fleets, processes: Processes, use: Use) -> Ready:
+def _ready(url: str, config: Config, service: Fleets, processes: Runtime, use: Use) -> Ready:
     reports = service.reports()
     return Ready(
         url=url,
@@ -203,7 +203,7 @@ def _behind(config: Config) -> list[str]:
 class Waiting:
     """Says every STILL_S which engines are still loading: weights of tens of gigabytes take minutes."""
 
-    def __init__(self, processes: Processes, on_phase: Callable[[str], None]) -> None:
+    def __init__(self, processes: Runtime, on_phase: Callable[[str], None]) -> None:
         self._processes, self._on_phase = processes, on_phase
         self._waited_s = 0.0
 
@@ -239,7 +239,7 @@ class Stopper:
     """Turns signals into the two steps of stopping; a context of the serving task."""
 
     def __init__(
-        self, processes: Processes, drain_timeout_s: float, on_phase: Callable[[str], None]
+        self, processes: Runtime, drain_timeout_s: float, on_phase: Callable[[str], None]
     ) -> None:
         self.server: Server | None = None
         self.is_forced = False

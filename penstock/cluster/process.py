@@ -3,10 +3,8 @@
 Each process gets its spec on stdin and a private channel; it is up when its replica says hello. What it writes is
 logged line by line with its name in front, and the last lines are kept to say why it could not start.
 
-When a process ends without being told to, its link loses it at once (requests inside fail with ReplicaLost, the report
-says dead); when it stands still or breaks its channel it is ended. Either way it is started again after BACKOFF_S,
-doubled each time up to MAX_BACKOFF_S; a process that lived for SETTLED_S starts the count anew, and after
-`max_restarts` in a row it stays dead. A process that has not said hello after `start_timeout_s` is ended too.
+A process that ends without being told to is started again (cluster.keeper); one that stands still or breaks its channel
+is ended and started again. A process that has not said hello after `start_timeout_s` is ended too.
 """
 
 from __future__ import annotations
@@ -23,18 +21,15 @@ from collections import deque
 from pathlib import Path
 
 import penstock
+from penstock.cluster.keeper import Keeper
 from penstock.cluster.link import ReplicaLink
 from penstock.cluster.silence import Patience
 from penstock.cluster.spec import ReplicaSpec
-from penstock.core.clock import now
-from penstock.core.errors import PenstockError, ReplicaLost
+from penstock.core.errors import ReplicaLost
 from penstock.core.messages import Message
 from penstock.net.codec import Codec
 from penstock.net.zmq import ZmqChannel, private_endpoint
 
-BACKOFF_S = 0.5
-MAX_BACKOFF_S = 30.0
-SETTLED_S = 60.0
 STOP_TIMEOUT_S = 5.0
 START_TIMEOUT_S = 600.0  # large models load for minutes
 TAIL_LINES = 12
@@ -56,14 +51,18 @@ class EngineProcess:
         worker: str = WORKER,
     ) -> None:
         self.spec, self.link = spec, link
-        self._max_restarts, self._start_timeout_s = max_restarts, start_timeout_s
-        self._worker = worker
+        self._start_timeout_s, self._worker = start_timeout_s, worker
         self._process: asyncio.subprocess.Process | None = None
         self._folder: Path | None = None
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._reader: asyncio.Task[None] | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._is_stopping = False
+        self._keeper = Keeper(
+            link,
+            what="engine process",
+            launch=self._launch,
+            until_over=self._until_over,
+            max_restarts=max_restarts,
+        )
 
     @property
     def pid(self) -> int | None:
@@ -72,13 +71,11 @@ class EngineProcess:
     async def start(self) -> None:
         """Bring the process up, once; raise why it cannot. From then on it is kept up."""
         await self._launch()
-        self._keeper = asyncio.create_task(self._keep(), name=f"keeper of {self.spec.name}")
+        self._keeper.begin()
 
     async def stop(self) -> None:
         """Wait for a process that was told to stop, and end it if it does not."""
-        self._is_stopping = True
-        if self._keeper is not None:
-            self._keeper.cancel()
+        self._keeper.stop()
         process = self._process
         if process is not None and process.returncode is None:
             try:
@@ -92,7 +89,7 @@ class EngineProcess:
 
     def kill(self) -> None:
         """End the process now."""
-        self._is_stopping = True
+        self._keeper.is_stopping = True
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
@@ -194,27 +191,15 @@ class EngineProcess:
 
     # ---------------------------------------------------------------- and its successors
 
-    async def _keep(self) -> None:
-        failures = 0
-        while True:
-            process, began_at = self._process, now()
-            assert process is not None
-            await self._until_over(process)
-            if self._is_stopping or self.link.is_stopped:
-                return
-            self.link.lose(f"its engine process {_ending(process)}")
-            self._clean()
-            failures = 1 if now() - began_at >= SETTLED_S else failures + 1
-            if not await self._restart(failures, _ending(process)):
-                return
-
-    async def _until_over(self, process: asyncio.subprocess.Process) -> None:
+    async def _until_over(self) -> str:
         """Wait for the end of the process; end it when its channel is gone."""
+        process = self._process
+        assert process is not None
         ended = asyncio.ensure_future(process.wait())
         gone = asyncio.ensure_future(self.link.gone())
         try:
             await asyncio.wait((ended, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done() and not self._is_stopping:
+            if not ended.done() and not self._keeper.is_stopping:
                 await asyncio.wait((ended,), timeout=1.0)  # it may be on its way out
                 if not ended.done():
                     process.kill()
@@ -222,30 +207,9 @@ class EngineProcess:
         finally:
             ended.cancel()
             gone.cancel()
-
-    async def _restart(self, failures: int, ending: str) -> bool:
-        """Start again until it works; False when it is given up."""
-        while failures <= self._max_restarts:
-            delay_s = min(MAX_BACKOFF_S, BACKOFF_S * 2.0 ** (failures - 1))
-            _log.warning(
-                "[%s] the engine process %s; starting it again in %.1f s (%d of %d)",
-                self.spec.name, ending, delay_s, failures, self._max_restarts,
-            )  # fmt: skip
-            await asyncio.sleep(delay_s)
-            try:
-                await self._launch()
-            except PenstockError as error:
-                ending = f"did not start: {error}"
-                failures += 1
-                continue
-            _log.warning("[%s] the engine process is up again", self.spec.name)
-            return True
-        _log.error(
-            "[%s] the engine process is given up after %d restarts",
-            self.spec.name,
-            self._max_restarts,
-        )
-        return False
+        if not self._keeper.is_stopping:
+            self._clean()
+        return _ending(process)
 
     def _unlink(self) -> None:
         """Both ends are connected, or never will be: the file system need not know the endpoint any more."""

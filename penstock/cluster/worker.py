@@ -112,6 +112,17 @@ async def serve(
 ) -> int:
     """Serve until stopped; the exit code."""
     channel = ZmqChannel.connect(endpoint, Codec(Message))
+    _end_with_stdin()
+    code = await serve_on(spec, channel, open_outside)
+    if code == CANNOT_START:
+        flush_closed()
+    return code
+
+
+async def serve_on(
+    spec: ReplicaSpec, channel: Channel, open_outside: Callable[[ReplicaSpec], Outside]
+) -> int:
+    """As `serve`, on any channel."""
     try:
         outside = open_outside(spec)
     except PenstockError as error:
@@ -123,7 +134,6 @@ async def serve(
             raise
         await _say_failed(channel, missing_extra(package, "engine"))
         return CANNOT_START
-    _end_with_stdin()
     _keep_what_was_loaded()
     try:
         await open_host(spec, channel, outside, beat_s=BEAT_S).run()
@@ -148,7 +158,6 @@ async def _say_failed(channel: Channel, error: PenstockError) -> None:
     with contextlib.suppress(PenstockError):
         await channel.send(Failed(type(error).__name__, error.message, error.hint))
     await channel.close()
-    flush_closed()
 
 
 def _end_with_stdin() -> None:

@@ -1,4 +1,4 @@
-"""Work spread over a Ray cluster. The only file that imports ray, which the extra `cluster` brings.
+"""Work spread over a Ray cluster. This file and net.ray_actor import ray, which the extra `cluster` brings.
 
     ray_map(work, items, "auto", on_result)
 
@@ -11,6 +11,7 @@ the same
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def ray_map(
         raise missing_extra("ray", "cluster") from None
     is_ours = not ray.is_initialized()
     if is_ours:
-        _connect(ray, address)
+        connect(ray, address)
     try:
         _map(ray, work, items, on_result)
     finally:
@@ -53,20 +54,37 @@ def ray_map(
             ray.shutdown()
 
 
-def _connect(ray: Any, address: str) -> None:
+def connect(
+    ray: Any,
+    address: str,
+    *,
+    starts: bool = False,
+    store_bytes: int | None = None,
+    tells: bool = False,
+) -> None:
+    """Join a cluster. `starts`: where "auto" finds none this machine becomes one, with a store of so many bytes.
+
+    `tells`: what workers write is told on stderr, and they choose their threads themselves.
+    """
     _knock(address)
     package = str(Path(penstock.__file__).parent)
+    told: dict[str, Any] = {
+        "runtime_env": {
+            "py_modules": [package],
+            "excludes": UNSENT,
+            "env_vars": {} if tells else {"OMP_NUM_THREADS": "1"},
+        },
+        "log_to_driver": tells,
+        "logging_level": "ERROR",
+    }
     try:
-        ray.init(
-            address=address,
-            runtime_env={
-                "py_modules": [package],
-                "excludes": UNSENT,
-                "env_vars": {"OMP_NUM_THREADS": "1"},
-            },
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+        try:
+            ray.init(address=address, **told)
+        except ConnectionError:
+            if not starts or address != "auto":
+                raise
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            ray.init(object_store_memory=store_bytes, include_dashboard=False, **told)
     except ConnectionError as error:
         raise UpstreamFailed(
             f"no Ray cluster answers at {address!r}: {_first_line(error)}",

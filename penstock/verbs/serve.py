@@ -37,6 +37,9 @@ Replicas = Annotated[int | None, typer.Option(help="Engines that serve the model
 Route = Annotated[
     str | None, typer.Option(help="Which replica a request goes to; docs/cluster.md [prefix].")
 ]
+Cluster = Annotated[
+    str | None, typer.Option(help="Engines on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT.")
+]
 LoraModules = Annotated[
     list[str] | None,
     typer.Option(help="LoRA adapter, NAME=FOLDER; callers ask for it as a model of that name."),
@@ -73,6 +76,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
     policy: Policy = None,
     replicas: Replicas = None,
     route: Route = None,
+    cluster: Cluster = None,
     lora_modules: LoraModules = None,
     remote: Remote = None,
     speculate: Speculate = None,
@@ -100,6 +104,7 @@ def serve(  # noqa: PLR0913 - every argument is a flag
         "fleet.0.policy.preset": policy,
         "fleet.0.replicas": replicas,
         "fleet.0.policy.route": route,
+        "serve.ray.address": cluster,
         "fleet.0.remote.urls": remote or None,
         "fleet.0.speculation": guessed_by(speculate),
         "fleet.0.adapters": adapters_named(lora_modules) if lora_modules else None,

@@ -57,7 +57,7 @@ FLAGS: dict[str, set[str]] = {
     "serve": {
         "--host", "--port", "--device", "--dtype", "--weights", "--kv", "--policy", "--config", "--set",
         "--print-config", "--log", "--api-key", "--lora-modules", "--speculate", "--drain-timeout",
-        "--replicas", "--route", "--remote",
+        "--replicas", "--route", "--cluster", "--remote",
     },
     "simulate": {
         "--trace", "--columns", "--limit", "--speed", "--rate", "--model", "--seed", "--slo-ttft", "--slo-tpot",
