@@ -4,8 +4,8 @@
     far end    Mailbox    hear(frames) is what push calls, take() what pull calls: it waits until there is something
 
 Frames are whole and in order since no call is begun before the one before it returned. What was sent while a call was
-under way goes in one batch with the next. A call that raises ends the channel; so does a take() that returns no frames,
-with which the far end closes it. Memory: at most LIMIT frames wait at each end, then `send` waits.
+under way goes in one batch with the next. A call that raises ends the channel; no frames, pushed or taken, are the word
+that the other end closed it. Memory: at most LIMIT frames wait at each end, then `send` waits.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ class Polled(_Ends):
                 frames = self._grab()
                 if frames:
                     await self._push(frames)
+            await self._push([])
         except PenstockError as error:
             self._out.clear()
             self._shut(error.message)
@@ -138,8 +139,12 @@ class Mailbox(_Ends):
     """The far end."""
 
     def hear(self, frames: list[bytes]) -> None:
-        if self._end is None:
+        if self._end is not None:
+            return
+        if frames:
             self._arrive(frames)
+        else:
+            self._shut("the peer closed the channel")
 
     async def take(self) -> list[bytes]:
         """What was sent since; nothing when the channel is closed."""

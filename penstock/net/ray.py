@@ -84,6 +84,7 @@ def connect(
             if not starts or address != "auto":
                 raise
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            os.environ.setdefault("RAY_worker_niceness", "0")  # else engines yield to all others
             ray.init(object_store_memory=store_bytes, include_dashboard=False, **told)
     except ConnectionError as error:
         raise UpstreamFailed(

@@ -69,6 +69,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_points_run_on_the_cluster_and_are_kept(tmp_path: Path) -> None:
     store = tmp_path / "s.jsonl"
@@ -84,6 +85,7 @@ def test_points_run_on_the_cluster_and_are_kept(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_killed_worker_is_tried_once_more(tmp_path: Path, times: int) -> None:

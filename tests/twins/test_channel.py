@@ -13,6 +13,7 @@ from penstock.core.messages import Cancel, Message
 from penstock.core.ports import Channel
 from penstock.net import local
 from penstock.net.codec import Codec
+from penstock.net.polled import Mailbox, Polled
 from penstock.net.zmq import ZmqChannel, private_endpoint
 from penstock.sim import channel as modelled
 from penstock.sim.cable import Cable
@@ -57,6 +58,24 @@ async def open_cable() -> AsyncIterator[Pair]:
     await cable.far.close()
 
 
+async def open_polled() -> AsyncIterator[Pair]:
+    """Calls that take a moment, as those to another process do."""
+    far = Mailbox(Codec(Message))
+
+    async def push(frames: list[bytes]) -> None:
+        await asyncio.sleep(0.001)
+        far.hear(frames)
+
+    async def pull() -> list[bytes]:
+        await asyncio.sleep(0.001)
+        return await far.take()
+
+    near = Polled(Codec(Message), push, pull)
+    yield near, far
+    await near.close()
+    await far.close()
+
+
 def on_wall(body: Awaitable[None]) -> None:
     async def bounded() -> None:
         await asyncio.wait_for(body, 20)
@@ -75,6 +94,7 @@ def on_virtual(body: Awaitable[None]) -> None:
 CHANNELS = {
     "cable": (open_cable, on_virtual),
     "local": (open_local, on_wall),
+    "polled": (open_polled, on_virtual),
     "modelled": (open_modelled, on_virtual),
     "zmq": (open_zmq, on_wall),
 }
