@@ -58,6 +58,7 @@ async def open_cable() -> AsyncIterator[Pair]:
     await cable.far.close()
 
 
+@asynccontextmanager
 async def open_polled() -> AsyncIterator[Pair]:
     """Calls that take a moment, as those to another process do."""
     far = Mailbox(Codec(Message))
