@@ -31,6 +31,7 @@ from penstock.lab.fault_case import Ask, Case
 from penstock.lab.fault_site import Site
 from penstock.net.codec import Codec
 from penstock.policy import route
+from penstock.report.log import encode
 from penstock.sim.cable import Cable
 from penstock.sim.faults import SKEW_S, Fault
 
@@ -42,7 +43,7 @@ class Notes:
     """The log of a run: keeps what happened, and remembers that something did. A full disk loses what comes."""
 
     def __init__(self) -> None:
-        self.events: list[Event | str] = []
+        self.events: list[Event | dict[str, object]] = []
         self.is_new = True
         self.full_until = 0.0
 
@@ -53,7 +54,11 @@ class Notes:
 
     def note(self, told: str) -> None:
         self.is_new = True
-        self.events.append(f"{now():.6f} {told}")
+        self.events.append({"kind": "fault", "at": now(), "told": told})
+
+    def lines(self) -> tuple[str, ...]:
+        """All of it as JSON."""
+        return tuple([encode(event).decode() for event in self.events])
 
 
 class World:

@@ -39,6 +39,12 @@ class Ran:
     def num_errors(self) -> int:
         return sum(count for end, count in self.ends.items() if end not in NO_ERRORS)
 
+    def to_dict(self) -> dict[str, object]:
+        """For JSON; what happened is for files."""
+        told = asdict(self)
+        del told["timeline"]
+        return told
+
 
 @dataclass(slots=True)
 class Row:
@@ -70,12 +76,13 @@ class Row:
         return asdict(self)
 
 
-def run_seed(seed: int, kinds: Sequence[str] = KINDS) -> Ran:
+def run_seed(seed: int, kinds: Sequence[str] = KINDS, *, keeps_timeline: bool = False) -> Ran:
     """One run, to its end or to what breaks it."""
-    return run_case(draw_case(seed, kinds))
+    return run_case(draw_case(seed, kinds), keeps_timeline=keeps_timeline)
 
 
-def run_case(case: Case) -> Ran:
+def run_case(case: Case, *, keeps_timeline: bool = False) -> Ran:
+    """`keeps_timeline`: all that happened, as JSON lines, in `Ran.timeline`."""
     worlds: list[World] = []
     loop = WatchedLoop(lambda: worlds[0].after() if worlds else None)
     unheard: list[str] = []
@@ -104,11 +111,7 @@ def run_case(case: Case) -> Ran:
         ends=dict(Counter(caller.end or "open" for caller in world.callers)),
         broken=broken,
         told=told,
-        timeline=tuple(
-            [each if isinstance(each, str) else repr(each) for each in world.notes.events]
-        )
-        if broken
-        else (),
+        timeline=world.notes.lines() if keeps_timeline else (),
     )
 
 
@@ -126,12 +129,13 @@ def run_seeds(
     seeds: Iterable[int],
     kinds: Sequence[str] = KINDS,
     *,
+    keeps_timeline: bool = False,
     on_done: Callable[[Ran], None] = lambda ran: None,
 ) -> list[Ran]:
     """Many runs, one after the other."""
     found = []
     for seed in seeds:
-        ran = run_seed(seed, kinds)
+        ran = run_seed(seed, kinds, keeps_timeline=keeps_timeline)
         found.append(ran)
         on_done(ran)
     gc.collect()

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.core.errors import missing_extra
-from penstock.verbs import agreement, calibrate, engine, fail_loudly, gate, quality, validate
+from penstock.verbs import (
+    agreement,
+    calibrate,
+    engine,
+    fail_loudly,
+    faults,
+    gate,
+    quality,
+    validate,
+)
 
 if TYPE_CHECKING:
     from penstock.lab.bench import Bench, Benched
@@ -56,6 +65,7 @@ app.command("validate", epilog=validate.EPILOG)(validate.validate)
 app.command("agreement", epilog=agreement.EPILOG, no_args_is_help=True)(agreement.agreement)
 app.command("engine", epilog=engine.EPILOG)(engine.engine)
 app.command("quality", epilog=quality.EPILOG, no_args_is_help=True)(quality.quality)
+app.command("faults", epilog=faults.EPILOG)(faults.faults)
 app.command("gate", epilog=gate.EPILOG, no_args_is_help=True)(gate.gate)
 
 

@@ -30,6 +30,7 @@ FLAGS: dict[str, set[str]] = {
         "--model", "--peer", "--weights", "--threads", "--only", "--repeats", "--context", "--steps", "--prefills",
         "--requests", "--port", "--scratch", "--from", "--page", "--out", "--json",
     },
+    "bench faults": {"--seeds", "--first", "--fault", "--log", "--json"},
     "bench gate": {"--op-tables", "--plot", "--json"},
     "bench quality": {"--weights", "--kv", "--text", "--context", "--tokens", "--json"},
     "bench url": {
@@ -171,11 +172,12 @@ def test_every_verb_is_a_file_and_every_file_a_verb() -> None:
         "agreement",
         "calibrate",
         "engine",
+        "faults",
         "gate",
         "quality",
         "validate",
         "sweeping",
-    }  # agreement, calibrate, engine, gate, quality and validate are commands of bench, sweeping a part of simulate
+    }  # agreement, calibrate, engine, faults, gate, quality and validate are commands of bench, sweeping a part of simulate
     assert files - parts == set(VERBS)
 
 
