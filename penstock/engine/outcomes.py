@@ -136,6 +136,8 @@ class Outcomes:
             error = errors.get(work.seq)
             if error is None:
                 self._advance(job, work, extra, sampled.tokens)
+            else:
+                sampled = NOTHING  # a token that came of what others failed to write is no token
             if sampled.filled and self._has_prefix_cache and not job.request.scores_prompt:
                 job.hashes.extend(sampled.filled)
                 self._name(job)

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from penstock.core.clock import now
 from penstock.core.errors import PenstockError
 from penstock.core.ports import Call, StartService
 from penstock.core.types import Output
@@ -39,22 +40,26 @@ class CallersOwn(Exception):
 class Caller:
     """One request and what came of it."""
 
-    def __init__(self, ask: Ask, kinds: frozenset[str], tell: Callable[[], None]) -> None:
-        """`tell` hears whenever something came."""
+    def __init__(
+        self, ask: Ask, kinds: frozenset[str], tell: Callable[[], None], *, context: int
+    ) -> None:
+        """`tell` hears whenever something came; `context`: tokens that a replica holds of one answer."""
         request = ask.request
         self.ask, self.name = ask, request.id
         self._kinds, self._tell = kinds, tell
         self.broken: Broken | None = (
             None  # raised in a callback, so the fleet takes it for the caller's own
         )
-        length = min(request.sampling.max_tokens, request.true_output or 1)
         assert request.true_output is not None
-        self._reason = "length" if request.sampling.max_tokens < request.true_output else "stop"
+        most = min(request.sampling.max_tokens, context - request.prompt.num_tokens)
+        self._reason = "length" if most < request.true_output else "stop"
+        length = min(most, request.true_output)
         self._right = said(request.prompt.ids, length)  # type: ignore[attr-defined]
         self._got = [0] * request.n
         self._ends: list[str | None] = [None] * request.n
         self.num_heard = 0
         self.end = ""  # answered, left, gone, or the class of an error
+        self.left_at: float | None = None
         self.call: Call | None = None
         self.on_heard: Callable[[Caller], None] = lambda caller: None
 
@@ -79,7 +84,7 @@ class Caller:
         """Cancel. `end` "gone": with the controller, whom nobody can tell any more."""
         if self.is_over:
             return
-        self.end = end
+        self.end, self.left_at = end, now()
         if self.call is not None:
             self.call.cancel()
 
@@ -132,6 +137,8 @@ class Caller:
         self.end = type(error).__name__
         if isinstance(error, CallersOwn):
             return
+        if isinstance(error, Broken):
+            raise error
         if not isinstance(error, PenstockError):
             raise Broken("crashed", f"{self.name} ends with {error!r}") from error
         if self.end not in ALWAYS and not EXPLAINED.get(self.end, frozenset()) & self._kinds:

@@ -25,6 +25,7 @@ MODEL = "llama-2-7b"
 CARD = "a100-80g"
 ARRIVING_S = 1.0
 FAULTY_S = 1.3
+LONG = 200  # tokens of an answer for which nobody waits to the end
 ROUTES = ("round-robin", "least", "p2c", "prefix")
 BLOCK_SIZES = (4, 8, 16)
 Mood = Literal["patient", "leaves", "raises", "leaves-inside", "asks-inside", "ends-others"]
@@ -119,15 +120,19 @@ def _asks(rng: Stream, has_moods: bool) -> list[Ask]:
     for number in range(rng.randint(8, 24)):
         ids = rng.choice(families)[: rng.choice((0, 9, 24, 40))]
         ids = [*ids, *(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 20)))]
+        at = rng.choice((0.0, rng.uniform(0.0, ARRIVING_S)))
+        leaves_at = at + rng.uniform(0.0, 0.4) if rng.random() < 0.1 else None
+        is_long = (
+            leaves_at is not None and rng.random() < 0.5
+        )  # it ends because it is left, or late
         request = Request(
             id=RequestId(f"q{number}"),
             model="m",
             prompt=TokenPrompt(ids),
-            sampling=Sampling(max_tokens=rng.randint(1, 16), temperature=0.0),
-            true_output=rng.randint(1, 16),
-            n=rng.choice((1, 1, 1, 1, 2, 3)),
+            sampling=Sampling(max_tokens=LONG if is_long else rng.randint(1, 16), temperature=0.0),
+            true_output=LONG if is_long else rng.randint(1, 16),
+            n=1 if is_long else rng.choice((1, 1, 1, 1, 2, 3)),
         )
-        at = rng.choice((0.0, rng.uniform(0.0, ARRIVING_S)))
         asks.append(
             Ask(
                 at=at,
@@ -135,7 +140,7 @@ def _asks(rng: Stream, has_moods: bool) -> list[Ask]:
                 every_token=rng.random() < 0.8,
                 mood=_mood(rng) if has_moods else "patient",
                 is_task=rng.random() < 0.3,
-                leaves_at=at + rng.uniform(0.0, 0.4) if rng.random() < 0.1 else None,
+                leaves_at=leaves_at,
             )
         )
     return asks

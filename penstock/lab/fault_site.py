@@ -49,6 +49,7 @@ class Site:
         self.host: Host | None = None
         self.speaker: Speaker | None = None
         self.cable: Cable | None = None
+        self.failure: BaseException | None = None  # of a host
         self.serving: list[asyncio.Task[None]] = []
         self._keeper: asyncio.Task[None] | None = None
         self._skew_s, self._mute_until, self._still_until = 0.0, 0.0, 0.0
@@ -115,7 +116,8 @@ class Site:
     def _ended(self, host: Host, task: asyncio.Task[None]) -> None:
         if self.host is host:
             self.host = self.speaker = None
-        if not task.cancelled() and task.exception() is None:
+        if not task.cancelled():
+            self.failure = self.failure or task.exception()
             self.serving.remove(task)
 
     async def _keep(self) -> None:
@@ -191,9 +193,10 @@ class Site:
         if self.cable is not None:
             self.cable.delay(luck * 0.1, now() + for_s)
 
-    def fail_step(self) -> None:
+    def fail_step(self, luck: float) -> None:
         if self.speaker is not None:
-            self.speaker.fail_next("the device ran out of memory")
+            positions, is_whole = (2 if luck < 0.8 else 1), luck < 0.4
+            self.speaker.fail_next("out of memory", positions=positions, is_whole=is_whole)
 
     def mute(self, for_s: float) -> None:
         """It has no time to report, until it has."""

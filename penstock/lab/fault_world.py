@@ -37,6 +37,8 @@ from penstock.sim.faults import SKEW_S, Fault
 
 PATIENCE_S = 60.0  # of virtual time, after which a request that has not ended is lost
 QUIET_S = 1.0
+FORGOTTEN_S = 0.3  # at the latest, unless something of SLOW happens
+SLOW = frozenset({"stall", "delay", "cut", "kill", "socket", "restart"})
 
 
 class Notes:
@@ -79,6 +81,8 @@ class World:
         self.num_faults = 0
         self._timers: list[asyncio.TimerHandle] = []
         self._fleet, self._router = self._controller()
+        cache = self._fleet_config.cache
+        self._context = (cache.num_blocks or 0) * cache.block_size
         self._is_running = False
 
     # ---------------------------------------------------------------- a run
@@ -122,7 +126,7 @@ class World:
     # ---------------------------------------------------------------- who asks
 
     def _ask(self, ask: Ask) -> None:
-        caller = Caller(ask, self._kinds, self._tell)
+        caller = Caller(ask, self._kinds, self._tell, context=self._context)
         self.callers.append(caller)
         moody(caller, self.callers, self._ask_more)
         if ask.leaves_at is not None:
@@ -154,7 +158,7 @@ class World:
             "stale": lambda: site.mute(fault.for_s),
             "skew": lambda: site.skew((2 * fault.luck - 1) * SKEW_S),
             "log": lambda: self._fill_log(fault.for_s),
-            "step": site.fail_step,
+            "step": lambda: site.fail_step(fault.luck),
             "cancels": lambda: self._cancel_many(fault.luck),
             "restart": self._restart,
         }
@@ -178,11 +182,11 @@ class World:
         self._fleet, self._router = self._controller()
         loop = asyncio.get_running_loop()
         for site in self.sites:
-            site.start_in(self._rng.choice((0.0, 0.05, 0.2)))
+            site.start_in(self._rng.choice((0.0, 0.0, 0.05, 0.2)))
         for caller in gone:
             if self._rng.random() < 0.5:
                 again = replace(caller.ask, mood="patient", leaves_at=None)
-                in_s = self._rng.uniform(0.0, 0.3)
+                in_s = self._rng.choice((0.012, 0.025, 0.3)) * self._rng.random()
                 self._timers.append(loop.call_later(in_s, self._ask, again))
 
     # ---------------------------------------------------------------- what is made
@@ -213,7 +217,20 @@ class World:
             for caller in self.callers:
                 if caller.broken is not None:
                     raise caller.broken
+            for site in self.sites:
+                if site.failure is not None:
+                    raise site.failure
             self._check_owners()
+            if not SLOW & self._kinds:
+                self._check_left()
+
+    def _check_left(self) -> None:
+        """Who left is forgotten soon."""
+        holders, at = self._fleet.holders(), now()
+        for caller in self.callers:
+            is_late = caller.left_at is not None and at - caller.left_at > FORGOTTEN_S
+            if is_late and caller.name in holders and caller.end == "left":
+                raise Broken("leaked", f"{caller.name} left {FORGOTTEN_S} s ago and still runs")
 
     def _check_owners(self) -> None:
         holders = self._fleet.holders()

@@ -9,7 +9,7 @@
     socket       the queues of all connections hold a few messages (for the whole run)
     log          the disk under the log is full for a while
     host-memory  there is less host memory than what is moved there (for the whole run)
-    step         a step fails
+    step         a step fails, or one job of a step
     client       callbacks raise, cancel their own request or others, and start new ones (for the whole run)
     cancels      many requests are cancelled at one instant
     restart      the controller is gone with all its callers, and another one takes the replicas over
@@ -57,6 +57,6 @@ def draw_faults(
         )
         for kind in kinds
         if kind not in WHOLE_RUN
-        for _ in range(rng.choice((1, 1, 2, 3)))
+        for _ in range(rng.choice((1, 1, 2, 3)) + (kind == "step"))
     ]
     return tuple(sorted(found, key=lambda fault: fault.at))

@@ -11,7 +11,8 @@ given holds what belongs there: blocks that were mixed up, shared too early, giv
 the tokens, and reading a slot that nobody wrote is an error at once. `said` computes the same without any memory: the
 answer of a run in which nothing went wrong.
 
-A step that is to fail (`fail_next`) writes nothing. One that stands still (`stand_still`) says so when it goes on.
+A step that is to fail (`fail_next`) writes nothing; it may be the next one that computes more than one position of a
+job, since others could already count on what it writes. One that stands still (`stand_still`) says so when it goes on.
 """
 
 from __future__ import annotations
@@ -64,6 +65,10 @@ def said(prompt: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(answer[:count])
 
 
+class Unwritten(AssertionError):
+    """Keys and values were read that nobody has written."""
+
+
 @dataclass(slots=True)
 class _Job:
     """`tokens`: those of the prompt, then what was said. `hashes`: of blocks that are full."""
@@ -89,6 +94,8 @@ class Speaker:
         self._plans: dict[PlanId, Plan] = {}
         self._transfers: dict[int, Transfer] = {}
         self._failure: str | None = None
+        self._failing_from = 1  # positions of one job
+        self._fails_whole = True
         self._still_until = 0.0
         self._held: list[Completion] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -108,9 +115,9 @@ class Speaker:
 
     # ---------------------------------------------------------------- what goes wrong
 
-    def fail_next(self, why: str) -> None:
-        """The next step that completes has failed."""
-        self._failure = why
+    def fail_next(self, why: str, *, positions: int = 1, is_whole: bool = True) -> None:
+        """The next step that completes has failed, or that job of it, if it computes so many positions of one job."""
+        self._failure, self._failing_from, self._fails_whole = why, positions, is_whole
 
     def stand_still(self, until: float) -> None:
         """Whatever completes before that instant is told then."""
@@ -203,13 +210,36 @@ class Speaker:
         if isinstance(completion, Yielded | Adapted):
             return completion
         plan = self._plans.pop(completion.plan)
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            return Done(plan.id, 1, (), completion.ends, error=failure)
         stops = {one.seq: one.is_stop for one in completion.outputs}
-        found = [self._run(work, stops) for work in plan.work]
+        failing = self._failing(plan)
+        if failing is not None and self._fails_whole:
+            return Done(plan.id, 1, (), completion.ends, error=self._fail())
+        found = [self._one(work, stops, failing) for work in plan.work]
         outputs = tuple([one for one in found if one is not None])
         return Done(plan.id, completion.steps_run, outputs, completion.ends)
+
+    def _failing(self, plan: Plan) -> int | None:
+        """The job of a plan that fails."""
+        if self._failure is None:
+            return None
+        able = [work.seq for work in plan.work if work.tokens >= self._failing_from]
+        return able[0] if able else None
+
+    def _fail(self) -> str:
+        failure, self._failure = self._failure, None
+        assert failure is not None
+        return failure
+
+    def _one(self, work: Work, stops: dict[int, bool], failing: int | None) -> Sampled | None:
+        """What a job gets. Who reads what the failing one should have written says something; nobody may hear it."""
+        if failing is None:
+            return self._run(work, stops)
+        if work.seq == failing:
+            return Sampled(work.seq, 0, error=self._fail())
+        try:
+            return self._run(work, stops)
+        except Unwritten:
+            return Sampled(work.seq, 1, (0,), stops[work.seq]) if work.samples else None
 
     def _run(self, work: Work, stops: dict[int, bool]) -> Sampled | None:
         """Compute the positions of one chunk and write what they leave behind."""
@@ -242,7 +272,7 @@ class Speaker:
             return sum(read)  # type: ignore[arg-type]
         except TypeError:
             hole = read.index(None)
-            raise AssertionError(f"position {hole} of {upto} was read and never written") from None
+            raise Unwritten(f"position {hole} of {upto} was read and never written") from None
 
     def _copy(self, transfer: Transfer) -> None:
         for device, host, count in transfer.runs:

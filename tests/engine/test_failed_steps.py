@@ -74,4 +74,5 @@ def test_whoever_shares_what_a_failed_job_was_to_write_fails_with_it() -> None:
         ["stop"],
     ]
     assert "send this one again" in (bench.told["b"][-1].error or "")
+    assert [output.num_tokens for output in bench.told["b"]] == [0], "its token is no token"
     assert cached(bench, "c") == 0
