@@ -103,6 +103,9 @@ class ReplicaLink(MovingEnd):
         """Ids of those in its hands."""
         return tuple(self._held)
 
+    def has(self, request_id: str) -> bool:
+        return request_id in self._held
+
     # ---------------------------------------------------------------- life
 
     def expect_beats(self, patience: Patience) -> None:

@@ -18,10 +18,11 @@ from penstock.cluster.link import ReplicaLink
 from penstock.cluster.spec import ReplicaSpec, open_host
 from penstock.core.clock import now
 from penstock.core.errors import PenstockError
-from penstock.core.messages import Hello, Say
+from penstock.core.messages import Hello, Outputs, Say
 from penstock.core.ports import Log
 from penstock.core.rng import Stream
 from penstock.engine.host import Host
+from penstock.lab.fault_callers import Broken
 from penstock.sim.cable import Cable
 from penstock.sim.faults import DEAD_AFTER_S
 from penstock.sim.speech import Speaker
@@ -220,6 +221,12 @@ class Site:
         return self._rng.randint(0, num_coming)
 
     def _alter(self, message: object) -> object | None:
+        """What the replica says, on its way: nobody is told of what he did not ask for."""
+        if isinstance(message, Outputs) and self.failure is None:
+            strange = [name for name, _ in message.items if not self.link.has(name)]
+            if strange and self.is_connected and not self.link.is_stopped:
+                told = f"{self.name} tells of {', '.join(strange)}, for which nobody asked"
+                self.failure = Broken("owners", told)
         if isinstance(message, Say) and now() < self._mute_until:
             return None
         if isinstance(message, Say | Hello) and self._skew_s:
