@@ -177,7 +177,7 @@ def test_every_verb_is_a_file_and_every_file_a_verb() -> None:
         "quality",
         "validate",
         "sweeping",
-    }  # agreement, calibrate, engine, faults, gate, quality and validate are commands of bench, sweeping a part of simulate
+    }  # commands of bench, and sweeping, which is a part of simulate
     assert files - parts == set(VERBS)
 
 
