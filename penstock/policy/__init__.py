@@ -83,12 +83,15 @@ TABLE: dict[str, dict[str, str]] = {
         "affinity": "penstock.policy.route.affinity:Affinity",
         "least-tokens": "penstock.policy.route.least_tokens:LeastTokens",
         "dualmap": "penstock.policy.route.dualmap:DualMap",
+        "llumnix": "penstock.policy.route.llumnix:Llumnix",
     },
     "move": {
+        "llumnix": "penstock.policy.move.llumnix:Llumnix",
         "eplb": "penstock.policy.move.eplb:Eplb",
         "elastic-moe": "penstock.policy.move.elastic_moe:ElasticMoe",
     },
     "scale": {
+        "llumnix": "penstock.policy.scale.llumnix:Llumnix",
         "per-replica": "penstock.policy.scale.per_replica:PerReplica",
     },
     "place": {

@@ -17,7 +17,17 @@ import numpy as np
 from penstock.core.limits import Holder, Use
 from penstock.core.messages import BlockNews
 from penstock.core.prompt import HashedPrompt
-from penstock.core.types import BlockHash, Caps, Job, Report, Request, RequestId, Sampling, Slo
+from penstock.core.types import (
+    BlockHash,
+    Caps,
+    Job,
+    JobReport,
+    Report,
+    Request,
+    RequestId,
+    Sampling,
+    Slo,
+)
 from penstock.core.views import Chunk
 from penstock.cost.phases import Phases
 from penstock.policy import (
@@ -354,8 +364,20 @@ def move_view(rng: random.Random) -> move.View:
         )
         return move.View(1.0, rng, [], {}, {}, experts=experts)
     reports = list(route_view(rng).reports)
+    for report in reports:
+        report.total_blocks, report.free_blocks = 100, rng.randrange(60)
+        report.head_blocks = rng.choice((0, 0, 30))
+        report.jobs = tuple(
+            JobReport(
+                f"{report.replica}/{place}", 0, rng.choice(("running", "waiting")), rng.choice((-1, 0, 1)),
+                1.0, 20, rng.randrange(9), 50, rng.randrange(30), rng.randrange(1, 20),
+            )
+            for place in range(report.num_running)
+        )  # fmt: skip
+    held = [(job.request, report.replica) for report in reports for job in report.jobs]  # type: ignore[union-attr]
+    moving = dict(rng.sample(held, min(len(held), rng.randrange(3))))
     names = {report.replica: 1 for report in reports}
-    return move.View(1.0, rng, reports, names, {})
+    return move.View(1.0, rng, reports, names, moving)
 
 
 def scale_view(rng: random.Random) -> scale.View:

@@ -1,7 +1,7 @@
 """What changes place while running? Asked of a fleet every `every_s` seconds of the policy, and on what happens to it.
 
 A policy names requests and where they are to be; a mechanism moves them (cluster.movement) and says in the log what
-became of it. A policy that chooses among requests sets `needs_jobs`, and reports then list them.
+became of it. A policy that chooses among requests says `needs_jobs`, and reports then list them.
 
     live       with its KV blocks, copied in stages while it goes on being served
     blocking   with its KV blocks, copied while it stands still
