@@ -18,6 +18,7 @@ from penstock.core.errors import PenstockError, missing_extra
 
 VERBS: dict[str, str] = {
     "serve": "Serve models over an OpenAI-compatible HTTP API.",
+    "top": "Watch the replicas of a running server.",
     "chat": "Talk to a served model in the terminal.",
     "simulate": "Run a deployment on a trace in virtual time.",
     "plan": "Search what is made ahead of a deployment: pipelines of nano-batches.",

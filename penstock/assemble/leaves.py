@@ -34,6 +34,7 @@ from penstock.cost.hardware import card_of, num_blocks
 from penstock.cost.shapes import ModelShape
 from penstock.cost.sharing import sharing_of
 from penstock.cost.step import StepModel
+from penstock.report.recent import Recent
 from penstock.sim.channel import Link, pair
 from penstock.sim.drafts import Drafting, DraftingExecutor
 from penstock.sim.executor import ModelledExecutor, SchedulerTime
@@ -50,13 +51,14 @@ MAX_REPEAT = 1 << 20
 class Leaves:
     """`start` brings up the replica of a spec and attaches its channel; `log` opens the log of a name.
 
-    `remote`: the replicas of a fleet of foreign servers; there are none in a simulation.
+    `remote`: the replicas of a fleet of foreign servers; there are none in a simulation. `recent`: what its logs told.
     """
 
     start: Callable[[ReplicaSpec, ReplicaLink], Awaitable[None]]
     stop: Callable[[], Awaitable[None]]
     log: Callable[[str], Log]
     remote: Callable[[FleetConfig], Sequence[ReplicaPort]] | None = None
+    recent: Recent | None = None
 
 
 def runtime_of(serve: ServeConfig) -> Runtime:
@@ -83,11 +85,12 @@ def process_leaves(config: Config, remotes: Remotes | None = None) -> tuple[Leav
     """Real ones. What runs them is given too, so that a second signal can end them at once."""
     runtime = runtime_of(config.serve)
     opened: list[Log] = []
+    recent = Recent()
     text = print_config(config)
 
     def log(who: str) -> Log:
         opened.append(open_log(config.log.dir, header_of(who, config=text, seed=config.seed)))
-        return opened[-1]
+        return recent.beside(opened[-1])
 
     async def stop() -> None:
         await runtime.stop()
@@ -97,7 +100,7 @@ def process_leaves(config: Config, remotes: Remotes | None = None) -> tuple[Leav
             close_log(each)
 
     remote = None if remotes is None else remotes.ports
-    return Leaves(start=runtime.start, stop=stop, log=log, remote=remote), runtime
+    return Leaves(start=runtime.start, stop=stop, log=log, remote=remote, recent=recent), runtime
 
 
 Meters = dict[str, list[EnergyMeter]]  # of the replicas that were started, by the name of a replica

@@ -150,6 +150,7 @@ async def serve(
                 foreign=foreign,
             )
             _tell_policies(app, config)
+            app.state.recent = None if leaves.recent is None else leaves.recent.events
             listener = listen(config.gateway.host, config.gateway.port)
             first = texts.get(service.models()[0])
             use = "writes" if first is None else use_of(first)

@@ -64,9 +64,11 @@ class Gateway:
             )
             self._hot = {path: forwards.behind(path, ours) for path, ours in self._hot.items()}
         self._started_at: int | None = None
-        self._cold = Cold(
+        cold = Cold(
             service, texts, config, calls, self.meter, lambda: self.is_draining, self._start
-        ).app()
+        )
+        self.state = cold.shown
+        self._cold = cold.app()
         self._prefix = config.request_prefix or secrets.token_hex(5)
         self._numbers = itertools.count()
 

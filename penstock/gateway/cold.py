@@ -30,6 +30,8 @@ from penstock.gateway.errors import (
 )
 from penstock.gateway.messages import plain_messages
 from penstock.gateway.metrics import Meter
+from penstock.gateway.state import PATH as STATE
+from penstock.gateway.state import State
 from penstock.gateway.text import TextModel
 from penstock.gateway.wire import read_body
 
@@ -58,6 +60,7 @@ class Cold:
         self._meter = meter
         self._is_draining = is_draining
         self._started_at = started_at
+        self.shown = State(service, meter, is_draining)
 
     def app(self) -> Starlette:
         get, post = ["GET"], ["POST"]
@@ -69,6 +72,7 @@ class Cold:
                 Route("/health", self.health, methods=get),
                 Route("/version", self.version, methods=get),
                 Route("/metrics", self.metrics, methods=get),
+                Route(STATE, self.state, methods=get),
                 Route("/tokenize", self.tokenize, methods=post),
                 Route("/detokenize", self.detokenize, methods=post),
                 Route(LOAD, self.load_adapter, methods=post),
@@ -120,6 +124,9 @@ class Cold:
 
     async def metrics(self, _: HttpRequest) -> Response:
         return Response(self._meter.text(), headers={"content-type": METRICS_TYPE})
+
+    async def state(self, _: HttpRequest) -> Response:
+        return _json(self.shown.snapshot())
 
     async def tokenize(self, http: HttpRequest) -> Response:
         body = decode(TokenizeBody, await self._body(http))

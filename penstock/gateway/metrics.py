@@ -125,6 +125,10 @@ class Meter:
         for slot, policy in policies.items():
             self._policies.labels(model, slot, policy).set(1)
 
+    def models(self) -> Mapping[str, ModelMeter]:
+        """Those that were asked for so far."""
+        return self._models
+
     def text(self) -> bytes:
         """The exposition format, version 0.0.4."""
         return generate_latest(self.registry)

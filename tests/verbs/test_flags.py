@@ -73,6 +73,7 @@ FLAGS: dict[str, set[str]] = {
     "trace generate": {
         "--out", "--format", "--columns", "--limit", "--speed", "--rate", "--seed", "--json",
     },
+    "top": {"--every", "--once", "--api-key", "--json"},
     "train default": {"--out", "--minutes", "--resume", "--fresh", "--device", "--runs", "--card", "--no-card"},
     "train diffusion": {"--out", "--steps", "--seed", "--runs"},
     "version": {"--json"},

@@ -1,0 +1,118 @@
+"""`penstock top`: what the gateway tells, what a frame shows, and the verb over a real socket."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import httpx
+import pytest
+from rich.console import Console
+
+from penstock.__main__ import run
+from penstock.core.events import Ended, Left, Scaled, Steered
+from penstock.core.types import Report
+from penstock.gateway.app import create_app
+from penstock.gateway.config import GatewayConfig
+from penstock.gateway.text import TextModel
+from penstock.report.log import Memory
+from penstock.report.recent import MOST, Recent
+from penstock.report.top import frame
+from penstock.sim.loop import run as run_virtual
+from tests.gateway.conftest import Start
+from tests.gateway.scripted import Scripted
+
+
+class Told(Scripted):
+    """One busy replica, one that is silent, one that is dead."""
+
+    def reports(self) -> list[Report]:
+        busy = Report(
+            replica="tiny-0", at=0.0, role="prefill", num_running=3, num_waiting=2, waiting_tokens=700,
+            prefill_tokens=324, free_blocks=25, total_blocks=100, step_s=0.0125, moving_out=1,
+        )  # fmt: skip
+        silent = Report(replica="tiny-1", at=0.0, role="decode", is_suspect=True)
+        return [busy, silent, Report(replica="tiny-2", at=0.0, is_alive=False)]
+
+
+def happened() -> list[object]:
+    moved = Steered(
+        at=1.0, who="fleet-tiny", cause="tick", about="", moving=(),
+        moves=(("req-1", "tiny-0", "tiny-1", "live"),), why="tiny-0 is 1.8 times as loaded",
+    )  # fmt: skip
+    grown = Scaled(at=2.0, who="fleet-tiny", starting=(), add=(("decode", 1),), why="queue is long")
+    return [moved, grown, Left(at=3.0, who="fleet-tiny", replica="tiny-9")]
+
+
+def snapshot_of(service: Scripted, text: TextModel) -> dict[str, object]:
+    app = create_app(service, dict.fromkeys(service.names, text), GatewayConfig())
+    meter = app.meter.of("tiny")
+    meter.generated, app.state.recent = 5000, happened  # type: ignore[assignment]
+    meter.looked_up_tokens.inc(200)
+    meter.cached_tokens.inc(50)
+    meter.in_flight.set(5)
+
+    async def ask() -> dict[str, object]:
+        return app.state.snapshot()
+
+    return run_virtual(ask(), start_at=4.0)
+
+
+def shown(*snapshots: dict[str, object]) -> str:
+    out = io.StringIO()
+    Console(file=out, width=150).print(frame(*snapshots, url="http://x"))
+    return out.getvalue()
+
+
+def test_a_frame_shows_replicas_rates_and_reasons(service: Scripted, text: TextModel) -> None:
+    told = snapshot_of(Told(service.script), text)
+    before = json.loads(json.dumps(told))
+    before["at"] = told["at"] - 2.0  # type: ignore[operator]
+    before["models"][0]["generated_tokens"] = 4000
+    lines = [line.rstrip() for line in shown(told, before).splitlines()]
+    assert "2 of 3 replicas alive" in lines[0]
+    assert lines[2].split() == ["tiny", "5", "500", "0", "5,000", "25%"]
+    assert lines[4].split() == [
+        "tiny-0", "prefill", "alive", "3", "2", "1,024", "75%", "0", "in", "1", "out", "12.5", "4.0",
+    ]  # fmt: skip
+    assert lines[5].split()[:3] == ["tiny-1", "decode", "silent"]
+    assert lines[6].split()[:3] == ["tiny-2", "any", "dead"]
+    assert lines[8] == "1 s  fleet-tiny: tiny-9 left"
+    assert lines[9] == "2 s  fleet-tiny: +1 decode - queue is long"
+    assert lines[10].endswith("req-1: tiny-0 -> tiny-1 (live) - tiny-0 is 1.8 times as loaded")
+
+
+def test_without_an_earlier_look_there_are_no_rates(service: Scripted, text: TextModel) -> None:
+    line = shown(snapshot_of(service, text)).splitlines()[2]
+    assert line.split() == ["tiny", "5", "-", "-", "5,000", "25%"]
+
+
+def test_only_what_people_look_for_is_kept() -> None:
+    recent, log = Recent(), Memory()
+    beside = recent.beside(log)
+    ended = Ended(at=0.0, who="f", request="a", replica="r")
+    for number in range(2 * MOST):
+        beside.emit(Left(at=float(number), who="f", replica=f"r{number}"))
+        beside.emit(ended)
+    assert len(log.events) == 4 * MOST
+    assert [event.at for event in recent.events()] == [float(at) for at in range(MOST, 2 * MOST)]  # type: ignore[union-attr]
+
+
+def test_the_verb_asks_a_real_server(
+    start: Start, service: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = start(Told(service.script), api_keys={"s3cret": "me"})
+    assert httpx.get(f"{url}/internal/state").status_code == 401
+    assert run(["top", url, "--json"]) == 2
+    assert "--api-key" in capsys.readouterr().err
+    assert run(["top", url, "--json", "--api-key", "s3cret"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [each["replica"] for each in told["replicas"]] == ["tiny-0", "tiny-1", "tiny-2"]
+    assert run(["top", url, "--once", "--every", "0.05", "--api-key", "s3cret"]) == 0
+    assert "2 of 3 replicas alive" in capsys.readouterr().out
+
+
+def test_what_cannot_be_watched_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["top", "http://127.0.0.1:1", "--once"]) == 2
+    assert "penstock serve" in capsys.readouterr().err
+    assert run(["top", "--every", "0"]) == 2
