@@ -16,13 +16,16 @@ from penstock.assemble.config import Config, FleetConfig
 from penstock.cluster.foreign import RemoteConfig
 from penstock.cluster.remote import RemoteReplica
 from penstock.cluster.server import Server
+from penstock.cluster.told_blocks import ToldBlocks
 from penstock.core.errors import BadConfig
+from penstock.gateway.text import TextModel
 
 
 class Remotes:
-    """The servers of all fleets; make it inside a running loop."""
+    """The servers of all fleets; make it inside a running loop. `hash_key` as in gateway.app.create_app."""
 
-    def __init__(self) -> None:
+    def __init__(self, hash_key: bytes = b"") -> None:
+        self._hash_key = hash_key
         self._servers: dict[str, Server] = {}
 
     async def expand(self, config: Config, on_phase: Callable[[str], None]) -> Config:
@@ -89,9 +92,20 @@ class Remotes:
         for number, url in enumerate(remote.urls):
             server = self._servers[url]
             name = f"{fleet.served_name}-{number}"
-            ports.append(RemoteReplica(name, server, remote.models[url], remote))
+            endpoint = remote.kv_events.get(url)
+            blocks = None if endpoint is None else ToldBlocks(endpoint, self._hash_key)
+            ports.append(RemoteReplica(name, server, remote.models[url], remote, blocks))
             server.start()
         return ports
+
+    def texts(self, config: Config) -> dict[str, TextModel]:
+        """The text models by which prompts for foreign servers are compared, by name. Raises BadModel."""
+        texts: dict[str, TextModel] = {}
+        for fleet in config.fleet:
+            if fleet.remote is not None and fleet.remote.tokenizer is not None:
+                text = TextModel.load(fleet.remote.tokenizer.expanduser())
+                texts.update(dict.fromkeys((fleet.served_name, *fleet.aliases), text))
+        return texts
 
     async def close(self) -> None:
         await asyncio.gather(*(server.close() for server in self._servers.values()))
@@ -99,7 +113,9 @@ class Remotes:
 
 def _narrowed(fleet: FleetConfig, name: str, urls: Sequence[str]) -> FleetConfig:
     assert fleet.remote is not None
-    remote = replace(fleet.remote, urls=tuple(urls), models=dict.fromkeys(urls, name))
+    events = {url: at for url, at in fleet.remote.kv_events.items() if url in urls}
+    models = dict.fromkeys(urls, name)
+    remote = replace(fleet.remote, urls=tuple(urls), models=models, kv_events=events)
     return replace(fleet, name=name, remote=remote)
 
 

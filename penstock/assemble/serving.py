@@ -10,6 +10,7 @@ Whatever goes wrong on the way up ends the engines that were started and is rais
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 import signal
 import socket
@@ -126,9 +127,11 @@ async def serve(
     on_ready: Callable[[Ready], None],
 ) -> bool:
     """Start the engines of a localised configuration and serve; see `run`."""
-    remotes = Remotes()
+    hash_key = secrets.token_bytes(16)
+    remotes = Remotes(hash_key)
     try:
         config = await remotes.expand(config, on_phase)
+        texts = {**texts, **remotes.texts(config)}
     except BaseException:
         await remotes.close()
         raise
@@ -141,21 +144,19 @@ async def serve(
             service = await assemble(config, leaves)
         try:
             _narrow(texts, config, service)
-            foreign = [name for name in service.models() if name not in texts]
-            app = create_app(
-                service,
-                texts,
-                config.gateway,
-                hash_key=secrets.token_bytes(16),
-                foreign=foreign,
-            )
+            foreign = [
+                name for fleet in config.fleet if fleet.remote is not None for name in _names(fleet)
+            ]
+            app = create_app(service, texts, config.gateway, hash_key=hash_key, foreign=foreign)
             _tell_policies(app, config)
             app.state.recent = None if leaves.recent is None else leaves.recent.events
             listener = listen(config.gateway.host, config.gateway.port)
-            first = texts.get(service.models()[0])
-            use = "writes" if first is None else use_of(first)
+            first = service.models()[0]
+            use = "writes" if first in foreign else use_of(texts[first])
             ready = _ready(url_of(listener), config, service, processes, use)
             stopper.server = server = Announced(app, lambda: on_ready(ready))
+            gc.collect()
+            gc.freeze()  # what was loaded stays: no pause of a stream while all of it is looked through
             await server._serve([listener])  # serve() would take the signals
         finally:
             if stopper.is_forced:

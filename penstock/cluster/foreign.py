@@ -18,6 +18,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from penstock.core.errors import BadConfig
 
@@ -31,6 +32,9 @@ class RemoteConfig:
     `probe_timeout_s`, `max_failures` times in a row, counts as down and is asked less and less often, up to
     `back_off_s`. `idle_timeout_s`: silence of a server that has a request, before the first byte or between two.
     `block_tokens`: size of the pieces that prompts are compared by. `has_usage` False: streams are not asked for it.
+    `tokenizer`: folder with the model's tokenizer and chat template, by which prompts are compared in tokens and in
+    blocks of the server's size; `kv_events`: where vLLM tells of its blocks, by URL (its --kv-events-config), say
+    {"http://a:8000" = "tcp://a:5557"}; it needs the tokenizer.
     """
 
     urls: tuple[str, ...] = ()
@@ -44,6 +48,8 @@ class RemoteConfig:
     idle_timeout_s: float | None = 600.0
     block_tokens: int = 64
     has_usage: bool = True
+    tokenizer: Path | None = None
+    kv_events: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for url in (*self.urls, *self.models):
@@ -51,9 +57,12 @@ class RemoteConfig:
                 raise ValueError(f"{url!r} is not a URL: write http://host:port")
         if len(set(self.urls)) != len(self.urls):
             raise ValueError("urls names a server twice")
-        strange = [url for url in self.models if url not in self.urls]
-        if strange:
-            raise ValueError(f"models names {strange[0]!r}, which urls does not")
+        for table in ("models", "kv_events"):
+            strange = [url for url in getattr(self, table) if url not in self.urls]
+            if strange:
+                raise ValueError(f"{table} names {strange[0]!r}, which urls does not")
+        if self.kv_events and self.tokenizer is None:
+            raise ValueError("kv_events tell of tokens: say with tokenizer which folder makes them")
         for name in ("probe_s", "probe_timeout_s", "back_off_s", "connect_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(
@@ -64,6 +73,11 @@ class RemoteConfig:
         for name in ("max_failures", "block_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def block_size(self, load: Load) -> int:
+        """Tokens of a block of a server, in which prompts are compared."""
+        told = None if self.tokenizer is None else load.block_size
+        return told if told is not None and told > 1 else self.block_tokens
 
     def key(self) -> str | None:
         """The key itself. Raises BadConfig when the environment lacks it."""

@@ -138,14 +138,17 @@ class Passage:
             self.is_done = True
         if not self.is_length and b'"length"' in data:
             self.is_length = LENGTH.search(data) is not None
-        place = data.rfind(USAGE)
-        if place >= 0 and data[place + len(USAGE) : place + 12].replace(b" ", b"")[:2] == b":{":
-            data = self._read_usage(data, place)
+        if (
+            USAGE in data
+        ):  # looked for from the front first: that is far quicker where there is none
+            place = data.rfind(USAGE)
+            if data[place + len(USAGE) : place + 12].replace(b" ", b"")[:2] == b":{":
+                data = self._read_usage(data, place)
         return data if self._rename is None else self._rename(data)
 
     def _read_usage(self, data: bytes, place: int) -> bytes:
         """Note the counts of the event at `place`; without the event where it is not to be shown."""
-        mark = b"\r\n\r\n" if b"\r\n\r\n" in data else b"\n\n"
+        mark = b"\r\n\r\n" if data.find(b"\r\n", place) >= 0 else b"\n\n"
         before, after = data.rfind(mark, 0, place), data.find(mark, place)
         start = 0 if before < 0 else before + len(mark)
         end = len(data) if after < 0 else after + len(mark)

@@ -19,9 +19,11 @@ from msgspec import UNSET
 from penstock.cluster.foreign import RemoteConfig
 from penstock.cluster.passage import Passage, Renaming, body_for
 from penstock.cluster.server import Server
+from penstock.cluster.told_blocks import ToldBlocks
 from penstock.core.clock import now
 from penstock.core.errors import BadRequest, PenstockError, ReplicaLost, UpstreamFailed
 from penstock.core.forward import Forward, forward_of
+from penstock.core.messages import BlockNews
 from penstock.core.moving import KvCard
 from penstock.core.ports import OnFailed, OnOutput
 from penstock.core.types import FinishReason, Output, Report, Request
@@ -99,8 +101,16 @@ class RemoteReplica:
 
     kv: KvCard | None = None  # so nothing can be moved to it or away from it: core.ports.MovingPort
 
-    def __init__(self, name: str, server: Server, theirs: str, config: RemoteConfig) -> None:
+    def __init__(
+        self,
+        name: str,
+        server: Server,
+        theirs: str,
+        config: RemoteConfig,
+        blocks: ToldBlocks | None = None,
+    ) -> None:
         self._name = name
+        self._blocks = blocks
         self._server, self._theirs, self._config = server, theirs, config
         self._held: dict[str, _Held] = {}
         self._renamings: dict[str, Renaming] = {}
@@ -154,6 +164,11 @@ class RemoteReplica:
         self._on_report = on_report
         on_report(self._report())
 
+    def listen_blocks(self, on_news: Callable[[BlockNews], None]) -> None:
+        """See core.ports.BlockPort; nothing is heard of servers that do not tell."""
+        if self._blocks is not None:
+            self._blocks.start(on_news)
+
     async def drain(self) -> None:
         """Return when nothing of ours runs there any more."""
         if self._held:
@@ -166,6 +181,8 @@ class RemoteReplica:
         self._is_stopped = True
         for held in list(self._held.values()):
             self._give_back(held, "this server is stopping")
+        if self._blocks is not None:
+            self._blocks.close()
         await self._server.close()
 
     async def take_adapter(self, adapter: str, folder: str) -> None:
@@ -185,12 +202,14 @@ class RemoteReplica:
         if self._on_report is not None:
             self._on_report(self._report())
         if not self._server.is_alive:
+            if self._blocks is not None:
+                self._blocks.forget()
             for held in [each for each in self._held.values() if not each.is_heard]:
                 self._give_back(held, f"the server at {self.url} is down")
 
     def _report(self) -> Report:
-        server, size = self._server, self._config.block_tokens
-        load = server.load
+        server, load = self._server, self._server.load
+        size = self._config.block_size(load)
         total = free = 0
         if load.num_blocks and load.block_size:
             total = load.num_blocks * load.block_size // size

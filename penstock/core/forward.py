@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from penstock.core.prompt import HASH_BYTES, seed_hash
+from penstock.core.prompt import HASH_BYTES, TokenPrompt, seed_hash
 from penstock.core.types import BlockHash, Request
 
 BYTES_PER_TOKEN = 4  # of English text; an estimate that orders prompts by size
@@ -51,9 +51,12 @@ class Forward(Struct, gc=False):
 
 
 class ForwardedPrompt:
-    """A prompt known by its bytes. `texts`: the JSON of what the prompt is made from, in the order of the prompt."""
+    """A prompt known by its bytes. `texts`: the JSON of what the prompt is made from, in the order of the prompt.
 
-    __slots__ = ("forward", "num_tokens", "_told", "_seed", "_hashes")
+    `ids`: its tokens, where somebody knows the server's tokenizer; it is then hashed as the server's own blocks are.
+    """
+
+    __slots__ = ("forward", "num_tokens", "_told", "_seed", "_hashes", "_tokens")
 
     def __init__(
         self,
@@ -62,14 +65,18 @@ class ForwardedPrompt:
         *,
         key: bytes = b"",
         salt: str = "",
+        ids: Sequence[int] | None = None,
     ) -> None:
         self.forward = forward
+        self._tokens = TokenPrompt(ids, key=key, salt=salt) if ids else None
         self._told = b"".join(texts)
         self._seed = seed_hash(key, None, salt)
-        self.num_tokens = max(1, len(self._told) // BYTES_PER_TOKEN)
+        self.num_tokens = len(ids) if ids else max(1, len(self._told) // BYTES_PER_TOKEN)
         self._hashes: dict[int, tuple[BlockHash, ...]] = {}
 
     def blocks(self, size: int) -> tuple[BlockHash, ...]:
+        if self._tokens is not None:
+            return self._tokens.blocks(size)
         known = self._hashes.get(size)
         if known is None:
             known = self._hashes[size] = tuple(self._hash(size * BYTES_PER_TOKEN))

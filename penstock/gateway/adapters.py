@@ -1,8 +1,8 @@
 """Adapters as callers see them: models of their own name, and two calls that load and unload them.
 
-An adapter is asked for as `model`, or as `adapter` beside the model that it belongs to. The calls have vLLM's paths and
-fields; they exist only where the operator switched them on (`runtime_adapters`), as whoever may call them decides which
-folders of this machine are read.
+An adapter is asked for as `model`, or as `adapter` beside the model that it belongs to. The calls have vLLM's paths
+and fields; they exist only where the operator switched them on (`runtime_adapters`), as whoever may call them decides
+which folders of this machine are read.
 """
 
 from __future__ import annotations

@@ -59,9 +59,7 @@ class Gateway:
             "/v1/score": wholes.score,
         }
         if foreign:
-            forwards = Forwards(
-                cast(StartService, service), foreign, calls, config, self.meter, hash_key
-            )
+            forwards = Forwards(cast(StartService, service), foreign, calls, config, self.meter)
             self._hot = {path: forwards.behind(path, ours) for path, ours in self._hot.items()}
         self._started_at: int | None = None
         cold = Cold(
@@ -183,8 +181,8 @@ def create_app(
 ) -> Gateway:
     """The gateway in front of `service`.
 
-    `texts` holds the text model of every name in `service.models()` but the `foreign` ones, which other servers
-    serve. `hash_key` is the secret that keys the hashes of
+    `texts` holds the text model of every name in `service.models()` ; of the `foreign` ones, which other
+    servers serve, it may hold some, by which prompts are compared. `hash_key` is the secret that keys the hashes of
     prompt blocks; replicas that extend these hashes must hold the same one.
     """
     return Gateway(service, texts, config or GatewayConfig(), hash_key, foreign)

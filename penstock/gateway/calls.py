@@ -64,10 +64,10 @@ class Calls:
         hash_key: bytes,
     ) -> None:
         self._service = service
-        self._texts = texts
+        self.texts = texts
         self._config = config
         self._meter = meter
-        self._hash_key = hash_key
+        self.hash_key = hash_key
         self.foreign: frozenset[str] = frozenset()  # names that other servers serve; see forward
         self.adapters = Adapters(service, may_change=config.runtime_adapters)
         self._prefix = config.request_prefix or secrets.token_hex(5)
@@ -110,13 +110,13 @@ class Calls:
                 param="model",
             )
         if model is None:
-            if len(set(map(id, self._texts.values()))) == 1 and names:
+            if len(set(map(id, self.texts.values()))) == 1 and names:
                 model = names[0]
             else:
                 raise BadRequest("the required field 'model' is missing", param="model")
         adapter = self.adapters.named(model)
         base = model if adapter is None else adapter.model
-        text = self._texts.get(base) if base in names else None
+        text = self.texts.get(base) if base in names else None
         if text is None:
             served = ", ".join([*self._service.models(), *self.adapters.all()]) or "none"
             raise UnknownModel(
@@ -179,7 +179,7 @@ class Calls:
 
     async def _answer(self, call: Call, ask: Ask, body: SharedBody, shape: Shape) -> None:
         origin = Origin(
-            tenant=call.tenant, hash_key=self._hash_key, isolate=self._config.isolate_tenants
+            tenant=call.tenant, hash_key=self.hash_key, isolate=self._config.isolate_tenants
         )
         requests = make_requests(ask, body, origin)
         await self._check_grammar(ask)

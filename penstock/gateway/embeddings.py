@@ -1,8 +1,8 @@
 """`/v1/embeddings`, and `/v1/rerank` and `/v1/score` of models that judge pairs of texts.
 
-A text is one request of kind "embed", so texts of one call and of others share steps. What ends it is its vector, which
-the engine pools and brings to length one as the model is packaged; here it is shortened where the caller asks, and
-spelt as numbers or as base64 of little-endian fp32.
+A text is one request of kind "embed", so texts of one call and of others share steps. What ends it is its vector,
+which the engine pools and brings to length one as the model is packaged; here it is shortened where the caller asks,
+and spelt as numbers or as base64 of little-endian fp32.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import secrets
 from collections.abc import Awaitable, Callable, Collection
+from typing import Any
 
 import msgspec
 from msgspec import Raw
@@ -21,11 +22,13 @@ from penstock.core.forward import Forward, ForwardedPrompt
 from penstock.core.ports import StartService
 from penstock.core.types import ProgramId, Request, RequestId, Sampling
 from penstock.gateway.ask import slo_of
+from penstock.gateway.bodies import Message as ChatMessage
 from penstock.gateway.bodies import SloBody
 from penstock.gateway.calls import Call, Calls
 from penstock.gateway.config import GatewayConfig
 from penstock.gateway.errors import error_event
 from penstock.gateway.exchange import Writer
+from penstock.gateway.messages import plain_messages
 from penstock.gateway.metrics import Meter
 from penstock.gateway.passing import Passing, measure
 from penstock.gateway.wire import EVENTS, JSON, read_body, send_bytes
@@ -68,6 +71,16 @@ class _Peek(msgspec.Struct, gc=False):
         return [bytes(part) for part in (*chat, *others)]
 
 
+class _Chat(msgspec.Struct, gc=False):
+    """What a chat's prompt is made of, where it is laid out here to be compared."""
+
+    messages: list[ChatMessage]
+    tools: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+_chat = msgspec.json.Decoder(_Chat).decode
 _peek = msgspec.json.Decoder(_Peek).decode
 
 
@@ -81,12 +94,12 @@ class Forwards:
         calls: Calls,
         config: GatewayConfig,
         meter: Meter,
-        hash_key: bytes,
     ) -> None:
         self._service = service
         self._foreign = frozenset(foreign)
         self._only = next(iter(self._foreign)) if len(self._foreign) == 1 else None
-        self._calls, self._hash_key = calls, hash_key
+        self._calls, self._hash_key, texts = calls, calls.hash_key, calls.texts
+        self._texts = {name: texts[name] for name in self._foreign if name in texts}
         self._config, self._meter = config, meter
         self._prefix = config.request_prefix or secrets.token_hex(5)
         self._numbers = itertools.count()
@@ -101,7 +114,8 @@ class Forwards:
             if model is None:
                 await ours(dataclasses.replace(call, receive=_again(body, call.receive)))
             else:
-                await self._pass(call, self._request(call, path, body, told, model))
+                ids = await self._ids(body, told, model) if model in self._texts else None
+                await self._pass(call, self._request(call, path, body, told, model, ids))
 
         return answer
 
@@ -122,7 +136,27 @@ class Forwards:
             )
         return None
 
-    def _request(self, call: Call, path: str, body: bytes, told: _Peek, model: str) -> Request:
+    async def _ids(self, body: bytes, told: _Peek, model: str) -> list[int] | None:
+        """The prompt's tokens, as far as they can be told from here; what is wrong with it the server says."""
+        text = self._texts[model]
+        try:
+            if bytes(told.messages):
+                chat = _chat(body)
+                words = text.render(
+                    plain_messages(chat.messages),
+                    add_generation_prompt=chat.add_generation_prompt,
+                    tools=chat.tools,
+                    extras=chat.chat_template_kwargs,
+                )
+                return await self._calls.encode(text, words, add_special=False)
+            words = msgspec.json.decode(told.prompt, type=str)
+            return await self._calls.encode(text, words, add_special=True)
+        except (BadRequest, msgspec.DecodeError):
+            return None
+
+    def _request(  # noqa: PLR0913
+        self, call: Call, path: str, body: bytes, told: _Peek, model: str, ids: list[int] | None
+    ) -> Request:
         salt = told.cache_salt or ""
         isolates = self._config.isolate_tenants
         if isolates:
@@ -142,7 +176,7 @@ class Forwards:
         return Request(
             id=RequestId(f"fwd-{self._prefix}{next(self._numbers):x}"),
             model=model,
-            prompt=ForwardedPrompt(forward, told.texts(), key=self._hash_key, salt=salt),
+            prompt=ForwardedPrompt(forward, told.texts(), key=self._hash_key, salt=salt, ids=ids),
             sampling=Sampling() if limit is None or limit < 1 else Sampling(max_tokens=limit),
             slo=slo_of(told.slo),
             tenant=call.tenant,

@@ -1,8 +1,8 @@
 """What Prometheus is told: the gateway's own view of its callers, and the replicas' last reports.
 
-Names follow those vLLM users have dashboards for, with our prefix. Time to first token and time per output token
-are what the caller saw here (arrival of the body to the first Output; mean gap of the later tokens of a request),
-so they hold tokenising, routing and queueing. Replica gauges are read from reports when scraped, one series a replica.
+Names follow those vLLM users have dashboards for, with our prefix. Time to first token and time per output token are
+what the caller saw here (arrival of the body to the first Output; mean gap of the later tokens of a request), so they
+hold tokenising, routing and queueing. Replica gauges are read from reports when scraped, one series a replica.
 """
 
 from __future__ import annotations

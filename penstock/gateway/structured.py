@@ -3,8 +3,8 @@
     response_format      {"type": "json_schema", "json_schema": {"name": .., "schema": {..}}}; json_object; text
     structured_outputs   exactly one of json (a schema, or its text), json_object, regex, choice, grammar
 
-A grammar may be written in Lark as llguidance reads it, or in GBNF as llama.cpp does. What is wrong with any of them is
-the caller's error, told before anything is queued.
+A grammar may be written in Lark as llguidance reads it, or in GBNF as llama.cpp does. What is wrong with any of them
+is the caller's error, told before anything is queued.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tools that a chat may call: what the caller offers, and what an answer that must call looks like.
 
-With `tool_choice` "auto" the model writes what it likes, and calls are found in it (gateway.parts). With "required", or
-a function by name, a grammar leaves it no other way than to call, with arguments that keep the function's schema.
+With `tool_choice` "auto" the model writes what it likes, and calls are found in it (gateway.parts). With "required",
+or a function by name, a grammar leaves it no other way than to call, with arguments that keep the function's schema.
 """
 
 from __future__ import annotations

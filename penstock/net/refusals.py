@@ -23,6 +23,7 @@ from penstock.core.errors import (
 )
 
 AGAIN = "send the request again"
+TOO_LONG = "context_length_exceeded"
 
 
 class Unreached(ReplicaLost):
@@ -35,7 +36,7 @@ class _Told(msgspec.Struct):
     message: str | None = None
     param: str | None = None
     code: str | int | None = None
-    detail: object = None
+    type: str | None = None
 
 
 class _Body(msgspec.Struct):
@@ -52,7 +53,8 @@ def _said(body: bytes) -> tuple[str, str | None, str]:
         return body[:200].decode("utf-8", "replace").strip(), None, ""
     inner = told.error
     if isinstance(inner, _Told):
-        return inner.message or "", inner.param, str(inner.code or "")
+        is_long = "context" in (inner.type or "")  # llama.cpp: exceed_context_size_error
+        return inner.message or "", inner.param, TOO_LONG if is_long else str(inner.code or "")
     detail = told.detail if isinstance(told.detail, str) else None
     if told.detail is not None and detail is None:
         detail = msgspec.json.encode(told.detail)[:500].decode()
@@ -75,7 +77,7 @@ def error_of(url: str, status: int, body: bytes, retry_after: str | None = None)
         )
     if status == 404 and (code == "model_not_found" or "model" in message.lower()):
         return UnknownModel(message, param=param or "model")
-    if code == "context_length_exceeded":
+    if code == TOO_LONG:
         return ContextTooLong(message, param=param)
     if status in (400, 409, 413, 415, 422):
         return BadRequest(message, param=param)

@@ -54,7 +54,7 @@ class Front:
 @contextlib.asynccontextmanager
 async def front(config: Config, **gateway: object) -> AsyncIterator[Front]:
     """`penstock serve --remote` without its process."""
-    remotes = Remotes()
+    remotes = Remotes(b"key")
 
     async def start(*_: object) -> None:
         raise AssertionError("there is no engine here")
@@ -67,8 +67,9 @@ async def front(config: Config, **gateway: object) -> AsyncIterator[Front]:
         service = await assemble(config, leaves)
         app = create_app(
             service,
-            {},
+            remotes.texts(config),
             GatewayConfig(port=0, **gateway),  # type: ignore[arg-type]
+            hash_key=b"key",
             foreign=service.models(),
         )
         async with running(app) as url:

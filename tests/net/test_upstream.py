@@ -188,6 +188,7 @@ Make = Callable[[int, bytes], PenstockError]
         (400, b'{"object":"error","message":"old vLLM","code":400}', BadRequest, "old vLLM"),
         (422, b'{"detail":[{"loc":["body"],"msg":"missing"}]}', BadRequest, "missing"),
         (400, b'{"error":{"message":"long","code":"context_length_exceeded"}}', ContextTooLong, "long"),
+        (400, b'{"error":{"message":"exceeds","code":400,"type":"exceed_context_size_error"}}', ContextTooLong, "exc"),
         (404, b'{"error":{"message":"The model `x` does not exist."}}', UnknownModel, "`x`"),
         (404, b'{"detail":"Not Found"}', UpstreamFailed, "does not offer this path"),
         (404, b'{"error":"model \\"x\\" not found, try pulling it first"}', UnknownModel, "pulling"),
