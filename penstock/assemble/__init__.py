@@ -55,7 +55,7 @@ async def assemble(config: Config, leaves: Leaves) -> Fleets:
         adapters.update(own)
         specs = replica_specs(config, index, text, tuple(own.values()))
         links = [ReplicaLink(spec.name) for spec in specs]
-        router, log = _router(config, index, leaves)
+        router, log = router_of(config, index, leaves)
         steering = steering_of(config, index, router, log)
         made = Fleet(
             fleet.served_name,
@@ -87,7 +87,7 @@ def _remote_fleet(config: Config, index: int, leaves: Leaves) -> Fleet:
             f"fleet[{index}].remote names servers, which a simulation has none of",
             hint="`penstock serve` stands in front of them; simulate with executor.kind = modelled",
         )
-    ports, (router, _) = leaves.remote(fleet), _router(config, index, leaves)
+    ports, (router, _) = leaves.remote(fleet), router_of(config, index, leaves)
     return Fleet(fleet.served_name, ports, router, max_outstanding=fleet.max_outstanding)
 
 
@@ -141,7 +141,7 @@ def _most(fleet: FleetConfig) -> int:
     return fleet.replicas if fleet.size is None else max(fleet.replicas, fleet.size.most)
 
 
-def _router(config: Config, index: int, leaves: Leaves) -> tuple[Router, Log]:
+def router_of(config: Config, index: int, leaves: Leaves) -> tuple[Router, Log]:
     """And the log that it shares with what else decides for the fleet."""
     fleet = config.fleet[index]
     tables = policy_tables(fleet.policy, fleet.cache.prefix, f"fleet[{index}].policy")

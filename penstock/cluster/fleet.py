@@ -82,10 +82,7 @@ class Fleet:
         self._steering = steering
         self._empty: list[asyncio.Future[None]] = []
         for port in ports:
-            listen_blocks = getattr(port, "listen_blocks", None)
-            if listen_blocks is not None:
-                listen_blocks(partial(self._hear_blocks, port.name))
-            port.listen(self._hear)
+            self._listen(port)
 
     @property
     def num_outstanding(self) -> int:
@@ -192,7 +189,7 @@ class Fleet:
         """A replica that answers takes requests from now on."""
         assert port.name not in self._ports, f"{port.name} is of this fleet already"
         self._ports[port.name] = port
-        port.listen(self._hear)
+        self._listen(port)
         self.happen("joined", port.name)
 
     def leave(self, name: str) -> None:
@@ -242,7 +239,15 @@ class Fleet:
 
     # ---------------------------------------------------------------- inside
 
+    def _listen(self, port: ReplicaPort) -> None:
+        listen_blocks = getattr(port, "listen_blocks", None)
+        if listen_blocks is not None:
+            listen_blocks(partial(self._hear_blocks, port.name))
+        port.listen(self._hear)
+
     def _hear(self, report: Report) -> None:
+        if report.replica not in self._ports:
+            return  # it has left
         before = self._router.reports.get(report.replica)
         if report.is_suspect and not self._router.has_other(report):
             report = replace(report, is_suspect=UNSET)  # a doubtful one is better than none

@@ -96,6 +96,8 @@ class Keeper:
                 name, what, ending, delay_s, failures, self._max_restarts,
             )  # fmt: skip
             await asyncio.sleep(delay_s)
+            if self._link.is_stopped:  # it was put out meanwhile
+                return False
             try:
                 await self._launch()
             except PenstockError as error:

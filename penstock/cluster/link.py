@@ -112,6 +112,11 @@ class ReplicaLink(MovingEnd):
         """The replica says something at least every BEAT_S: take silence for what cluster.silence makes of it."""
         self._silence = Silence(patience, on_suspect=self._suspect, on_lost=self.lose)
 
+    def forsake(self) -> None:
+        """Its controller is gone: nobody is to be told of anything any more."""
+        if self._silence is not None:
+            self._silence.end()
+
     def attach(self, channel: Channel) -> None:
         """Use this channel from now on. `ready()` tells when the replica at its end answered."""
         assert self._channel is None, f"{self._name} has a channel already"

@@ -102,6 +102,7 @@ class Host:
             self._orphaned.cancel()
             self._orphaned = None
         self._greet()
+        self._touch()  # what its blocks hold is told with a report
 
     def _greet(self) -> None:
         channel = self._channel

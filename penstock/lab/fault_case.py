@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from penstock import policy
 from penstock.assemble.config import CacheConfig, Config, FleetConfig, NetConfig
 from penstock.cluster.spec import ExecutorSpec
 from penstock.core.config import Table
@@ -26,7 +27,7 @@ CARD = "a100-80g"
 ARRIVING_S = 1.0
 FAULTY_S = 1.3
 LONG = 200  # tokens of an answer for which nobody waits to the end
-ROUTES = ("round-robin", "least", "p2c", "prefix")
+ROUTES = tuple(policy.TABLE["route"])
 BLOCK_SIZES = (4, 8, 16)
 Mood = Literal["patient", "leaves", "raises", "leaves-inside", "asks-inside", "ends-others"]
 
@@ -54,6 +55,7 @@ class Case:
     asks: tuple[Ask, ...]
     faults: tuple[Fault, ...]
     outlives: bool
+    beats: bool  # replicas speak so often that silence means something
     queue_limit: int
     copies: bool  # messages go through the codec, as between processes
 
@@ -74,6 +76,7 @@ def draw_case(seed: int, kinds: Sequence[str] = KINDS) -> Case:
         asks=tuple(_asks(rng, "client" in chosen)),
         faults=draw_faults(rng, chosen, num_replicas=fleet.replicas, within_s=FAULTY_S),
         outlives="restart" in chosen or rng.random() < 0.3,
+        beats=rng.random() < 0.5,
         queue_limit=rng.choice((1, 2, 4)) if "socket" in chosen else rng.choice((64, 4096)),
         copies=rng.random() < 0.5,
     )

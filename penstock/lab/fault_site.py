@@ -8,6 +8,7 @@ outlive their connections (`Case.outlives`), it gives the one that still runs a 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,9 +16,10 @@ from msgspec.structs import replace as changed
 
 from penstock.assemble.leaves import modelled_outside
 from penstock.cluster.link import ReplicaLink
+from penstock.cluster.silence import Patience
 from penstock.cluster.spec import ReplicaSpec, open_host
 from penstock.core.clock import now
-from penstock.core.errors import PenstockError
+from penstock.core.errors import PenstockError, ReplicaLost
 from penstock.core.messages import Hello, Outputs, Say
 from penstock.core.ports import Log
 from penstock.core.rng import Stream
@@ -28,6 +30,8 @@ from penstock.sim.faults import DEAD_AFTER_S
 from penstock.sim.speech import Speaker
 
 ORPHAN_S = 5.0
+BEAT_S = 0.1
+PATIENCE = Patience(suspect_after_s=0.3, lost_after_s=1.0)
 BACKOFF_S = (0.0, 0.05, 0.3)
 TOLD_S = 0.1  # until an end hears that its connection is lost, at most
 
@@ -43,8 +47,11 @@ class Site:
         *,
         open_cable: Callable[[], Cable],
         outlives: bool,
+        beats: bool,
+        link: ReplicaLink | None = None,
     ) -> None:
-        self.spec, self.link = spec, ReplicaLink(spec.name)
+        self.spec, self._beats = spec, beats
+        self.link = link or ReplicaLink(spec.name)
         self._log, self._rng = log, rng
         self._open_cable, self._outlives = open_cable, outlives
         self.host: Host | None = None
@@ -54,6 +61,7 @@ class Site:
         self.serving: list[asyncio.Task[None]] = []
         self._keeper: asyncio.Task[None] | None = None
         self._skew_s, self._mute_until, self._still_until = 0.0, 0.0, 0.0
+        self._unsaid: list[Say] = []
         self._timers: list[asyncio.TimerHandle] = []
         self._starting: asyncio.TimerHandle | None = None
 
@@ -70,6 +78,8 @@ class Site:
 
     def start(self) -> None:
         """Bring it up, or connect to the one that runs, and keep it up."""
+        if self._beats:
+            self.link.expect_beats(PATIENCE)
         self._connect()
         self._keeper = asyncio.get_running_loop().create_task(
             self._keep(), name=f"keeper {self.name}"
@@ -90,6 +100,7 @@ class Site:
 
     def _connect(self) -> None:
         self.cable = cable = self._open_cable()
+        self._unsaid.clear()
         cable.far.alter = self._alter
         if self.host is not None:
             cable.far.stand_still(self._still_until)
@@ -108,7 +119,8 @@ class Site:
             host_blocks=spec.swap.host_blocks,
         )
         outside = replace(opened, executor=self.speaker)
-        self.host = host = open_host(spec, cable.far, outside)
+        beat_s = BEAT_S if self._beats else None
+        self.host = host = open_host(spec, cable.far, outside, beat_s=beat_s)
         host.orphan_s = ORPHAN_S if self._outlives else None
         task = asyncio.get_running_loop().create_task(host.run(), name=f"host {self.name}")
         task.add_done_callback(lambda done: self._ended(host, done))
@@ -131,6 +143,8 @@ class Site:
             if self.link.is_stopped:
                 return
             await asyncio.sleep(self._rng.choice(BACKOFF_S))
+            if self.link.is_stopped:
+                return
             if not self._outlives:
                 self._end_host()
             self._connect()
@@ -158,6 +172,7 @@ class Site:
             told_at=now() + self._rng.uniform(0, 2 * TOLD_S),
             why="the controller is gone",
         )
+        self.link.forsake()
         self.link = ReplicaLink(self.name)
 
     # ---------------------------------------------------------------- what goes wrong
@@ -200,15 +215,18 @@ class Site:
             self.speaker.fail_next("out of memory", positions=positions, is_whole=is_whole)
 
     def mute(self, for_s: float) -> None:
-        """It has no time to report, until it has."""
+        """Its reports come late."""
         self._mute_until = max(self._mute_until, now() + for_s)
         loop = asyncio.get_running_loop()
-        self._timers.append(loop.call_at(self._mute_until, self._report))
+        self._timers.append(loop.call_at(self._mute_until, self._speak))
 
-    def _report(self) -> None:
-        cable, host = self.cable, self.host
-        if host is not None and cable is not None and not (cable.is_cut or cable.far.is_closed):
-            cable.far.offer(Say(host.replica.report()))
+    def _speak(self) -> None:
+        cable = self.cable
+        unsaid, self._unsaid = self._unsaid, []
+        with contextlib.suppress(ReplicaLost):
+            for message in unsaid:
+                assert cable is not None
+                cable.far.offer(message)
 
     def skew(self, seconds: float) -> None:
         self._skew_s = seconds
@@ -228,6 +246,7 @@ class Site:
                 told = f"{self.name} tells of {', '.join(strange)}, for which nobody asked"
                 self.failure = Broken("owners", told)
         if isinstance(message, Say) and now() < self._mute_until:
+            self._unsaid.append(message)
             return None
         if isinstance(message, Say | Hello) and self._skew_s:
             report = changed(message.report, at=message.report.at + self._skew_s)

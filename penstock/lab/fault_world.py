@@ -13,24 +13,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
 
-from penstock.assemble import replica_specs
-from penstock.assemble.presets import policy_tables
+from penstock.assemble import replica_specs, router_of
+from penstock.assemble.leaves import Leaves
 from penstock.cluster.fleet import Fleet
 from penstock.cluster.fleets import Fleets
-from penstock.cluster.router import Router
-from penstock.cluster.spec import policy_of
+from penstock.cluster.link import ReplicaLink
+from penstock.cluster.scaling import Scaling
+from penstock.cluster.spec import ReplicaSpec
 from penstock.core.clock import now
 from penstock.core.events import Event
 from penstock.core.messages import Message
 from penstock.core.rng import stream
 from penstock.core.types import RequestId
+from penstock.engine.block_news import NewsDesk
 from penstock.lab.fault_callers import Broken, Caller, moody
 from penstock.lab.fault_case import Ask, Case
 from penstock.lab.fault_site import Site
 from penstock.net.codec import Codec
-from penstock.policy import route
+from penstock.policy import scale
 from penstock.report.log import encode
 from penstock.sim.cable import Cable
 from penstock.sim.faults import SKEW_S, Fault
@@ -71,16 +72,15 @@ class World:
         self._rng = stream(case.seed, "faults", "ways")
         self._kinds = frozenset(case.kinds)
         self._codec = Codec(Message)
-        self._log = self.notes
         self._fleet_config = case.config.fleet[0]
-        self.sites = [
-            Site(spec, self._log, self._rng, open_cable=self._open_cable, outlives=case.outlives)
-            for spec in replica_specs(case.config, 0)
-        ]
+        self._specs = replica_specs(case.config, 0)
+        self.sites = [self._site(spec) for spec in self._specs]
+        self._put_out: list[Site] = []  # before the present controller came
         self.callers: list[Caller] = []
         self.num_faults = 0
         self._timers: list[asyncio.TimerHandle] = []
-        self._fleet, self._router = self._controller()
+        self._count = len(self.sites)
+        self._controller()
         cache = self._fleet_config.cache
         self._context = (cache.num_blocks or 0) * cache.block_size
         self._is_running = False
@@ -117,10 +117,11 @@ class World:
     async def _end(self) -> None:
         await self._fleet.drain()
         self._is_running = False
+        await self._scaling.stop()
         for site in self.sites:
             await site.link.stop()
         await asyncio.sleep(QUIET_S)
-        for site in self.sites:
+        for site in (*self.sites, *self._put_out):
             await site.stop()
 
     # ---------------------------------------------------------------- who asks
@@ -147,7 +148,8 @@ class World:
     # ---------------------------------------------------------------- what goes wrong
 
     def _befall(self, fault: Fault) -> None:
-        site = self.sites[fault.replica]
+        there = [site for site in self.sites if not site.link.is_stopped]
+        site = there[fault.replica % len(there)]
         self.num_faults += 1
         self.notes.note(f"{fault.kind} {site.name} for {fault.for_s:.3f} s, luck {fault.luck:.3f}")
         befall: dict[str, Callable[[], None]] = {
@@ -160,6 +162,7 @@ class World:
             "log": lambda: self._fill_log(fault.for_s),
             "step": lambda: site.fail_step(fault.luck),
             "cancels": lambda: self._cancel_many(fault.luck),
+            "scale": lambda: self._scale(site),
             "restart": self._restart,
         }
         befall[fault.kind]()
@@ -172,14 +175,30 @@ class World:
             if self._rng.random() < luck:
                 caller.leave()
 
+    def _scale(self, site: Site) -> None:
+        """One leaves and one comes, as a scale policy would have it."""
+        is_leaving = site.link.is_alive and not self._router.reports[site.name].is_draining
+        drain = (site.name,) if is_leaving else ()
+        self._scaling.carry_out(scale.Decision(add={"any": 1}, drain=drain, why="a fault"))
+
+    async def _start(self, spec: ReplicaSpec, link: ReplicaLink) -> None:
+        site = self._site(spec, link)
+        self.sites.append(site)
+        self._count += 1
+        site.start()
+        await link.ready()
+
     def _restart(self) -> None:
         """The callers of the old one are gone; some ask the new one again, by the same names."""
+        self._put_out += [site for site in self.sites if site.link.is_stopped]
+        self.sites = [site for site in self.sites if not site.link.is_stopped]
+        asyncio.get_running_loop().create_task(self._scaling.stop())
         gone = [one for one in self.callers if not one.is_over]
         for site in self.sites:
             site.abandon()
         for caller in gone:
             caller.leave("gone")
-        self._fleet, self._router = self._controller()
+        self._controller()
         loop = asyncio.get_running_loop()
         for site in self.sites:
             site.start_in(self._rng.choice((0.0, 0.0, 0.05, 0.2)))
@@ -191,13 +210,27 @@ class World:
 
     # ---------------------------------------------------------------- what is made
 
-    def _controller(self) -> tuple[Fleet, Router]:
-        fleet = self._fleet_config
-        tables = policy_tables(fleet.policy, fleet.cache.prefix)
-        chosen = cast(route.Policy, policy_of("route", tables["route"], "route"))
-        router = Router("fleet-m", chosen, log=self._log, seed=self.case.seed, is_checked=True)
+    def _controller(self) -> None:
+        """A fleet that knows its replicas by name, and nothing else of what was before."""
+        leaves = Leaves(start=self._start, stop=self._nothing, log=lambda who: self.notes)
+        self._router, _ = router_of(self.case.config, 0, leaves)
         links = [site.link for site in self.sites]
-        return Fleet("m", links, router, max_outstanding=fleet.max_outstanding), router
+        bound = self._fleet_config.max_outstanding
+        self._fleet = Fleet("m", links, self._router, max_outstanding=bound)
+        self._scaling = Scaling(self._fleet, self._start, self._specs[0], self._count)
+
+    async def _nothing(self) -> None: ...
+
+    def _site(self, spec: ReplicaSpec, link: ReplicaLink | None = None) -> Site:
+        return Site(
+            spec,
+            self.notes,
+            self._rng,
+            open_cable=self._open_cable,
+            outlives=self.case.outlives,
+            beats=self.case.beats,
+            link=link,
+        )
 
     def _open_cable(self) -> Cable:
         return Cable(
@@ -259,6 +292,9 @@ class World:
             leaks.append(f"outstanding: {self._router.outstanding}")
         for site in self.sites:
             host, speaker = site.host, site.speaker
+            if site.link.is_stopped:
+                leaks += [f"{site.name} was put out and still runs"] if host is not None else []
+                continue
             if host is None or speaker is None:
                 leaks.append(f"{site.name} did not come up again")
                 continue
@@ -275,5 +311,9 @@ class World:
             known = self._router.reports[site.name]
             if (known.free_blocks, known.is_alive) != (report.free_blocks, True):
                 leaks.append(f"the last report of {site.name} is not what it is: {known}")
+            index, news = self._router.sight.blocks, replica.ledger.news
+            if index is not None and isinstance(news, NewsDesk):
+                if index.told(site.name) != news.contents():
+                    leaks.append(f"the index of blocks is wrong about {site.name}")
         if leaks:
             raise Broken("leaked", "; ".join(leaks))

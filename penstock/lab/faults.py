@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -81,6 +82,28 @@ def run_seed(seed: int, kinds: Sequence[str] = KINDS, *, keeps_timeline: bool = 
     return run_case(draw_case(seed, kinds), keeps_timeline=keeps_timeline)
 
 
+class _Errors(logging.Handler):
+    """What operators would be told of as an error: it is one here too. The rest is told to nobody."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.told: list[str] = []
+        self._log = logging.getLogger("penstock.cluster")
+
+    def __enter__(self) -> _Errors:
+        self._log.addHandler(self)
+        self._was, self._log.propagate = self._log.propagate, False
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._log.removeHandler(self)
+        self._log.propagate = self._was
+
+    def emit(self, record: logging.LogRecord) -> None:
+        why = record.exc_info[1] if record.exc_info else None
+        self.told.append(f"{record.getMessage()}: {why!r}" if why else record.getMessage())
+
+
 def run_case(case: Case, *, keeps_timeline: bool = False) -> Ran:
     """`keeps_timeline`: all that happened, as JSON lines, in `Ran.timeline`."""
     worlds: list[World] = []
@@ -94,14 +117,16 @@ def run_case(case: Case, *, keeps_timeline: bool = False) -> Ran:
         _check_left(loop)
 
     broken, told = None, ""
+    errors = _Errors()
     try:
-        run_watched(main(), loop)
+        with errors:
+            run_watched(main(), loop)
     except Broken as error:
         broken, told = error.what, str(error)
     except Exception as error:  # noqa: BLE001 - the outermost loop: whatever it is, its seed is told
         broken, told = "crashed", f"{type(error).__name__}: {error}"
-    if broken is None and unheard:
-        broken, told = "crashed", f"nobody heard of {'; '.join(unheard)}"
+    if broken is None and (unheard or errors.told):
+        broken, told = "crashed", f"nobody heard of {'; '.join((*unheard, *errors.told))}"
     world = worlds[0]
     return Ran(
         seed=case.seed,

@@ -4,7 +4,7 @@
     stall        a replica stands still: for a moment, or so long that its heartbeats run out and it is ended
     delay        messages between fleet and replica take longer for a while
     cut          the connection to a replica is lost, in the middle of messages; each end hears of it at another time
-    stale        a replica does not report for a while
+    stale        reports of a replica come late, all at once
     skew         a replica's clock is wrong by up to SKEW_S
     socket       the queues of all connections hold a few messages (for the whole run)
     log          the disk under the log is full for a while
@@ -12,6 +12,7 @@
     step         a step fails, or one job of a step
     client       callbacks raise, cancel their own request or others, and start new ones (for the whole run)
     cancels      many requests are cancelled at one instant
+    scale        a replica is drained and put out, and another one comes
     restart      the controller is gone with all its callers, and another one takes the replicas over
 
 On a connection nothing is dropped, doubled or put out of order: see sim.cable.
@@ -28,7 +29,7 @@ DEAD_AFTER_S = 0.5  # heartbeats; shorter than the real ones, as answers are
 WHOLE_RUN = frozenset({"socket", "host-memory", "client"})
 KINDS = (
     "kill", "stall", "delay", "cut", "stale", "skew", "socket", "log", "host-memory", "step", "client", "cancels",
-    "restart",
+    "scale", "restart",
 )  # fmt: skip
 
 
