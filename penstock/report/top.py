@@ -64,7 +64,7 @@ def _rate(model: Snapshot, was: Snapshot | None, name: str, seconds: float) -> s
 
 def _replicas(replicas: Sequence[Snapshot]) -> Table:
     table = _table(
-        "replica", "role", "state", "running", "waiting", "to prefill", "memory", "moving", "step ms", "age s"
+        "replica", "role", "state", "run", "wait", "prefill", "memory", "moving", "step ms", "age s"
     )  # fmt: skip
     for each in replicas:
         total = each["total_blocks"]
