@@ -4,19 +4,20 @@
     python -m benchmarks.real_faults --only kill,stop --tries 1
     python -m benchmarks.real_faults --json faults.json
 
-A server of two replicas of the default model answers STREAMS callers that stream greedy texts of TOKENS tokens; when all
-of them have heard something the fault comes. Every caller is put into one column:
+A server of two replicas of the default model answers STREAMS callers that stream greedy texts of TOKENS tokens; when
+all of them have heard something the fault comes. Every caller is put into one column:
 
     whole      all tokens came, once, and the text is the one that a quiet server wrote
     other      as many tokens, other words (two batch shapes may part where two tokens are equally likely)
     told       the stream, or the answer, ended with an error that says so
-    lost       it ended without a word, or never did
+    cut        the connection broke, which any client library raises
+    lost       it ended as if all were well and is not whole, or never ended
     doubled    more came than was asked for, or something twice
 
 `well after` is the time until two replicas are alive again and hold no block. Faults:
 
     kill       SIGKILL to one replica           stop     SIGSTOP to one replica, for good
-    pause      SIGSTOP for two seconds          deaf     a caller that never reads what it asked for (16 long answers)
+    pause      SIGSTOP for two seconds          deaf     a caller that never reads what it asked for (8 x megabytes)
     disk       the event log cannot be written  gateway  SIGKILL to the gateway, and another one on the same port
 """
 
@@ -44,7 +45,7 @@ import aiohttp
 
 STREAMS, TOKENS = 6, 300
 PATIENCE_S = 60.0
-COLUMNS = ("whole", "other", "told", "lost", "doubled")
+COLUMNS = ("whole", "other", "told", "cut", "lost", "doubled")
 ROOT = Path(__file__).parent.parent
 SMALL_LOG_BYTES = 2000
 
@@ -152,6 +153,7 @@ class Heard:
     text: str = ""
     num_tokens: int | None = None
     is_done: bool = False
+    is_cut: bool = False
     error: str = ""
 
 
@@ -166,8 +168,10 @@ async def call(url: str, number: int, heard: Heard) -> None:
                 return
             async for line in answer.content:
                 take(line.decode().strip(), heard)
-    except (aiohttp.ClientError, TimeoutError, OSError):
-        pass  # without a word
+    except TimeoutError:
+        pass  # lost
+    except (aiohttp.ClientError, OSError):
+        heard.is_cut = True
 
 
 def take(line: str, heard: Heard) -> None:
@@ -187,6 +191,8 @@ def take(line: str, heard: Heard) -> None:
 def column(heard: Heard, expected: str) -> str:
     if heard.error:
         return "told"
+    if heard.is_cut:
+        return "cut"
     if not heard.is_done or heard.num_tokens is None:
         return "lost"
     if heard.num_tokens != TOKENS or len(heard.text) > 2 * len(expected):
@@ -226,13 +232,13 @@ async def pause(server: Server) -> None:
 
 
 async def deaf(server: Server) -> None:
-    """Sixteen requests on sockets with small buffers, none of which is ever read."""
+    """Eight requests for megabytes on sockets with small buffers, none of which is ever read."""
     host, port = server.url.removeprefix("http://").split(":")
-    for number in range(16):
+    for number in range(8):
         caller = socket.socket()
         caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         caller.connect((host, int(port)))
-        told = json.dumps(body(100 + number, 1500)).encode()
+        told = json.dumps({**body(100 + number, 1500), "n": 4, "logprobs": 20}).encode()
         head = (
             "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(told)}\r\n\r\n"
