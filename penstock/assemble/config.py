@@ -59,11 +59,13 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NetConfig:
-    """`report_s`: replicas say how they are at most this often. The link's figures are for modelled channels."""
+    """`report_s`: replicas say how they are at most this often. The link's figures are for modelled channels, and
+    `kv_bytes_per_s` for each replica's modelled wires for keys and values, one out and one in (None: it takes none)."""
 
     report_s: float = 0.1
     latency_s: float = 0.0
     bytes_per_s: float | None = None
+    kv_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.report_s > 0:
@@ -74,6 +76,8 @@ class NetConfig:
             )
         if self.bytes_per_s is not None and not self.bytes_per_s > 0:
             raise ValueError(f"bytes_per_s must be positive, got {self.bytes_per_s}")
+        if self.kv_bytes_per_s is not None and not self.kv_bytes_per_s > 0:
+            raise ValueError(f"kv_bytes_per_s must be positive, got {self.kv_bytes_per_s}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from penstock.cluster.predictors import (
 )
 from penstock.cluster.spec import Outside, ReplicaSpec, lanes_of
 from penstock.core.errors import BadConfig
+from penstock.core.moving import KvCard
 from penstock.core.ports import Channel, Log, ReplicaPort
 from penstock.core.types import Caps, HostLink, StepTemplate
 from penstock.cost.energy import EnergyMeter
@@ -39,6 +40,7 @@ from penstock.sim.channel import Link, pair
 from penstock.sim.drafts import Drafting, DraftingExecutor
 from penstock.sim.executor import ModelledExecutor, SchedulerTime
 from penstock.sim.lanes import LanedExecutor
+from penstock.sim.transport import Fabric, ModelledTransport
 
 if TYPE_CHECKING:
     from penstock.assemble.remotes import Remotes
@@ -116,12 +118,24 @@ def modelled_leaves(config: Config, log: Log, *, meters: Meters | None = None) -
     def open_pair() -> tuple[Channel, Channel]:
         return pair(link)
 
-    inside = Inside(lambda spec: modelled_outside(spec, log, meters=meters), open_pair)
+    kv_link = Link(
+        latency_s=config.net.latency_s,
+        bytes_per_s=math.inf if config.net.kv_bytes_per_s is None else config.net.kv_bytes_per_s,
+    )
+    fabric = Fabric(kv_link)
+    inside = Inside(
+        lambda spec: modelled_outside(spec, log, meters=meters, fabric=fabric), open_pair
+    )
     return Leaves(start=inside.start, stop=inside.stop, log=lambda who: log)
 
 
-def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = None) -> Outside:
-    """A modelled executor and predictors of the same step model. Raises BadConfig, BadModel."""
+def modelled_outside(
+    spec: ReplicaSpec, log: Log, *, meters: Meters | None = None, fabric: Fabric | None = None
+) -> Outside:
+    """A modelled executor and predictors of the same step model. Raises BadConfig, BadModel.
+
+    Without a `fabric` requests move without their keys and values.
+    """
     executor = replace(spec.executor, kind="modelled")
     shape = shape_of_model(spec.model, executor)
     charged = scheduler_of(executor, spec.policies)
@@ -146,6 +160,7 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
         link=_host_link(spec, shape),
         templates=tuple(templates),
         max_adapters=spec.max_adapters,
+        moves_jobs=spec.speculation is None,
     )
     meter = None if meters is None else meter_of(executor, shape)
     if meters is not None and meter is not None:
@@ -164,7 +179,18 @@ def modelled_outside(spec: ReplicaSpec, log: Log, *, meters: Meters | None = Non
         num_blocks=_num_blocks(spec, shape),
         predictors=predictors_of(executor, shape, spec.lengths),
         log=log,
+        transport=None if fabric is None else _transport(spec, shape, fabric),
     )
+
+
+def _transport(spec: ReplicaSpec, shape: ModelShape, fabric: Fabric) -> ModelledTransport:
+    card = KvCard(
+        layout=f"{spec.model}, as modelled",
+        address=f"inside:{spec.name}",
+        block_size=spec.block_size,
+        block_bytes=round(shape.kv_bytes * spec.block_size),
+    )
+    return ModelledTransport(fabric, card)
 
 
 def _check_named(spec: ReplicaSpec, templates: Iterable[StepTemplate]) -> None:

@@ -99,6 +99,7 @@ class Movement:
         self._asked_at = now()
         self._left_at: float | None = None
         self._has_taken = False  # the target holds something of it
+        self._preemptions: int | None = None
         self._stages = self._num_blocks = self._num_known = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -142,6 +143,10 @@ class Movement:
             return  # of a loss the fleet hears by itself, for this request as for others
         if told.state is None:
             self._abort("source_aborted", told.error or "")
+            return
+        before, self._preemptions = self._preemptions, told.state.num_preemptions
+        if self._has_taken and before != self._preemptions:
+            self._abort("source_aborted", "it was preempted, and its blocks are gone")
             return
         if self.phase == "staging" and not told.is_last:
             if len(told.blocks) - self._num_known <= self._bounds.last_blocks or (

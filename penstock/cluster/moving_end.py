@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 from penstock.core.errors import ReplicaLost
 from penstock.core.messages import Offer, Offered, Settle, Take, Taken
@@ -60,6 +61,8 @@ class MovingEnd(ABC):
     ) -> None:
         state = offered.state
         assert state is not None, "nothing was offered"
+        if not address:
+            state = replace(state, computed=0)
         told = Take(
             move,
             request.id,

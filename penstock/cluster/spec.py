@@ -18,7 +18,7 @@ from penstock.core.clock import now
 from penstock.core.config import Table, build
 from penstock.core.drafts import Speculation
 from penstock.core.errors import BadConfig
-from penstock.core.ports import Channel, Executor, Log
+from penstock.core.ports import Channel, Executor, Log, Transport
 from penstock.core.types import CanvasRule, Role
 from penstock.cost.lengths import History
 from penstock.engine.host import Host
@@ -230,7 +230,7 @@ def policies_of(
 class Outside:
     """What a replica touches or asks: its executor, its predictors and its log. `about`: for people.
 
-    `adapters` reads those that come while it runs (engine.host_adapters).
+    `adapters` reads those that come while it runs (engine.host_adapters). `transport`: for requests that move.
     """
 
     executor: Executor
@@ -239,6 +239,7 @@ class Outside:
     log: Log
     about: str = ""
     adapters: Reader | None = None
+    transport: Transport | None = None
 
 
 def open_host(
@@ -278,7 +279,7 @@ def open_host(
     adapters = HostAdapters(
         slots=outside.executor.caps.max_adapters, folders=spec.adapters, reader=outside.adapters
     )
-    return Host(
+    host = Host(
         channel,
         open_replica,
         report_s=spec.report_s,
@@ -286,6 +287,9 @@ def open_host(
         adapters=adapters,
         beat_s=beat_s,
     )
+    if outside.transport is not None:
+        host.use(outside.transport)
+    return host
 
 
 OpenOutside = Callable[[ReplicaSpec], Outside]

@@ -81,9 +81,10 @@ class Parted(Struct, kw_only=True, frozen=True, gc=False):
 
 
 class Took(Struct, kw_only=True, frozen=True, gc=False):
-    """A replica was told to take a job in (input), with so much of it. `filled`: hex hashes of blocks it filled.
+    """A replica was told to take a job in (input), with so much of it, in `num_blocks` of the source's.
 
-    Instants are those of the job's life on this replica's clock.
+    `filled`: hex hashes of blocks that its answer filled.
+    Instants of the job's life come as ages.
     """
 
     kind: Literal["took"] = "took"
@@ -96,6 +97,7 @@ class Took(Struct, kw_only=True, frozen=True, gc=False):
     num_output: int
     computed: int
     cached: int
+    num_blocks: int = 0
     filled: tuple[str, ...] = ()
     num_preemptions: int = 0
     num_recomputed: int = 0

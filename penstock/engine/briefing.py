@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from penstock.core.canvas import CanvasJob
+from penstock.core.moving import JobState
 from penstock.core.plans import Decodes, Opening, Plan, Work
 from penstock.core.types import Job, PlanId
 from penstock.core.views import Batch, Chunk, JobView, Lane, Singles
@@ -33,6 +34,10 @@ class Briefing:
         self._told: dict[int, int] = {}  # blocks of each running job the executor knows
         self._calm: dict[int, int] = {}  # first position that needs a look at the job's blocks
         self._fetching: set[int] = set()  # their blocks get names when they are there
+        self._unproven: set[int] = (
+            set()
+        )  # came from elsewhere, and their blocks get names when that is over
+        self._brought: dict[int, JobState] = {}  # what the executor is to be told of those
         self._met: set[int] = set()
         self._closed: list[int] = []
         self._next_plan = 0
@@ -99,7 +104,7 @@ class Briefing:
 
     def _open(self, job: Job) -> Opening:
         self._met.add(job.seq)
-        return Opening(job.seq, job.request, job.answer)
+        return Opening(job.seq, job.request, job.answer, self._brought.pop(job.seq, None))
 
     def _decodes(self, jobs: Sequence[Job]) -> tuple[Decodes, int]:
         """One token of each job, all of which generate."""
@@ -126,7 +131,8 @@ class Briefing:
             ledger.extend(job, start + 1)
             room = len(table) * ledger.block_size
         if self._names_ahead and len(job.hashes) > ledger.registered[seq]:
-            ledger.register(job, start + 1)
+            if seq not in self._unproven:
+                ledger.register(job, start + 1)
         told = self._told[seq]
         if told != len(table):
             self._told[seq], fresh[seq] = len(table), tuple(table[told:])
@@ -152,7 +158,7 @@ class Briefing:
         ledger, told = self._ledger, self._told[job.seq]
         start = job.computed + job.in_flight
         ledger.extend(job, start + chunk.tokens)
-        if self._names_ahead and job.seq not in self._fetching:
+        if self._names_ahead and not self.is_nameless(job.seq):
             ledger.register(job, start + 1)
         job.in_flight += chunk.tokens
         table = ledger.tables[job.seq]
@@ -181,7 +187,7 @@ class Briefing:
         upto = start + chunk.tokens
         ledger.extend(job, upto)
         is_whole = chunk.layers is None or chunk.layers[1] == self._num_layers
-        if is_whole and self._names_ahead and job.seq not in self._fetching:
+        if is_whole and self._names_ahead and not self.is_nameless(job.seq):
             ledger.register(job, upto)
         job.in_flight += chunk.tokens
         table = ledger.tables[job.seq]
@@ -195,6 +201,30 @@ class Briefing:
             job.seq, start, chunk.tokens, samples, fresh, not told, chunk.layers, chunk.phase
         )
 
+    def is_nameless(self, seq: int) -> bool:
+        """Whether its blocks must not be found by others yet."""
+        return seq in self._fetching or seq in self._unproven
+
+    def is_unproven(self, seq: int) -> bool:
+        return seq in self._unproven
+
+    def bring(self, job: Job, state: JobState) -> None:
+        """A job goes on that began elsewhere: with the blocks it holds by now, or with what was said alone."""
+        self._brought[job.seq] = state
+        if state.computed:
+            self._told[job.seq] = 0
+            self._unproven.add(job.seq)
+
+    def brought(self, seq: int) -> JobState | None:
+        """What the executor has not been told of a job yet."""
+        return self._brought.get(seq)
+
+    def proven(self, job: Job) -> None:
+        """What was copied is what the source held."""
+        self._unproven.discard(job.seq)
+        if self._ledger.held(job):
+            self._name(job)
+
     def fetching(self, job: Job) -> None:
         """An admitted job goes on with blocks that are copied to the device."""
         self._told[job.seq] = 0
@@ -203,6 +233,9 @@ class Briefing:
     def fetched(self, job: Job) -> None:
         """They are there: now others may find them. What a plan behind the copy computes has its name as well."""
         self._fetching.discard(job.seq)
+        self._name(job)
+
+    def _name(self, job: Job) -> None:
         if self._names_ahead:
             self._ledger.register(job, job.computed + job.in_flight)
         elif not job.in_flight and self._ledger.register(job, job.computed):
@@ -219,6 +252,8 @@ class Briefing:
 
     def ended(self, job: Job) -> None:
         self._fetching.discard(job.seq)
+        self._unproven.discard(job.seq)
+        self._brought.pop(job.seq, None)
         self._told.pop(job.seq, None)
         self._calm.pop(job.seq, None)
         if job.seq in self._met:

@@ -29,18 +29,22 @@ from penstock.core.messages import (
     DropAdapter,
     Failed,
     Hello,
+    Offer,
     Outputs,
     Refuse,
     Say,
     SetRole,
+    Settle,
     Stop,
     Submit,
+    Take,
     TakeAdapter,
 )
-from penstock.core.ports import Channel
+from penstock.core.ports import Channel, Transport
 from penstock.core.prompt import HASH_BYTES
 from penstock.core.types import Output, Report, Request
 from penstock.engine.host_adapters import HostAdapters
+from penstock.engine.host_moves import HostMoves
 from penstock.engine.replica import OnOutputs, Replica
 from penstock.net.outbox import Outbox
 
@@ -63,6 +67,7 @@ class Host:
         orphan_s: float | None = None,
     ) -> None:
         self.replica = open_replica(self._send_outputs)
+        self._moves = HostMoves(self.replica, None, self._put)
         self._channel = channel
         self._outbox = Outbox(channel)
         self._report_s, self.orphan_s = report_s, orphan_s
@@ -76,6 +81,10 @@ class Host:
         self._orphaned: asyncio.TimerHandle | None = None
         self._orphans: set[str] = set()  # requests whose callers are gone, until they are freed
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def use(self, transport: Transport) -> None:
+        """Requests move with their keys and values from now on; before `run`."""
+        self._moves = HostMoves(self.replica, transport, self._put)
 
     async def run(self) -> None:
         """Serve until stopped; raises what ended the replica otherwise."""
@@ -110,7 +119,8 @@ class Host:
         channel.listen(self._hear)
         self._absorbed = 0  # whoever listens now counts anew, and knows of no block
         self.replica.ledger.news.restart()
-        self._outbox.put(Hello(self._report(), about=self._about), SMALL_BYTES)
+        hello = Hello(self._report(), about=self._about, kv=self._moves.card)
+        self._outbox.put(hello, SMALL_BYTES)
         if self._beat_s is not None:
             self._touch()
 
@@ -127,6 +137,7 @@ class Host:
     def _let_go(self, channel: Channel) -> None:
         """Neither say nor hear anything there; closing takes a turn, in which something may still come."""
         channel.listen(_ignore)
+        self._moves.abandon()
         for request in self.replica.requests():
             self._orphans.add(request)
             self.replica.cancel(request)
@@ -138,7 +149,9 @@ class Host:
     def _hear(self, message: object) -> None:
         if isinstance(message, Submit):
             self._absorbed = max(self._absorbed, message.seq)
-            self._submit(message.request, message.every_token)
+            self._submit(message)
+        elif isinstance(message, (Offer, Take, Settle)):
+            self._moves.hear(message)
         elif isinstance(message, Cancel):
             self.replica.cancel(message.request)
         elif isinstance(message, TakeAdapter):
@@ -155,11 +168,12 @@ class Host:
             raise AssertionError(f"a replica is never told {type(message).__name__}")
         self._touch()
 
-    def _submit(self, request: Request, every_token: bool) -> None:
+    def _submit(self, told: Submit) -> None:
+        request = told.request
         try:
             self._adapters.refuse_if_unknown(request)
             self._hash(request)
-            self.replica.submit(request, every_token=every_token)
+            self.replica.submit(request, every_token=told.every_token, state=told.state)
         except PenstockError as error:
             refusal = Refuse(
                 request.id,
@@ -209,6 +223,10 @@ class Host:
             self._outbox.put(Outputs(items), OUTPUT_BYTES * len(items))
         self._touch()
 
+    def _put(self, message: object, num_bytes: int) -> None:
+        self._outbox.put(message, num_bytes)
+        self._touch()
+
     def _touch(self) -> None:
         """Something changed: a report is due, unless one is under way."""
         if self._timer is None:
@@ -241,6 +259,7 @@ class Host:
         for timer in (self._timer, self._beat, self._orphaned):
             if timer is not None:
                 timer.cancel()
+        await self._moves.close()
         await self._outbox.flush()
         self._outbox.close()
         await self._channel.close()

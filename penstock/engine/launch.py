@@ -84,7 +84,8 @@ class Launch:
             return True
         if decision.evicted or verdict.refused or decision.resume:
             return False
-        assert self._swap is not None and self._swap.is_moving, (
+        is_moving = bool(roster.held) or (self._swap is not None and self._swap.is_moving)
+        assert is_moving, (
             f"nothing runs and nothing was planned: {verdict.why or 'no reason given'}"
         )
         return True

@@ -104,6 +104,8 @@ class Outcomes:
 
     def _name(self, job: Job) -> None:
         """What is computed gets its names; a store may know it already, as other blocks, and the job takes these."""
+        if self._parts.briefing.is_unproven(job.seq):
+            return
         if self._ledger.register(job, job.computed):
             self._parts.briefing.retell(job)
 

@@ -92,3 +92,10 @@ class Parts:
         self.roster.finish(now, job, reason, sampled, error, code)
         if self.swap is not None:
             self.swap.forget(job.seq)
+
+    def forget(self, job: Job) -> None:
+        """It goes on elsewhere, or never began here: nobody is told."""
+        self.briefing.ended(job)
+        self.roster.let_go(job)
+        if self.swap is not None:
+            self.swap.forget(job.seq)

@@ -29,15 +29,19 @@ from penstock.core.clock import now as loop_now
 from penstock.core.errors import ContextTooLong, Draining, Overloaded
 from penstock.core.events import Cancelled, Completed, Refused, Stepped
 from penstock.core.messages import BlockNews
+from penstock.core.moving import JobState
 from penstock.core.plans import Adapted, Done, Moved, Yielded
 from penstock.core.ports import AdaptingExecutor, Completion, Executor, Log
 from penstock.core.types import Output, Report, Request, Role
 from penstock.engine.block_news import NewsDesk
 from penstock.engine.briefing import Briefing
 from penstock.engine.flights import Flights
+from penstock.engine.joinings import Taking
 from penstock.engine.launch import Launch
 from penstock.engine.ledger import BlockLedger
+from penstock.engine.moves import Moves, Order
 from penstock.engine.outcomes import Outcomes
+from penstock.engine.partings import Offering
 from penstock.engine.parts import Ears, Parts
 from penstock.engine.reports import Reporter, Tells
 from penstock.engine.residents import Residents
@@ -46,7 +50,7 @@ from penstock.engine.swap import Store, Swap, SwapConfig, ledger_of
 from penstock.engine.turn import Council, Predictors, ReplicaPolicies
 
 OnOutputs = Callable[[tuple[tuple[str, Output], ...]], None]
-Arrival = tuple[Request, bool]
+Arrival = tuple[Request, bool, JobState | None]
 STEPS_UNTIL_RETRY = 100  # a full queue is tried again after about so many steps
 
 
@@ -114,7 +118,8 @@ class Replica:
             parts, self._flights, max_context=self.max_context,
             prompt_room=getattr(policies.batch, "max_tokens", None) or 1, tells=config.tells,
         )  # fmt: skip
-        self._inbox: list[Arrival | str | Completion] = []
+        self._moves = Moves(parts, self._council.ask_again)
+        self._inbox: list[Arrival | str | Completion | Order] = []
         self._num_arriving = 0
         self._is_poked = False
         self._is_draining = False
@@ -157,8 +162,13 @@ class Replica:
 
     # ------------------------------------------------------------------ what others call
 
-    def submit(self, request: Request, *, every_token: bool = True) -> None:
-        """Take a request. Raises ContextTooLong, Overloaded or Draining; then nothing was taken."""
+    def submit(
+        self, request: Request, *, every_token: bool = True, state: JobState | None = None
+    ) -> None:
+        """Take a request; with a `state` its answer goes on from there.
+
+        Raises ContextTooLong, Overloaded or Draining; then nothing was taken.
+        """
         try:
             self._refuse_if_needed(request)
         except (ContextTooLong, Overloaded, Draining) as error:
@@ -173,7 +183,16 @@ class Replica:
             self._log.emit(refused)
             raise
         self._num_arriving += request.n
-        self._put((request, every_token))
+        self._put((request, every_token, state))
+
+    def move(self, order: Order) -> None:
+        """Let a request go, take one in, or hear how that ended; see engine.moves. Raises Draining, ContextTooLong."""
+        if isinstance(order, Taking) and order.request is not None:
+            self._refuse_if_needed(order.request, is_moving=True)
+        if isinstance(order, Offering) and not order.is_last:
+            self._moves.partings.show(loop_now(), order)
+        else:
+            self._put(order)
 
     def cancel(self, request_id: str) -> None:
         """Stop all answers of a request; unknown ids (already ended) are ignored."""
@@ -195,6 +214,11 @@ class Replica:
         """Ids of all that it holds, also of those that have just come."""
         coming = [item[0].id for item in self._inbox if isinstance(item, tuple)]
         return (*self._roster.request_ids(), *coming)
+
+    @property
+    def moves_jobs(self) -> bool:
+        """Whether requests can leave for another replica, and come from one."""
+        return self._executor.caps.moves_jobs
 
     @property
     def is_idle(self) -> bool:
@@ -234,7 +258,7 @@ class Replica:
 
     # ------------------------------------------------------------------ turns
 
-    def _refuse_if_needed(self, request: Request) -> None:
+    def _refuse_if_needed(self, request: Request, *, is_moving: bool = False) -> None:
         if self._is_draining or self._is_stopped:
             raise Draining("this replica is shutting down", hint="send the request again elsewhere")
         if request.prompt.num_tokens >= self.max_context:
@@ -250,7 +274,7 @@ class Replica:
                 hint="try again in a moment",
                 retry_after_s=max(1.0, self._parts.step_s * STEPS_UNTIL_RETRY),
             )
-        bound = self.config.max_waiting
+        bound = None if is_moving else self.config.max_waiting
         queued = len(self._roster.waiting) + self._roster.num_blocked + self._num_arriving
         if bound is not None and queued and queued + request.n > bound:
             raise Overloaded(
@@ -259,7 +283,7 @@ class Replica:
                 retry_after_s=max(1.0, self._parts.step_s * STEPS_UNTIL_RETRY),
             )
 
-    def _put(self, item: Arrival | str | Completion) -> None:
+    def _put(self, item: Arrival | str | Completion | Order) -> None:
         self._inbox.append(item)
         if not self._is_poked:
             self._poke()
@@ -291,16 +315,19 @@ class Replica:
             if isinstance(item, Done):
                 self._outcomes.apply_done(now, item)
             elif isinstance(item, tuple):
-                self._roster.arrive(now, *item)
+                self._arrive(now, *item)
             elif isinstance(item, str):
                 self._apply_cancel(now, item)
             elif isinstance(item, Moved):
                 self._outcomes.apply_moved(now, item)
             elif isinstance(item, Adapted):
                 self._outcomes.apply_adapted(now, item)
-            else:
-                assert isinstance(item, Yielded)
+            elif isinstance(item, Yielded):
                 self._flights.apply_yielded(now, item)
+            else:
+                self._moves.apply(now, item)
+            if self._roster.held or self._moves.partings.is_waiting:
+                self._moves.look(now)
         flights = self._flights
         if flights.running:
             flights.hurry()
@@ -317,6 +344,7 @@ class Replica:
             self._roster.outputs = []
             if self._on_outputs is not None:
                 self._on_outputs(tuple(outputs))
+        self._moves.answer()
         if self.config.is_checked:
             self.check()
         if self._inbox or self._flights.running or not self._roster.is_empty:
@@ -333,6 +361,13 @@ class Replica:
         self._drained.clear()
 
     # ------------------------------------------------------------------ inputs
+
+    def _arrive(
+        self, now: float, request: Request, every_token: bool, state: JobState | None
+    ) -> None:
+        jobs = self._roster.arrive(now, request, every_token, state)
+        if state is not None:
+            self._briefing.bring(jobs[0], state)
 
     def _apply_cancel(self, now: float, request_id: str) -> None:
         jobs = self._roster.jobs_of(request_id)

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import UNSET, UnsetType
+
 from penstock.core.canvas import CanvasJob
 from penstock.core.events import Arrived, Event, Finished
+from penstock.core.moving import JobState
 from penstock.core.plans import Sampled
 from penstock.core.prompt import private_hashes
-from penstock.core.types import BlockHash, CanvasRule, FinishReason, Job, Output, Request
+from penstock.core.types import BlockHash, CanvasRule, FinishReason, Job, Output, Request, Status
 from penstock.engine.joblist import JobList
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.residents import Residents
@@ -44,6 +47,7 @@ class Roster:
         self.waiting = JobList(is_live=False)
         self.running = JobList(is_live=True)
         self.fetched: dict[int, Job] = {}  # admitted, and their blocks are on the way to the device
+        self.held: dict[int, Job] = {}  # on their way to another replica, or from one
         self.outputs: list[tuple[str, Output]] = []
         self._by_request: dict[str, list[Job]] = {}
         self._next_seq = 0
@@ -60,7 +64,9 @@ class Roster:
 
     @property
     def is_all_blocked(self) -> bool:
-        return self.num_blocked > 0 and not (self.running.jobs or self.waiting.jobs or self.fetched)
+        """Nobody can run: they wait for adapters, or are on their way from or to another replica."""
+        is_any = self.num_blocked > 0 or bool(self.held)
+        return is_any and not (self.running.jobs or self.waiting.jobs or self.fetched)
 
     def request_ids(self) -> tuple[str, ...]:
         return tuple(self._by_request)
@@ -71,11 +77,30 @@ class Roster:
     def jobs_of(self, request_id: str) -> list[Job]:
         return list(self._by_request.get(request_id, ()))
 
-    def arrive(self, now: float, request: Request, every_token: bool) -> None:
-        """Make the request's n jobs; they share the hashes of its prompt, and so its blocks."""
+    def arrive(
+        self, now: float, request: Request, every_token: bool, state: JobState | None = None
+    ) -> list[Job]:
+        """Make the request's n jobs; they share the hashes of its prompt, and so its blocks.
+
+        With a `state` its one answer goes on from there.
+        """
+        jobs = self._jobs_for(now, request, every_token, state)
+        for job in jobs:
+            self._line_up(job)
+        self._settle(request)
+        return jobs
+
+    def _jobs_for(
+        self,
+        now: float,
+        request: Request,
+        every_token: bool,
+        state: JobState | None = None,
+        move: int | UnsetType = UNSET,
+    ) -> list[Job]:
         assert request.id not in self._by_request, f"{request.id} is here already"
         hashes = self._hashes(request) if self._canvas is None else ()
-        self._emit_arrived(now, request, hashes)
+        self._emit_arrived(now, request, hashes, state, move)
         jobs = []
         for answer in range(request.n):
             job = self._make(
@@ -93,9 +118,65 @@ class Roster:
             )
             self._next_seq += 1
             jobs.append(job)
-            self._line_up(job)
+            if state is not None:
+                self.bring(now, job, state)
         self._by_request[request.id] = jobs
-        self._settle(request)
+        return jobs
+
+    def expect(self, now: float, request: Request, state: JobState, move: int) -> Job:
+        """Make the job of a request that comes from another replica, in no list yet."""
+        (job,) = self._jobs_for(now, request, state.is_streamed, state, move)
+        job.status = "in_transfer"
+        self.held[job.seq] = job
+        return job
+
+    def bring(self, now: float, job: Job, state: JobState) -> None:
+        """What a job that comes from another replica has become there."""
+        job.num_output, job.cached = state.num_output, state.cached
+        job.num_preemptions, job.num_recomputed = state.num_preemptions, state.num_recomputed
+        job.arrived_at = now - state.age_s
+        for name in ("admitted", "first_token", "last_token"):
+            age_s = getattr(state, f"{name}_age_s")
+            setattr(job, f"{name}_at", None if age_s is None else now - age_s)
+        if state.filled and self._ledger.has_prefix_cache:
+            del job.hashes[job.num_prompt // self._ledger.block_size :]
+            job.hashes += state.filled
+
+    def hold(self, job: Job) -> None:
+        """Out of its list, with all its blocks: it leaves for another replica."""
+        (self.running if job.status == "running" else self.waiting).remove(job)
+        job.status = "in_transfer"
+        self.held[job.seq] = job
+
+    def take_back(self, job: Job, status: Status) -> None:
+        """It goes on here after all, where it stood."""
+        del self.held[job.seq]
+        job.status = status
+        if status == "running":
+            self.running.append(job)
+        else:
+            self.waiting.push_front(job)
+
+    def admit(self, job: Job) -> None:
+        """From those who come to the running: its blocks are there."""
+        del self.held[job.seq]
+        job.status = "running"
+        if job.admitted_at is None:
+            job.admitted_at = job.arrived_at
+        self.running.append(job)
+
+    def line_up(self, job: Job) -> None:
+        """From those who come to the waiting: it brought no blocks."""
+        del self.held[job.seq]
+        job.status = "waiting"
+        self.waiting.append(job)
+
+    def let_go(self, job: Job) -> None:
+        """Forget a job that goes on elsewhere, or never came to be here."""
+        del self.held[job.seq]
+        self._ledger.release(job, job.computed)
+        job.status = "ended"
+        del self._by_request[job.request.id]
 
     def _line_up(self, job: Job) -> None:
         """Among the waiting, unless its adapter has to come first."""
@@ -137,8 +218,25 @@ class Roster:
             return private_hashes(request.id, request.prompt.num_tokens // size)
         return tuple(hashes)
 
-    def _emit_arrived(self, now: float, request: Request, hashes: tuple[BlockHash, ...]) -> None:
-        self._emit(Arrived.of(request, at=now, who=self._name, seq=self._next_seq, hashes=hashes))
+    def _emit_arrived(
+        self,
+        now: float,
+        request: Request,
+        hashes: tuple[BlockHash, ...],
+        state: JobState | None,
+        move: int | UnsetType,
+    ) -> None:
+        self._emit(
+            Arrived.of(
+                request,
+                at=now,
+                who=self._name,
+                seq=self._next_seq,
+                hashes=hashes,
+                num_output=UNSET if state is None else state.num_output,
+                move=move,
+            )
+        )
 
     def start(self, now: float, job: Job) -> None:
         """From waiting to running, with the cached prefix pinned."""
@@ -275,7 +373,7 @@ class Roster:
 
     def check(self) -> None:
         """Recompute the invariants of the lists and of what they hold."""
-        fetched = self.fetched.values()
+        fetched = (*self.fetched.values(), *self.held.values())
         listed = [job.seq for job in (*self.running, *self.waiting, *fetched)]
         owing = [job for jobs in self._by_request.values() for job in jobs]
         owed = [job.seq for job in owing if job.status != "blocked"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from penstock.core.events import Arrived, Completed, Refused
+from penstock.core.events import Arrived, Completed, Event, Refused
+from penstock.core.moving import JobState, Landed, MoveAsked, Settled, Took
 from penstock.core.plans import Done, Plan, Sampled, Transfer
 from penstock.core.ports import Completion, Grain
 from penstock.core.prompt import HashedPrompt, TracedPrompt
@@ -19,6 +20,9 @@ from penstock.core.types import (
     RequestId,
     Sampling,
 )
+from penstock.engine.joinings import Landing, Taking
+from penstock.engine.moves import Order
+from penstock.engine.partings import Offering, Settling
 
 
 class ReplayedExecutor:
@@ -53,6 +57,9 @@ class ReplayedExecutor:
     def transfer(self, transfer: Transfer) -> None:
         pass
 
+    def take_out(self, seq: int, num_output: int) -> tuple[tuple[int, ...], int | None]:
+        return (), None
+
     async def stop(self) -> None:
         pass
 
@@ -80,6 +87,46 @@ def request_of(event: Arrived, block_size: int) -> Request:
         adapter=event.adapter,
         program=None if event.program is None else ProgramId(event.program),
         kind=kind,
+    )
+
+
+MOVES = (MoveAsked, Took, Landed, Settled)
+
+
+def order_of(event: Event, coming: dict[int, Request]) -> Order:
+    """What a movement's event made a replica do. `coming`: requests that arrived with a movement, by its number."""
+    if isinstance(event, MoveAsked):
+        return Offering(event.move, event.request, True, lambda offered: None)
+    if isinstance(event, Settled):
+        return Settling(event.move, event.request, event.how)
+    if isinstance(event, Landed):
+        return Landing(event.move, event.error, lambda: None)
+    assert isinstance(event, Took)
+    return Taking(
+        event.move,
+        event.request,
+        state_of(event),
+        event.is_last,
+        event.waits,
+        coming.pop(event.move, None),
+        tuple(range(event.num_blocks)),
+        lambda pairs: None,
+    )
+
+
+def state_of(event: Took) -> JobState:
+    """The job as it came, without token ids."""
+    return JobState(
+        num_output=event.num_output,
+        computed=event.computed,
+        cached=event.cached,
+        filled=tuple(BlockHash(bytes.fromhex(each)) for each in event.filled),
+        num_preemptions=event.num_preemptions,
+        num_recomputed=event.num_recomputed,
+        age_s=event.age_s,
+        admitted_age_s=event.admitted_age_s,
+        first_token_age_s=event.first_token_age_s,
+        last_token_age_s=event.last_token_age_s,
     )
 
 

@@ -37,18 +37,25 @@ from penstock.core.events import (
     Suspended,
     Transferred,
 )
+from penstock.core.moving import Granted, JobState, Parted
 from penstock.core.plans import Adapted, Moved, Yielded
-from penstock.core.types import Caps, PlanId
+from penstock.core.types import Caps, PlanId, Request
 from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
-from penstock.lab.inputs import ReplayedExecutor, done_of, request_of
+from penstock.lab.inputs import (
+    MOVES,
+    ReplayedExecutor,
+    done_of,
+    order_of,
+    request_of,
+)
 from penstock.lab.judge import Difference, Diverged, Judge
 from penstock.lab.replay_fleet import replay_fleet
 from penstock.report.log import LogReader, log_paths
 from penstock.report.made import MadeReplica, made_of
 from penstock.sim.loop import run
 
-SAID = (Stepped, Finished)  # what a replica writes without being fed it
+SAID = (Stepped, Finished, Parted, Granted)  # what a replica writes without being fed it
 UNFED = (Header, Opened, Refused)  # a replica's refusals come before its inputs: nothing reached it
 TOLD_EVERY = 200  # events between two words of progress
 OnProgress = Callable[[int, int], None]
@@ -147,13 +154,23 @@ async def _feed(events: Iterable[Event], parts: ReplicaParts, judge: Judge) -> N
     told = Foreseen(event for event in events if not isinstance(event, UNFED))
     executor.steps_of = told.steps_of
     following = next(told, None)
+    coming: dict[int, Request] = {}  # by movement, until it is taken
     drafted: dict[int, int] = {}  # of the plan that is to complete next
     while following is not None:
         event, following = following, next(told, None)
         await _wait_until(event.at)
         judge.expected.append(event)
         if isinstance(event, Arrived):
-            replica.submit(request_of(event, size), every_token=False)
+            arrived = request_of(event, size)
+            if isinstance(event.move, int):
+                coming[event.move] = arrived
+            else:
+                state = None
+                if isinstance(event.num_output, int):
+                    state = JobState(num_output=event.num_output)
+                replica.submit(arrived, every_token=False, state=state)
+        elif isinstance(event, MOVES):
+            replica.move(order_of(event, coming))
         elif isinstance(event, Cancelled):
             replica.cancel(event.request)
         elif isinstance(event, Drafted):

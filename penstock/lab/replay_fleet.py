@@ -32,6 +32,7 @@ from penstock.core.events import (
     Steered,
 )
 from penstock.core.messages import BlockNews
+from penstock.core.moving import Migrated
 from penstock.core.types import BlockHash, Request, RequestId
 from penstock.cost.phases import Phases
 from penstock.lab.inputs import request_of, stranger_of
@@ -74,23 +75,29 @@ def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
             router.choose(event.at, requests[event.request], before)
             if event.replica is not None:
                 tried[event.request] = (*before, event.replica)
-        elif isinstance(event, BlocksTold | Begun | Left):
+        elif isinstance(event, BlocksTold | Begun | Left | Migrated):
             _feed_replica(router, event)
+            if isinstance(event, Migrated) and event.outcome == "committed":
+                tried[event.request] = (event.target,)
         elif isinstance(event, Ended):
             router.end(event.at, event.request, event.replica)
             ended = event.request
         elif isinstance(event, Cancelled):
             router.cancel(event.at, event.request)
         elif isinstance(event, Refused):
-            if event.tenant is None:
-                router.refuse(event.at, event.request, event.code, event.why)
-            else:
-                router.turn_away(event.at, stranger_of(event), event.code, event.why)
+            _refuse(router, event)
             requests.pop(event.request, None)
             tried.pop(event.request, None)
         else:
             _steer(steering, event)
     return judge
+
+
+def _refuse(router: Router, event: Refused) -> None:
+    if event.tenant is None:
+        router.refuse(event.at, event.request, event.code, event.why)
+    else:
+        router.turn_away(event.at, stranger_of(event), event.code, event.why)
 
 
 def _steering(router: Router, made: MadeFleet, judge: Judge) -> Steering:
@@ -130,7 +137,10 @@ def _steer(steering: Steering, event: Event) -> None:
         steering.over(event.at, "", served)
 
 
-def _feed_replica(router: Router, event: BlocksTold | Begun | Left) -> None:
+def _feed_replica(router: Router, event: BlocksTold | Begun | Left | Migrated) -> None:
+    if isinstance(event, Migrated):
+        router.moved(event)
+        return
     if isinstance(event, Left):
         router.forget(event.at, event.replica)
         return

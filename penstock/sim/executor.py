@@ -218,6 +218,10 @@ class ModelledExecutor:
         assert self._tell is not None, "nobody listens"
         self._tell(Adapted(adapter, slot, end))
 
+    def take_out(self, seq: int, num_output: int) -> tuple[tuple[int, ...], int | None]:
+        """Nothing: the length of an answer goes by its position."""
+        return (), None
+
     async def stop(self) -> None:
         for plan in list(self._runs):
             self.abort(plan)

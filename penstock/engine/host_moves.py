@@ -1,0 +1,110 @@
+"""A replica's part in movements, between its channel and its turns: orders go in, blocks are pulled, answers go out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from penstock.core.errors import PenstockError
+from penstock.core.messages import Offer, Offered, Settle, Take, Taken
+from penstock.core.moving import KvCard
+from penstock.core.ports import Transport
+from penstock.engine.joinings import Landing, Pairs, Taking
+from penstock.engine.partings import Offering, Settling
+from penstock.engine.replica import Replica
+
+STATE_BYTES = 512  # what a modelled link is charged for a state, beside its tokens
+TOKEN_BYTES = 4
+Say = Callable[[object, int], None]
+
+
+class HostMoves:
+    """`transport` None: requests move without their keys and values."""
+
+    def __init__(self, replica: Replica, transport: Transport | None, say: Say) -> None:
+        self._replica, self._transport, self._say = replica, transport, say
+        self._open: dict[int, str] = {}  # requests of movements that are not settled
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def card(self) -> KvCard | None:
+        """None: requests cannot move."""
+        if not self._replica.moves_jobs:
+            return None
+        if self._transport is None:
+            return KvCard(
+                layout="", address="", block_size=self._replica.config.block_size, block_bytes=0
+            )
+        return self._transport.card
+
+    def hear(self, told: Offer | Take | Settle) -> None:
+        if isinstance(told, Offer):
+            self._open[told.move] = told.request
+            self._replica.move(Offering(told.move, told.request, told.is_last, self._say_offered))
+        elif isinstance(told, Settle):
+            self._open.pop(told.move, None)
+            self._replica.move(Settling(told.move, told.request, told.how))
+        else:
+            self._open[told.move] = told.name
+            self._take(told)
+
+    def abandon(self) -> None:
+        """Whoever has ordered all this is gone: what was to leave stays, what was to come is dropped."""
+        movements, self._open = self._open, {}
+        for move, request in movements.items():
+            self._replica.move(Settling(move, request, "resume"))
+
+    async def close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._transport is not None:
+            await self._transport.close()
+
+    # ---------------------------------------------------------------- inside
+
+    def _say_offered(self, offered: Offered) -> None:
+        state = offered.state
+        num_tokens = len(offered.blocks) + (0 if state is None else len(state.output_ids))
+        self._say(offered, STATE_BYTES + TOKEN_BYTES * num_tokens)
+
+    def _take(self, told: Take) -> None:
+        def on_granted(pairs: Pairs | str) -> None:
+            if isinstance(pairs, str):
+                self._say(Taken(told.move, told.is_last, error=pairs), STATE_BYTES)
+            elif pairs:
+                self._pull(told, pairs)
+            else:
+                self._land(told, 0, None)
+
+        state, blocks = told.state, told.blocks
+        order = Taking(
+            told.move, told.name, state, told.is_last, told.waits, told.request, blocks, on_granted
+        )
+        try:
+            if told.request is not None and self._replica.config.has_prefix_cache:
+                told.request.prompt.blocks(self._replica.config.block_size)
+            self._replica.move(order)
+        except (PenstockError, ValueError) as error:
+            self._say(Taken(told.move, told.is_last, error=str(error)), STATE_BYTES)
+
+    def _pull(self, told: Take, pairs: Pairs) -> None:
+        task = asyncio.get_running_loop().create_task(self._copy(told, pairs))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _copy(self, told: Take, pairs: Pairs) -> None:
+        error = None
+        try:
+            if self._transport is None:
+                error = "this replica cannot copy blocks"
+            else:
+                await self._transport.pull(told.address, pairs)
+        except PenstockError as failed:
+            error = failed.message
+        self._land(told, sum([count for _, _, count in pairs]), error)
+
+    def _land(self, told: Take, num_blocks: int, error: str | None) -> None:
+        taken = Taken(told.move, told.is_last, num_blocks, error)
+        self._replica.move(Landing(told.move, error, lambda: self._say(taken, STATE_BYTES)))

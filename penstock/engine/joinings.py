@@ -1,0 +1,250 @@
+"""Jobs that come to this replica from another one.
+
+    asked     a job is made for it that no policy sees; blocks are taken for what comes along, behind those of its
+              beginning that are here already (the first time); where there is no room it is turned away, or waits
+    granted   somebody copies into its blocks, which nothing else touches
+    landed    they are written; after the last stage the job joins the running (or, without blocks, the waiting)
+    settled   confirmed: its blocks get their names, by which others find them; or dropped
+
+There is room when, with these blocks taken, every running job and this one can take one more.
+A job that is dropped while somebody writes into its blocks keeps them until that has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from penstock.core.moving import Granted, JobState, Landed, Took
+from penstock.core.types import Job, Request
+from penstock.engine.partings import Settling
+from penstock.engine.parts import Parts
+
+Pairs = tuple[tuple[int, int, int], ...]  # first block there, first block here, count
+OnGranted = Callable[[Pairs | str], None]  # or why not
+NO_ROOM = "it has no room for the blocks"
+
+
+class Taking(Struct, gc=False):
+    """Asked from outside; see core.messages.Take. `on_granted` hears once."""
+
+    move: int
+    name: str
+    state: JobState
+    is_last: bool
+    waits: bool
+    request: Request | None
+    blocks: tuple[int, ...]
+    on_granted: OnGranted
+
+
+class Landing(Struct, gc=False):
+    """What was granted is here, or why it cannot be. `on_landed` hears when that is applied, if it still matters."""
+
+    move: int
+    error: str | None
+    on_landed: Callable[[], None]
+
+
+class _Incoming(Struct, gc=False):
+    job: Job
+    asked: Taking
+    has_blocks: bool = False
+    is_asking: bool = True
+    is_copying: bool = False
+    is_dropped: bool = False
+
+
+class Joinings:
+    """One per replica. `answers` are given at the end of a turn."""
+
+    def __init__(self, parts: Parts, ask_again: Callable[[], None]) -> None:
+        self._parts, self._ask_again = parts, ask_again
+        self._incoming: dict[int, _Incoming] = {}
+        self._unproven: dict[int, Job] = {}
+        self.answers: list[Callable[[], None]] = []
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether somebody waits for room."""
+        return any([one.is_asking for one in self._incoming.values()])
+
+    def take(self, now: float, asked: Taking) -> None:
+        roster, state = self._parts.roster, asked.state
+        told = _took(now, self._parts.name, asked)
+        coming = self._incoming.get(asked.move)
+        if coming is not None and coming.is_dropped:
+            self._parts.emit(told)
+            self._answer(asked, "what came before is still being dropped")
+            return
+        if coming is None:
+            if asked.request is None:  # of a movement that was dropped
+                self._parts.emit(told)
+                return
+            if roster.jobs_of(asked.name):
+                self._parts.emit(told)
+                self._answer(asked, "it is here already")
+                return
+            job = roster.expect(now, asked.request, state, asked.move)
+            coming = self._incoming[asked.move] = _Incoming(job, asked)
+        coming.asked, coming.is_asking = asked, True
+        self._parts.emit(told)
+        roster.bring(now, coming.job, state)
+        self.grant(now)
+
+    def grant(self, now: float) -> None:
+        """Give blocks to whoever asks, in the order in which they came."""
+        for move, coming in list(self._incoming.items()):
+            if not coming.is_asking:
+                continue
+            pairs: Pairs | None = ()
+            if coming.asked.state.computed:
+                pairs = self._blocks_for(coming)
+            if pairs is None and coming.asked.waits:
+                continue
+            coming.is_asking = False
+            error = NO_ROOM if pairs is None else None
+            self._emit_granted(now, move, coming, pairs or (), error)
+            if pairs is None:
+                self._drop(move)
+                self._answer(coming.asked, NO_ROOM)
+            else:
+                coming.is_copying = True
+                self._answer(coming.asked, pairs)
+
+    def land(self, now: float, landing: Landing) -> None:
+        coming = self._incoming.get(landing.move)
+        if coming is None or not coming.is_copying:
+            return
+        coming.is_copying = False
+        job, asked, parts = coming.job, coming.asked, self._parts
+        parts.emit(
+            Landed(
+                at=now,
+                who=parts.name,
+                move=landing.move,
+                request=asked.name,
+                error=landing.error,
+            )
+        )
+        if coming.is_dropped:
+            self._drop(landing.move)
+            return
+        if landing.error is not None:
+            self._drop(landing.move)
+        elif asked.is_last:
+            del self._incoming[landing.move]
+            self._join(job, asked)
+        else:
+            job.computed = max(job.computed, asked.state.computed)
+        self.answers.append(landing.on_landed)
+
+    def settle(self, now: float, told: Settling) -> None:
+        """How a movement to here ended."""
+        coming, joined = self._incoming.get(told.move), self._unproven.pop(told.move, None)
+        parts = self._parts
+        if coming is not None:
+            if coming.is_copying:
+                coming.is_dropped = True
+            else:
+                self._drop(told.move)
+        elif joined is not None and joined.status != "ended":
+            if told.how == "confirm":
+                parts.briefing.proven(joined)
+            else:
+                self._distrust(joined)
+                joined.is_cancelled = True
+                if not joined.in_flight and joined.status != "in_transfer":
+                    parts.finish(now, joined, "cancelled")
+
+    # ------------------------------------------------------------------ inside
+
+    def _blocks_for(self, coming: _Incoming) -> Pairs | None:
+        """Take blocks, and pair them with those that they are copied from; None: there is no room."""
+        ledger, job, asked = self._parts.ledger, coming.job, coming.asked
+        upto, size = asked.state.computed, ledger.block_size
+        need = -(-upto // size) - ledger.held(job)
+        if need + len(self._parts.roster.running) + 1 > ledger.free:
+            return None
+        if not coming.has_blocks:
+            coming.has_blocks = True
+            job.computed = ledger.adopt(job)
+        begin = job.computed // size
+        ledger.extend(job, upto)
+        table = ledger.tables[job.seq]
+        return _runs(asked.blocks, table, range(begin, -(-upto // size)))
+
+    def _join(self, job: Job, asked: Taking) -> None:
+        parts, state = self._parts, asked.state
+        job.computed = max(job.computed, state.computed)
+        parts.briefing.bring(job, state)
+        if state.computed:
+            self._unproven[asked.move] = job
+            parts.roster.admit(job)
+            self._ask_again()
+        else:
+            parts.roster.line_up(job)
+
+    def _drop(self, move: int) -> None:
+        job = self._incoming.pop(move).job
+        self._distrust(job)
+        self._parts.forget(job)
+
+    def _distrust(self, job: Job) -> None:
+        """Nobody shall find what was copied."""
+        del job.hashes[self._parts.ledger.registered.get(job.seq, 0) :]
+
+    def _answer(self, asked: Taking, told: Pairs | str) -> None:
+        self.answers.append(lambda: asked.on_granted(told))
+
+    def _emit_granted(
+        self, now: float, move: int, coming: _Incoming, pairs: Pairs, error: str | None
+    ) -> None:
+        self._parts.emit(
+            Granted(
+                at=now,
+                who=self._parts.name,
+                move=move,
+                request=coming.asked.name,
+                num_blocks=sum([count for _, _, count in pairs]),
+                error=error,
+            )
+        )
+
+
+def _runs(there: tuple[int, ...], here: list[int], places: range) -> Pairs:
+    """Blocks that are consecutive at both ends, as one run each."""
+    runs: list[tuple[int, int, int]] = []
+    for place in places:
+        one, other = there[place], here[place]
+        if runs:
+            first, start, count = runs[-1]
+            if one == first + count and other == start + count:
+                runs[-1] = first, start, count + 1
+                continue
+        runs.append((one, other, 1))
+    return tuple(runs)
+
+
+def _took(now: float, who: str, asked: Taking) -> Took:
+    state = asked.state
+    return Took(
+        at=now,
+        who=who,
+        move=asked.move,
+        request=asked.name,
+        is_last=asked.is_last,
+        waits=asked.waits,
+        num_output=state.num_output,
+        computed=state.computed,
+        cached=state.cached,
+        num_blocks=len(asked.blocks),
+        filled=tuple([each.hex() for each in state.filled]),
+        num_preemptions=state.num_preemptions,
+        num_recomputed=state.num_recomputed,
+        age_s=state.age_s,
+        admitted_age_s=state.admitted_age_s,
+        first_token_age_s=state.first_token_age_s,
+        last_token_age_s=state.last_token_age_s,
+    )

@@ -1,0 +1,51 @@
+"""Movements as one replica sees them: whom it lets go (partings), whom it takes in (joinings)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from penstock.core.moving import Settled
+from penstock.engine.joinings import Joinings, Landing, Taking
+from penstock.engine.partings import Offering, Partings, Settling
+from penstock.engine.parts import Parts
+
+Order = Offering | Taking | Landing | Settling
+
+
+class Moves:
+    """Applies orders, in a turn; what is to be answered waits until the turn has told its outputs."""
+
+    def __init__(self, parts: Parts, ask_again: Callable[[], None]) -> None:
+        self._emit, self._name = parts.emit, parts.name
+        self.partings = Partings(parts, ask_again)
+        self.joinings = Joinings(parts, ask_again)
+
+    def apply(self, now: float, order: Order) -> None:
+        if isinstance(order, Offering):
+            self.partings.offer(now, order)
+        elif isinstance(order, Taking):
+            self.joinings.take(now, order)
+        elif isinstance(order, Landing):
+            self.joinings.land(now, order)
+        else:
+            self._emit(
+                Settled(
+                    at=now, who=self._name, move=order.move, request=order.request, how=order.how
+                )
+            )
+            self.partings.settle(now, order)
+            self.joinings.settle(now, order)
+
+    def look(self, now: float) -> None:
+        """Something was applied: who can leave or has room now?"""
+        if self.partings.is_waiting:
+            self.partings.depart(now)
+        if self.joinings.is_waiting:
+            self.joinings.grant(now)
+
+    def answer(self) -> None:
+        for told in (self.partings, self.joinings):
+            if told.answers:
+                answers, told.answers = told.answers, []
+                for answer in answers:
+                    answer()

@@ -1,0 +1,70 @@
+"""Modelled copies of blocks between replicas: each has one wire out and one in, and a copy takes both.
+
+    begins at = max(asked at, the instants at which the source's wire out and the target's wire in are free)
+    ends at   = begins at + bytes / bandwidth;  is heard of at = ends at + latency
+
+A copy from a replica that has gone meanwhile fails when it would have ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from penstock.core.clock import now
+from penstock.core.errors import ReplicaLost
+from penstock.core.moving import KvCard
+from penstock.core.ports import Runs
+from penstock.sim.channel import Link
+
+
+class _Wires:
+    def __init__(self) -> None:
+        self.out_at = self.in_at = 0.0
+
+
+class Fabric:
+    """What all replicas of a simulation are connected by; `num_bytes` were copied so far."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.wires: dict[str, _Wires] = {}
+        self.num_bytes = 0
+
+
+class ModelledTransport:
+    """One replica's end of a fabric; a core.ports.Transport."""
+
+    def __init__(self, fabric: Fabric, card: KvCard) -> None:
+        self._fabric, self._card = fabric, card
+        self._wires = fabric.wires[card.address] = _Wires()
+
+    @property
+    def card(self) -> KvCard:
+        return self._card
+
+    async def pull(self, address: str, runs: Runs) -> None:
+        link, source = self._fabric.link, self._fabric.wires.get(address)
+        if source is None:
+            raise ReplicaLost(f"there is nothing at {address}")
+        num_bytes = self._card.block_bytes * sum([count for _, _, count in runs])
+        begin = max(now(), source.out_at, self._wires.in_at)
+        source.out_at = self._wires.in_at = end = begin + num_bytes / link.bytes_per_s
+        if not link.is_ideal:
+            await _until(end + link.latency_s)
+        if self._fabric.wires.get(address) is not source:
+            raise ReplicaLost(f"{address} has gone while it was read")
+        self._fabric.num_bytes += num_bytes
+
+    async def close(self) -> None:
+        if self._fabric.wires.get(self._card.address) is self._wires:
+            del self._fabric.wires[self._card.address]
+
+
+async def _until(at: float) -> None:
+    loop = asyncio.get_running_loop()
+    reached = loop.create_future()
+    timer = loop.call_at(at, reached.set_result, None)
+    try:
+        await reached
+    finally:
+        timer.cancel()
