@@ -24,6 +24,7 @@ WITH_USAGE = b'{"stream_options":{"include_usage":true},'
 DONE = b"[DONE]"
 LENGTH = re.compile(rb'"finish_reason":\s*"length"')
 USAGE = b'"usage"'
+TAIL_BYTES = 4096  # of what one read brought: how an answer ended and its usage stand at its end
 _encode = msgspec.json.encode
 _fields = msgspec.json.Decoder(dict[str, Raw]).decode
 
@@ -81,8 +82,9 @@ def body_for(forward: Forward, theirs: str, *, adds_usage: bool) -> bytes:
 
 def _last_end(data: bytes) -> int:
     """Where the last whole event ends; 0 when there is none."""
-    plain, returned = data.rfind(b"\n\n"), data.rfind(b"\r\n\r\n")
-    return max(plain + 2 if plain >= 0 else 0, returned + 4 if returned >= 0 else 0)
+    plain = data.rfind(b"\n\n") + 2
+    returned = data.rfind(b"\r\n\r\n") + 4 if b"\r" in data else 0
+    return max(plain if plain > 1 else 0, returned if returned > 3 else 0)
 
 
 def _with_usage(body: bytes) -> bytes:
@@ -107,7 +109,16 @@ class Renaming:
 class Passage:
     """One answer on its way back. `shows_usage`: the caller asked for it."""
 
-    __slots__ = ("usage", "is_done", "is_length", "_shows_usage", "_rename", "_tail", "_num_events")
+    __slots__ = (
+        "usage",
+        "is_done",
+        "is_length",
+        "_shows_usage",
+        "_rename",
+        "_tail",
+        "_before",
+        "_num_events",
+    )
 
     def __init__(self, *, shows_usage: bool, rename: Renaming | None = None) -> None:
         self.usage: Usage | None = None
@@ -116,6 +127,7 @@ class Passage:
         self._shows_usage = shows_usage
         self._rename = rename
         self._tail = b""
+        self._before = b""
         self._num_events = 0
 
     def events(self, data: bytes) -> bytes:
@@ -133,17 +145,16 @@ class Passage:
         return self._told(data)
 
     def _told(self, data: bytes) -> bytes:
-        self._num_events += data.count(b"data:")
-        if DONE in data[-20:]:
+        self._num_events += data.count(b"\n") // 2  # a line and an empty one
+        tail = data[-TAIL_BYTES:]
+        if DONE in tail[-20:]:
             self.is_done = True
-        if not self.is_length and b'"length"' in data:
-            self.is_length = LENGTH.search(data) is not None
-        if (
-            USAGE in data
-        ):  # looked for from the front first: that is far quicker where there is none
-            place = data.rfind(USAGE)
-            if data[place + len(USAGE) : place + 12].replace(b" ", b"")[:2] == b":{":
-                data = self._read_usage(data, place)
+        self._before = (self._before + tail)[-TAIL_BYTES:]
+        if self.is_done:  # how it ended may have come in a read before
+            self.is_length = LENGTH.search(self._before) is not None
+        place = tail.rfind(USAGE)
+        if place >= 0 and tail[place + len(USAGE) : place + 12].replace(b" ", b"")[:2] == b":{":
+            data = self._read_usage(data, len(data) - len(tail) + place)
         return data if self._rename is None else self._rename(data)
 
     def _read_usage(self, data: bytes, place: int) -> bytes:

@@ -33,6 +33,7 @@ from penstock.core.rng import stream
 from penstock.core.types import Report, Request, Stage
 from penstock.core.views import Move
 from penstock.policy import route
+from penstock.report.log import Null
 
 STAGE: Stage = "prefill"
 _log = logging.getLogger("penstock.cluster")
@@ -63,6 +64,8 @@ class Router:
         self.moves: tuple[Move, ...] = ()  # that the last decision asked for
         self._alternates: dict[str, tuple[str, ...]] = {}
         self._observe = getattr(policy, "observe", None)
+        # Events are made only where somebody reads them: of a request they cost more than the choice.
+        self._is_read = self._observe is not None or not isinstance(log, Null)
         self._columns = route.Columns([], [])
         self._places: dict[str, int] = {}  # of candidates in the columns
 
@@ -101,6 +104,8 @@ class Router:
         if self.sight.blocks is None:
             return
         self.sight.tell(replica, news)
+        if not self._is_read:
+            return
         stored, removed = ([each.hex() for each in part] for part in news)
         self._emit(
             BlocksTold(
@@ -115,7 +120,8 @@ class Router:
             hashes = request.prompt.blocks(16 if first is None else first.block_size)
         except ValueError as error:
             raise BadRequest(str(error), param="prompt") from None
-        self._emit(Arrived.of(request, at=now, who=self.name, seq=0, hashes=hashes))
+        if self._is_read:
+            self._emit(Arrived.of(request, at=now, who=self.name, seq=0, hashes=hashes))
 
     def choose(self, now: float, request: Request, tried: Collection[str] = ()) -> str | None:
         """The replica that takes the request, counted as outstanding there; None = nobody can now."""
@@ -126,16 +132,17 @@ class Router:
         if self._is_checked:
             self._check(view, decision)
         chosen = decision.replica
-        self._emit(
-            Routed(
-                at=now,
-                who=self.name,
-                request=request.id,
-                replica=chosen,
-                stage=STAGE,
-                why=decision.why,
+        if self._is_read:
+            self._emit(
+                Routed(
+                    at=now,
+                    who=self.name,
+                    request=request.id,
+                    replica=chosen,
+                    stage=STAGE,
+                    why=decision.why,
+                )
             )
-        )
         self.moves = decision.moves
         if decision.alternates:
             self._alternates[request.id] = decision.alternates
@@ -191,13 +198,15 @@ class Router:
         dispatches = self.sight.dispatches
         if dispatches.wants_begin(replica):
             dispatches.begin(request_id, replica)
-            self._emit(Begun(at=now, who=self.name, request=request_id, replica=replica))
+            if self._is_read:
+                self._emit(Begun(at=now, who=self.name, request=request_id, replica=replica))
 
     def end(self, now: float, request_id: str, replica: str) -> None:
         self._count(replica, -1)
         assert self.outstanding[replica] >= 0, f"{replica} ended more requests than it was given"
         self.sight.dispatches.end(request_id, replica)
-        self._emit(Ended(at=now, who=self.name, request=request_id, replica=replica))
+        if self._is_read:
+            self._emit(Ended(at=now, who=self.name, request=request_id, replica=replica))
 
     def moved(self, told: Migrated) -> None:
         """A movement is over; a request that has moved counts where it is now."""

@@ -7,6 +7,7 @@ hold tokenising, routing and queueing. Replica gauges are read from reports when
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec import UNSET, UnsetType
@@ -57,8 +58,8 @@ class ModelMeter:
         self.prompt_sizes = meter.prompt_sizes.labels(model)
         self.output_sizes = meter.output_sizes.labels(model)
         self.in_flight = meter.in_flight.labels(model)
-        self.finished: Callable[[str], Counter] = lambda reason: meter.finished.labels(
-            model, reason
+        self.finished: Callable[[str], Counter] = functools.cache(
+            lambda reason: meter.finished.labels(model, reason)
         )
         self.refused: Callable[[str], Counter] = lambda code: meter.refused.labels(model, code)
 
