@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from penstock.engine.torch.kernels import build, isas
-from penstock.engine.torch.packed_file import ALIGNMENT, Unkept, put_together, take_apart
+from penstock.engine.torch.packed_file import Pieces, Unkept, put_together, take_apart
 
 LEAST_BYTES = 64 << 20
 LIMIT_BYTES = 32 << 30
@@ -115,10 +115,12 @@ class PackedStore:
             place.parent.mkdir(parents=True, exist_ok=True)
             with half.open("wb") as file:
                 self._make_room(half, len(head) + sum(one.nbytes for one in tensors))
-                file.write(head)
+                pieces = Pieces(file)
+                pieces.write(head)
                 for tensor in tensors:
-                    file.seek(-file.tell() % ALIGNMENT, os.SEEK_CUR)
-                    tensor.flatten().view(torch.uint8).numpy().tofile(file)
+                    pieces.align()
+                    pieces.write(tensor.flatten().view(torch.uint8).numpy().data)
+                pieces.end()
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(half, place)

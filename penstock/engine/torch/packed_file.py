@@ -2,6 +2,9 @@
 
     magic | sizes | digest | JSON: [number type, shape, offset] of each tensor | pickle of the rest | the tensors
 
+The file is written in whole pieces of PIECE_BYTES, because a file system that can keeps each in one large page, and a
+mapping that decoding streams through for every token is slower in small ones.
+
 In the pickle a tensor is its number, the kernels' library and the process's rank are names, and what holds a table of
 the library holds the name of its instruction set: addresses mean nothing in another process.
 """
@@ -16,9 +19,10 @@ import mmap
 import pickle
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +34,7 @@ SIZES = struct.Struct("<QQQ")  # of the JSON, of the pickle, of the whole file
 DIGEST = hashlib.sha256
 START = len(MAGIC) + SIZES.size + DIGEST().digest_size
 ALIGNMENT = 4096
+PIECE_BYTES = 2 << 20
 FROM_TORCH = frozenset({"device", "Size", "float32", "bfloat16", "float16", "int64", "int32"})
 FROM_OTHERS = frozenset(
     {("functools", "partial"), ("torch._C._nn", "gelu"), ("torch.nn.functional", "silu")}
@@ -73,13 +78,42 @@ def put_together(path: Path, rank: object) -> object:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     if len(mapped) != whole:
         raise Unkept(f"it has {len(mapped)} bytes of {whole}")
-    if hasattr(mmap, "MADV_WILLNEED"):
-        mapped.madvise(mmap.MADV_WILLNEED)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            mapped.madvise(mmap.MADV_HUGEPAGE)
     tensors = [_tensor(mapped, *entry) for entry in json.loads(table)]
     try:
         return _Unpickler(io.BytesIO(body), tensors, rank).load()
     except (pickle.PickleError, AssertionError, TypeError) as why:
         raise Unkept(str(why)) from None
+
+
+class Sink(Protocol):
+    def write(self, data: memoryview, /) -> object: ...
+
+
+class Pieces:
+    """Writes what it is given in whole pieces, a shorter one at the end."""
+
+    def __init__(self, file: Sink) -> None:
+        self.size = 0
+        self._file, self._piece = file, memoryview(bytearray(PIECE_BYTES))
+
+    def write(self, data: bytes | memoryview) -> None:
+        rest = memoryview(data)
+        while rest.nbytes:
+            at = self.size % PIECE_BYTES
+            now = min(rest.nbytes, PIECE_BYTES - at)
+            self._piece[at : at + now] = rest[:now]
+            self.size, rest = self.size + now, rest[now:]
+            if self.size % PIECE_BYTES == 0:
+                self._file.write(self._piece)
+
+    def align(self) -> None:
+        self.write(bytes(-self.size % ALIGNMENT))
+
+    def end(self) -> None:
+        self._file.write(self._piece[: self.size % PIECE_BYTES])
 
 
 def offsets_of(tensors: Sequence[Tensor], begin: int) -> list[int]:

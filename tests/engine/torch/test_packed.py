@@ -18,7 +18,15 @@ from penstock.engine.torch import kernels, packed
 from penstock.engine.torch.build import Built, EngineConfig, build_decoder
 from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.packed import PackedStore
-from penstock.engine.torch.packed_file import Unkept, _Unpickler, put_together, take_apart
+from penstock.engine.torch.packed_file import (
+    ALIGNMENT,
+    PIECE_BYTES,
+    Pieces,
+    Unkept,
+    _Unpickler,
+    put_together,
+    take_apart,
+)
 from tests.engine.torch.models import saved
 from tests.engine.torch.test_recorded import STEPS, ended
 
@@ -186,3 +194,20 @@ def test_only_this_package_is_made_from_files(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(head)
     with pytest.raises(Unkept, match="bytes of"):
         put_together(tmp_path / "x", None)
+
+
+def test_files_are_written_in_pieces_that_fit_large_pages() -> None:
+    written: list[bytes] = []
+
+    class Kept:
+        def write(self, data: memoryview) -> None:
+            written.append(bytes(data))
+
+    pieces, parts = Pieces(Kept()), [b"head", bytes(3 * PIECE_BYTES), b"", b"x" * PIECE_BYTES]
+    for part in parts:
+        pieces.align()
+        pieces.write(part)
+    pieces.end()
+    whole = b"head".ljust(ALIGNMENT, b"\0") + parts[1] + parts[3]
+    assert b"".join(written) == whole
+    assert [len(one) for one in written] == [PIECE_BYTES] * 4 + [len(whole) % PIECE_BYTES]
