@@ -146,6 +146,10 @@ def router_of(config: Config, index: int, leaves: Leaves) -> tuple[Router, Log]:
     fleet = config.fleet[index]
     tables = policy_tables(fleet.policy, fleet.cache.prefix, f"fleet[{index}].policy")
     chosen = policy_of("route", tables["route"], f"fleet[{index}].policy.route")
+    decode: object = None
+    if "route_decode" in tables:
+        where = f"fleet[{index}].policy.route_decode"
+        decode = policy_of("route_decode", tables["route_decode"], where)
     name = f"fleet-{fleet.served_name}"
     log = leaves.log(name)
     log.emit(opened(now(), name, made_fleet(config, index)))
@@ -155,6 +159,7 @@ def router_of(config: Config, index: int, leaves: Leaves) -> tuple[Router, Log]:
         log=log,
         seed=config.seed,
         is_checked=config.is_checked,
-        sight=sight_of(config, index, chosen),
+        sight=sight_of(config, index, (chosen, decode)),
+        decode=cast(route.Policy | None, decode),
     )
     return router, log

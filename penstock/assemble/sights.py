@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from penstock.assemble.config import Config
 from penstock.assemble.presets import policy_tables
 from penstock.cluster.predictors import shape_of_model, step_model
-from penstock.cluster.sight import Sight
+from penstock.cluster.sight import Sight, needs
 from penstock.cluster.spec import FLEET_SLOTS, policy_of
 from penstock.cost.phases import Phases, phases_of
 from penstock.engine.reports import Tells
@@ -24,20 +26,20 @@ def tells_of(config: Config, index: int) -> tuple[Tells, ...]:
     """What replicas are to say besides plain reports."""
     policies = steering_policies(config, index).values()
     told: list[Tells] = []
-    if any(getattr(each, "needs_blocks", False) for each in policies):
+    if needs(policies, "blocks"):
         told.append("blocks")
-    if any(getattr(each, "needs_jobs", False) for each in policies):
+    if needs(policies, "jobs"):
         told.append("jobs")
     return tuple(told)
 
 
 def cost_of(config: Config, index: int) -> Phases | None:
-    """Predictions for the route policy; None where it wants none."""
-    if not getattr(steering_policies(config, index)["route"], "needs_cost", False):
+    """Predictions for the fleet's policies; None where they need none."""
+    if not needs(steering_policies(config, index).values(), "cost"):
         return None
     fleet = config.fleet[index]
     return phases_of(step_model(fleet.executor, shape_of_model(fleet.model, fleet.executor)))
 
 
-def sight_of(config: Config, index: int, policy: object) -> Sight:
-    return Sight(policy, config.fleet[index].dispatch, cost_of(config, index))
+def sight_of(config: Config, index: int, policies: Sequence[object]) -> Sight:
+    return Sight(policies, config.fleet[index].dispatch, cost_of(config, index))

@@ -35,6 +35,7 @@ def made_fleet(config: Config, index: int) -> MadeFleet:
     return MadeFleet(
         route=dict(tables["route"]),
         seed=config.seed,
+        route_decode=tables.get("route_decode"),
         move=tables.get("move"),
         scale=tables.get("scale"),
         dispatch=dataclasses.asdict(fleet.dispatch),

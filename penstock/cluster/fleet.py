@@ -30,6 +30,7 @@ from typing import cast
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from penstock.cluster.handoff import HandOff
 from penstock.cluster.movement import MoveBounds
 from penstock.cluster.moves import Moves
 from penstock.cluster.router import Router
@@ -77,6 +78,7 @@ class Fleet:
         self._bound = max_outstanding
         self._tickets: dict[str, Ticket] = {}
         self._moves = Moves(self._ports, router, self._tickets, moves or MoveBounds())
+        self._hand_off = HandOff(self._ports, router, self._moves, self._has)
         self._is_draining = False
         self._on_happened: OnHappened | None = None
         self._steering = steering
@@ -215,6 +217,10 @@ class Fleet:
             if ticket.movement is None or ticket.movement.unwanted():
                 self._ports[ticket.replica].cancel(ticket.request.id)
 
+    def hand_on(self, ticket: Ticket) -> None:
+        """Its prompt is computed, and somebody else is to write the answer."""
+        self._hand_off.hand_on(ticket)
+
     def begin(self, ticket: Ticket) -> None:
         """The first of it was heard."""
         self._router.begin(now(), ticket.request.id, ticket.replica)
@@ -244,6 +250,9 @@ class Fleet:
         if listen_blocks is not None:
             listen_blocks(partial(self._hear_blocks, port.name))
         port.listen(self._hear)
+
+    def _has(self, ticket: Ticket) -> bool:
+        return self._tickets.get(ticket.request.id) is ticket
 
     def _hear(self, report: Report) -> None:
         if report.replica not in self._ports:
@@ -303,7 +312,18 @@ class Fleet:
         ticket.tried = (*ticket.tried, chosen)
         port, state = self._ports[chosen], ticket.state() if ticket.is_heard else None
         seq = self._router.last_seq(chosen)
-        if state is None:
+        ticket.pauses = state is None and self._hand_off.pauses(ticket, chosen)
+        if ticket.pauses:
+            moving = cast(MovingPort, port)
+            moving.submit(
+                ticket.request,
+                ticket.hear,
+                on_failed=ticket.fail,
+                every_token=ticket.on_output is not None,
+                seq=seq,
+                pauses=True,
+            )
+        elif state is None:
             port.submit(
                 ticket.request,
                 ticket.hear,
@@ -312,8 +332,9 @@ class Fleet:
                 seq=seq,
             )
         elif getattr(port, "kv", None) is not None:
-            moving = cast(MovingPort, port)
-            moving.submit(ticket.request, ticket.hear, on_failed=ticket.fail, state=state, seq=seq)
+            cast(MovingPort, port).submit(
+                ticket.request, ticket.hear, on_failed=ticket.fail, state=state, seq=seq
+            )
         else:
             lost = why or ReplicaLost(f"{chosen} cannot go on with what another replica began")
             self._router.end(at, ticket.request.id, chosen)

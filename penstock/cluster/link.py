@@ -188,6 +188,7 @@ class ReplicaLink(MovingEnd):
         every_token: bool = True,
         state: JobState | None = None,
         seq: int = 0,
+        pauses: bool = False,
     ) -> None:
         if self._channel is None or self._outbox is None:
             lost = ReplicaLost("the replica is not running", hint="send the request again")
@@ -198,7 +199,7 @@ class ReplicaLink(MovingEnd):
         num_bytes = SMALL_BYTES + TOKEN_BYTES * request.prompt.num_tokens
         if state is not None:
             num_bytes += TOKEN_BYTES * len(state.output_ids)
-        self._outbox.put(Submit(request, every_token, state, seq), num_bytes)
+        self._outbox.put(Submit(request, every_token, state, seq, pauses), num_bytes)
 
     def cancel(self, request_id: str) -> None:
         if request_id in self._held and self._outbox is not None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 
 from penstock.core.errors import ReplicaLost
-from penstock.core.messages import Offer, Offered, Settle, Take, Taken
+from penstock.core.messages import GoOn, Offer, Offered, Settle, Take, Taken
 from penstock.core.moving import KvCard, SettleHow
 from penstock.core.ports import OnMoved
 from penstock.core.types import Request
@@ -45,6 +45,9 @@ class MovingEnd(ABC):
 
     def forget(self, move: int) -> None:
         self._moves.pop(move, None)
+
+    def go_on(self, request_id: str) -> None:
+        self._put(GoOn(request_id))
 
     def offer(self, move: int, request_id: str, is_last: bool) -> None:
         self._put(Offer(move, request_id, is_last))

@@ -10,7 +10,10 @@ to). The policy is shown the others only, unless it named alternates: the first 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+from msgspec import UNSET
 
 from penstock.cluster.sight import Sight
 from penstock.core.errors import BadRequest
@@ -51,18 +54,20 @@ class Router:
         seed: int = 0,
         is_checked: bool = False,
         sight: Sight | None = None,
+        decode: route.Policy | None = None,
     ) -> None:
-        """`sight` None: as the policy wants it, without predictions."""
+        """`sight` None: as the policies need it, without predictions. `decode`: of that stage; None: the same."""
         self.name = name
         self.reports: dict[str, Report] = {}
         self.outstanding: dict[str, int] = {}
-        self._policy = policy
+        self._policy, self._decode = policy, decode or policy
         self._log = log
         self._rng = stream(seed, name, "route")
         self._is_checked = is_checked
-        self.sight = Sight(policy) if sight is None else sight
+        self.sight = Sight((policy, decode)) if sight is None else sight
         self.moves: tuple[Move, ...] = ()  # that the last decision asked for
         self._alternates: dict[str, tuple[str, ...]] = {}
+        self._coming: dict[str, str] = {}  # requests that a replica is about to take over
         self._observe = getattr(policy, "observe", None)
         # Events are made only where somebody reads them: of a request they cost more than the choice.
         self._is_read = self._observe is not None or not isinstance(log, Null)
@@ -123,12 +128,18 @@ class Router:
         if self._is_read:
             self._emit(Arrived.of(request, at=now, who=self.name, seq=0, hashes=hashes))
 
-    def choose(self, now: float, request: Request, tried: Collection[str] = ()) -> str | None:
-        """The replica that takes the request, counted as outstanding there; None = nobody can now."""
-        view = self._view(now, request, tried)
-        decision = self._alternate(view) if tried else None
+    def choose(
+        self, now: float, request: Request, tried: Collection[str] = (), *, stage: Stage = STAGE
+    ) -> str | None:
+        """The replica that takes the request, counted as outstanding there; None = nobody can now.
+
+        With stage "decode" it takes it over, and counts as coming until it has or will not (`moved`).
+        """
+        view = self._view(now, request, tried, stage)
+        decision = self._alternate(view) if tried and stage == STAGE else None
         if decision is None:
-            decision = self._policy.decide(view)
+            policy = self._policy if stage == STAGE else self._decode
+            decision = policy.decide(view)
         if self._is_checked:
             self._check(view, decision)
         chosen = decision.replica
@@ -139,10 +150,15 @@ class Router:
                     who=self.name,
                     request=request.id,
                     replica=chosen,
-                    stage=STAGE,
+                    stage=stage,
                     why=decision.why,
+                    tried=UNSET if stage == STAGE else tuple(tried),
                 )
             )
+        if stage != STAGE:
+            if chosen is not None:
+                self._coming[request.id] = chosen
+            return chosen
         self.moves = decision.moves
         if decision.alternates:
             self._alternates[request.id] = decision.alternates
@@ -157,18 +173,24 @@ class Router:
         """The number of the request that was routed there last."""
         return self.sight.dispatches.last_seq(replica)
 
-    def _view(self, now: float, request: Request, tried: Collection[str]) -> route.View:
+    def _view(
+        self, now: float, request: Request, tried: Collection[str], stage: Stage
+    ) -> route.View:
         sight, reports = self.sight, list(self.reports.values())
+        outstanding: Mapping[str, int] = self.outstanding
+        if stage != STAGE and self._coming:
+            outstanding = Counter(self.outstanding)
+            outstanding.update(self._coming.values())
         if tried:
             reports = [report for report in reports if report.replica not in tried]
         return route.View(
             now=now,
             rng=self._rng,
             request=request,
-            stage=STAGE,
+            stage=stage,
             reports=reports,
-            outstanding=self.outstanding,
-            kept=None if tried else self._columns,
+            outstanding=outstanding,
+            kept=None if tried or stage != STAGE else self._columns,
             sent=sight.sent,
             blocks=sight.blocks,
             cost=sight.cost,
@@ -210,6 +232,7 @@ class Router:
 
     def moved(self, told: Migrated) -> None:
         """A movement is over; a request that has moved counts where it is now."""
+        self._coming.pop(told.request, None)
         if told.outcome == "committed":
             self._count(told.source, -1)
             self._count(told.target, 1)

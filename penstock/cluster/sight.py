@@ -11,7 +11,7 @@ All of it is a function of the router's inputs, which are in its log, so `replay
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.cluster.dispatches import Dispatches
@@ -44,23 +44,24 @@ class DispatchConfig:
             )
 
 
+def needs(policies: Iterable[object], what: str) -> bool:
+    """Whether one of them says so."""
+    return any(getattr(each, f"needs_{what}", False) for each in policies)
+
+
 class Sight:
-    """One router's. `policy` says by its class what it wants; `cost` None: nobody can predict."""
+    """One router's. Its `policies` say by their class what they need; `cost` None: nobody can predict."""
 
     def __init__(
         self,
-        policy: object,
+        policies: Sequence[object],
         config: DispatchConfig = DispatchConfig(),
         cost: PhaseCost | None = None,
     ) -> None:
         self._config = config
-        self.cost = cost if getattr(policy, "needs_cost", False) else None
-        self.blocks = (
-            BlockIndex(config.block_ttl_s) if getattr(policy, "needs_blocks", False) else None
-        )
-        self.dispatches = Dispatches(
-            counts=config.counts, keeps_queue=getattr(policy, "needs_queued", False)
-        )
+        self.cost = cost if needs(policies, "cost") else None
+        self.blocks = BlockIndex(config.block_ttl_s) if needs(policies, "blocks") else None
+        self.dispatches = Dispatches(counts=config.counts, keeps_queue=needs(policies, "queued"))
         self.token_s = (
             0.0 if self.cost is None else self.cost.prefill_s(USUAL_PROMPT) / USUAL_PROMPT
         )

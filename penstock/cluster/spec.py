@@ -38,10 +38,11 @@ SLOTS: dict[str, str] = {  # slot -> kind of policy
     "blocks": "evict",
     "route": "route",
     "limit": "limit",
+    "route_decode": "route",
     "move": "move",
     "scale": "scale",
 }
-FLEET_SLOTS = ("route", "move", "scale")  # the others are a replica's
+FLEET_SLOTS = ("route", "route_decode", "move", "scale")  # the others are a replica's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ class Ticket:
 
     __slots__ = (
         "fleet", "request", "on_ended", "on_output", "left", "replica", "tried", "is_heard", "is_cancelled", "error",
-        "arrived_at", "first_at", "num_output", "ids", "movement",
+        "arrived_at", "first_at", "num_output", "ids", "movement", "pauses",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +43,7 @@ class Ticket:
         self.num_output = 0
         self.ids: list[int] = []
         self.movement: Movement | None = None
+        self.pauses = False  # behind its first token, to be handed on
 
     def state(self) -> JobState | None:
         """From which another replica can go on when this one is lost; None: nobody can."""
@@ -92,6 +93,8 @@ class Ticket:
                 self.end(error)
         if not self.left:
             self.fleet.finish(self)
+        elif self.pauses and not self.is_cancelled:
+            self.fleet.hand_on(self)
 
     def fail(self, error: PenstockError) -> None:
         if self.movement is None or self.movement.source_lost(error):

@@ -20,7 +20,17 @@ from msgspec import UNSET, Struct, UnsetType
 
 from penstock.core.heard import Begun as Begun
 from penstock.core.heard import BlocksTold as BlocksTold
-from penstock.core.moving import Granted, Landed, Migrated, MoveAsked, Parted, Settled, Took
+from penstock.core.moving import (
+    Granted,
+    Landed,
+    Migrated,
+    MoveAsked,
+    Parted,
+    PauseAsked,
+    Settled,
+    Took,
+    WentOn,
+)
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import SCHEMA, BlockHash, FinishReason, Report, Request, Slo
 
@@ -121,7 +131,10 @@ class Arrived(Struct, kw_only=True, gc=False):
 
 
 class Routed(Struct, kw_only=True, gc=False):
-    """A fleet chose (decision). `replica` None = refused for now."""
+    """A fleet chose (decision). `replica` None = refused for now.
+
+    `tried`: with stage "decode", those it was not to choose; of others it follows from what is written before.
+    """
 
     kind: Literal["routed"] = "routed"
     at: float
@@ -130,6 +143,7 @@ class Routed(Struct, kw_only=True, gc=False):
     replica: str | None
     stage: str
     why: str
+    tried: tuple[str, ...] | UnsetType = UNSET
 
 
 class Refused(Struct, kw_only=True, frozen=True, gc=False):
@@ -377,6 +391,8 @@ Event = (
     | Drafted
     | Completed
     | Finished
+    | PauseAsked
+    | WentOn
     | MoveAsked
     | Parted
     | Took

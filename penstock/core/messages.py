@@ -16,7 +16,8 @@ from penstock.core.types import SCHEMA, BlockHash, Output, Report, Request, Role
 class Submit:
     """Fleet -> replica. Without `every_token` only the last output of each answer is sent back.
 
-    With a `state` the request's one answer goes on behind the tokens that it has.
+    With a `state` the request's one answer goes on behind the tokens that it has. One that `pauses` stands still behind
+    its first token, until Offer or GoOn.
     `seq` rises with every request a fleet sends to this replica, which says in its reports how far it has come.
     """
 
@@ -24,6 +25,7 @@ class Submit:
     every_token: bool = True
     state: JobState | None = None
     seq: int = 0
+    pauses: bool = False
     kind: Literal["submit"] = "submit"
 
 
@@ -58,6 +60,14 @@ class SetRole:
 
     role: Role
     kind: Literal["set_role"] = "set_role"
+
+
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """Fleet -> replica: the request does not pause any more."""
+
+    request: str
+    kind: Literal["go_on"] = "go_on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +240,7 @@ Message = (
     | TakeAdapter
     | DropAdapter
     | SetRole
+    | GoOn
     | Drain
     | Stop
     | Offer

@@ -67,6 +67,24 @@ class MoveAsked(Struct, kw_only=True, frozen=True, gc=False):
     request: str
 
 
+class PauseAsked(Struct, kw_only=True, frozen=True, gc=False):
+    """A replica was told to stop a request behind its first token (input): it stands still until it moves or WentOn."""
+
+    kind: Literal["pause_asked"] = "pause_asked"
+    at: float
+    who: str
+    request: str
+
+
+class WentOn(Struct, kw_only=True, frozen=True, gc=False):
+    """A request that pauses, or was to, goes on where it is (input)."""
+
+    kind: Literal["went_on"] = "went_on"
+    at: float
+    who: str
+    request: str
+
+
 class Parted(Struct, kw_only=True, frozen=True, gc=False):
     """A job was taken out of the running, to go on elsewhere; its blocks stay held until Settled."""
 

@@ -290,9 +290,15 @@ class MovingPort(ReplicaPort, Protocol):
         every_token: bool = True,
         seq: int = 0,
         state: JobState | None = None,
+        pauses: bool = False,
     ) -> None:
-        """With a `state` the request's one answer goes on behind the tokens that it has."""
+        """With a `state` the request's one answer goes on behind the tokens that it has.
+
+        One that `pauses` stands still behind its first token until it moves, or is told to `go_on`.
+        """
         ...
+
+    def go_on(self, request_id: str) -> None: ...
 
     def offer(self, move: int, request_id: str, is_last: bool) -> None: ...
 

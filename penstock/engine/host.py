@@ -28,6 +28,7 @@ from penstock.core.messages import (
     Drained,
     DropAdapter,
     Failed,
+    GoOn,
     Hello,
     Offer,
     Outputs,
@@ -158,6 +159,8 @@ class Host:
             self._spawn(self._take_adapter(message))
         elif isinstance(message, DropAdapter):
             self._adapters.folders.pop(message.adapter, None)
+        elif isinstance(message, GoOn):
+            self._moves.go_on(message.request)
         elif isinstance(message, SetRole):
             self.replica.role = message.role
         elif isinstance(message, Drain):
@@ -174,6 +177,8 @@ class Host:
             self._adapters.refuse_if_unknown(request)
             self._hash(request)
             self.replica.submit(request, every_token=told.every_token, state=told.state)
+            if told.pauses:
+                self._moves.pause(request.id)
         except PenstockError as error:
             refusal = Refuse(
                 request.id,

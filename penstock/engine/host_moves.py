@@ -11,6 +11,7 @@ from penstock.core.moving import KvCard
 from penstock.core.ports import Transport
 from penstock.engine.joinings import Landing, Pairs, Taking
 from penstock.engine.partings import Offering, Settling
+from penstock.engine.pauses import GoingOn, Pausing
 from penstock.engine.replica import Replica
 
 STATE_BYTES = 512  # what a modelled link is charged for a state, beside its tokens
@@ -24,6 +25,7 @@ class HostMoves:
     def __init__(self, replica: Replica, transport: Transport | None, say: Say) -> None:
         self._replica, self._transport, self._say = replica, transport, say
         self._open: dict[int, str] = {}  # requests of movements that are not settled
+        self._pausing: set[str] = set()  # or that paused once
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -43,13 +45,25 @@ class HostMoves:
             self._replica.move(Offering(told.move, told.request, told.is_last, self._say_offered))
         elif isinstance(told, Settle):
             self._open.pop(told.move, None)
+            self._pausing.discard(told.request)
             self._replica.move(Settling(told.move, told.request, told.how))
         else:
             self._open[told.move] = told.name
             self._take(told)
 
+    def pause(self, request: str) -> None:
+        """Behind its first token; see engine.pauses."""
+        self._pausing.add(request)
+        self._replica.move(Pausing(request))
+
+    def go_on(self, request: str) -> None:
+        self._pausing.discard(request)
+        self._replica.move(GoingOn(request))
+
     def abandon(self) -> None:
-        """Whoever has ordered all this is gone: what was to leave stays, what was to come is dropped."""
+        """Whoever has ordered all this is gone: what was to leave or pauses stays, what was to come is dropped."""
+        for request in sorted(self._pausing):
+            self.go_on(request)
         movements, self._open = self._open, {}
         for move, request in movements.items():
             self._replica.move(Settling(move, request, "resume"))

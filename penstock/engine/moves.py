@@ -8,8 +8,9 @@ from penstock.core.moving import Settled
 from penstock.engine.joinings import Joinings, Landing, Taking
 from penstock.engine.partings import Offering, Partings, Settling
 from penstock.engine.parts import Parts
+from penstock.engine.pauses import GoingOn, Pauses, Pausing
 
-Order = Offering | Taking | Landing | Settling
+Order = Offering | Taking | Landing | Settling | Pausing | GoingOn
 
 
 class Moves:
@@ -17,11 +18,19 @@ class Moves:
 
     def __init__(self, parts: Parts, ask_again: Callable[[], None]) -> None:
         self._emit, self._name = parts.emit, parts.name
-        self.partings = Partings(parts, ask_again)
+        self.pauses = Pauses(parts, ask_again)
+        self.partings = Partings(parts, self.pauses, ask_again)
         self.joinings = Joinings(parts, ask_again)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether somebody waits to leave or to pause."""
+        return self.partings.is_waiting or self.pauses.is_waiting
+
     def apply(self, now: float, order: Order) -> None:
-        if isinstance(order, Offering):
+        if isinstance(order, (Pausing, GoingOn)):
+            self.pauses.apply(now, order)
+        elif isinstance(order, Offering):
             self.partings.offer(now, order)
         elif isinstance(order, Taking):
             self.joinings.take(now, order)
@@ -37,7 +46,8 @@ class Moves:
             self.joinings.settle(now, order)
 
     def look(self, now: float) -> None:
-        """Something was applied: who can leave or has room now?"""
+        """Something was applied: who pauses, can leave or has room now?"""
+        self.pauses.look(now)
         if self.partings.is_waiting:
             self.partings.depart(now)
         if self.joinings.is_waiting:

@@ -21,6 +21,7 @@ from penstock.core.moving import JobState, MoveAsked, Parted, SettleHow
 from penstock.core.ports import PortableExecutor
 from penstock.core.types import Job, Status
 from penstock.engine.parts import Parts
+from penstock.engine.pauses import Pauses
 
 OnOffered = Callable[[Offered], None]
 MOVABLE: tuple[Status, ...] = ("running", "waiting", "offloaded")
@@ -51,8 +52,8 @@ class _Held(NamedTuple):
 class Partings:
     """One per replica. `answers` are given when a turn has told all outputs that came before."""
 
-    def __init__(self, parts: Parts, ask_again: Callable[[], None]) -> None:
-        self._parts, self._ask_again = parts, ask_again
+    def __init__(self, parts: Parts, pauses: Pauses, ask_again: Callable[[], None]) -> None:
+        self._parts, self._pauses, self._ask_again = parts, pauses, ask_again
         self._asked: dict[int, Offering] = {}
         self._held: dict[int, _Held] = {}
         self.answers: list[Callable[[], None]] = []
@@ -86,9 +87,13 @@ class Partings:
             if job is None:
                 del self._asked[move]
                 self._answer(asked, Offered(move, True, error="it has ended"))
-            elif job.status in MOVABLE and not (job.in_flight or job.carried or job.is_cancelled):
-                del self._asked[move]
-                self._part(now, asked, job)
+            elif job.is_cancelled or job.in_flight or job.carried:
+                continue
+            else:
+                paused = self._pauses.take(asked.request)
+                if paused is not None or job.status in MOVABLE:
+                    del self._asked[move]
+                    self._part(now, asked, job, paused)
 
     def settle(self, now: float, told: Settling) -> None:
         """How a movement from here ended."""
@@ -112,10 +117,12 @@ class Partings:
         jobs = self._parts.roster.jobs_of(request)
         return jobs[0] if len(jobs) == 1 else None
 
-    def _part(self, now: float, asked: Offering, job: Job) -> None:
+    def _part(self, now: float, asked: Offering, job: Job, paused: Status | None) -> None:
+        """`paused`: what a job was that is held already."""
         offered = self._offered(now, asked, job, job.computed)
-        self._held[asked.move] = _Held(job, job.status)
-        self._parts.roster.hold(job)
+        self._held[asked.move] = _Held(job, paused or job.status)
+        if paused is None:
+            self._parts.roster.hold(job)
         parted = Parted(
             at=now,
             who=self._parts.name,

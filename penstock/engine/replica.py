@@ -326,7 +326,7 @@ class Replica:
                 self._flights.apply_yielded(now, item)
             else:
                 self._moves.apply(now, item)
-            if self._roster.held or self._moves.partings.is_waiting:
+            if self._roster.held or self._moves.is_waiting:
                 self._moves.look(now)
         flights = self._flights
         if flights.running:

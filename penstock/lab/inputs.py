@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from penstock.core.events import Arrived, Completed, Event, Refused
-from penstock.core.moving import JobState, Landed, MoveAsked, Settled, Took
+from penstock.core.moving import JobState, Landed, MoveAsked, PauseAsked, Settled, Took, WentOn
 from penstock.core.plans import Done, Plan, Sampled, Transfer
 from penstock.core.ports import Completion, Grain
 from penstock.core.prompt import HashedPrompt, TracedPrompt
@@ -23,6 +23,7 @@ from penstock.core.types import (
 from penstock.engine.joinings import Landing, Taking
 from penstock.engine.moves import Order
 from penstock.engine.partings import Offering, Settling
+from penstock.engine.pauses import GoingOn, Pausing
 
 
 class ReplayedExecutor:
@@ -90,13 +91,17 @@ def request_of(event: Arrived, block_size: int) -> Request:
     )
 
 
-MOVES = (MoveAsked, Took, Landed, Settled)
+MOVES = (MoveAsked, Took, Landed, Settled, PauseAsked, WentOn)
 
 
 def order_of(event: Event, coming: dict[int, Request]) -> Order:
     """What a movement's event made a replica do. `coming`: requests that arrived with a movement, by its number."""
     if isinstance(event, MoveAsked):
         return Offering(event.move, event.request, True, lambda offered: None)
+    if isinstance(event, PauseAsked):
+        return Pausing(event.request)
+    if isinstance(event, WentOn):
+        return GoingOn(event.request)
     if isinstance(event, Settled):
         return Settling(event.move, event.request, event.how)
     if isinstance(event, Landed):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from msgspec import UnsetType
+
 from penstock.cluster.arbiter import MoveRules
 from penstock.cluster.router import Router
 from penstock.cluster.sight import DispatchConfig, Sight
@@ -46,11 +48,7 @@ from penstock.report.made import MadeFleet
 def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
     """Replay one fleet's routing. Raises Diverged at the first decision that differs."""
     judge = Judge(who)
-    try:
-        policy = policy_of("route", made.route, "the route policy of the log")
-    except BadConfig as error:
-        raise BadTrace(f"the log's fleet cannot be made again: {error.message}") from None
-    router = Router(who, policy, log=judge, seed=made.seed, sight=_sight(policy, made))  # type: ignore[arg-type]
+    router = _router(who, made, judge)
     steering = _steering(router, made, judge)
     requests: dict[str, Request] = {}
     tried: dict[str, tuple[str, ...]] = {}
@@ -72,6 +70,9 @@ def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
             steering.arrive(event.at)
         elif isinstance(event, Routed):
             before = tried.get(event.request, ())
+            if not isinstance(event.tried, UnsetType):
+                router.choose(event.at, requests[event.request], event.tried, stage="decode")
+                continue
             router.choose(event.at, requests[event.request], before)
             if event.replica is not None:
                 tried[event.request] = (*before, event.replica)
@@ -91,6 +92,24 @@ def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
         else:
             _steer(steering, event)
     return judge
+
+
+def _router(who: str, made: MadeFleet, judge: Judge) -> Router:
+    """Raises BadTrace."""
+    try:
+        policy = policy_of("route", made.route, "the route policy of the log")
+        second = made.route_decode
+        decode = None if second is None else policy_of("route", second, "its decode route policy")
+    except BadConfig as error:
+        raise BadTrace(f"the log's fleet cannot be made again: {error.message}") from None
+    return Router(
+        who,
+        policy,  # type: ignore[arg-type]
+        log=judge,
+        seed=made.seed,
+        sight=_sight((policy, decode), made),
+        decode=decode,  # type: ignore[arg-type]
+    )
 
 
 def _refuse(router: Router, event: Refused) -> None:
@@ -154,8 +173,8 @@ def _feed_replica(router: Router, event: BlocksTold | Begun | Left | Migrated) -
     router.tell(event.at, event.replica, BlockNews(stored, removed))
 
 
-def _sight(policy: object, made: MadeFleet) -> Sight:
+def _sight(policies: tuple[object, ...], made: MadeFleet) -> Sight:
     cost = None
     if made.prefill is not None and made.decode is not None:
         cost = Phases(prefill=made.prefill, decode=made.decode)
-    return Sight(policy, build(DispatchConfig, made.dispatch, "the dispatch of the log"), cost)
+    return Sight(policies, build(DispatchConfig, made.dispatch, "the dispatch of the log"), cost)

@@ -25,7 +25,7 @@ class MadeReplica:
 
 @dataclass(frozen=True, kw_only=True)
 class MadeFleet:
-    """`route`, `move`, `scale`: the tables of the fleet's policies, their names and fields; None: there is none.
+    """`route`, `route_decode`, `move`, `scale`: the tables of the fleet's policies; None: there is none.
 
     `rules`: of what may move (cluster.arbiter), and `bounds` of its size. `dispatch`: of cluster.sight.DispatchConfig.
     `prefill` and `decode`: coefficients of the predictions (cost.phases).
@@ -33,6 +33,7 @@ class MadeFleet:
 
     route: dict[str, object] = field(default_factory=dict)
     seed: int = 0
+    route_decode: dict[str, object] | None = None
     move: dict[str, object] | None = None
     scale: dict[str, object] | None = None
     rules: dict[str, int | float] | None = None

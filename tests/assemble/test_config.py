@@ -138,7 +138,11 @@ def test_names_come_from_folders_and_stay_as_written_otherwise(tmp_path: Path) -
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_fill_every_slot_of_a_replica(preset: str) -> None:
     tables = policy_tables({"preset": preset, "order": {"name": "edf"}}, True)
-    assert set(tables) == set(SLOTS) - {"move", "scale"}  # a fleet's, for those who name one
+    assert set(tables) == set(SLOTS) - {
+        "route_decode",
+        "move",
+        "scale",
+    }  # a fleet's, for those who name one
     assert tables["order"] == {"name": "edf"}
     made = policies_of(tables)
     assert all(made.all())
