@@ -32,6 +32,10 @@ from penstock.core.moving import (
     WentOn,
 )
 from penstock.core.prompt import TracedPrompt
+from penstock.core.steered import Left as Left
+from penstock.core.steered import Scaled as Scaled
+from penstock.core.steered import Served as Served
+from penstock.core.steered import Steered as Steered
 from penstock.core.types import SCHEMA, BlockHash, FinishReason, Report, Request, Slo
 
 
@@ -307,63 +311,6 @@ class Ended(Struct, kw_only=True, gc=False):
     at: float
     who: str
     request: str
-    replica: str
-
-
-class Steered(Struct, kw_only=True, frozen=True, gc=False):
-    """A fleet was asked what moves (decision): (request, source, target, mode) of each.
-
-    `cause` and `about` are what it was asked for, `moving` the (request, target) of movements under way. `denied`:
-    moves that the policy wanted and a rule forbade (cluster.arbiter), with the rule's name last. Not written when
-    nothing was wanted.
-    """
-
-    kind: Literal["steered"] = "steered"
-    at: float
-    who: str
-    cause: str
-    about: str
-    moving: tuple[tuple[str, str, str, str], ...]
-    moves: tuple[tuple[str, str, str, str], ...]
-    denied: tuple[tuple[str, str, str, str, str], ...] = ()
-    why: str = ""
-
-
-class Served(Struct, kw_only=True, gc=False):
-    """A request is over, for policies that scale by what was served (input). `ttft_s` None: it had no token."""
-
-    kind: Literal["served"] = "served"
-    at: float
-    who: str
-    arrived_at: float
-    ttft_s: float | None
-    num_prompt: int
-    num_output: int
-    is_refused: bool = False
-
-
-class Scaled(Struct, kw_only=True, frozen=True, gc=False):
-    """A fleet was asked how many replicas there are to be (decision). `starting`: (role, number) under way.
-
-    Not written when everything stays as it is.
-    """
-
-    kind: Literal["scaled"] = "scaled"
-    at: float
-    who: str
-    starting: tuple[tuple[str, int], ...]
-    add: tuple[tuple[str, int], ...] = ()
-    drain: tuple[str, ...] = ()
-    roles: tuple[tuple[str, str], ...] = ()
-    why: str = ""
-
-
-class Left(Struct, kw_only=True, frozen=True, gc=False):
-    """A replica is no longer of a fleet (input): nobody will hear of it again."""
-
-    kind: Literal["left"] = "left"
-    at: float
-    who: str
     replica: str
 
 

@@ -43,12 +43,15 @@ class Few:
     def __iter__(self):  # type: ignore[no-untyped-def]
         for number in range(self._count):
             output = 1 if number % 3 == 0 else 40
-            yield number * 0.004, Request(
-                id=RequestId(f"r{number}"),
-                model="default",
-                prompt=TracedPrompt(200 + number),
-                sampling=Sampling(max_tokens=output, ignore_eos=True),
-                true_output=output,
+            yield (
+                number * 0.004,
+                Request(
+                    id=RequestId(f"r{number}"),
+                    model="default",
+                    prompt=TracedPrompt(200 + number),
+                    sampling=Sampling(max_tokens=output, ignore_eos=True),
+                    true_output=output,
+                ),
             )
 
 
