@@ -23,6 +23,7 @@ from penstock.lab.experiment import Experiment
 
 TABLE: dict[str, str] = {
     "burstgpt": "penstock.experiments.burstgpt",
+    "distserve": "penstock.experiments.distserve",
     "dllm-serve": "penstock.experiments.dllm_serve",
     "past-future": "penstock.experiments.past_future",
     "fast-switch": "penstock.experiments.fast_switch",
