@@ -123,6 +123,7 @@ def replica_specs(
             speculation=fleet.speculation,
             neighbours=Neighbours(count=in_all, index=before + number),
             max_waiting=fleet.max_waiting,
+            max_open=fleet.max_open,
             role=fleet.role_of(number),
             report_s=config.net.report_s,
             tells=tells_of(config, index),

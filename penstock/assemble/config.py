@@ -147,7 +147,8 @@ class CacheConfig:
 
 
 THEIRS = (
-    "model", "revision", "replicas", "executor", "cache", "speculation", "adapters", "max_waiting", "roles", "size",
+    "model", "revision", "replicas", "executor", "cache", "speculation", "adapters", "max_waiting", "max_open",
+    "roles", "size",
 )  # fmt: skip
 
 
@@ -155,7 +156,8 @@ THEIRS = (
 class FleetConfig:
     """The replicas of one model: a folder, "default", or a Hub name (of which `revision`). `name` None = made from it.
 
-    `max_waiting` bounds a replica's queue, `max_outstanding` the requests of the whole fleet; None = no bound.
+    `max_waiting` bounds a replica's queue, `max_open` all that a replica has at once (1: no queue at all, whoever comes
+    while it works is turned away), `max_outstanding` the requests of the whole fleet; None = no bound.
     `adapters`: names of LoRA adapters and their folders. `max_adapters` of them are in memory at once; None = all that
     are named, from FEWEST_SLOTS to MOST_SLOTS, and none where there can be none. `adapter_rank`: the largest that is
     held; None = that of those that are named, at least LEAST_RANK. `dispatch`: what routers see (cluster.sight).
@@ -179,6 +181,7 @@ class FleetConfig:
     max_adapters: int | None = None
     adapter_rank: int | None = None
     max_waiting: int | None = None
+    max_open: int | None = None
     max_outstanding: int | None = None
     roles: dict[str, int] | None = None
     moves: MoveRules | None = None
@@ -199,7 +202,7 @@ class FleetConfig:
         for name in self.adapters:
             if not name or "@" in name:
                 raise ValueError(f"{name!r} cannot name an adapter: it may not be empty or hold @")
-        for name in ("max_waiting", "max_outstanding"):
+        for name in ("max_waiting", "max_open", "max_outstanding"):
             bound = getattr(self, name)
             if bound is not None and bound < 1:
                 raise ValueError(

@@ -214,7 +214,9 @@ class Fleet:
         if not ticket.is_cancelled and self._tickets.get(ticket.request.id) is ticket:
             ticket.is_cancelled = True
             self._router.cancel(now(), ticket.request.id)
-            if ticket.movement is None or ticket.movement.unwanted():
+            if ticket.is_waiting:
+                self._close(ticket, None)
+            elif ticket.movement is None or ticket.movement.unwanted():
                 self._ports[ticket.replica].cancel(ticket.request.id)
 
     def hand_on(self, ticket: Ticket) -> None:
@@ -300,7 +302,13 @@ class Fleet:
             self._refuse(ticket, at, failed)
             return
         if chosen is None:
-            self._refuse(ticket, at, why or self._nobody())
+            again_s = self._router.again_s
+            if again_s is None:
+                self._refuse(ticket, at, why or self._nobody())
+            else:
+                ticket.is_waiting, ticket.tried = True, ()
+                loop = asyncio.get_running_loop()
+                loop.call_later(again_s, self._place_again, ticket, why)
             return
         moves = self._router.moves
         self._hand_over(ticket, at, chosen, why)
@@ -339,6 +347,11 @@ class Fleet:
             lost = why or ReplicaLost(f"{chosen} cannot go on with what another replica began")
             self._router.end(at, ticket.request.id, chosen)
             self._refuse(ticket, at, lost)
+
+    def _place_again(self, ticket: Ticket, why: PenstockError | None) -> None:
+        if not ticket.is_cancelled:
+            ticket.is_waiting = False
+            self._place(ticket, now(), why)
 
     def _nobody(self) -> PenstockError:
         alive = sum(report.is_alive for report in self._router.reports.values())

@@ -68,6 +68,7 @@ class Router:
         self.moves: tuple[Move, ...] = ()  # that the last decision asked for
         self._alternates: dict[str, tuple[str, ...]] = {}
         self._coming: dict[str, str] = {}  # requests that a replica is about to take over
+        self.again_s: float | None = None  # of the last decision
         self._observe = getattr(policy, "observe", None)
         # Events are made only where somebody reads them: of a request they cost more than the choice.
         self._is_read = self._observe is not None or not isinstance(log, Null)
@@ -133,7 +134,8 @@ class Router:
     ) -> str | None:
         """The replica that takes the request, counted as outstanding there; None = nobody can now.
 
-        With stage "decode" it takes it over, and counts as coming until it has or will not (`moved`).
+        With stage "decode" it takes it over, and counts as coming until it has or will not (`moved`). `again_s`
+        says after how many seconds the policy wants to be asked once more, if it does.
         """
         view = self._view(now, request, tried, stage)
         decision = self._alternate(view) if tried and stage == STAGE else None
@@ -142,7 +144,7 @@ class Router:
             decision = policy.decide(view)
         if self._is_checked:
             self._check(view, decision)
-        chosen = decision.replica
+        chosen, self.again_s = decision.replica, decision.again_s
         if self._is_read:
             self._emit(
                 Routed(

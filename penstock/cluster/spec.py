@@ -156,6 +156,7 @@ class ReplicaSpec:
     speculation: Speculation | None = None
     neighbours: Neighbours = Neighbours()
     max_waiting: int | None = None
+    max_open: int | None = None
     role: Role = "any"
     report_s: float = 0.1
     tells: tuple[Tells, ...] = ()  # what its fleet's policies want to hear
@@ -169,6 +170,8 @@ class ReplicaSpec:
             self.speculation is None
         ):  # so that the logs of those who do not guess are what they were
             del told["speculation"]
+        if self.max_open is None:
+            del told["max_open"]
         if self.role == "any":  # likewise
             del told["role"]
         if self.neighbours == Neighbours():  # as above
@@ -254,6 +257,7 @@ def open_host(
         has_prefix_cache=spec.has_prefix_cache,
         store=spec.store,
         max_waiting=spec.max_waiting,
+        max_open=spec.max_open,
         seed=spec.seed,
         is_checked=spec.is_checked,
         swap=spec.swap,

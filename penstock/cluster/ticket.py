@@ -23,7 +23,7 @@ class Ticket:
 
     __slots__ = (
         "fleet", "request", "on_ended", "on_output", "left", "replica", "tried", "is_heard", "is_cancelled", "error",
-        "arrived_at", "first_at", "num_output", "ids", "movement", "pauses",
+        "arrived_at", "first_at", "num_output", "ids", "movement", "pauses", "is_waiting",
     )  # fmt: skip
 
     def __init__(
@@ -37,6 +37,7 @@ class Ticket:
         self.tried: tuple[str, ...] = ()
         self.is_heard = False
         self.is_cancelled = False
+        self.is_waiting = False  # for the route policy to be asked again
         self.error: PenstockError | None = None
         self.arrived_at = now()
         self.first_at: float | None = None

@@ -58,6 +58,7 @@ STEPS_UNTIL_RETRY = 100  # a full queue is tried again after about so many steps
 class ReplicaConfig:
     """What a replica is made with. `max_waiting` None = no bound on its queue.
 
+    `max_open`: answers it has at once, running or waiting; whoever comes beyond is turned away. None = no bound.
     `tells`: what its fleet wants to hear beside plain reports (engine.reports).
     `is_checked`: hold every decision to its law and recompute all invariants after every turn (slow; for tests).
     """
@@ -68,6 +69,7 @@ class ReplicaConfig:
     has_prefix_cache: bool = True
     store: Store = "hash"
     max_waiting: int | None = None
+    max_open: int | None = None
     seed: int = 0
     is_checked: bool = False
     swap: SwapConfig = SwapConfig()
@@ -276,6 +278,13 @@ class Replica:
             )
         bound = None if is_moving else self.config.max_waiting
         queued = len(self._roster.waiting) + self._roster.num_blocked + self._num_arriving
+        most, running = self.config.max_open, len(self._roster.running)
+        if most is not None and queued + running and queued + running + request.n > most:
+            raise Overloaded(
+                f"{queued + running} answers are under way here, and {most} may be",
+                hint="send the request to another replica, or try again in a moment",
+                retry_after_s=max(1.0, self._parts.step_s * STEPS_UNTIL_RETRY),
+            )
         if bound is not None and queued and queued + request.n > bound:
             raise Overloaded(
                 f"{queued} answers wait already; the queue holds {bound}",

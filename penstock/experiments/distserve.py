@@ -4,15 +4,15 @@ Source: DistServe (OSDI 2024), LLMServe/DistServe; its figures come from an engi
 step times are published (cost.linear_five) and the rules are few enough to be written anew (lab.phases).
 
 What is asked anew is how much of the gain is the placement's. The publication compares its own engine, disaggregated,
-with vLLM of 2023, colocated: two engines with different step times. Here every comparison is also made with *one* set of
-step times on both sides. So "colocated, vLLM" repeats the published comparison, and "colocated" is the fair one.
+with vLLM of 2023, colocated: two engines with different step times. Here every comparison is also made with *one* set
+of step times on both sides. So "colocated, vLLM" repeats the published comparison, and "colocated" is the fair one.
 
     rate a device    the highest Poisson rate, of the best degrees of parallelism, at which the P90 of TTFT and the P90
                      of TPOT are each kept; OPT-13B on up to 4 devices, OPT-66B on up to 16 (colocated: 8)
 
 NOTED are figures of the published simulator itself, run once, with one seed and other draws of the same traces; ours
-are to lie near them. Chunks of 2,048 tokens are the baseline that came after the publication; its simulator lets decodes
-ride beside them for nothing, so they are also judged paying for themselves.
+are to lie near them. Chunks of 2,048 tokens are the baseline that came after the publication; its simulator lets
+decodes ride beside them for nothing, so they are also judged paying for themselves.
 
 What cannot be repeated: the published runs on 32 A100; traces of HumanEval and LongBench; all of the code trace, of
 which the repository holds the first 191 requests (lengths are drawn from these).
@@ -306,12 +306,12 @@ EXPERIMENT = Experiment(
     name="distserve",
     system="DistServe: prefill and decode apart, placed for goodput",
     source="DistServe (OSDI 2024), LLMServe/DistServe",
-    claim="Placing prefill and decode on devices of their own, each with the parallelism that suits it, serves up to "
-    "4.48 times the requests a device within TTFT and TPOT (7.4 times in the final version), over vLLM.",
-    criterion=f"With equal step times on both sides, at least {WON:g} times the rate a device of the best colocated plan "
-    "at some promise of the surface, for each of both models; for OPT-66B also more than the best chunked plan that "
-    f"pays for its decodes; and the figures noted from the published simulator within {NEAR:.0%} of our mean or among "
-    "our seeds.",
+    claim="Placing prefill and decode on devices of their own, each with the parallelism that suits it, serves up "
+    "to 4.48 times the requests a device within TTFT and TPOT (7.4 times in the final version), over vLLM.",
+    criterion=f"With equal step times on both sides, at least {WON:g} times the rate a device of the best colocated "
+    "plan at some promise of the surface, for each of both models; for OPT-66B also more than the best chunked plan "
+    f"that pays for its decodes; and the figures noted from the published simulator within {NEAR:.0%} of our mean or "
+    "among our seeds.",
     workload="Poisson, 400 requests a try; lengths of Azure's conversations up to 2,048 prompt tokens, of 300 ShareGPT "
     "conversations (prompts cut at 2,048) and of 191 requests of Azure's code trace. Highest rate a device with the "
     "P90 of TTFT and of TPOT kept; promises: those noted, and 0.4 to 5 s by 30 to 150 ms.",

@@ -74,8 +74,8 @@ def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
                 router.choose(event.at, requests[event.request], event.tried, stage="decode")
                 continue
             router.choose(event.at, requests[event.request], before)
-            if event.replica is not None:
-                tried[event.request] = (*before, event.replica)
+            left = before if router.again_s is None else ()  # all are asked again
+            tried[event.request] = left if event.replica is None else (*before, event.replica)
         elif isinstance(event, BlocksTold | Begun | Left | Migrated):
             _feed_replica(router, event)
             if isinstance(event, Migrated) and event.outcome == "committed":

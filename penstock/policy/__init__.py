@@ -40,6 +40,7 @@ TABLE: dict[str, dict[str, str]] = {
         "conservative": "penstock.policy.admit.conservative:Conservative",
         "past-future": "penstock.policy.admit.past_future:PastFuture",
         "jit-bandwidth": "penstock.policy.admit.jit_bandwidth:JitBandwidth",
+        "in-time": "penstock.policy.admit.in_time:InTime",
     },
     "batch": {
         "vllm-v1": "penstock.policy.batch.vllm_v1:VllmV1",
@@ -71,6 +72,7 @@ TABLE: dict[str, dict[str, str]] = {
         "least": "penstock.policy.route.least:Least",
         "p2c": "penstock.policy.route.p2c:PowerOfTwo",
         "prefix": "penstock.policy.route.prefix:Prefix",
+        "on-demand": "penstock.policy.route.on_demand:OnDemand",
         "prefix-hash": "penstock.policy.route.prefix_hash:PrefixHash",
         "session": "penstock.policy.route.session:Session",
         "deepest-prefix": "penstock.policy.route.deepest_prefix:DeepestPrefix",

@@ -134,13 +134,15 @@ class View(Struct, gc=False):
 class Decision(Struct, frozen=True, gc=False):
     """`alternates`: who is asked next, in order, when the replica turns the request away.
 
-    `moves`: other requests that should change their place now.
+    `moves`: other requests that should change their place now. `again_s`: nobody can take it now, and the fleet asks
+    once more, of all replicas, after so many seconds.
     """
 
     replica: str | None
     why: str = ""
     alternates: tuple[str, ...] = ()
     moves: tuple[Move, ...] = ()
+    again_s: float | None = None
 
 
 def law(view: View, decision: Decision) -> None:
@@ -155,6 +157,8 @@ def law(view: View, decision: Decision) -> None:
     for move in decision.moves:
         assert move.source in known and move.source != move.target, f"{move} from nowhere"
         assert move.target in allowed, f"{move.target} cannot take {move.request}"
+    if decision.again_s is not None:
+        assert decision.replica is None and decision.again_s > 0, "asked again, and sent"
 
 
 def after(last: str | None, names: Sequence[str]) -> str:
