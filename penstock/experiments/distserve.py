@@ -80,7 +80,6 @@ NOTED: dict[tuple[str, str, Promise], tuple[float, float, float, float]] = {
 }
 CASES = tuple(dict.fromkeys((workload, model) for workload, model, _ in NOTED))
 DEVICES = {"opt-13b": (4, 4), "opt-66b": (16, 8)}  # apart, together
-DEPTHS = {"sharegpt": (1, 2)}  # of pipelines; 1 elsewhere, as in the noted runs
 
 
 def told_of(promise: Promise) -> str:
@@ -143,15 +142,9 @@ class Search:
         )
 
 
-def units_of(variant: str, workload: str, model: str, judge: Judge) -> list[Unit]:
+def units_of(variant: str, model: str, judge: Judge) -> list[Unit]:
     facts, (apart, together) = judge.hardware.model, DEVICES[model]
-    depths = DEPTHS.get(workload, (1,))
-    found = [
-        Parallel(tp, pp)
-        for tp in facts.degrees or ()
-        for pp in depths
-        if facts.can_be(Parallel(tp, pp))
-    ]
+    found = [Parallel(tp) for tp in facts.degrees or () if facts.can_be(Parallel(tp))]
     if variant == "disaggregated":
         return [
             Unit(way="disaggregated", parallel=first, decode=second)
@@ -183,31 +176,27 @@ def work(settings: Settings, scale: Scale) -> Mapping[str, object]:
         asked=asked,
         is_published=is_published,
     )
-    searches = [Search(judge, unit) for unit in units_of(variant, workload, model, judge)]
-    told: dict[str, object] = {"cost_model": judge.hardware.source, "tries": 0}
+    searches = [Search(judge, unit) for unit in units_of(variant, model, judge)]
+    told: dict[str, object] = {"cost_model": judge.hardware.source}
     for promise in promises_of(workload, model):
         rates = {str(search.unit): search.highest(promise) for search in searches}
         best = max(rates, key=lambda name: rates[name])
         told[f"rate {told_of(promise)}"] = rates[best]
         told[f"unit {told_of(promise)}"] = best
-    return {**told, "tries": judge.num_tried}
+    return told
 
 
 # ---------------------------------------------------------------------------- the verdict
 
 
 def rate_ratio(
-    rows: Sequence[Row],
-    workload: str,
-    model: str,
-    promise: Promise,
-    under: str,
-    over: str = "disaggregated",
-) -> tuple[float, ...]:  # noqa: PLR0913
+    rows: Sequence[Row], case: tuple[str, str, Promise], under: str
+) -> tuple[float, ...]:
+    """Disaggregated over another variant, seed by seed."""
+    workload, model, promise = case
     where = {"workload": workload, "model": model}
-    return paired(
-        rows, f"rate {told_of(promise)}", {**where, "variant": over}, {**where, "variant": under}
-    )
+    apart = {**where, "variant": "disaggregated"}
+    return paired(rows, f"rate {told_of(promise)}", apart, {**where, "variant": under})
 
 
 def noted_figures(rows: Sequence[Row]) -> tuple[list[str], int, int]:
@@ -319,7 +308,7 @@ EXPERIMENT = Experiment(
         ("step times", "published fits to A100-80G: DistServe's engine on both sides, vLLM's for 'colocated, vLLM'"),
         ("evaluator", "queues of two phases under the published simulator's rules: 50,000 context positions a decode "
          "step, jobs take turns, KV moves in no time, no scheduler; 'chunked, paid': the card's memory, oldest first"),
-        ("devices", "OPT-13B: up to 4; OPT-66B: up to 16 apart, 8 together; pipelines of 2 for ShareGPT only"),
+        ("devices", "OPT-13B: up to 4; OPT-66B: up to 16 apart, 8 together; no pipelines"),
         ("chunks", f"{CHUNK} tokens, prompts first"),
     ),
     traces=(CONV, CHAT),

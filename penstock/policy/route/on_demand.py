@@ -45,7 +45,7 @@ class OnDemand:
             return Decision(None, "its time is over")
         columns = view.columns()
         if not columns.names:
-            return Decision(None, "all are at work", self.retry_s)
+            return Decision(None, "all are at work", again_s=self.retry_s)
         least = min(load // ONE_OUTSTANDING for load in columns.loads)
         places = zip(columns.names, columns.loads, strict=True)
         equals = [name for name, load in places if load // ONE_OUTSTANDING == least]
