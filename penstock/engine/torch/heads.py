@@ -27,7 +27,7 @@ from penstock.engine.torch.families import Latent
 from penstock.engine.torch.kernels import CpuPagedAttention, qk_norm_rope_, rms_norm, rope_
 from penstock.engine.torch.kernels.program import Recorder
 from penstock.engine.torch.kernels.recording import record_rope
-from penstock.engine.torch.ports import AttentionBackend, Linear, Mask, StepMeta
+from penstock.engine.torch.ports import AttentionBackend, Linear, Mask, Placing, StepMeta, Turn
 from penstock.engine.torch.rope import RopeTable
 
 
@@ -60,6 +60,11 @@ class GroupedHeads:
     ) -> Tensor:
         heads, kv_heads = self.num_heads, self.num_kv_heads
         qkv = self.qkv(x).view(-1, heads + 2 * kv_heads, self.head_dim)
+        if self.wide_norm is None and isinstance(attention, Placing):
+            turn = Turn(self.qk_norm, self.rope.upto(meta.max_context), positions)
+            q = attention.place(self.layer, qkv, turn, meta)
+            out, _ = attention.attend(self.layer, q, meta, self.mask, self.scale)
+            return self.out(out.flatten(1))
         q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
         if self.wide_norm is not None:
             q_weight, k_weight, eps = self.wide_norm

@@ -7,11 +7,13 @@ Of weights as numbers:
              bf16 instructions) also of a single row
     packed   our own kernel (kernels/linear.py), for bf16 on processors without bf16 instructions, where torch's bf16
              product of 8 rows is several times slower than the fp32 one
+    row      on CUDA where Triton is: torch's own product, but for a single row (cuda/linear.py)
     widened  the same without a compiler: weights are kept packed in fp32 and rows are widened on the way in. Costs
              twice the memory of the weights
 
 Of weights in few bits (quantised.py):
-    packed     our own kernel (kernels/quantised.py): rows are quantised to bytes too, and bytes are multiplied
+    packed     our own kernel. On CPUs (kernels/quantised.py) rows are quantised to bytes too, and bytes are
+               multiplied; on CUDA (cuda/linear.py) rows stay what they are
     expanded   without it: weights are numbers again before a method of the first kind packs them
 
 A choice of `weights` other than "stored" quantises what is stored as numbers when it is loaded:
@@ -27,13 +29,14 @@ would send tokens to other experts. `choose_methods` says which methods and why.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.engine.torch.kernels import available
+from penstock.engine.torch.kernels.fused import has_triton
 from penstock.engine.torch.kernels.linear import PackedLinear, wins_on_this_machine
 from penstock.engine.torch.kernels.quantised import PackedQuantised
 from penstock.engine.torch.ports import Linear, LinearMethod, QuantisedMethod, ShardSpec
@@ -115,6 +118,10 @@ def can_pack() -> bool:
 
 def choose_linear(device: torch.device, dtype: torch.dtype) -> tuple[LinearMethod, str]:
     """The method for a device and dtype, and why."""
+    if device.type == "cuda" and has_triton():
+        from penstock.engine.torch.cuda.linear import RowLinear
+
+        return RowLinear(), "cuda: torch's own product, and a program of ours for a single row"
     if device.type != "cpu":
         return PlainLinear(), f"{device.type}: torch's own product"
     if not can_pack():
@@ -151,16 +158,23 @@ class ExpandedQuantised:
         return self._method.pack(weight.expand().to(self._dtype), bias, ShardSpec())
 
 
+class Kernel(QuantisedMethod, Protocol):
+    """One that cannot hold every weight."""
+
+    @staticmethod
+    def why_not_for(weight: Quantised) -> str | None: ...
+
+
 class CompiledQuantised:
     """Our kernel where it can hold the weight, else the expanded form."""
 
     name = "packed"
 
-    def __init__(self, other: ExpandedQuantised) -> None:
-        self._kernel, self._other = PackedQuantised(), other
+    def __init__(self, kernel: Kernel, other: ExpandedQuantised) -> None:
+        self._kernel, self._other = kernel, other
 
     def pack_quantised(self, weight: Quantised, bias: Tensor | None) -> Linear:
-        method = self._other if PackedQuantised.why_not_for(weight) else self._kernel
+        method = self._other if self._kernel.why_not_for(weight) else self._kernel
         return method.pack_quantised(weight, bias)
 
 
@@ -194,11 +208,15 @@ def for_router(method: LinearMethod) -> LinearMethod:
 def choose_quantised(device: torch.device, dtype: torch.dtype) -> tuple[QuantisedMethod, str]:
     """The method for weights in few bits, and why."""
     other = ExpandedQuantised(choose_linear(device, dtype)[0], dtype)
+    if device.type == "cuda" and has_triton():
+        from penstock.engine.torch.cuda.linear import CodesLinear
+
+        return CompiledQuantised(CodesLinear(), other), "compiled by Triton"
     if device.type != "cpu":
         return other, f"{device.type}: weights are {_name(dtype)} again"
     if not available():
         return other, f"no compiled kernel: weights are {_name(dtype)} again"
-    return CompiledQuantised(other), "compiled kernel"
+    return CompiledQuantised(PackedQuantised(), other), "compiled kernel"
 
 
 @dataclass(frozen=True, slots=True)

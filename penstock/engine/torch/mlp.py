@@ -30,9 +30,8 @@ from torch.nn import functional as F
 from penstock.core.types import PlanId
 from penstock.engine.torch.kernels import gelu_mul, silu_mul
 from penstock.engine.torch.kernels.program import Recorder
-from penstock.engine.torch.kernels.quantised import PackedFewBits
 from penstock.engine.torch.kernels.recording import record_gate
-from penstock.engine.torch.ports import Linear
+from penstock.engine.torch.ports import FewBits, Gating, Linear
 
 Taken = dict[int, list[int]]  # layer -> rows that each expert took in one step
 KEPT_STEPS = 4096
@@ -58,6 +57,8 @@ class PlainMlp:
     activate: Callable[[Tensor], Tensor] = silu_mul
 
     def __call__(self, x: Tensor, taken: Taken) -> Tensor:
+        if self.can_record() and isinstance(self.gate_up, Gating):
+            return self.down(self.gate_up.gated(x, self.activate is gelu_mul))
         return self.down(self.activate(self.gate_up(x)))
 
     def can_record(self) -> bool:
@@ -73,7 +74,7 @@ class PlainMlp:
 
 def packed_bytes(mlp: PlainMlp) -> int | None:
     """Of an MLP in few bits; None of others."""
-    few = [one for one in (mlp.gate_up, mlp.down) if isinstance(one, PackedFewBits)]
+    few = [one for one in (mlp.gate_up, mlp.down) if isinstance(one, FewBits)]
     return sum(one.num_bytes for one in few) if len(few) == 2 else None
 
 

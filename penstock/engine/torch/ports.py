@@ -7,7 +7,7 @@ Shapes use T tokens in the step (all jobs' chunks, ragged), B chunks, H query he
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,6 +31,25 @@ class Linear(Protocol):
     """A packed layer. x [M, in] -> [M, out] for any M >= 1."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class FewBits(Protocol):
+    """A packed layer in few bits."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Read by a call of few rows."""
+        ...
+
+
+@runtime_checkable
+class Gating(Protocol):
+    """A packed layer of gates and values that can activate on the way out."""
+
+    def gated(self, x: Tensor, is_gelu: bool) -> Tensor:
+        """x [M, in] -> activate(gate) * up [M, out / 2]"""
+        ...
 
 
 class LinearMethod(Protocol):
@@ -115,6 +134,29 @@ class AttentionBackend(Protocol):
 
     @property
     def num_bytes(self) -> int: ...
+
+
+class Turn(NamedTuple):
+    """What is done to q and k before they meet: see kernels.qk_norm_rope_."""
+
+    norm: tuple[Tensor, Tensor, float] | None
+    cos_sin: Tensor
+    positions: Tensor
+
+
+@runtime_checkable
+class Placing(Protocol):
+    """A backend that turns q and k and stores k and v in one pass."""
+
+    def place(self, layer: int, qkv: Tensor, turn: Turn, meta: StepMeta) -> Tensor:
+        """qkv [T, H + 2 K, D] -> q [T, H, D], ready for `attend`. May change qkv."""
+        ...
+
+    def attend(
+        self, layer: int, q: Tensor, meta: StepMeta, mask: Mask, scale: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the call of AttentionBackend, of keys and values that are stored."""
+        ...
 
 
 @runtime_checkable

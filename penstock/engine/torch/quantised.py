@@ -85,7 +85,7 @@ def quantise(weight: Tensor, bits: Bits, group: int) -> Quantised:
     num_out, num_in = weight.shape
     codes = torch.empty(num_out, num_in, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(num_out, num_in // group, device=weight.device)
-    rows = max(1, AT_ONCE // num_in)
+    rows = max(1, (AT_ONCE if weight.device.type == "cpu" else AT_ONCE_ELSEWHERE) // num_in)
     for at in range(0, num_out, rows):
         part = weight[at : at + rows].float().view(-1, num_in // group, group)
         found = _nearest(part) if bits == 8 else _least_error(part)
@@ -95,6 +95,7 @@ def quantise(weight: Tensor, bits: Bits, group: int) -> Quantised:
 
 
 AT_ONCE = 1 << 17  # numbers that are worked on at a time, so that they stay in a cache
+AT_ONCE_ELSEWHERE = 1 << 26  # a card wants many
 TRIES = (
     -8.0,
     -9.0,

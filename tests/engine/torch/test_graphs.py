@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from penstock.core.types import Sampling
-from penstock.engine.torch.build import EngineConfig
+from penstock.engine.folder import model_facts
+from penstock.engine.torch.build import EngineConfig, build_decoder
 from penstock.engine.torch.cuda.graphs import DecodeGraphs, Play, batch_sizes
+from penstock.engine.torch.decoder import Alone, Decoder
 from penstock.engine.torch.executor import TorchExecutor
+from penstock.engine.torch.linear import Weights
 from penstock.engine.torch.open import open_executor
+from penstock.engine.torch.ports import ShardSpec
 from penstock.engine.torch.step import StepArrays
 from tests.engine.torch.driver import Driver
 from tests.engine.torch.models import saved
+from tests.engine.torch.test_against_transformers import logits_of
 
 BLOCKS = 40
 PROMPTS = [[5, 6, 7], [9] * 20, [3, 1, 4, 1, 5], [8] * 33, [2, 7]]
@@ -91,3 +98,63 @@ def test_steps_that_are_not_played() -> None:
     assert not step.is_plain_decode
     assert step._replace(rows=ints, num_sampling=2).is_plain_decode
     assert not step._replace(rows=ints, num_sampling=2, max_query=2).is_plain_decode
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
+@pytest.mark.parametrize("weights", ["stored", "int8", "int4"])
+async def test_played_on_cuda(model_root: Path, name: str, weights: Weights) -> None:
+    """What is played, what is not, and the CPU's portable operations on the same weights say the same."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    folder, _ = saved(model_root, name)
+    greedy = [Sampling(temperature=0.0, ignore_eos=True)] * len(PROMPTS)
+    found = []
+    for device, graphs in (("cuda", "auto"), ("cuda", "off"), ("cpu", "off")):
+        config = EngineConfig(
+            device=device, dtype="fp32", threads=1, num_blocks=BLOCKS, weights=weights,
+            graphs=graphs, graph_batch=4, linear="plain" if device == "cpu" else "auto",
+        )  # fmt: skip
+        if device == "cpu" and weights != "stored":
+            continue  # rows are not quantised on CUDA, so their text may differ
+        executor = open_executor(str(folder), config)
+        assert (executor._graphs is not None) == (graphs == "auto")
+        found.append(await texts(executor, greedy))
+    assert all(each == found[0] for each in found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_few_bits_on_cuda_are_the_quantised_weights(model_root: Path, weights: Weights) -> None:
+    """Logits of a prompt, and of its last token alone, beside the same codes as fp32 numbers."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    folder, _ = saved(model_root, "qwen3")
+    found = []
+    for expand in (False, True):
+        config = EngineConfig(device="cuda", dtype="fp32", num_blocks=BLOCKS, weights=weights)
+        built = build_decoder(model_facts(folder), replace(config, graphs="off"), Alone(), None)
+        assert "packed" in built.notes["linear"]
+        if expand:
+            _expand(built.decoder)
+        ids = np.arange(40) * 7 % 90
+        with torch.inference_mode():
+            logits_of(built, ids, 0, 39)
+            found.append((logits_of(built, ids, 0, 40), logits_of(built, ids, 39, 40)))
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+def _expand(decoder: Decoder) -> None:
+    from penstock.engine.torch.cuda.linear import PackedCodes
+    from penstock.engine.torch.linear import PlainLinear
+
+    def plain(layer: object) -> object:
+        assert isinstance(layer, PackedCodes)
+        wide = layer.numbers(torch.float32)
+        return PlainLinear().pack(wide, layer.bias, ShardSpec())
+
+    for layer in decoder.layers:
+        layer.attention.qkv, layer.attention.out = map(
+            plain, (layer.attention.qkv, layer.attention.out)
+        )
+        layer.mlp.gate_up, layer.mlp.down = map(plain, (layer.mlp.gate_up, layer.mlp.down))
+    decoder.head = plain(decoder.head)

@@ -192,6 +192,6 @@ def test_what_does_not_fit_is_expanded() -> None:
     assert "multiples of 32" in str(PackedQuantised.why_not_for(weight))
     other = ExpandedQuantised(PlainLinear(), torch.float32)
     x = torch.randn(3, 48)
-    layer = CompiledQuantised(other).pack_quantised(weight, None)
+    layer = CompiledQuantised(PackedQuantised(), other).pack_quantised(weight, None)
     torch.testing.assert_close(layer(x), x @ weight.expand().T)
     assert library.load().quantised is not None

@@ -19,10 +19,10 @@ pytest.importorskip(
 )
 
 from penstock.engine.torch.attention import GatherAttention, KvLayout  # noqa: E402
-from penstock.engine.torch.cuda import fused  # noqa: E402
+from penstock.engine.torch.cuda import attention, fused  # noqa: E402
 from penstock.engine.torch.cuda.attention import TritonPagedAttention  # noqa: E402
 from penstock.engine.torch.kernels import fused as plain  # noqa: E402
-from penstock.engine.torch.ports import Mask, StepMeta  # noqa: E402
+from penstock.engine.torch.ports import Mask, StepMeta, Turn  # noqa: E402
 
 LAYOUT = KvLayout(
     num_layers=2,
@@ -154,3 +154,42 @@ def test_turning_heads_equals_torchs(dtype: torch.dtype, rotary: int, is_normed:
     fused.norm_turn_(x, weight, 1e-6, table, positions)
     near = 1e-5 if dtype is torch.float32 else 2e-2
     torch.testing.assert_close(x, wanted, rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, SIXTEEN])
+@pytest.mark.parametrize(("dim", "rotary"), [(32, 32), (32, 24), (48, 48)])
+@pytest.mark.parametrize("weight_type", [None, "own", "wide"])
+@pytest.mark.parametrize("alone", [4, 128])
+def test_placing_equals_turning_and_storing(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    dim: int,
+    rotary: int,
+    weight_type: str | None,
+    alone: int,
+) -> None:
+    """One token at a time and many; attention reads what was placed."""
+    monkeypatch.setattr(attention, "PLACED_ALONE", alone)
+    torch.manual_seed(0)
+    layout = replace(LAYOUT, dtype=dtype, head_dim=dim)
+    ours, wanted = (TritonPagedAttention(layout, spare_blocks=1) for _ in range(2))
+    meta = step(MIXED, 1, layout.block_size)
+    tokens, device = len(meta.slots), layout.device
+    qkv = torch.randn(tokens, 4 + 2 + 2, dim, device=device).to(dtype)
+    weights = torch.rand(2, dim, device=device).to(
+        torch.float32 if weight_type == "wide" else dtype
+    )
+    norm = None if weight_type is None else (weights[0], weights[1], 1e-6)
+    table = torch.rand(60, rotary, device=device)
+    positions = torch.randint(0, 60, (tokens,), device=device)
+    q, k, v = (part.clone() for part in torch.split(qkv, [4, 2, 2], 1))
+    for x, weight in ((q, weights[0]), (k, weights[1])):
+        plain._norm_rope_in_torch_(x, None if norm is None else weight, 1e-6, table, positions)
+    out, _ = wanted(1, q, k, v, meta, Mask(), 0.2)
+    placed = ours.place(1, qkv, Turn(norm, table, positions), meta)
+    near = 1e-5 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(placed, q, rtol=near, atol=near)
+    torch.testing.assert_close(ours.cache, wanted.cache, rtol=near, atol=near)
+    assert ours.cache.any()
+    again, _ = ours.attend(1, placed, meta, Mask(), 0.2)
+    torch.testing.assert_close(again, out, rtol=4 * near, atol=4 * near)

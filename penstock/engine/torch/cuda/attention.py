@@ -6,6 +6,8 @@ last chunk b with query_start[b] // tile + b <= t, found by bisection, so the gr
 knows and nothing waits for the device (which also lets a step be recorded as a graph). With few tiles the keys of each
 are split among programs, and the parts are merged by their log-sum-exp in a second kernel.
 
+`place` turns and stores what `attend` then reads, in one pass over a row of [q, k, v].
+
 A cache of latents has one vector of D a position, whose first L are the value: it is read in two parts, L and the rest,
 as a tile's width must be a power of two.
 
@@ -14,17 +16,35 @@ Scores and sums are fp32; probabilities are rounded to the cache's type before t
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 
 from penstock.engine.torch.attention import TRITON, KvLayout
 from penstock.engine.torch.cuda import programs
-from penstock.engine.torch.ports import Mask, StepMeta
+from penstock.engine.torch.cuda.launch import Open, launch
+from penstock.engine.torch.ports import Mask, StepMeta, Turn
 
 LEAST_ROWS = 16  # of a matrix product in Triton
-KEYS = 32  # a program reads so many at a time
 MOST_SPLITS = 16
+SMALLEST_SPLIT = 64  # keys
+PLACED_ALONE = 128  # tokens; of more, 16 are placed together
+
+
+class Tile(NamedTuple):
+    """Query rows and keys of a program, and how Triton compiles it."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+DECODE = {2: Tile(LEAST_ROWS, 64, 4, 2), 4: Tile(LEAST_ROWS, 32, 4, 2)}  # by bytes of a number
+PROMPT = Tile(64, 32, 4, 2)
+WIDE = Tile(LEAST_ROWS, 32, 8, 2)  # heads of more than 256 numbers
 
 
 class TritonPagedAttention:
@@ -65,16 +85,22 @@ class TritonPagedAttention:
     def __call__(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, meta: StepMeta, mask: Mask, scale: float
     ) -> tuple[Tensor, Tensor | None]:
-        q = _rows(q)
         self._store(layer, _rows(k), None if self.layout.latent is not None else _rows(v), meta)
+        return self.attend(layer, q, meta, mask, scale)
+
+    def attend(
+        self, layer: int, q: Tensor, meta: StepMeta, mask: Mask, scale: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """Of keys that were stored before."""
+        q = _rows(q)
         tokens, heads, dim = q.shape
-        kv_heads = k.shape[1]
+        kv_heads = self.layout.num_kv_heads
         group = heads // kv_heads
         padded = triton.next_power_of_2(group)
-        # Decoding wants few rows a tile, a prompt many: more rows read the same keys once.
-        rows = max(LEAST_ROWS, padded) if meta.max_query == 1 else max(64, padded)
-        tile = rows // padded
-        tiles = tokens // tile + len(meta.context)
+        tile = self._tile(q, meta)
+        rows = max(tile.rows, padded)
+        is_single = meta.max_query == 1
+        tiles = tokens if is_single else tokens // (rows // padded) + len(meta.context)
         value_dim = self.layout.latent or dim
         splits = self._num_splits(tiles * kv_heads, meta)
         parts = q.new_empty(
@@ -82,38 +108,59 @@ class TritonPagedAttention:
         )
         part_lse = q.new_empty(tokens, heads, splits, dtype=torch.float32)
         caches = self.cache[layer]
-        programs.attend[(tiles, kv_heads, splits)](
-            q, caches[0], caches[-1], parts, part_lse,
-            meta.query_start, meta.context, meta.block_table, len(meta.context),
-            q.stride(0), meta.block_table.stride(0), caches.stride(1),
+        launch(
+            programs.attend, (tiles, kv_heads, splits), q, caches[0], caches[-1], parts, part_lse,
+            meta.query_start, meta.context, meta.block_table, Open(len(meta.context)),
+            q.stride(0), Open(meta.block_table.stride(0)), caches.stride(1),
             scale, 1.0 if mask.cap is None else mask.cap,
             2**30 if mask.window is None else mask.window,
             G=group, GP=padded, H=heads, SIZE=self.layout.block_size, D=dim,
             L=value_dim, LP=triton.next_power_of_2(value_dim),
             RP=max(16, triton.next_power_of_2(dim - value_dim)) if dim > value_dim else 16,
-            ROWS=rows, N=KEYS, SPLITS=splits, IS_CAUSAL=mask.kind == "causal",
-            HAS_CAP=mask.cap is not None, IS_EXACT=q.dtype == torch.float32,
+            ROWS=rows, N=tile.keys, SPLITS=splits, IS_CAUSAL=mask.kind == "causal",
+            HAS_CAP=mask.cap is not None, HAS_WINDOW=mask.window is not None, IS_SINGLE=is_single,
+            IS_EXACT=q.dtype == torch.float32, warps=tile.warps, stages=tile.stages,
         )  # fmt: skip
         if splits == 1:
             return parts[:, :, 0], part_lse[:, :, 0] if self._wants_lse else None
         out = torch.empty_like(q[..., :value_dim], memory_format=torch.contiguous_format)
         lse = part_lse.new_empty(tokens, heads)
-        programs.merge_parts[(tokens * heads,)](
-            parts,
-            part_lse,
-            out,
-            lse,
-            L=value_dim,
-            LP=triton.next_power_of_2(value_dim),
-            SPLITS=splits,
-        )
+        launch(
+            programs.merge_parts, (tokens * heads,), parts, part_lse, out, lse,
+            L=value_dim, LP=triton.next_power_of_2(value_dim), SPLITS=splits,
+        )  # fmt: skip
         return out, lse if self._wants_lse else None
+
+    def place(self, layer: int, qkv: Tensor, turn: Turn, meta: StepMeta) -> Tensor:
+        """See ports.Placing."""
+        caches, dim, kv_heads = self.cache[layer], self.layout.head_dim, self.layout.num_kv_heads
+        tokens, heads = qkv.shape[0], qkv.shape[1] - 2 * kv_heads
+        q_weight, k_weight, eps = (None, None, 0.0) if turn.norm is None else turn.norm
+        rows = 1 if tokens <= PLACED_ALONE else 16
+        launch(
+            programs.place_heads, (triton.cdiv(tokens, rows), heads + 2 * kv_heads), qkv,
+            q_weight, k_weight, caches[0], caches[1], turn.cos_sin, turn.positions, meta.slots,
+            qkv.stride(0), caches.stride(1), Open(tokens), eps, ROWS=rows,
+            H=heads, K=kv_heads, SIZE=self.layout.block_size, DIM=dim,
+            DIMS=triton.next_power_of_2(dim), HALF=turn.cos_sin.shape[1] // 2,
+            IS_NORMED=q_weight is not None,
+            IS_WIDE=q_weight is not None and q_weight.dtype is torch.float32 and qkv.dtype is not torch.float32,
+        )  # fmt: skip
+        return qkv[:, :heads]
+
+    def _tile(self, q: Tensor, meta: StepMeta) -> Tile:
+        """Decoding wants few rows a tile, a prompt many: more rows read the same keys once."""
+        if meta.max_query == 1 and q.shape[2] <= 256:
+            return DECODE[q.element_size()]
+        if q.shape[2] > 256:
+            return WIDE
+        return PROMPT
 
     def _store(self, layer: int, k: Tensor, v: Tensor | None, meta: StepMeta) -> None:
         caches, dim = self.cache[layer], self.layout.head_dim
         value = k if v is None else v
-        programs.write_cache[(k.shape[0], k.shape[1])](
-            k, value, caches[0], caches[-1], meta.slots,
+        launch(
+            programs.write_cache, (k.shape[0], k.shape[1]), k, value, caches[0], caches[-1], meta.slots,
             k.stride(0), value.stride(0), caches.stride(1),
             K=k.shape[1], D=dim, DP=triton.next_power_of_2(dim),
             SIZE=self.layout.block_size, HAS_VALUE=v is not None,
@@ -123,7 +170,7 @@ class TritonPagedAttention:
         """As many as keep the device busy, of two turns or more each; a power of two."""
         if meta.max_query > 1:
             return 1
-        most = min(MOST_SPLITS, meta.max_context // (2 * KEYS), self._programs // programs)
+        most = min(MOST_SPLITS, meta.max_context // SMALLEST_SPLIT, self._programs // programs)
         return 1 << (most.bit_length() - 1) if most > 1 else 1
 
 

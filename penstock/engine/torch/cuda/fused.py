@@ -11,6 +11,7 @@ import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 
 from penstock.engine.torch.cuda import programs
+from penstock.engine.torch.cuda.launch import launch
 
 
 def rms_norm(
@@ -19,8 +20,8 @@ def rms_norm(
     """(norm of the sum, the sum) of x and residual [M, D]; without a residual the sum is x itself."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     total = x if residual is None else torch.empty_like(out)
-    programs.norm[(x.shape[0],)](
-        x, residual, weight, out, total, x.stride(0),
+    launch(
+        programs.norm, (x.shape[0],), x, residual, weight, out, total, x.stride(0),
         0 if residual is None else residual.stride(0), x.shape[1], eps,
         WIDTH=triton.next_power_of_2(x.shape[1]), ADDS=residual is not None,
         IS_WIDE=weight.dtype is torch.float32 and x.dtype is not torch.float32,
@@ -34,7 +35,16 @@ def gated(gate_up: Tensor, is_gelu: bool) -> Tensor:
     out = gate_up.new_empty(gate_up.shape[0], width)
     each = min(1024, triton.next_power_of_2(width))
     grid = (gate_up.shape[0], triton.cdiv(width, each))
-    programs.gate_rows[grid](gate_up, out, gate_up.stride(0), width, WIDTH=each, IS_GELU=is_gelu)
+    launch(
+        programs.gate_rows,
+        grid,
+        gate_up,
+        out,
+        gate_up.stride(0),
+        width,
+        WIDTH=each,
+        IS_GELU=is_gelu,
+    )
     return out
 
 
@@ -43,8 +53,8 @@ def norm_turn_(
 ) -> None:
     """x [T, H, D] in place, heads side by side; see kernels.qk_norm_rope_."""
     half = cos_sin.shape[1] // 2
-    programs.turn_heads[(x.shape[0], x.shape[1])](
-        x, weight, cos_sin, positions, x.stride(0), eps,
+    launch(
+        programs.turn_heads, (x.shape[0], x.shape[1]), x, weight, cos_sin, positions, x.stride(0), eps,
         DIM=x.shape[2], DIMS=triton.next_power_of_2(x.shape[2]), HALF=half,
         HALVES=triton.next_power_of_2(half), IS_NORMED=weight is not None,
         IS_WIDE=weight is not None and weight.dtype is torch.float32 and x.dtype is not torch.float32,

@@ -15,7 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.engine.torch.decoder import Decoder, StepInput
@@ -23,6 +25,7 @@ from penstock.engine.torch.ports import StepMeta
 from penstock.engine.torch.step import StepArrays
 
 Play = Callable[[], None]
+WHOLE_BYTES = 64 << 10  # of a table of blocks that is copied whole
 
 
 def batch_sizes(most: int) -> list[int]:
@@ -59,11 +62,35 @@ class CudaRecorder:
 
 
 @dataclass(slots=True)
-class _Slot:
-    """Fixed memory of one batch size. `staged` is where the host writes: one tensor for each of `inputs`."""
+class _Room:
+    """The arrays of a step of fixed size, side by side in one piece of memory, and its table of blocks."""
 
-    inputs: dict[str, Tensor]
-    staged: dict[str, Tensor]
+    short: Tensor  # bytes
+    arrays: dict[str, Tensor]
+    table: Tensor  # int32 [size, width]
+
+    @classmethod
+    def of(cls, size: int, width: int, device: torch.device, is_pinned: bool = False) -> _Room:
+        short = torch.zeros(28 * size, dtype=torch.uint8, device=device, pin_memory=is_pinned)
+        long = short[: 24 * size].view(torch.int64).view(3, size)
+        arrays = dict(zip(("ids", "positions", "slots"), long, strict=True))
+        arrays["context"] = short[24 * size :].view(torch.int32)
+        table = torch.zeros(size, width, dtype=torch.int32, device=device, pin_memory=is_pinned)
+        return cls(short, arrays, table)
+
+
+@dataclass(slots=True)
+class _Slot:
+    """Fixed memory of one batch size: what is read, and where the host writes it.
+
+    `meta` has what else the recording reads: nobody else would keep it.
+    """
+
+    inputs: _Room
+    staged: _Room
+    written: dict[str, NDArray[np.int64]]  # of `staged`
+    table: NDArray[np.int32]
+    meta: StepMeta
     play: Play
 
 
@@ -110,55 +137,48 @@ class DecodeGraphs:
 
     def _stage(self, slot: _Slot, arrays: StepArrays, count: int) -> None:
         """What the host wrote last was read: the tokens of that step were fetched since."""
-        for name in ("ids", "positions", "slots", "context"):
-            staged = slot.staged[name]
-            staged[:count] = torch.from_numpy(getattr(arrays, name))
-            staged[count:] = self._vacant[name]
-            slot.inputs[name].copy_(staged, non_blocking=True)
+        for name, array in slot.written.items():
+            array[:count] = getattr(arrays, name)
+            array[count:] = self._vacant[name]
+        slot.inputs.short.copy_(slot.staged.short, non_blocking=True)
+        fixed, width = slot.inputs.table, arrays.block_table.shape[1]
+        if fixed.nbytes <= WHOLE_BYTES:
+            slot.table[:count, :width] = arrays.block_table
+            slot.table[count:, 0] = self._vacant["block_table"]
+            fixed.copy_(slot.staged.table, non_blocking=True)
+            return
         # Only as many columns as somebody reads; together in memory, so that one copy does.
-        table, fixed = torch.from_numpy(arrays.block_table), slot.inputs["block_table"]
-        size, width = len(fixed), table.shape[1]
-        staged = slot.staged["block_table"].flatten()[: size * width].view(size, width)
-        staged[:count] = table
-        staged[count:, 0] = self._vacant["block_table"]
+        size = len(fixed)
+        near = slot.table.reshape(-1)[: size * width].reshape(size, width)
+        near[:count] = arrays.block_table
+        near[count:, 0] = self._vacant["block_table"]
+        staged = slot.staged.table.flatten()[: size * width].view(size, width)
         fixed[:, :width] = staged.to(self._device, non_blocking=True)
 
     def _record(self, size: int, recorder: Recorder) -> _Slot:
-        staged = self._room(size, torch.device("cpu"), is_pinned=self._device.type == "cuda")
-        inputs = self._room(size, self._device)
-        for name, value in self._vacant.items():
-            inputs[name].fill_(value)
+        width = -(-self._max_context // self._block_size)
+        staged = _Room.of(size, width, torch.device("cpu"), self._device.type == "cuda")
+        inputs = _Room.of(size, width, self._device)
+        held = inputs.arrays
+        for name, array in held.items():
+            array.fill_(self._vacant[name])
+        inputs.table.fill_(self._vacant["block_table"])
         meta = StepMeta(
             query_start=torch.arange(size + 1, dtype=torch.int32, device=self._device),
-            context=inputs["context"],
-            block_table=inputs["block_table"],
-            slots=inputs["slots"],
+            context=held["context"],
+            block_table=inputs.table,
+            slots=held["slots"],
             max_query=1,
             max_context=self._max_context,
         )
 
         def run() -> None:
-            hidden = _finished(
-                self._decoder, StepInput(inputs["ids"], inputs["positions"], None, meta)
-            )
+            hidden = _finished(self._decoder, StepInput(held["ids"], held["positions"], None, meta))
             self._hidden[:size] = hidden
             self._logits[:size] = self._decoder.logits(hidden)
 
-        return _Slot(inputs, staged, recorder.record(run))
-
-    def _room(self, size: int, device: torch.device, is_pinned: bool = False) -> dict[str, Tensor]:
-        width = -(-self._max_context // self._block_size)
-
-        def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device, pin_memory=is_pinned)
-
-        return {
-            "ids": zeros(size, dtype=torch.int64),
-            "positions": zeros(size, dtype=torch.int64),
-            "slots": zeros(size, dtype=torch.int64),
-            "context": zeros(size, dtype=torch.int32),
-            "block_table": zeros(size, width, dtype=torch.int32),
-        }
+        written = {name: array.numpy() for name, array in staged.arrays.items()}
+        return _Slot(inputs, staged, written, staged.table.numpy(), meta, recorder.record(run))
 
 
 def _finished(decoder: Decoder, step: StepInput) -> Tensor:
