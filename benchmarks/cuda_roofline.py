@@ -12,7 +12,9 @@ The model has the published shape of Qwen3 0.6B or 8B and random weights made on
     prefill   one prompt, through the port. Of the roof: operations of all products and of causal attention, by the
               card's own, by time
 
-Every figure is the median of --repeats, with the range of them.
+Every figure is the median of --repeats, with the range of them. `--calibrate FILE` writes a profile for the
+simulator instead, of prompts in chunks of up to 2,048 tokens and of decoding by up to 128 jobs, as
+`penstock bench calibrate` does of models with weights.
 """
 
 from __future__ import annotations
@@ -256,6 +258,30 @@ async def measured(args: argparse.Namespace, card: dict[str, Any]) -> dict[str, 
     return found
 
 
+def calibrate(args: argparse.Namespace) -> None:
+    """Steps alone, without a scheduler and HTTP."""
+    from penstock.cost.profile import describe_machine
+    from penstock.lab.calibrate import Engine, _device_of, _written
+    from penstock.lab.measure import Grid, MeasuredStep, measure_steps
+
+    executor = opened(args.model, args.weights)
+    grid = Grid(
+        batches=(1, 2, 4, 8, 16, 32, 64, 128), contexts=(64, 512, 2048), chunks=(128, 512, 2048), rounds=2
+    )  # fmt: skip
+
+    async def steps() -> list[MeasuredStep]:
+        try:
+            return await measure_steps(executor, executor.facts.vocab_size, grid)
+        finally:
+            await executor.stop()
+
+    measured = asyncio.run(steps())
+    engine = Engine(model=f"Qwen3-{args.model}", device="cuda", dtype="bf16", weights=args.weights)
+    device = f"{torch.cuda.get_device_name()}, {_device_of(executor.notes, engine)}"
+    machine, layers = describe_machine({"device": device}), executor.facts.num_layers
+    print(_written(measured, engine, machine, layers, None, None, args.calibrate))
+
+
 def told(found: dict[str, Any]) -> str:
     """A table, a line a figure."""
     lines = [f"{found['model']} {found['weights']}: {found['weight_bytes'] / 1e9:.2f} GB a step"]
@@ -292,7 +318,11 @@ def main() -> None:
     words.add_argument("--repeats", type=int, default=5)
     words.add_argument("--profile", action="store_true", help="also the kernels that take longest")
     words.add_argument("--out", type=Path)
+    words.add_argument("--calibrate", type=Path, metavar="FILE")
     args = words.parse_args()
+    if args.calibrate:
+        calibrate(args)
+        return
     card = of_card(args.repeats)
     print(
         f"{card['card']}: reads {card['read'][0] / 1e12:.2f} TB/s, copies {card['copy'][0] / 1e12:.2f} TB/s, "
