@@ -25,7 +25,7 @@ B = TypeVar("B")
 REACH_S = 5.0
 UNSENT = ["*.safetensors", "*.so", "__pycache__"]  # nothing that is simulated needs weights
 START_HINT = (
-    "start one with `ray start --head`, or leave --ray out to use this machine's cores; one that asks for a token "
+    "start one with `ray start --head`, or ask for none (`simulate` uses this machine's cores); one that asks for a token "
     "is reached as Ray's documentation says (RAY_AUTH_MODE)"
 )
 
