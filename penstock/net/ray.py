@@ -25,8 +25,8 @@ B = TypeVar("B")
 REACH_S = 5.0
 UNSENT = ["*.safetensors", "*.so", "__pycache__"]  # nothing that is simulated needs weights
 START_HINT = (
-    "start one with `ray start --head`, or ask for none (`simulate` uses this machine's cores); one that asks for a token "
-    "is reached as Ray's documentation says (RAY_AUTH_MODE)"
+    "start one with `ray start --head`, or name none; one that asks for a token, as those do, is reached with "
+    "RAY_AUTH_MODE=token"
 )
 
 

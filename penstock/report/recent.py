@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from penstock.core.events import Event
 from penstock.core.ports import Log
 
-KINDS = frozenset(("steered", "scaled", "left", "moved"))
+KINDS = frozenset(("steered", "migrated", "scaled", "left"))
 MOST = 50
 
 

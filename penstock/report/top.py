@@ -96,6 +96,15 @@ def state_of(report: Snapshot) -> tuple[str, str]:
     return "alive", "green"
 
 
+def _migrated(event: Snapshot) -> str:
+    told = f"{event['request']}: {event['source']} -> {event['target']} ({event['mode']}) {event['outcome']}"
+    if event["num_blocks"]:
+        told += f", {event['num_blocks']} blocks in {event['stages']} stages"
+    if event["pause_s"] is not None:
+        told += f", paused {event['pause_s'] * 1e3:.1f} ms"
+    return told
+
+
 def _recent(events: Sequence[Snapshot]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("ago", justify="right", no_wrap=True)
@@ -117,6 +126,8 @@ def told_of(event: Snapshot) -> str:
             f"{each[0]}: {each[1]} -> {each[2]} denied by {each[-1]}" for each in event["denied"]
         ]
         told = "; ".join((*moves, *denied)) or "nothing moves"
+    elif kind == "migrated":
+        told = _migrated(event)
     elif kind == "scaled":
         parts = [f"+{count} {role}" for role, count in event["add"]]
         parts += [f"drain {name}" for name in event["drain"]]

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from penstock.__main__ import run
 from penstock.core.events import Ended, Left, Scaled, Steered
+from penstock.core.moving import Migrated
 from penstock.core.types import Report
 from penstock.gateway.app import create_app
 from penstock.gateway.config import GatewayConfig
@@ -40,8 +41,12 @@ def happened() -> list[object]:
         at=1.0, who="fleet-tiny", cause="tick", about="", moving=(),
         moves=(("req-1", "tiny-0", "tiny-1", "live"),), why="tiny-0 is 1.8 times as loaded",
     )  # fmt: skip
+    there = Migrated(
+        at=1.5, who="fleet-tiny", request="req-1", source="tiny-0", target="tiny-1", mode="live",
+        outcome="committed", stages=2, num_blocks=40, num_bytes=1 << 20, pause_s=0.0021,
+    )  # fmt: skip
     grown = Scaled(at=2.0, who="fleet-tiny", starting=(), add=(("decode", 1),), why="queue is long")
-    return [moved, grown, Left(at=3.0, who="fleet-tiny", replica="tiny-9")]
+    return [moved, there, grown, Left(at=3.0, who="fleet-tiny", replica="tiny-9")]
 
 
 def snapshot_of(service: Scripted, text: TextModel) -> dict[str, object]:
@@ -79,7 +84,10 @@ def test_a_frame_shows_replicas_rates_and_reasons(service: Scripted, text: TextM
     assert lines[6].split()[:3] == ["tiny-2", "any", "dead"]
     assert lines[8] == "1 s  fleet-tiny: tiny-9 left"
     assert lines[9] == "2 s  fleet-tiny: +1 decode - queue is long"
-    assert lines[10].endswith("req-1: tiny-0 -> tiny-1 (live) - tiny-0 is 1.8 times as loaded")
+    assert lines[10] == (
+        "2 s  fleet-tiny: req-1: tiny-0 -> tiny-1 (live) committed, 40 blocks in 2 stages, paused 2.1 ms"
+    )
+    assert lines[11].endswith("req-1: tiny-0 -> tiny-1 (live) - tiny-0 is 1.8 times as loaded")
 
 
 def test_without_an_earlier_look_there_are_no_rates(service: Scripted, text: TextModel) -> None:
