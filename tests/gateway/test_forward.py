@@ -212,6 +212,20 @@ async def test_a_server_that_goes_and_comes_back() -> None:
         await until(lambda: not at.service.reports()[0].is_alive)
 
 
+async def test_whoever_finds_nobody_there_tells_the_others() -> None:
+    one, two = Rude(GOOD), Rude(GOOD)
+    async with one.up() as first:
+        async with two.up() as second:
+            config = config_of([first, second], "fleet.0.policy.route=round-robin", max_failures=9)
+            at = front(config)
+            seen = await at.__aenter__()
+        for _ in range(2):
+            assert (await ask(seen))[0] == 200
+        assert [report.is_alive for report in seen.service.reports()] == [True, False]
+        await at.__aexit__(None, None, None)
+    assert (len(one.bodies), len(two.bodies)) == (2, 0)
+
+
 async def test_each_server_may_have_its_own_name_for_the_model() -> None:
     one, two = Rude(GOOD, models=("x/m-8b", "other")), Rude(GOOD)
     async with one.up() as first, two.up() as second:

@@ -95,6 +95,10 @@ async def test_prompts_go_where_their_blocks_are_told_to_be(folder: Path, text: 
             await publish(["BlockRemoved", [count - 1]])
             await until(lambda: len(index.told("m-1")) == count - 1)
             number += 5  # what came between was missed
+            await publish(["BlockRemoved", [count + 7]])
+            await until(lambda: not index.told("m-1"))
+            await publish(stored)
+            await until(lambda: len(index.told("m-1")) == count)
             await publish(["AllBlocksCleared"])
             await until(lambda: not index.told("m-1"))
             status, body = await ask(at, messages=[{"role": "no such role", "content": None}])
