@@ -71,6 +71,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         niceness=wanted.niceness,
         graphs=wanted.graphs,
         graph_batch=wanted.graph_batch,
+        shares_kv=spec.neighbours.count > 1,
         seed=stream(spec.seed, spec.name, "engine").getrandbits(63),  # replicas draw differently
     )
     config = among(config, count=spec.neighbours.count, index=spec.neighbours.index)
@@ -89,6 +90,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         log=open_log(spec.log_dir, header),
         about=f"{executor.notes['device']}, {executor.notes['dtype'].partition(':')[0]}",
         adapters=getattr(executor, "adapters", None),
+        transport=getattr(executor, "transport", None),
     )
 
 

@@ -22,7 +22,9 @@ from penstock.engine.torch.memory import choose_num_blocks
 from penstock.engine.torch.packed import LIMIT_BYTES, store_of
 from penstock.engine.torch.ports import DTYPES
 from penstock.engine.torch.recorded import spaces_of
+from penstock.engine.torch.shared import share
 from penstock.engine.torch.weights import WeightFolder
+from penstock.net.kv_shared import SharedTransport
 
 if TYPE_CHECKING:
     from penstock.engine.torch.cuda.graphs import DecodeGraphs
@@ -52,6 +54,7 @@ class EngineConfig:
     packed_cache, packed_limit   packed models kept in files: "off", a folder, or "auto" (beside the kernels), and the
         bytes of them all; see packed.py
     packs_once  other processes of this machine load the same model: one packs it, the others wait and map its file
+    shares_kv   keys and values lie in memory that other replicas of this machine can read; see shared.py
     endpoint, cache_dir, revision, is_offline   where names that are no folders are looked up; see hub.py
     """
 
@@ -85,6 +88,7 @@ class EngineConfig:
     packed_cache: str = "auto"
     packed_limit: int = LIMIT_BYTES
     packs_once: bool = False
+    shares_kv: bool = False
     endpoint: str | None = None
     cache_dir: Path | None = None
     revision: str | None = None
@@ -127,6 +131,7 @@ class Built:
     num_blocks: int
     notes: dict[str, str]
     graphs: DecodeGraphs | None = None
+    transport: SharedTransport | None = None  # for requests that move
 
 
 def choose_device(name: str, rank: int = 0) -> torch.device:
@@ -190,6 +195,9 @@ def build_decoder(
     )
     backend, why_attention = choose_backend(layout.holding(count), wanted=config.attention)
     decoder.attention = backend
+    transport = None
+    if config.shares_kv and rank.world == 1:
+        transport = share(backend, name=facts.folder.name, block_size=config.block_size)
     decoder.spaces = spaces_of(decoder)
     notes = {
         "device": str(device),
@@ -206,7 +214,7 @@ def build_decoder(
         notes["stored"] = loaded.stored
     if loaded.unread:
         notes["skipped"] = f"tensors this engine has no use for: {', '.join(loaded.unread)}"
-    built = Built(decoder, device, dtype, count, notes)
+    built = Built(decoder, device, dtype, count, notes, transport=transport)
     if device.type == "cuda":
         built.graphs, notes["graphs"] = _record(built, config, max_context)
     return built

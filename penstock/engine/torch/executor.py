@@ -102,18 +102,19 @@ class TorchExecutor:
             self._table.slot_of = self.adapters.slot_of
         self.drafter = drafter_of(config.speculation)
         self._seeds = stream(config.seed, "sampling")
+        room = built.num_blocks * config.block_size
         self._caps = Caps(
             num_layers=facts.num_layers,
-            max_context=min(
-                config.max_context or facts.max_context, built.num_blocks * config.block_size
-            ),
+            max_context=min(config.max_context or facts.max_context, room),
             has_layer_ranges=crew is None,
             yield_grain="operator" if crew is None else "step",
             host_blocks=config.host_blocks,
             max_adapters=config.max_adapters,
             max_lanes=config.lanes,
             max_total_share=float(config.lanes),
+            moves_jobs=crew is None and config.speculation is None,
         )
+        self.transport = built.transport
         self._mover = self._open_mover()
         self._due: dict[PlanId, Due] = {}
         self._leaving: list[tuple[Lane, threading.Event]] = []  # of plans that were aborted
@@ -207,6 +208,10 @@ class TorchExecutor:
     def close_jobs(self, seqs: Sequence[int]) -> None:
         self._lanes[0].send(Close(tuple(seqs)))
 
+    def take_out(self, seq: int, num_output: int) -> tuple[tuple[int, ...], int | None]:
+        with self._guard:
+            return self._table.take_out(seq, num_output)
+
     def _open_mover(self) -> Mover | None:
         config = self.config
         if not config.host_blocks:
@@ -228,10 +233,8 @@ class TorchExecutor:
     def _tell_moved(self, transfer: int) -> None:
         """On a worker's thread."""
         assert self._loop is not None
-        try:
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._moved, transfer)
-        except RuntimeError:  # the loop is closed: nobody listens any more
-            pass
 
     def _moved(self, transfer: int) -> None:
         if not self._is_stopped:

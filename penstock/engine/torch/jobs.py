@@ -12,12 +12,13 @@ heard of is forgotten (`place`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from penstock.core.moving import JobState as MovedState
 from penstock.core.plans import Opening, Work
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import BlockHash, Request, Sampling, TokenLogprob
@@ -139,7 +140,28 @@ class JobTable:
             else chosen.prompt_logprobs,
             slot=slot,
         )
+        if opening.state is not None:
+            self._go_on(self.jobs[opening.seq], opening.state)
         return None
+
+    def _go_on(self, job: JobState, state: MovedState) -> None:
+        """A job that began elsewhere: its tokens, and what the next ones are drawn from."""
+        ids = state.output_ids
+        self._fit_tokens(job.known + len(ids) + 1)
+        self.tokens[job.row, job.known : job.known + len(ids)] = ids
+        job.known += len(ids)
+        job.last = ids[-1] if ids else job.last
+        job.hashes += state.filled
+        if state.chance is not None:
+            job.wishes = replace(job.wishes, chance=state.chance)
+
+    def take_out(self, seq: int, num_output: int) -> tuple[tuple[int, ...], int | None]:
+        """See core.ports.PortableExecutor. Of a job that was never planned there is nothing."""
+        job = self.jobs.get(seq)
+        if job is None:
+            return (), None
+        ids = self.tokens[job.row, job.num_prompt : job.num_prompt + num_output].tolist()
+        return tuple(ids), job.wishes.chance
 
     def _matcher(self, chosen: Sampling) -> Matcher | None:
         if chosen.grammar is None:

@@ -1,0 +1,105 @@
+"""Blocks between processes of one machine: each keeps its KV memory in an anonymous file that others map and read.
+
+So a copy is one copy, from the source's memory to the target's, made by the target; the source does nothing for it and
+no byte passes through whoever started the two. The file has no name in the file system: it is found through the process
+that holds it (/proc/PID/fd/N, which only its user may enter), and by a token, should the number have been given away.
+It lives as long as somebody maps it, so a source that dies while it is read harms nobody.
+
+Small copies are made at once, others in a thread, beside the steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from penstock.core.errors import ReplicaLost
+from penstock.core.moving import KvCard
+from penstock.net.blocks import Region, Runs, block_bytes, copy_runs
+
+SCHEME = "shared:"
+AT_ONCE_BYTES = 1 << 20
+
+
+class SharedFile:
+    """Anonymous memory that other processes of this user can map. `memory` is all of it, zeros at first."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self.token = secrets.token_hex(8)
+        self._file = os.memfd_create(f"penstock-{self.token}", os.MFD_CLOEXEC)
+        os.ftruncate(self._file, num_bytes)
+        self.memory = mmap.mmap(self._file, num_bytes)
+        self.memory.madvise(mmap.MADV_HUGEPAGE)  # where shared memory may have large pages
+
+    def address(self, shape: tuple[int, ...]) -> str:
+        """Where peers find it, and what it is."""
+        numbers = "x".join(map(str, shape))
+        return f"{SCHEME}{os.getpid()}:{self._file}:{self.token}:{numbers}"
+
+
+def is_offered() -> bool:
+    """Whether this system has what it takes."""
+    return hasattr(os, "memfd_create") and hasattr(mmap, "MADV_HUGEPAGE")
+
+
+def opened(address: str) -> Region:
+    """A peer's memory, to be read. Raises ReplicaLost when it is not there any more."""
+    pid, number, token, numbers = address.removeprefix(SCHEME).split(":")
+    path = f"/proc/{pid}/fd/{number}"
+    try:
+        if token not in os.readlink(path):
+            raise ReplicaLost(f"process {pid} is another one by now")
+        file = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ReplicaLost(f"the memory of process {pid} cannot be read: {error.strerror}") from None
+    try:
+        memory = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+    finally:
+        os.close(file)
+    shape = tuple(int(each) for each in numbers.split("x"))
+    return np.frombuffer(memory, np.uint8).reshape(shape)
+
+
+class SharedTransport:
+    """A core.ports.Transport. `region` lies in a SharedFile that `card` tells of."""
+
+    def __init__(self, region: Region, card: KvCard) -> None:
+        self._region, self._card = region, card
+        self._peers: dict[str, Region] = {}
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="penstock-blocks")
+
+    @property
+    def card(self) -> KvCard:
+        return self._card
+
+    async def pull(self, address: str, runs: Runs) -> None:
+        there = self._peer(address)
+        num_bytes = block_bytes(self._region) * sum([count for _, _, count in runs])
+        if num_bytes <= AT_ONCE_BYTES:
+            copy_runs(there, self._region, runs)
+        else:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._worker, copy_runs, there, self._region, runs)
+
+    async def close(self) -> None:
+        self._worker.shutdown(wait=True)
+        self._peers.clear()
+
+    def _peer(self, address: str) -> Region:
+        found = self._peers.get(address)
+        if found is None:
+            self._forget_the_dead()
+            found = self._peers[address] = opened(address)
+        return found
+
+    def _forget_the_dead(self) -> None:
+        for address in list(self._peers):
+            pid = address.removeprefix(SCHEME).partition(":")[0]
+            if not Path(f"/proc/{pid}").exists():
+                del self._peers[address]

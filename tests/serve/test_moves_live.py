@@ -1,0 +1,99 @@
+"""Requests move between two real engine processes while they write: the same words, and no block stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections import Counter
+
+from penstock.assemble import assemble, process_leaves
+from penstock.assemble.config import load_config
+from penstock.cluster.fleet import Fleet
+from penstock.core.moving import Migrated
+from penstock.core.prompt import TokenPrompt
+from penstock.core.types import Output, Request, RequestId, Sampling
+from tests.serve.test_serve import needs_model
+
+SETS = (
+    "fleet.0.replicas=2",
+    "fleet.0.cache.num_blocks=400",
+    "fleet.0.executor.dtype='fp32'",
+    "fleet.0.executor.threads=1",
+)
+
+
+def asked(name: str, seed: int | None) -> Request:
+    chance = random.Random(name)
+    return Request(
+        id=RequestId(name),
+        model="default",
+        prompt=TokenPrompt([chance.randrange(1, 4000) for _ in range(chance.randint(5, 300))]),
+        sampling=Sampling(
+            max_tokens=40,
+            temperature=0.0 if seed is None else 1.0,
+            seed=seed,
+            repetition_penalty=1.1 if name.endswith("2") else 1.0,
+            ignore_eos=True,
+        ),
+    )
+
+
+async def text(fleet: Fleet, name: str, seed: int | None, moves: str) -> tuple[int, ...]:
+    """What is written; with `moves` modes, the request changes its replica at random tokens."""
+    chance, outputs = random.Random(name), list[Output]()
+    at = {chance.randrange(1, 35): mode for mode in moves.split()}
+
+    def hear(output: Output) -> None:
+        outputs.append(output)
+        mode = at.pop(len(outputs), None)
+        if mode is not None:
+            where = fleet._tickets[name].replica
+            (other,) = [each.replica for each in fleet.reports() if each.replica != where]
+            fleet.move(name, other, mode, on_over=OVER.append)  # type: ignore[arg-type]
+
+    await fleet.submit(asked(name, seed), hear)
+    return tuple(token for output in outputs for token in output.ids)
+
+
+OVER: list[Migrated] = []
+
+
+async def until_idle(fleet: Fleet) -> None:
+    for _ in range(100):
+        await asyncio.sleep(0.05)
+        if all(each.free_blocks == each.total_blocks for each in fleet.reports()):
+            return
+    raise AssertionError(f"blocks are held: {fleet.reports()}")
+
+
+async def moved_and_killed() -> None:
+    config = load_config(sets=SETS)
+    leaves, processes = process_leaves(config)
+    service = await assemble(config, leaves)
+    try:
+        fleet = service.fleet("default")
+        names = {f"q{place}": None if place % 3 else place for place in range(4)}
+        plain = [await text(fleet, name, seed, "") for name, seed in names.items()]
+        moved = await asyncio.gather(
+            *(text(fleet, name, seed, "live blocking queued pull") for name, seed in names.items())
+        )
+        assert list(moved) == plain
+        outcomes = Counter(told.outcome for told in OVER)
+        assert outcomes["committed"] >= 8 and not outcomes["timed_out"], OVER
+        copied = [told for told in OVER if told.num_blocks]
+        assert all(told.num_bytes == told.num_blocks * 4 * 2 * 2 * 64 * 4 * 16 for told in copied)
+        await until_idle(fleet)
+        going = [asyncio.create_task(text(fleet, name, seed, "")) for name, seed in names.items()]
+        await asyncio.sleep(0.04)
+        assert processes.engines[0].pid is not None
+        os.kill(processes.engines[0].pid, signal.SIGKILL)
+        assert list(await asyncio.gather(*going)) == plain
+    finally:
+        await service.stop()
+
+
+@needs_model
+def test_texts_are_the_same_when_requests_move_and_when_their_replica_is_killed() -> None:
+    asyncio.run(moved_and_killed())
