@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from penstock.engine.torch.kernels import library as native
 from penstock.engine.torch.kernels.build import AVX2, AVX512, processor_flags
 from penstock.engine.torch.kernels.program import Recorder
+from penstock.engine.torch.kernels.space import SPACE
 from penstock.engine.torch.ports import Linear, ShardSpec
 
 PANEL = 16
@@ -55,9 +56,7 @@ class PackedLinear:
         pair = 2 if weight.dtype == torch.bfloat16 else 1
         padded = F.pad(weight.detach(), (0, 0, 0, -num_out % PANEL))
         lines = padded.view(-1, PANEL, num_in // pair, pair).transpose(1, 2)
-        panels = torch.empty(lines.shape, dtype=weight.dtype)
-        self.library.large_pages(panels.data_ptr(), panels.nbytes)
-        panels.copy_(lines)
+        panels = SPACE.empty(lines.shape, weight.dtype, self.library).copy_(lines)
         bias = None if bias is None else bias.detach().to(weight.dtype).contiguous()
         return _Packed(self.library, self.table, panels, bias, num_out)
 

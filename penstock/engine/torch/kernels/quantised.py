@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from penstock.engine.torch.kernels import library as native
 from penstock.engine.torch.kernels.program import Recorder
+from penstock.engine.torch.kernels.space import SPACE
 from penstock.engine.torch.ports import Linear
 from penstock.engine.torch.quantised import MIDDLE, Quantised
 
@@ -85,9 +86,7 @@ def packed_codes(codes: Tensor, bits: int, width: int, library: native.Library) 
         halves = padded.view(-1, PANEL, width // 8, 2, 4)
         lines = halves[:, :, :, 0] | halves[:, :, :, 1] << 4
     lines = lines.transpose(1, 2)
-    found = torch.empty(lines.shape, dtype=torch.uint8)
-    library.large_pages(found.data_ptr(), found.numel())
-    return found.copy_(lines)
+    return SPACE.empty(lines.shape, torch.uint8, library).copy_(lines)
 
 
 def _in_groups(table: Tensor, given: int, wanted: int, width: int) -> Tensor:
