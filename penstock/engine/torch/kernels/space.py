@@ -1,7 +1,7 @@
 """Memory for packed weights: parts of regions that lie in large pages.
 
-Decoding streams through all weights for every token, which is slower in small pages. A layer's weights are often less than
-one large page, so layers share regions; a region goes when the last tensor in it does.
+Decoding streams through all weights for every token, which is slower in small pages. A layer's weights are often less
+than one large page, so layers share regions; a region goes when the last tensor in it does.
 """
 
 from __future__ import annotations
