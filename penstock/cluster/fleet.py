@@ -369,7 +369,7 @@ class Fleet:
     def _close(self, ticket: Ticket, error: PenstockError | None) -> None:
         del self._tickets[ticket.request.id]
         if self._steering is not None:
-            self._steering.over(now(), ticket.request.id, _served(ticket, error))
+            self._steering.over(now(), _served(ticket, error))
         ticket.end(error)
         if not self._tickets:
             for done in self._empty:

@@ -47,7 +47,7 @@ class Steering:
         self._mover, self._scaler = mover, scaler = steers.mover, steers.scaler
         self._rules, self._bounds = steers.rules, steers.bounds
         self._seed = seed
-        self._moved_at: dict[str, float] = {}  # of requests under way
+        self._moved_at: dict[str, float] = {}  # of requests that may not move again yet
         self._window_s: float | None = getattr(scaler, "window_s", None)
         self._served: deque[scale.Served] = deque()
         self._arrivals: deque[float] = deque()
@@ -73,9 +73,8 @@ class Steering:
         if self._window_s is not None:
             self._arrivals.append(now)
 
-    def over(self, now: float, request_id: str, served: scale.Served) -> None:
+    def over(self, now: float, served: scale.Served) -> None:
         """A request has ended, however it did."""
-        self._moved_at.pop(request_id, None)
         if self._window_s is not None:
             self._served.append(served)
             self._tell(
@@ -121,8 +120,9 @@ class Steering:
             moved_at=self._moved_at,
             rules=self._rules,
         )
-        for each in kept:
-            self._moved_at[each.request] = now
+        since = now - self._rules.cooldown_s
+        self._moved_at = {name: at for name, at in self._moved_at.items() if at > since}
+        self._moved_at |= {each.request: now for each in kept}
         self._tell(self._steered(now, view, moving, kept, denied, decision.why))
         return kept
 

@@ -61,6 +61,14 @@ class Flights:
                 if steps is not None and self._executor.caps.max_lanes > 1:
                     self._parts.ledger.extend_each(flight.jobs, steps)
 
+    def take_blocks(self) -> None:
+        """Plans that repeat a step end with the one that runs, and take its blocks now: somebody else wants some."""
+        for plan, flight in self.running.items():
+            if flight.repeat > 1:
+                steps = self._executor.interrupt(plan, "step")
+                if steps is not None:
+                    self._parts.ledger.extend_each(flight.jobs, steps)
+
     def interrupt(self, plan: PlanId) -> None:
         flight = self.running[plan]
         if not flight.is_stopping:

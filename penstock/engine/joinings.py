@@ -59,8 +59,10 @@ class _Incoming(Struct, gc=False):
 class Joinings:
     """One per replica. `answers` are given at the end of a turn."""
 
-    def __init__(self, parts: Parts, ask_again: Callable[[], None]) -> None:
-        self._parts, self._ask_again = parts, ask_again
+    def __init__(
+        self, parts: Parts, take_blocks: Callable[[], None], ask_again: Callable[[], None]
+    ) -> None:
+        self._parts, self._take_blocks, self._ask_again = parts, take_blocks, ask_again
         self._incoming: dict[int, _Incoming] = {}
         self._unproven: dict[int, Job] = {}
         self.answers: list[Callable[[], None]] = []
@@ -100,6 +102,7 @@ class Joinings:
                 continue
             pairs: Pairs | None = ()
             if coming.asked.state.computed:
+                self._take_blocks()
                 pairs = self._blocks_for(coming)
             if pairs is None and coming.asked.waits:
                 continue

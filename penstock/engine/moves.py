@@ -16,11 +16,14 @@ Order = Offering | Taking | Landing | Settling | Pausing | GoingOn
 class Moves:
     """Applies orders, in a turn; what is to be answered waits until the turn has told its outputs."""
 
-    def __init__(self, parts: Parts, ask_again: Callable[[], None]) -> None:
+    def __init__(
+        self, parts: Parts, take_blocks: Callable[[], None], ask_again: Callable[[], None]
+    ) -> None:
+        """`take_blocks`: what plans under way will need is taken before others get blocks."""
         self._emit, self._name = parts.emit, parts.name
         self.pauses = Pauses(parts, ask_again)
         self.partings = Partings(parts, self.pauses, ask_again)
-        self.joinings = Joinings(parts, ask_again)
+        self.joinings = Joinings(parts, take_blocks, ask_again)
 
     @property
     def is_waiting(self) -> bool:

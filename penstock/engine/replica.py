@@ -120,7 +120,7 @@ class Replica:
             parts, self._flights, max_context=self.max_context,
             prompt_room=getattr(policies.batch, "max_tokens", None) or 1, tells=config.tells,
         )  # fmt: skip
-        self._moves = Moves(parts, self._council.ask_again)
+        self._moves = Moves(parts, self._flights.take_blocks, self._council.ask_again)
         self._inbox: list[Arrival | str | Completion | Order] = []
         self._num_arriving = 0
         self._is_poked = False

@@ -41,7 +41,8 @@ class ReplayedExecutor:
         return plan.id
 
     def interrupt(self, plan: PlanId, grain: Grain = "step") -> int | None:
-        return self.steps_of(plan) if grain == "step" and self.caps.max_lanes > 1 else None
+        matters = self.caps.max_lanes > 1 or self.caps.moves_jobs
+        return self.steps_of(plan) if grain == "step" and matters else None
 
     def resume(self, plan: PlanId) -> None:
         pass

@@ -153,7 +153,7 @@ def _steer(steering: Steering, event: Event) -> None:
             event.num_output,
             event.is_refused,
         )
-        steering.over(event.at, "", served)
+        steering.over(event.at, served)
 
 
 def _feed_replica(router: Router, event: BlocksTold | Begun | Left | Migrated) -> None:
