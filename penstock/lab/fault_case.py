@@ -7,18 +7,21 @@ happen all the time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from penstock import policy
 from penstock.assemble.config import CacheConfig, Config, FleetConfig, NetConfig
+from penstock.cluster.movement import MoveBounds
 from penstock.cluster.spec import ExecutorSpec
 from penstock.core.config import Table
 from penstock.core.prompt import TokenPrompt
 from penstock.core.rng import Stream, stream
 from penstock.core.types import Request, RequestId, Sampling
 from penstock.engine.swap import Store, SwapConfig
+from penstock.sim.channel import Link
 from penstock.sim.faults import KINDS, Fault, draw_faults
 from penstock.sim.speech import VOCABULARY
 
@@ -26,6 +29,7 @@ MODEL = "llama-2-7b"
 CARD = "a100-80g"
 ARRIVING_S = 1.0
 FAULTY_S = 1.3
+MOVING = frozenset({"move", "wire"})  # requests of one answer can
 LONG = 200  # tokens of an answer for which nobody waits to the end
 ROUTES = tuple(policy.TABLE["route"])
 BLOCK_SIZES = (4, 8, 16)
@@ -56,6 +60,8 @@ class Case:
     faults: tuple[Fault, ...]
     outlives: bool
     beats: bool  # replicas speak so often that silence means something
+    moves: MoveBounds
+    kv_link: Link
     queue_limit: int
     copies: bool  # messages go through the codec, as between processes
 
@@ -73,10 +79,16 @@ def draw_case(seed: int, kinds: Sequence[str] = KINDS) -> Case:
         about=about,
         kinds=chosen,
         config=config,
-        asks=tuple(_asks(rng, "client" in chosen)),
+        asks=tuple(_asks(rng, chosen)),
         faults=draw_faults(rng, chosen, num_replicas=fleet.replicas, within_s=FAULTY_S),
         outlives="restart" in chosen or rng.random() < 0.3,
         beats=rng.random() < 0.5,
+        moves=MoveBounds(
+            last_blocks=rng.choice((1, 4)), timeout_s=0.4, pull_timeout_s=rng.choice((0.4, 0.8))
+        ),
+        kv_link=Link(
+            latency_s=rng.choice((0.0, 0.001)), bytes_per_s=rng.choice((math.inf, 1e10, 1e9))
+        ),
         queue_limit=rng.choice((1, 2, 4)) if "socket" in chosen else rng.choice((64, 4096)),
         copies=rng.random() < 0.5,
     )
@@ -116,8 +128,9 @@ def _config(rng: Stream, seed: int, kinds: Sequence[str]) -> Config:
     )
 
 
-def _asks(rng: Stream, has_moods: bool) -> list[Ask]:
+def _asks(rng: Stream, kinds: Sequence[str]) -> list[Ask]:
     """Prompts in a few families that begin alike."""
+    has_moods, moves = "client" in kinds, not MOVING.isdisjoint(kinds)
     families = [[rng.randrange(VOCABULARY) for _ in range(40)] for _ in range(3)]
     asks = []
     for number in range(rng.randint(8, 24)):
@@ -134,7 +147,7 @@ def _asks(rng: Stream, has_moods: bool) -> list[Ask]:
             prompt=TokenPrompt(ids),
             sampling=Sampling(max_tokens=LONG if is_long else rng.randint(1, 16), temperature=0.0),
             true_output=LONG if is_long else rng.randint(1, 16),
-            n=1 if is_long else rng.choice((1, 1, 1, 1, 2, 3)),
+            n=1 if is_long or moves else rng.choice((1, 1, 1, 1, 2, 3)),
         )
         asks.append(
             Ask(

@@ -25,9 +25,10 @@ from penstock.core.ports import Log
 from penstock.core.rng import Stream
 from penstock.engine.host import Host
 from penstock.lab.fault_callers import Broken
+from penstock.lab.fault_case import Case
 from penstock.sim.cable import Cable
 from penstock.sim.faults import DEAD_AFTER_S
-from penstock.sim.speech import Speaker
+from penstock.sim.speech import Speaker, SpeechFabric, SpeechTransport
 
 ORPHAN_S = 5.0
 BEAT_S = 0.1
@@ -45,17 +46,18 @@ class Site:
         log: Log,
         rng: Stream,
         *,
+        case: Case,
         open_cable: Callable[[], Cable],
-        outlives: bool,
-        beats: bool,
-        link: ReplicaLink | None = None,
+        fabric: SpeechFabric,
     ) -> None:
-        self.spec, self._beats = spec, beats
-        self.link = link or ReplicaLink(spec.name)
+        self.spec, self._fabric = spec, fabric
+        self._outlives, self._beats = case.outlives, case.beats
+        self.link = ReplicaLink(spec.name)
         self._log, self._rng = log, rng
-        self._open_cable, self._outlives = open_cable, outlives
+        self._open_cable = open_cable
         self.host: Host | None = None
         self.speaker: Speaker | None = None
+        self.transport: SpeechTransport | None = None
         self.cable: Cable | None = None
         self.failure: BaseException | None = None  # of a host
         self.serving: list[asyncio.Task[None]] = []
@@ -111,14 +113,17 @@ class Site:
         self.link.attach(cable.near)
 
     def _launch(self, cable: Cable) -> None:
-        spec, opened = self.spec, modelled_outside(self.spec, self._log)
-        self.speaker = Speaker(
+        spec, fabric = self.spec, self._fabric
+        opened = modelled_outside(spec, self._log, fabric=fabric.wires)
+        self.speaker = speaker = Speaker(
             opened.executor,
             num_blocks=opened.num_blocks,
             block_size=spec.block_size,
             host_blocks=spec.swap.host_blocks,
         )
-        outside = replace(opened, executor=self.speaker)
+        assert opened.transport is not None
+        self.transport = SpeechTransport(opened.transport, speaker, fabric)
+        outside = replace(opened, executor=speaker, transport=self.transport)
         beat_s = BEAT_S if self._beats else None
         self.host = host = open_host(spec, cable.far, outside, beat_s=beat_s)
         host.orphan_s = ORPHAN_S if self._outlives else None
@@ -214,6 +219,13 @@ class Site:
             positions, is_whole = (2 if luck < 0.8 else 1), luck < 0.4
             self.speaker.fail_next("out of memory", positions=positions, is_whole=is_whole)
 
+    def break_wire(self, for_s: float, luck: float) -> None:
+        """Blocks cannot be copied to here: they break off, or do not end."""
+        if self.transport is not None and luck < 0.5:
+            self.transport.broken_until = now() + for_s
+        elif self.transport is not None:
+            self.transport.hung_until = now() + for_s
+
     def mute(self, for_s: float) -> None:
         """Its reports come late."""
         self._mute_until = max(self._mute_until, now() + for_s)
@@ -221,12 +233,13 @@ class Site:
         self._timers.append(loop.call_at(self._mute_until, self._speak))
 
     def _speak(self) -> None:
-        cable = self.cable
-        unsaid, self._unsaid = self._unsaid, []
         with contextlib.suppress(ReplicaLost):
-            for message in unsaid:
-                assert cable is not None
-                cable.far.offer(message)
+            while self._unsaid and self.cable is not None:
+                if not self.cable.far.offer(self._unsaid[0]):
+                    loop = asyncio.get_running_loop()
+                    self._timers.append(loop.call_later(0.01, self._speak))
+                    return
+                del self._unsaid[0]
 
     def skew(self, seconds: float) -> None:
         self._skew_s = seconds
@@ -241,7 +254,8 @@ class Site:
     def _alter(self, message: object) -> object | None:
         """What the replica says, on its way: nobody is told of what he did not ask for."""
         if isinstance(message, Outputs) and self.failure is None:
-            strange = [name for name, _ in message.items if not self.link.has(name)]
+            names = {name for name, _ in message.items} - self._fabric.moved
+            strange = [name for name in names if not self.link.has(name)]
             if strange and self.is_connected and not self.link.is_stopped:
                 told = f"{self.name} tells of {', '.join(strange)}, for which nobody asked"
                 self.failure = Broken("owners", told)

@@ -1,7 +1,7 @@
 """A fleet in virtual time on which faults fall, and what must hold after every callback of the loop.
 
 owners        every request under way is in the hands of one link, the one its fleet thinks, or of none while it is
-              routed again; of replicas that can be reached at most one holds it
+              routed again; of replicas that can be reached at most one holds it, unless it moves
 outstanding   what the router counts of a replica is what the fleet has there
 blocks        held + free = all, in device and host memory, recomputed after every turn (`is_checked`)
 tokens        see fault_callers: each is the right one, told once, and every request has one end
@@ -11,6 +11,7 @@ in the end    nothing is held, counted, queued or timed any more, and no task ru
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from penstock.cluster.spec import ReplicaSpec
 from penstock.core.clock import now
 from penstock.core.events import Event
 from penstock.core.messages import Message
+from penstock.core.moving import Migrated, MoveMode
 from penstock.core.rng import stream
 from penstock.core.types import RequestId
 from penstock.engine.block_news import NewsDesk
@@ -35,7 +37,10 @@ from penstock.policy import scale
 from penstock.report.log import encode
 from penstock.sim.cable import Cable
 from penstock.sim.faults import SKEW_S, Fault
+from penstock.sim.speech import SpeechFabric
+from penstock.sim.transport import Fabric
 
+MODES: tuple[MoveMode, ...] = ("live", "blocking", "queued", "pull")
 PATIENCE_S = 60.0  # of virtual time, after which a request that has not ended is lost
 QUIET_S = 1.0
 FORGOTTEN_S = 0.3  # at the latest, unless something of SLOW happens
@@ -73,6 +78,8 @@ class World:
         self._kinds = frozenset(case.kinds)
         self._codec = Codec(Message)
         self._fleet_config = case.config.fleet[0]
+        self._fabric = SpeechFabric(Fabric(case.kv_link))
+        self.moves = Counter[str]()  # by outcome
         self._specs = replica_specs(case.config, 0)
         self.sites = [self._site(spec) for spec in self._specs]
         self._put_out: list[Site] = []  # before the present controller came
@@ -162,6 +169,8 @@ class World:
             "log": lambda: self._fill_log(fault.for_s),
             "step": lambda: site.fail_step(fault.luck),
             "cancels": lambda: self._cancel_many(fault.luck),
+            "move": lambda: self._move_many(fault.luck),
+            "wire": lambda: self._break_wire(site, fault),
             "scale": lambda: self._scale(site),
             "restart": self._restart,
         }
@@ -175,6 +184,23 @@ class World:
             if self._rng.random() < luck:
                 caller.leave()
 
+    def _move_many(self, luck: float) -> None:
+        names = [site.name for site in self.sites if not site.link.is_stopped]
+        for name, holder in list(self._fleet.holders().items()):
+            others = [each for each in names if each != holder] or names
+            if self._rng.random() < max(luck, 0.3):
+                self.moves["begun"] += 1
+                mode, target = self._rng.choice(MODES), self._rng.choice(others)
+                self._fleet.move(name, target, mode, on_over=self._moved)
+
+    def _moved(self, told: Migrated) -> None:
+        self.moves[told.outcome] += 1
+        self.moves["begun"] -= 1
+
+    def _break_wire(self, site: Site, fault: Fault) -> None:
+        site.break_wire(fault.for_s, fault.luck)
+        self._move_many(0.7)
+
     def _scale(self, site: Site) -> None:
         """One leaves and one comes, as a scale policy would have it."""
         is_leaving = site.link.is_alive and not self._router.reports[site.name].is_draining
@@ -182,7 +208,8 @@ class World:
         self._scaling.carry_out(scale.Decision(add={"any": 1}, drain=drain, why="a fault"))
 
     async def _start(self, spec: ReplicaSpec, link: ReplicaLink) -> None:
-        site = self._site(spec, link)
+        site = self._site(spec)
+        site.link = link
         self.sites.append(site)
         self._count += 1
         site.start()
@@ -193,6 +220,10 @@ class World:
         self._put_out += [site for site in self.sites if site.link.is_stopped]
         self.sites = [site for site in self.sites if not site.link.is_stopped]
         asyncio.get_running_loop().create_task(self._scaling.stop())
+        self.moves["begun"] -= len(self._fleet.moving)
+        for ticket in self._fleet._tickets.values():
+            if ticket.movement is not None and ticket.movement._timer is not None:
+                ticket.movement._timer.cancel()  # a process that is gone has no timers
         gone = [one for one in self.callers if not one.is_over]
         for site in self.sites:
             site.abandon()
@@ -216,20 +247,19 @@ class World:
         self._router, _ = router_of(self.case.config, 0, leaves)
         links = [site.link for site in self.sites]
         bound = self._fleet_config.max_outstanding
-        self._fleet = Fleet("m", links, self._router, max_outstanding=bound)
+        self._fleet = Fleet("m", links, self._router, max_outstanding=bound, moves=self.case.moves)
         self._scaling = Scaling(self._fleet, self._start, self._specs[0], self._count)
 
     async def _nothing(self) -> None: ...
 
-    def _site(self, spec: ReplicaSpec, link: ReplicaLink | None = None) -> Site:
+    def _site(self, spec: ReplicaSpec) -> Site:
         return Site(
             spec,
             self.notes,
             self._rng,
+            case=self.case,
             open_cable=self._open_cable,
-            outlives=self.case.outlives,
-            beats=self.case.beats,
-            link=link,
+            fabric=self._fabric,
         )
 
     def _open_cable(self) -> Cable:
@@ -253,6 +283,7 @@ class World:
             for site in self.sites:
                 if site.failure is not None:
                     raise site.failure
+            self._fabric.moved.update(self._fleet.moving)
             self._check_owners()
             if not SLOW & self._kinds:
                 self._check_left()
@@ -281,13 +312,13 @@ class World:
                     raise Broken("owners", told)
             if site.host is not None and site.is_connected:
                 for request in site.host.requests():
-                    if request in there:
+                    if request in there and request not in self._fabric.moved:
                         raise Broken("owners", f"{request} stands at two replicas")
                     there.add(request)
 
     def _check_quiet(self) -> None:
         """All have ended: nothing is left of them anywhere."""
-        leaks = []
+        leaks = [f"{self.moves['begun']} movements have no end"] if self.moves["begun"] else []
         if self._fleet.num_outstanding or any(self._router.outstanding.values()):
             leaks.append(f"outstanding: {self._router.outstanding}")
         for site in self.sites:

@@ -32,6 +32,7 @@ class Ran:
     kinds: tuple[str, ...]
     num_faults: int
     ends: dict[str, int]  # of requests: answered, left, gone, or the class of an error
+    moves: dict[str, int]  # of requests between replicas, by outcome
     broken: str | None = None
     told: str = ""
     timeline: tuple[str, ...] = field(default=(), repr=False, compare=False)
@@ -134,6 +135,7 @@ def run_case(case: Case, *, keeps_timeline: bool = False) -> Ran:
         kinds=case.kinds,
         num_faults=world.num_faults,
         ends=dict(Counter(caller.end or "open" for caller in world.callers)),
+        moves={outcome: count for outcome, count in world.moves.items() if count},
         broken=broken,
         told=told,
         timeline=world.notes.lines() if keeps_timeline else (),

@@ -12,6 +12,8 @@
     step         a step fails, or one job of a step
     client       callbacks raise, cancel their own request or others, and start new ones (for the whole run)
     cancels      many requests are cancelled at one instant
+    move         many requests are moved to other replicas, in all ways
+    wire         blocks cannot be copied to a replica for a while: copies break off, or do not end (and requests move)
     scale        a replica is drained and put out, and another one comes
     restart      the controller is gone with all its callers, and another one takes the replicas over
 
@@ -26,10 +28,11 @@ from penstock.core.rng import Stream
 
 SKEW_S = 1000.0
 DEAD_AFTER_S = 0.5  # heartbeats; shorter than the real ones, as answers are
+MORE = {"step": 1, "move": 5, "wire": 2}  # of those that do little each time
 WHOLE_RUN = frozenset({"socket", "host-memory", "client"})
 KINDS = (
     "kill", "stall", "delay", "cut", "stale", "skew", "socket", "log", "host-memory", "step", "client", "cancels",
-    "scale", "restart",
+    "move", "wire", "scale", "restart",
 )  # fmt: skip
 
 
@@ -47,7 +50,7 @@ class Fault:
 def draw_faults(
     rng: Stream, kinds: tuple[str, ...], *, num_replicas: int, within_s: float
 ) -> tuple[Fault, ...]:
-    """One to three of each kind, in the order of their instants; none of those that hold for the whole run."""
+    """A few of each kind, in the order of their instants; none of those that hold for the whole run."""
     found = [
         Fault(
             kind=kind,
@@ -58,6 +61,6 @@ def draw_faults(
         )
         for kind in kinds
         if kind not in WHOLE_RUN
-        for _ in range(rng.choice((1, 1, 2, 3)) + (kind == "step"))
+        for _ in range(rng.choice((1, 1, 2, 3)) + MORE.get(kind, 0))
     ]
     return tuple(sorted(found, key=lambda fault: fault.at))

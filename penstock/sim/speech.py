@@ -11,6 +11,10 @@ given holds what belongs there: blocks that were mixed up, shared too early, giv
 the tokens, and reading a slot that nobody wrote is an error at once. `said` computes the same without any memory: the
 answer of a run in which nothing went wrong.
 
+A job that goes on here brings what was said of it (`Opening.state`), and its blocks through a `SpeechTransport`, which
+copies slots of one speaker to another at the instant a modelled copy ends: a block that its old replica gave away too
+early brings something else by then.
+
 A step that is to fail (`fail_next`) writes nothing; it may be the next one that computes more than one position of a
 job, since others could already count on what it writes. One that stands still (`stand_still`) says so when it goes on.
 """
@@ -18,11 +22,14 @@ job, since others could already count on what it writes. One that stands still (
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from penstock.core.clock import now
+from penstock.core.clock import now, sleep_until
+from penstock.core.errors import ReplicaLost
+from penstock.core.moving import KvCard
 from penstock.core.plans import (
     Adapted,
     Done,
@@ -34,9 +41,10 @@ from penstock.core.plans import (
     Work,
     Yielded,
 )
-from penstock.core.ports import Completion, Executor, Grain, MovingExecutor
+from penstock.core.ports import Completion, Executor, Grain, MovingExecutor, Runs, Transport
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import BlockHash, Caps, PlanId
+from penstock.sim.transport import Fabric
 
 VOCABULARY = 50_000
 MASK = (1 << 61) - 1
@@ -158,6 +166,13 @@ class Speaker:
         self._forget(seqs)
         self._inner.close_jobs(seqs)
 
+    def take_out(self, seq: int, num_output: int) -> tuple[tuple[int, ...], int | None]:
+        job = self._jobs.get(seq)
+        assert job is not None or not num_output, f"job {seq} has said something to nobody"
+        if job is None:
+            return (), None
+        return tuple(job.tokens[job.prompt.num_tokens :][:num_output]), None
+
     def transfer(self, transfer: Transfer) -> None:
         self._transfers[transfer.id] = transfer
         cast(MovingExecutor, self._inner).transfer(transfer)
@@ -176,8 +191,11 @@ class Speaker:
         prompt = opening.request.prompt
         assert isinstance(prompt, TokenPrompt), "a prompt without tokens has no answer to check"
         assert opening.seq not in self._jobs, f"job {opening.seq} is opened twice"
-        hashes = list(prompt.blocks(self._size))
-        self._jobs[opening.seq] = _Job(prompt, list(prompt.ids), hashes)
+        hashes, tokens = list(prompt.blocks(self._size)), list(prompt.ids)
+        if opening.state is not None:
+            hashes += opening.state.filled
+            tokens += opening.state.output_ids
+        self._jobs[opening.seq] = _Job(prompt, tokens, hashes)
 
     def _forget(self, seqs: Sequence[int]) -> None:
         for seq in seqs:
@@ -282,3 +300,46 @@ class Speaker:
                     there[:] = here
                 else:
                     here[:] = there
+
+
+@dataclass(slots=True)
+class SpeechFabric:
+    """What copies take, who is at which address, and which requests have moved, or tried to."""
+
+    wires: Fabric
+    speakers: dict[str, Speaker] = field(default_factory=dict)
+    moved: set[str] = field(default_factory=set)
+
+
+class SpeechTransport:
+    """A core.ports.Transport around a modelled one.
+
+    Until `broken_until` copies fail, in the middle of what they copy; until `hung_until` they do not end.
+    """
+
+    def __init__(self, inner: Transport, speaker: Speaker, fabric: SpeechFabric) -> None:
+        self._inner, self._speaker, self._speakers = inner, speaker, fabric.speakers
+        self.broken_until = self.hung_until = -math.inf
+        self._speakers[inner.card.address] = speaker
+
+    @property
+    def card(self) -> KvCard:
+        return self._inner.card
+
+    async def pull(self, address: str, runs: Runs) -> None:
+        peer = self._speakers.get(address)
+        await self._inner.pull(address, runs)
+        await sleep_until(self.hung_until)
+        if peer is None or self._speakers.get(address) is not peer:
+            raise ReplicaLost(f"{address} has gone while it was read")
+        is_broken = now() < self.broken_until
+        for there, here, count in runs[: len(runs) // 2] if is_broken else runs:
+            for place in range(count):
+                self._speaker.slots[here + place][:] = peer.slots[there + place]
+        if is_broken:
+            raise ReplicaLost(f"the connection to {address} was lost")
+
+    async def close(self) -> None:
+        if self._speakers.get(self.card.address) is self._speaker:
+            del self._speakers[self.card.address]
+        await self._inner.close()
