@@ -91,8 +91,12 @@ class Fleet:
         return len(self._tickets)
 
     def holders(self) -> Mapping[str, str]:
-        """Which replica has each request that is under way."""
-        return {request: ticket.replica for request, ticket in self._tickets.items()}
+        """Which replica has each request that is under way; those that wait for one are left out."""
+        return {
+            request: ticket.replica
+            for request, ticket in self._tickets.items()
+            if not ticket.is_waiting
+        }
 
     def reports(self) -> Sequence[Report]:
         return list(self._router.reports.values())

@@ -68,7 +68,7 @@ class Host:
         orphan_s: float | None = None,
     ) -> None:
         self.replica = open_replica(self._send_outputs)
-        self._moves = HostMoves(self.replica, None, self._put)
+        self._moves = HostMoves(self.replica, None, self._put, self._touch)
         self._channel = channel
         self._outbox = Outbox(channel)
         self._report_s, self.orphan_s = report_s, orphan_s
@@ -85,7 +85,7 @@ class Host:
 
     def use(self, transport: Transport) -> None:
         """Requests move with their keys and values from now on; before `run`."""
-        self._moves = HostMoves(self.replica, transport, self._put)
+        self._moves = HostMoves(self.replica, transport, self._put, self._touch)
 
     async def run(self) -> None:
         """Serve until stopped; raises what ended the replica otherwise."""

@@ -22,8 +22,16 @@ Say = Callable[[object, int], None]
 class HostMoves:
     """`transport` None: requests move without their keys and values."""
 
-    def __init__(self, replica: Replica, transport: Transport | None, say: Say) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        transport: Transport | None,
+        say: Say,
+        touch: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`touch` hears when something has changed that nobody is told of."""
         self._replica, self._transport, self._say = replica, transport, say
+        self._touch = touch
         self._open: dict[int, str] = {}  # requests of movements that are not settled
         self._pausing: set[str] = set()  # or that paused once
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,3 +130,4 @@ class HostMoves:
     def _land(self, told: Take, num_blocks: int, error: str | None) -> None:
         taken = Taken(told.move, told.is_last, num_blocks, error)
         self._replica.move(Landing(told.move, error, lambda: self._say(taken, STATE_BYTES)))
+        self._touch()  # nobody is answered where it was dropped meanwhile, and that frees its blocks

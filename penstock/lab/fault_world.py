@@ -222,6 +222,7 @@ class World:
         asyncio.get_running_loop().create_task(self._scaling.stop())
         self.moves["begun"] -= len(self._fleet.moving)
         for ticket in self._fleet._tickets.values():
+            ticket.is_cancelled, ticket.on_ended = True, None
             if ticket.movement is not None and ticket.movement._timer is not None:
                 ticket.movement._timer.cancel()  # a process that is gone has no timers
         gone = [one for one in self.callers if not one.is_over]

@@ -12,9 +12,12 @@ from penstock.cluster.link import ReplicaLink
 from penstock.core.errors import PenstockError
 from penstock.core.messages import Cancel, Outputs
 from penstock.core.types import Job
+from penstock.engine import joinings
 from penstock.engine.host import Host
+from penstock.engine.joinings import Joinings
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.outcomes import Outcomes
+from penstock.engine.partings import Partings, Settling
 from penstock.engine.swap import Swap
 from penstock.lab.faults import Ran, run_seed
 from penstock.net.outbox import Outbox
@@ -151,6 +154,39 @@ def a_step_tells_its_tokens_before_they_count(patch: Patch) -> None:
     patch.setattr(Outcomes, "_apply_outputs", hasty)
 
 
+def a_target_that_is_to_drop_a_request_keeps_it(patch: Patch) -> None:
+    settle = Joinings.settle
+
+    def clinging(joinings: Joinings, now: float, told: Settling) -> None:
+        if told.how != "drop":
+            settle(joinings, now, told)
+
+    patch.setattr(Joinings, "settle", clinging)
+
+
+def a_source_that_is_to_go_on_does_not(patch: Patch) -> None:
+    settle = Partings.settle
+
+    def idle(partings: Partings, now: float, told: Settling) -> None:
+        if told.how != "resume":
+            settle(partings, now, told)
+
+    patch.setattr(Partings, "settle", idle)
+
+
+def a_request_that_has_moved_stays_in_the_hands_of_its_source(patch: Patch) -> None:
+    patch.setattr(ReplicaLink, "disown", lambda link, request_id: None)
+
+
+def blocks_are_copied_from_the_wrong_place(patch: Patch) -> None:
+    runs = joinings._runs
+
+    def crossed(there: tuple[int, ...], here: list[int], places: range) -> joinings.Pairs:
+        return runs((*there[1:], *there[:1]), here, places)
+
+    patch.setattr(joinings, "_runs", crossed)
+
+
 MISTAKES: dict[Callable[[Patch], None], set[str]] = {
     a_token_is_lost: {"wrong", "lost"},
     a_message_is_sent_twice: {"doubled", "wrong"},
@@ -164,6 +200,10 @@ MISTAKES: dict[Callable[[Patch], None], set[str]] = {
     an_adopted_replica_goes_on_telling_of_the_old_requests: {"wrong", "owners", "doubled"},
     a_copy_in_host_memory_says_it_is_longer_than_it_is: {"crashed", "wrong", "lost"},
     a_step_tells_its_tokens_before_they_count: {"lost", "wrong", "leaked"},
+    a_target_that_is_to_drop_a_request_keeps_it: {"leaked", "crashed", "owners"},
+    a_source_that_is_to_go_on_does_not: {"lost", "leaked"},
+    a_request_that_has_moved_stays_in_the_hands_of_its_source: {"owners"},
+    blocks_are_copied_from_the_wrong_place: {"wrong", "crashed"},
 }
 
 
