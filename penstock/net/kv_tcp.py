@@ -86,8 +86,8 @@ async def serve_blocks(
                     return
                 writer.write(pack(region, numbers.astype(np.int64).tolist()).data)
                 await writer.drain()
-        except (OSError, asyncio.IncompleteReadError):
-            return
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            return  # the peer has gone, or this side ends
         finally:
             writer.close()
 
