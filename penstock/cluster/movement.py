@@ -252,6 +252,12 @@ def refusal(request: Request, source: object, target: object, mode: MoveMode) ->
         if not isinstance(card, KvCard):
             return f"{getattr(port, 'name', port)} cannot move requests, or is not running"
     ours, theirs = (f"{card.layout}, blocks of {card.block_size}" for card in cards if card)
-    if mode == "queued" or ours == theirs:
+    if mode == "queued":
+        return None
+    if not all([card.layout for card in cards if card]):
+        return (
+            "their keys and values cannot be copied, so that it can move without them only (queued)"
+        )
+    if ours == theirs:
         return None
     return f"their keys and values are not laid out alike: {ours}; {theirs}"

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from penstock.core.clock import now
 from penstock.core.events import Migrated, Stepped
-from penstock.core.moving import MoveOutcome
+from penstock.core.moving import KvCard, MoveOutcome
 from penstock.lab.replay import replay_replica
 from penstock.lab.replay_fleet import replay_fleet
 from penstock.report.made import MadeFleet
 from penstock.sim.channel import Link
 from penstock.sim.loop import run
-from tests.cluster.moving_world import World
+from tests.cluster.moving_world import SIZE, World
 
 MODES = ["live", "blocking", "queued", "pull"]
 
@@ -178,6 +178,27 @@ def test_what_cannot_move_is_refused_and_why() -> None:
         world.move("a", other["a"], "live")
         assert world.over[5].why == f"{other['a']} takes no requests"
         await world.fleet.drain()
+        await world.stop()
+
+    run(main())
+
+
+def test_without_copies_a_request_moves_queued_alone() -> None:
+    async def main() -> None:
+        world = World(2)
+        await world.start()
+        for link in world.links:
+            link._kv = KvCard(layout="", address="", block_size=SIZE, block_bytes=0)
+        asked = world.ask("a", [1, 2, 3], 30)
+        await asyncio.sleep(0.05)
+        for mode in MODES:
+            world.move("a", "r1", mode)
+        assert [told.outcome for told in world.over] == ["refused", "refused", "refused"]
+        assert "(queued)" in world.over[0].why and "(queued)" in world.over[1].why
+        assert world.over[2].why == "it is moving already"  # the queued one had begun
+        await world.end()
+        assert world.over[-1].outcome == "committed" and len(asked.ids) == 30
+        world.check_texts()
         await world.stop()
 
     run(main())
