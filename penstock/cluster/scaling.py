@@ -59,11 +59,13 @@ class Scaling:
 
     async def _bring_up(self, role: Role) -> None:
         name = f"{self._fleet.name}-{self._count}"
+        near = self._spec.neighbours
+        place = replace(near, index=(near.index + self._count) % near.count)
         self._count += 1
         self._starting[role] += 1
         link = ReplicaLink(name)
         try:
-            await self._start(replace(self._spec, name=name, role=role), link)
+            await self._start(replace(self._spec, name=name, role=role, neighbours=place), link)
         except PenstockError as error:
             _log.warning("the replica %s does not start: %s", name, error)
             await link.stop()
