@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from penstock.core.moving import KvCard
 from penstock.engine.torch.ports import Movable
 from penstock.net.blocks import Region, block_bytes
 from penstock.net.kv_shared import SharedFile, SharedTransport, is_offered
+
+logger = logging.getLogger(__name__)
 
 
 def shared_like(cache: Tensor) -> tuple[Tensor, SharedFile]:
@@ -28,7 +32,11 @@ def share(backend: object, *, name: str, block_size: int) -> SharedTransport | N
     for attribute in ("cache", "_kv"):
         cache = getattr(backend, attribute, None)
         if isinstance(cache, Tensor) and cache.is_contiguous():
-            shared, file = shared_like(cache)
+            try:
+                shared, file = shared_like(cache)
+            except OSError as error:  # a limit on files, a sandbox
+                logger.warning("keys and values are not shared, so nothing can move: %s", error)
+                return None
             setattr(backend, attribute, shared)
             region = region_of(backend.arena)
             pieces, _, size = region.shape
