@@ -74,6 +74,8 @@ class Router:
         self._is_read = self._observe is not None or not isinstance(log, Null)
         self._columns = route.Columns([], [])
         self._places: dict[str, int] = {}  # of candidates in the columns
+        self._able: list[Report] = []  # candidates in the order of the reports
+        self._able_places: dict[str, int] = {}
 
     def hear(self, now: float, report: Report) -> None:
         name = report.replica
@@ -84,6 +86,7 @@ class Router:
             self._rebuild()
         elif place is not None:
             self._columns.loads[place] = route.load_of(self.outstanding[name], report)
+            self._able[self._able_places[name]] = report
         self.sight.hear(now, report)
         self._emit(Reported(at=now, who=self.name, report=report))
 
@@ -193,6 +196,7 @@ class Router:
             reports=reports,
             outstanding=outstanding,
             kept=None if tried or stage != STAGE else self._columns,
+            able=None if tried or stage != STAGE else self._able,
             sent=sight.sent,
             blocks=sight.blocks,
             cost=sight.cost,
@@ -211,7 +215,9 @@ class Router:
     def _check(self, view: route.View, decision: route.Decision) -> None:
         route.law(view, decision)
         if view.kept is not None:
+            able, view.able = view.able, None
             fresh = route.Columns.of(view.candidates(), self.outstanding)
+            assert able == view.candidates(), "the candidates kept are not those of the reports"
             assert view.kept == fresh, (
                 "the columns kept for the route policy are not those of the reports"
             )
@@ -273,6 +279,8 @@ class Router:
     def _rebuild(self) -> None:
         able = [each for each in self.reports.values() if route.is_candidate(each, STAGE)]
         self._columns = route.Columns.of(able, self.outstanding)
+        self._able = able
+        self._able_places = {each.replica: place for place, each in enumerate(able)}
         self._places = {name: place for place, name in enumerate(self._columns.names)}
 
     def _emit(self, event: Event) -> None:

@@ -24,6 +24,8 @@ from penstock.lab.experiment import Experiment
 TABLE: dict[str, str] = {
     "burstgpt": "penstock.experiments.burstgpt",
     "distserve": "penstock.experiments.distserve",
+    "dualmap": "penstock.experiments.dualmap",
+    "routers": "penstock.experiments.routers",
     "dllm-serve": "penstock.experiments.dllm_serve",
     "past-future": "penstock.experiments.past_future",
     "fast-switch": "penstock.experiments.fast_switch",

@@ -74,7 +74,7 @@ class Queued(Struct, gc=False):
 class View(Struct, gc=False):
     """`reports` may be stale; `outstanding` is the fleet's own count of requests sent and not yet ended.
 
-    kept: columns that the fleet keeps up to date, so that a request costs no look at every report
+    kept, able: columns and candidates that the fleet keeps up to date, so that nobody has to look at every report
     sent: what was sent to each replica since the report that is shown; none where the fleet does not count
     blocks: what replicas hold; None where nobody wants to know
     cost: predictions; None where nobody can make any
@@ -90,6 +90,7 @@ class View(Struct, gc=False):
     reports: Sequence[Report]
     outstanding: Mapping[str, int]
     kept: Columns | None = None
+    able: list[Report] | None = None
     sent: Mapping[str, Sent] = {}
     blocks: BlockFinder | None = None
     cost: PhaseCost | None = None
@@ -99,7 +100,9 @@ class View(Struct, gc=False):
     found: Mapping[str, int] | None = None
 
     def candidates(self) -> list[Report]:
-        """Replicas the law allows, in the order of the reports."""
+        """Replicas the law allows, in the order of the reports. Read-only."""
+        if self.able is not None:
+            return self.able
         stage = self.stage
         return [report for report in self.reports if is_candidate(report, stage)]
 
@@ -119,6 +122,38 @@ class View(Struct, gc=False):
         """Prompt tokens that this replica need not compute: of all of them it computes the last one."""
         found = self.matched().get(report.replica, 0) * report.block_size
         return min(found, self.request.prompt.num_tokens - 1)
+
+    def hits(self, reports: Sequence[Report]) -> list[int]:
+        """`hit` of each."""
+        found = self.matched()
+        if not found:
+            return [0] * len(reports)
+        most, size, get = self.request.prompt.num_tokens - 1, reports[0].block_size, found.get
+        return [min(get(report.replica, 0) * size, most) for report in reports]
+
+    def queues_s(self, reports: Sequence[Report]) -> list[float]:
+        """`queue_s` of each."""
+        if self.ages or not self.token_s:
+            return [self.queue_s(report) for report in reports]
+        token_s = self.token_s
+        return [token_s * tokens for tokens in self.pendings(reports)]
+
+    def pendings(self, reports: Sequence[Report]) -> list[int]:
+        """`pending` of each."""
+        get, pendings = self.sent.get, []
+        for report in reports:
+            tokens = report.waiting_tokens - report.cached_tokens + report.prefill_tokens
+            sent = get(report.replica)
+            pendings.append(tokens if sent is None else tokens + sent.tokens)
+        return pendings
+
+    def prefills_s(self, hits: Sequence[int]) -> list[float]:
+        """What this prompt takes where so many of its tokens are held; 0 where nobody can predict."""
+        if self.cost is None:
+            return [0.0] * len(hits)
+        predict, num = self.cost.prefill_s, self.request.prompt.num_tokens
+        by_hit = {hit: predict(num - hit, hit) for hit in set(hits)}
+        return [by_hit[hit] for hit in hits]
 
     def pending(self, report: Report) -> int:
         """Prompt tokens that this replica has to compute before it comes to this request."""

@@ -29,9 +29,9 @@ class Affinity:
         able = view.candidates()
         if not able:
             return Decision(None, "no replica can take it")
-        hits = [view.hit(report) for report in able]
+        hits = view.hits(able)
         most = max(hits)
         best = [report for report, hit in zip(able, hits, strict=True) if hit == most]
-        loads = [view.pending(report) for report in best]
+        loads = view.pendings(best)
         chosen = self._turns.least([report.replica for report in best], loads)
         return Decision(chosen, f"{most} tokens held, {min(loads)} before it")

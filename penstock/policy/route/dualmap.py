@@ -78,7 +78,7 @@ class DualMap:
         able = {report.replica: report for report in view.candidates()}
         if not able:
             return Decision(None, "no replica can take it")
-        self._ring.keep(sorted(able))
+        self._ring.keep(view.columns().names)
         size = next(iter(able.values())).block_size
         units = self._hotness.units(view.request.prompt.blocks(size), size)
         if units:
@@ -98,7 +98,10 @@ class DualMap:
     def _choose(
         self, view: View, pair: Sequence[Report], times: Sequence[float]
     ) -> tuple[int, str]:
-        loads = [view.pending(report) for report in pair]
+        loads = [
+            (view.queue_s(each) + self._delay_s(view, each.replica), view.pending(each))
+            for each in pair
+        ]
         lighter = int(loads[1] < loads[0])
         if self.select == "ttft":
             return int(times[1] < times[0]), "the earlier"

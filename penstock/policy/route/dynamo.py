@@ -30,7 +30,6 @@ from typing import ClassVar
 
 from penstock.core.types import Report
 from penstock.core.views import Rng
-from penstock.policy.loads import NOTHING_SENT, pending_tokens
 from penstock.policy.route import Decision, View
 from penstock.policy.route.pick import spread
 
@@ -58,20 +57,21 @@ class Dynamo:
         return Decision(able[place].replica, f"cost {costs[place]:.1f} blocks")
 
     def _costs(self, view: View, able: Sequence[Report]) -> list[float]:
-        size, sent = able[0].block_size, view.sent
+        size = able[0].block_size
         blocks = view.request.prompt.num_tokens / size
-        found = view.matched()
-        pending = [
-            pending_tokens(each, sent.get(each.replica, NOTHING_SENT)) / size + blocks
-            for each in able
-        ]
+        found, overlap = view.matched(), self.overlap_weight
+        pending = [tokens / size + blocks for tokens in view.pendings(able)]
         least, costs = min(pending), []
         for each, prefill in zip(able, pending, strict=True):
-            decay = 1 / (1 + self.queue_decay * (prefill - least) / blocks)
-            credit = self.overlap_weight * decay * found.get(each.replica, 0)
-            decodes = each.decode_tokens / size + blocks
-            active = self.active_weight * view.outstanding.get(each.replica, 0)
-            costs.append(self.prefill_weight * max(0.0, prefill - credit) + decodes + active)
+            credit = overlap * found.get(each.replica, 0)
+            if self.queue_decay:
+                credit /= 1 + self.queue_decay * (prefill - least) / blocks
+            cost = each.decode_tokens / size + blocks
+            if prefill > credit:
+                cost += self.prefill_weight * (prefill - credit)
+            if self.active_weight:
+                cost += self.active_weight * view.outstanding.get(each.replica, 0)
+            costs.append(cost)
         return costs
 
 

@@ -41,7 +41,7 @@ class KvAware:
 
     def decide(self, view: View) -> Decision:
         able = view.candidates()
-        hits = [view.hit(report) for report in able]
+        hits = view.hits(able) if able else []
         most = max(hits, default=0)
         if not most or most < view.request.prompt.num_tokens - self.missing_tokens:
             return self._session.decide(view)

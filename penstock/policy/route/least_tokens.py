@@ -27,6 +27,6 @@ class LeastTokens:
         able = view.candidates()
         if not able:
             return Decision(None, "no replica can take it")
-        loads = [view.pending(report) for report in able]
+        loads = view.pendings(able)
         chosen = self._turns.least([report.replica for report in able], loads)
         return Decision(chosen, f"{min(loads)} prompt tokens before it")

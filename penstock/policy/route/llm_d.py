@@ -24,6 +24,7 @@ decode) are the fleet's two stages, each with a policy of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import add
 from typing import ClassVar
 
 from penstock.core.types import Report
@@ -71,11 +72,12 @@ class LlmD:
     def _affine(self, view: View, reports: list[Report]) -> list[Report]:
         assert self.keep_match is not None
         enough = self.keep_match * view.request.prompt.num_tokens
-        kept = [report for report in reports if view.hit(report) >= enough]
+        pairs = zip(reports, view.hits(reports), strict=True)
+        kept = [report for report, hit in pairs if hit >= enough]
         if not kept or (self.explore and view.rng.random() < self.explore):
             return reports
         if view.cost is not None and len(kept) < len(reports):
-            among, of_all = (min(_ttft_s(view, each) for each in part) for part in (kept, reports))
+            among, of_all = (min(_ttfts_s(view, part)) for part in (kept, reports))
             if among - of_all > self.break_s:
                 return reports
         return kept
@@ -103,7 +105,5 @@ def kv_score(view: View, reports: list[Report]) -> list[float]:
     return [1.0 - kv_ratio(each) for each in reports]
 
 
-def _ttft_s(view: View, report: Report) -> float:
-    assert view.cost is not None
-    hit = view.hit(report)
-    return view.queue_s(report) + view.cost.prefill_s(view.request.prompt.num_tokens - hit, hit)
+def _ttfts_s(view: View, reports: list[Report]) -> list[float]:
+    return list(map(add, view.queues_s(reports), view.prefills_s(view.hits(reports))))

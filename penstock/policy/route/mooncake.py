@@ -23,10 +23,11 @@ fleet's second stage. Their rejection by the load predicted for the end of the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import add
 from typing import ClassVar
 
-from penstock.core.types import Report
 from penstock.policy.route import Decision, View
 from penstock.policy.route.pick import Turns
 
@@ -52,9 +53,11 @@ class Mooncake:
         able = view.candidates()
         if not able:
             return Decision(None, "no replica can take it")
-        hits = [view.hit(report) for report in able]
-        best = max(hits)
-        times = [self._ttft_s(view, each, hit, best) for each, hit in zip(able, hits, strict=True)]
+        hits = view.hits(able)
+        queues_s = view.queues_s(able)
+        if self.replicates:
+            hits, queues_s = self._fetched(hits, queues_s)
+        times = list(map(add, queues_s, view.prefills_s(hits)))
         least = min(times)
         promise_s = view.request.slo.ttft_s or self.slo_s
         if self.refuse_above is not None and least > self.refuse_above * promise_s:
@@ -62,11 +65,14 @@ class Mooncake:
         chosen = self._turns.least([report.replica for report in able], times)
         return Decision(chosen, f"first token in {least:.2f} s")
 
-    def _ttft_s(self, view: View, report: Report, hit: int, best: int) -> float:
-        waits_s = view.queue_s(report)
-        if self.replicates and best > self.balance * hit:
-            waits_s += self.transfer_s * (best - hit)
-            hit = best
-        if view.cost is None:
-            return waits_s
-        return waits_s + view.cost.prefill_s(view.request.prompt.num_tokens - hit, hit)
+    def _fetched(
+        self, hits: Sequence[int], queues_s: Sequence[float]
+    ) -> tuple[list[int], list[float]]:
+        """Both with the best prefix fetched where it is worth it."""
+        best = max(hits)
+        fetches = [best > self.balance * hit for hit in hits]
+        waits = [
+            queue_s + self.transfer_s * (best - hit) * fetch
+            for queue_s, hit, fetch in zip(queues_s, hits, fetches, strict=True)
+        ]
+        return [best if fetch else hit for hit, fetch in zip(hits, fetches, strict=True)], waits

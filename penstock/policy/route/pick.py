@@ -28,7 +28,8 @@ class Turns:
     def most(self, names: Sequence[str], scores: Sequence[float]) -> str:
         best = max(scores)
         pairs = zip(names, scores, strict=True)
-        self._last = after(self._last, sorted(name for name, score in pairs if score == best))
+        equals = [name for name, score in pairs if score == best]
+        self._last = equals[0] if len(equals) == 1 else after(self._last, sorted(equals))
         return self._last
 
     def least(self, names: Sequence[str], costs: Sequence[float]) -> str:

@@ -8,20 +8,23 @@ Idea: a long hit is worth more than balance, since it is work that nobody does; 
     explore   else the least cost of all:
               cost(i) = queue_s(i) + prefill(prompt - hit(i) | hit(i)) + eviction(i)
               eviction(i) = what it takes to compute again what i must forget to make room, at most the prompt
-    balance   when the busiest has more than `balance` times the queue of the idlest, exploiting there gives way to
-              exploring
+    balance   where the best of those that hold it costs more than `balance` times the least of all, exploiting gives
+              way to exploring, so that a beginning that everybody has gets a second place
 
 Parameters
-    threshold   share of the prompt, default 0.5        balance   default None: never (theirs is tuned to a workload)
+    threshold   share of the prompt, default 0.5        balance   default 3; None: never
 
-Where we differ: their load is a sum over a window of three minutes of history, ours is what waits now, by prediction.
+Where we differ: their balance compares the loads of the busiest and the idlest replica, with a bound tuned to the
+workload. their load is a sum over a window of three minutes of history, ours is what waits now, by prediction.
 Their eviction cost counts what single prefixes are used; ours, how many cached blocks must go. Prefixes are not copied
 ahead of time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import add
 from typing import ClassVar
 
 from penstock.core.types import Report
@@ -34,7 +37,7 @@ class Preble:
     needs_blocks: ClassVar[bool] = True
     needs_cost: ClassVar[bool] = True
     threshold: float = 0.5
-    balance: float | None = None
+    balance: float | None = 3.0
     _turns: Turns = field(init=False, compare=False, repr=False, default_factory=Turns)
 
     def __post_init__(self) -> None:
@@ -47,28 +50,24 @@ class Preble:
         able = view.candidates()
         if not able:
             return Decision(None, "no replica can take it")
-        hits = [view.hit(report) for report in able]
+        hits = view.hits(able)
+        costs = _costs_s(view, able, hits)
         most, prompt = max(hits), view.request.prompt.num_tokens
-        exploits = most > self.threshold * prompt and not self._is_lopsided(view, able)
-        among = [
-            (report, hit)
-            for report, hit in zip(able, hits, strict=True)
-            if hit == most or not exploits
-        ]
-        costs = [_cost_s(view, report, hit) for report, hit in among]
-        chosen = self._turns.least([report.replica for report, _ in among], costs)
-        told = f"{most} of {prompt} tokens held" if exploits else "explore"
-        return Decision(chosen, f"{told}; {min(costs):.2f} s")
-
-    def _is_lopsided(self, view: View, able: list[Report]) -> bool:
-        if self.balance is None:
-            return False
-        queues = [view.queue_s(report) for report in able]
-        return max(queues) > self.balance * max(min(queues), view.token_s)
+        names = [report.replica for report in able]
+        if most > self.threshold * prompt:
+            held = [place for place, hit in enumerate(hits) if hit == most]
+            among = [costs[place] for place in held]
+            if self.balance is None or min(among) <= self.balance * min(costs):
+                chosen = self._turns.least([names[place] for place in held], among)
+                return Decision(chosen, f"{most} of {prompt} tokens held; {min(among):.2f} s")
+        return Decision(self._turns.least(names, costs), f"explore; {min(costs):.2f} s")
 
 
-def _cost_s(view: View, report: Report, hit: int) -> float:
-    new = view.request.prompt.num_tokens - hit
-    prefill_s = 0.0 if view.cost is None else view.cost.prefill_s(new, hit)
-    over = max(0, new - report.free_blocks * report.block_size) if report.total_blocks else 0
-    return view.queue_s(report) + prefill_s + view.token_s * over
+def _costs_s(view: View, able: Sequence[Report], hits: Sequence[int]) -> list[float]:
+    num, token_s = view.request.prompt.num_tokens, view.token_s
+    costs = list(map(add, view.queues_s(able), view.prefills_s(hits)))
+    for place, (report, hit) in enumerate(zip(able, hits, strict=True)):
+        over = num - hit - report.free_blocks * report.block_size
+        if over > 0 and report.total_blocks:
+            costs[place] += token_s * over
+    return costs

@@ -43,7 +43,7 @@ class PrefixHash:
         able = view.candidates()
         if not able:
             return Decision(None, "no replica can take it")
-        names = sorted(report.replica for report in able)
+        names = view.columns().names
         self._ring.keep(names)
         size = able[0].block_size
         hashes = view.request.prompt.blocks(size)

@@ -1,0 +1,169 @@
+"""What a routing decision takes, for every router of the table: thread time of each of many decisions.
+
+    python -m benchmarks.routing [--replicas 64] [--prefixes 10000] [--decisions 3000] [--repeats 1] [ROUTER ...]
+
+A fleet of `--replicas` holds `--prefixes` beginnings of 64 blocks (16 tokens each), every one of them at two replicas
+and a system prompt of eight blocks at all; requests continue a beginning by 16 blocks of their own. What is timed is
+the router's `choose` (the view, the policy, the event, the ledger, the guess of what will be there), by thread time,
+since other work on the machine is not the router's. `policy` is the policy's share alone. `long` is a prompt of 8,192
+blocks. With `--repeats 5` the very same decisions are taken five times over and the least of the five times counts:
+what a decision takes when nobody else empties the caches of the processor. A quarter of the requests are ended again
+and reports come between, so that the ledger works too; neither is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from typing import Any
+
+from penstock.cluster.router import Router
+from penstock.cluster.sight import Sight
+from penstock.core.messages import BlockNews
+from penstock.core.prompt import HashedPrompt
+from penstock.core.types import BlockHash, Report, Request, RequestId, Sampling
+from penstock.cost.phases import Phases
+from penstock.policy import TABLE, find
+
+SYSTEM, PREFIX, OWN, LONG, SIZE = 8, 64, 16, 8192, 16
+COST = Phases(prefill=(0.02, 1e-4, 7e-9), decode=(0.02, 6e-7, 4e-5))
+
+
+class Quiet:
+    """A log that keeps nothing."""
+
+    def emit(self, event: object) -> None:
+        pass
+
+
+class Timed:
+    """A policy, and what its decisions took."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy, self.seconds = policy, list[float]()
+
+    def decide(self, view: Any) -> Any:
+        begun = time.thread_time_ns()
+        decision = self.policy.decide(view)
+        self.seconds.append((time.thread_time_ns() - begun) / 1e9)
+        return decision
+
+
+def names(prefix: int, start: int, end: int) -> tuple[BlockHash, ...]:
+    return tuple(
+        BlockHash((0 if place < SYSTEM else prefix).to_bytes(8, "big") + place.to_bytes(8, "big"))
+        for place in range(start, end)
+    )
+
+
+def request(number: int, prefix: int, blocks: int) -> Request:
+    own = names(10**9 + number, PREFIX, PREFIX + blocks)
+    hashes = names(prefix, 0, PREFIX) + own
+    prompt = HashedPrompt(len(hashes) * SIZE + 5, hashes, SIZE)
+    return Request(
+        id=RequestId(f"r{number}"), model="m", prompt=prompt, sampling=Sampling(max_tokens=100)
+    )
+
+
+def report(name: str, chance: random.Random, at: float, absorbed: int) -> Report:
+    return Report(
+        replica=name,
+        at=at,
+        num_running=chance.randrange(32),
+        num_waiting=chance.randrange(8),
+        waiting_tokens=chance.randrange(9000),
+        total_blocks=60_000,
+        free_blocks=chance.randrange(60_000),
+        block_size=SIZE,
+        decode_tokens=chance.randrange(90_000),
+        absorbed=absorbed,
+    )
+
+
+def fill(router: Router, replicas: list[str], prefixes: int, chance: random.Random) -> None:
+    """Reports, and blocks: each beginning at two replicas."""
+    held: dict[str, list[BlockHash]] = {name: list(names(0, 0, SYSTEM)) for name in replicas}
+    for prefix in range(1, prefixes + 1):
+        for name in chance.sample(replicas, min(2, len(replicas))):
+            held[name] += names(prefix, SYSTEM, PREFIX)
+    for name in replicas:
+        router.hear(0.0, report(name, chance, 0.0, 0))
+        router.tell(0.0, name, BlockNews(tuple(held[name])))
+
+
+def measure(
+    name: str, args: argparse.Namespace, blocks: int, count: int
+) -> tuple[list[float], list[float]]:
+    chance = random.Random(7)
+    policy = find("route", name)()
+    timed = Timed(policy)
+    router = Router("fleet", timed, log=Quiet(), sight=Sight(policy, cost=COST))  # type: ignore[arg-type]
+    replicas = [f"replica-{number}" for number in range(args.replicas)]
+    fill(router, replicas, args.prefixes, chance)
+    taken: list[float] = []
+    for number in range(count + count // 10):
+        asked = request(number, chance.randrange(1, args.prefixes + 1), blocks)
+        at = number / 100
+        begun = time.thread_time_ns()
+        chosen = router.choose(at, asked)
+        taken.append((time.thread_time_ns() - begun) / 1e9)
+        if chosen is None:
+            raise SystemExit(f"{name} chose nobody")
+        if number % 4 == 0:
+            router.end(at, asked.id, chosen)
+        if number % 3 == 0:
+            one = replicas[number // 3 % len(replicas)]
+            router.hear(at, report(one, chance, at, router.last_seq(one)))
+    warm = count // 10  # tables grow, code is read in
+    return taken[warm:], timed.seconds[warm:]
+
+
+def least_of(
+    name: str, args: argparse.Namespace, blocks: int, count: int
+) -> tuple[list[float], list[float]]:
+    """Of each decision the least of the times it took."""
+    found = [measure(name, args, blocks, count) for _ in range(args.repeats)]
+    whole, policy = zip(*found, strict=True)
+    return [min(each) for each in zip(*whole, strict=True)], [
+        min(each) for each in zip(*policy, strict=True)
+    ]
+
+
+def at(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--replicas", type=int, default=64)
+    parser.add_argument("--prefixes", type=int, default=10_000)
+    parser.add_argument("--decisions", type=int, default=3000)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("routers", nargs="*", default=sorted(TABLE["route"]))
+    args = parser.parse_args()
+    print(
+        f"{args.replicas} replicas, {args.prefixes} beginnings, {args.decisions} decisions; milliseconds of thread time"
+    )
+    print(
+        f"{'router':<16} {'p50':>7} {'p99':>7} {'policy p50':>11} {'policy p99':>11} {'long p50':>9} {'long p99':>9}"
+    )
+    for name in args.routers:
+        whole, policy = least_of(name, args, OWN, args.decisions)
+        long, _ = least_of(name, args, LONG, max(50, args.decisions // 30))
+        told = (
+            at(whole, 0.5),
+            at(whole, 0.99),
+            at(policy, 0.5),
+            at(policy, 0.99),
+            at(long, 0.5),
+            at(long, 0.99),
+        )
+        ms = [1e3 * one for one in told]
+        print(
+            f"{name:<16} {ms[0]:7.3f} {ms[1]:7.3f} {ms[2]:11.3f} {ms[3]:11.3f} {ms[4]:9.3f} {ms[5]:9.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
