@@ -30,6 +30,8 @@ def tells_of(config: Config, index: int) -> tuple[Tells, ...]:
         told.append("blocks")
     if needs(policies, "jobs"):
         told.append("jobs")
+    if needs(policies, "steady"):
+        told.append("steady")
     return tuple(told)
 
 

@@ -249,6 +249,8 @@ class Host:
             if self._beat is not None:
                 self._beat.cancel()
             self._beat = running_loop().call_later(self._beat_s, self._touch)
+        if "steady" in self.replica.config.tells and not self.replica.is_idle:
+            self._touch()
 
     def _report(self) -> Report:
         report = self.replica.report()

@@ -2,7 +2,8 @@
 
 One pass over the jobs a report, and reports are made at most every `report_s` seconds. What of the waiting prompts its
 blocks hold already is looked up only in replicas that tell of their blocks, and single jobs are listed only where
-somebody chooses among them (ReplicaConfig.tells).
+somebody chooses among them (ReplicaConfig.tells). A report is due when something happened to somebody outside; where
+memory that fills up step by step matters, one is due every `report_s` seconds while there is work ("steady").
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from penstock.engine.flights import Flights
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.parts import Parts
 
-Tells = Literal["blocks", "jobs"]
+Tells = Literal["blocks", "jobs", "steady"]
 
 
 class Reporter:

@@ -22,6 +22,7 @@ from penstock.core.errors import BadConfig
 from penstock.lab.experiment import Experiment
 
 TABLE: dict[str, str] = {
+    "llumnix": "penstock.experiments.llumnix",
     "burstgpt": "penstock.experiments.burstgpt",
     "distserve": "penstock.experiments.distserve",
     "dualmap": "penstock.experiments.dualmap",

@@ -49,6 +49,7 @@ class Llumnix:
     last_blocks: int = 16
     balanced: bool = False
     needs_jobs: ClassVar[bool] = True
+    needs_steady: ClassVar[bool] = True
     causes: ClassVar[tuple[Cause, ...]] = ("draining",)
 
     def __post_init__(self) -> None:

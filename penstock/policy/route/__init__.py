@@ -9,6 +9,7 @@ needs costs nothing):
     needs_blocks   view.blocks: what replicas hold by hash (policy.block_index)
     needs_queued   view.queued: what the fleet has sent to a replica and has not heard of yet
     needs_cost     view.cost and view.token_s: predictions of what prompts and steps take
+    needs_steady   reports that come all the while there is work, and not only when something happened
     needs_jobs     Report.jobs
 """
 

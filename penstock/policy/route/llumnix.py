@@ -22,7 +22,7 @@ Does not: know prefixes, or come back to a decision: that is what moves are for 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from penstock.core.types import Report
 from penstock.policy.loads import NOTHING_SENT, kv_ratio, neg_freeness, neg_steps
@@ -34,6 +34,7 @@ class Llumnix:
     metric: Literal["freeness", "steps", "kv_ratio"] = "freeness"
     headroom_blocks: int = 100
     _last: str | None = field(default=None, init=False)
+    needs_steady: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.headroom_blocks < 0:

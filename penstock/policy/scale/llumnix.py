@@ -18,6 +18,7 @@ Does not: add more than one replica a period, or know how long one takes to come
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from penstock.policy.loads import neg_freeness
 from penstock.policy.scale import Decision, View
@@ -29,6 +30,7 @@ class Llumnix:
     most: float = 60.0
     headroom_blocks: int = 100
     every_s: float = 10.0
+    needs_steady: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.least < self.most:
