@@ -33,6 +33,7 @@ TABLE: dict[str, str] = {
     "flow-prefill": "penstock.experiments.flow_prefill",
     "layered": "penstock.experiments.layered",
     "nanoflow": "penstock.experiments.nanoflow",
+    "pd-serve": "penstock.experiments.pd_serve",
     "semi-pd": "penstock.experiments.semi_pd",
     "jitserve": "penstock.experiments.jitserve",
     "sglang-ratio": "penstock.experiments.sglang_ratio",

@@ -95,6 +95,7 @@ TABLE: dict[str, dict[str, str]] = {
     "scale": {
         "llumnix": "penstock.policy.scale.llumnix:Llumnix",
         "per-replica": "penstock.policy.scale.per_replica:PerReplica",
+        "pd-ratio": "penstock.policy.scale.pd_ratio:PdRatio",
     },
     "place": {
         "distserve": "penstock.policy.place.distserve:DistServe",
