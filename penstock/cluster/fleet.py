@@ -36,6 +36,7 @@ from penstock.cluster.moves import Moves
 from penstock.cluster.router import Router
 from penstock.cluster.steering import Steering
 from penstock.cluster.ticket import Ticket
+from penstock.cluster.waiting import Waiting
 from penstock.core.clock import now
 from penstock.core.errors import (
     BadRequest,
@@ -77,6 +78,7 @@ class Fleet:
         self._router = router
         self._bound = max_outstanding
         self._tickets: dict[str, Ticket] = {}
+        self._waiting = Waiting(lambda ticket: self._place(ticket, now(), None))
         self._moves = Moves(self._ports, router, self._tickets, moves or MoveBounds())
         self._hand_off = HandOff(self._ports, router, self._moves, self._has)
         self._is_draining = False
@@ -131,7 +133,10 @@ class Fleet:
             self._steering.arrive(at)
         ticket = Ticket(self, request, on_ended, on_output)
         self._tickets[request.id] = ticket
-        self._place(ticket, at, None)
+        if self._waiting:
+            self._waiting.add(ticket)
+        else:
+            self._place(ticket, at, None)
         return ticket
 
     async def take_adapter(self, adapter: str, folder: str) -> None:
@@ -218,7 +223,7 @@ class Fleet:
         if not ticket.is_cancelled and self._tickets.get(ticket.request.id) is ticket:
             ticket.is_cancelled = True
             self._router.cancel(now(), ticket.request.id)
-            if ticket.is_waiting:
+            if self._waiting.drop(ticket.request.id):
                 self._close(ticket, None)
             elif ticket.movement is None or ticket.movement.unwanted():
                 self._ports[ticket.replica].cancel(ticket.request.id)
@@ -237,6 +242,7 @@ class Fleet:
             ticket.movement.ended()
         self._router.end(now(), ticket.request.id, ticket.replica)
         self._close(ticket, ticket.error)
+        self._waiting.ask_for_oldest()
 
     def retry(self, ticket: Ticket, error: PenstockError) -> None:
         """The replica refused, or is lost."""
@@ -309,10 +315,9 @@ class Fleet:
             again_s = self._router.again_s
             if again_s is None:
                 self._refuse(ticket, at, why or self._nobody())
+                asyncio.get_running_loop().call_soon(self._waiting.ask_for_oldest)
             else:
-                ticket.is_waiting, ticket.tried = True, ()
-                loop = asyncio.get_running_loop()
-                loop.call_later(again_s, self._place_again, ticket, why)
+                self._waiting.add(ticket, again_s)
             return
         moves = self._router.moves
         self._hand_over(ticket, at, chosen, why)
@@ -324,11 +329,12 @@ class Fleet:
         ticket.tried = (*ticket.tried, chosen)
         port, state = self._ports[chosen], ticket.state() if ticket.is_heard else None
         seq = self._router.last_seq(chosen)
+        request = ticket.request_now()
         ticket.pauses = state is None and self._hand_off.pauses(ticket, chosen)
         if ticket.pauses:
             moving = cast(MovingPort, port)
             moving.submit(
-                ticket.request,
+                request,
                 ticket.hear,
                 on_failed=ticket.fail,
                 every_token=ticket.on_output is not None,
@@ -337,7 +343,7 @@ class Fleet:
             )
         elif state is None:
             port.submit(
-                ticket.request,
+                request,
                 ticket.hear,
                 on_failed=ticket.fail,
                 every_token=ticket.on_output is not None,
@@ -351,11 +357,6 @@ class Fleet:
             lost = why or ReplicaLost(f"{chosen} cannot go on with what another replica began")
             self._router.end(at, ticket.request.id, chosen)
             self._refuse(ticket, at, lost)
-
-    def _place_again(self, ticket: Ticket, why: PenstockError | None) -> None:
-        if not ticket.is_cancelled:
-            ticket.is_waiting = False
-            self._place(ticket, now(), why)
 
     def _nobody(self) -> PenstockError:
         alive = sum(report.is_alive for report in self._router.reports.values())

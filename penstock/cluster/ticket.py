@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from penstock.cluster.movement import Movement
@@ -15,6 +16,7 @@ from penstock.core.types import Output, Request
 if TYPE_CHECKING:
     from penstock.cluster.fleet import Fleet
 
+LEAST_S = 1e-3  # of a promise whose time is over
 ERRORS: dict[str, type[PenstockError]] = {"BadRequest": BadRequest}  # by Output.code
 
 
@@ -23,7 +25,7 @@ class Ticket:
 
     __slots__ = (
         "fleet", "request", "on_ended", "on_output", "left", "replica", "tried", "is_heard", "is_cancelled", "error",
-        "arrived_at", "first_at", "num_output", "ids", "movement", "pauses", "is_waiting",
+        "arrived_at", "first_at", "num_output", "ids", "movement", "pauses", "has_waited",
     )  # fmt: skip
 
     def __init__(
@@ -37,7 +39,7 @@ class Ticket:
         self.tried: tuple[str, ...] = ()
         self.is_heard = False
         self.is_cancelled = False
-        self.is_waiting = False  # for the route policy to be asked again
+        self.has_waited = False  # for the route policy to be asked again
         self.error: PenstockError | None = None
         self.arrived_at = now()
         self.first_at: float | None = None
@@ -62,6 +64,17 @@ class Ticket:
             age_s=now() - self.arrived_at,
             first_token_age_s=None if self.first_at is None else now() - self.first_at,
         )
+
+    def request_now(self) -> Request:
+        """With what is left of its promises: a replica counts from when it hears of a request."""
+        spent_s, slo = now() - self.arrived_at, self.request.slo
+        if not spent_s or (slo.ttft_s is None and slo.deadline_s is None):
+            return self.request
+        left = [
+            None if bound is None else max(bound - spent_s, LEAST_S)
+            for bound in (slo.ttft_s, slo.deadline_s)
+        ]
+        return replace(self.request, slo=replace(slo, ttft_s=left[0], deadline_s=left[1]))
 
     def cancel(self) -> None:
         self.on_ended = None

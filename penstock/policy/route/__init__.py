@@ -171,7 +171,7 @@ class Decision(Struct, frozen=True, gc=False):
     """`alternates`: who is asked next, in order, when the replica turns the request away.
 
     `moves`: other requests that should change their place now. `again_s`: nobody can take it now, and the fleet asks
-    once more, of all replicas, after so many seconds.
+    once more, of all replicas, after so many seconds, or for the one that waits longest as soon as a request ended.
     """
 
     replica: str | None

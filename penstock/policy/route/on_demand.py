@@ -7,7 +7,7 @@ no queue (`max_open` of the fleet) and turn away whom they cannot start at once;
 asking.
 
     ask       the replica with the fewest requests under way, of equals each in turn; none that turned it away
-    wait      when all did: `retry_s`, then all are asked again
+    wait      when all did: until some request has ended, or for `retry_s`; first come, first asked (cluster.waiting)
     give up   once the request's promise of a first token (without one: `patience_s`) is over
 
 Parameters
