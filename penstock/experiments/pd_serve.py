@@ -405,8 +405,8 @@ EXPERIMENT = Experiment(
     source="P/D-Serve (2024)",
     claim="Asking replicas one after the other instead of trusting reports of their queues raises the share "
     "of first tokens in time by up to 42 points, and tuning the ratio of prefill to decode the throughput by 60 %.",
-    criterion=f"At each of two loads on-demand keeps at least {FAR:g} points more than the shortest queue by reports 1 s "
-    f"old, and is within {NEAR:g} point of the shortest queue by fresh ones; on conversations, then code, roles that "
+    criterion=f"At each of two loads on-demand keeps at least {FAR:g} points more than the shortest queue by reports"
+    f" 1 s old, and is within {NEAR:g} point of the shortest queue by fresh ones; on conversations, then code, roles that "
     f"follow keep at least {GAIN:g} times as many requests within both promises as 4:4.",
     workload="Forwarding: 400 prompts of Azure's code trace (lengths drawn from 191), in bursts, 8 prefill replicas. "
     "Ratio: 45 s of conversations at 13/s, then 45 s of code at 18/s, Poisson, 8 replicas.",
@@ -414,7 +414,7 @@ EXPERIMENT = Experiment(
         ("step times", "published for OPT-13B, DistServe's engine, on one A100-80G; extrapolated past 2,048 positions"),
         ("promises", f"TTFT {TTFT_S:g} s, TPOT {TPOT_S:g} s; in forwarding whoever would be late is refused unserved"),
         ("arrivals", "on_off, a quarter of the time on, index of dispersion 160 at 60 s as the code trace's"),
-        ("links", "1 ms each way (a refusal costs 2), KV at 20 GB/s; a round of questions every 20 ms, and when one ended"),
+        ("links", "1 ms each way (a refusal costs 2), KV at 20 GB/s; asked again every 20 ms, and when one ended"),
     ),
     traces=(CONV,),
     plan=plan,
