@@ -142,7 +142,8 @@ def tool_calls(num: int, seed: int, cut: int) -> list[tuple[float, Prompt]]:
         units = max(len(begins) + 1, min(units, cut // UNIT))
         ids = (*begins, *range(fresh, fresh + units - len(begins)))[: cut // UNIT]
         fresh += units
-        earlier = [*earlier[-200:], ids]
+        if len(begins) == 1 or begins in earlier:  # neither hot nor warm
+            earlier = [*earlier[-200:], ids]
         rows.append((at, TracedPrompt(len(ids) * UNIT - chance.randrange(UNIT), ids, UNIT)))
     return rows
 
