@@ -98,7 +98,7 @@ def measure(
     chance = random.Random(7)
     policy = find("route", name)()
     timed = Timed(policy)
-    router = Router("fleet", timed, log=Quiet(), sight=Sight(policy, cost=COST))  # type: ignore[arg-type]
+    router = Router("fleet", timed, log=Quiet(), sight=Sight((policy,), cost=COST))  # type: ignore[arg-type]
     replicas = [f"replica-{number}" for number in range(args.replicas)]
     fill(router, replicas, args.prefixes, chance)
     taken: list[float] = []
