@@ -97,7 +97,7 @@ class Fleet:
         return {
             request: ticket.replica
             for request, ticket in self._tickets.items()
-            if not ticket.is_waiting
+            if request not in self._waiting
         }
 
     def reports(self) -> Sequence[Report]:

@@ -27,6 +27,9 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._waits)
 
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._waits
+
     def add(self, ticket: Ticket, again_s: float | None = None) -> None:
         """Whoever has been asked about before stays before those that came later. None: as the policy said last."""
         self._again_s = again_s or self._again_s

@@ -22,17 +22,13 @@ holds such prompts; decodes below 95 jobs, and constants of both kinds of step t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from penstock.assemble import Config, load_config
-from penstock.core.events import Arrived, Event, Finished
-from penstock.core.prompt import TracedPrompt
-from penstock.core.types import Request, RequestId, Sampling, Slo
 from penstock.cost.linear_five import read_linear_five
 from penstock.cost.profile import Profile
 from penstock.lab.experiment import (
@@ -48,8 +44,8 @@ from penstock.lab.experiment import (
     number,
     outcome_of,
 )
+from penstock.lab.sent import TPOT_S, TTFT_S, Kept, Sent
 from penstock.lab.simulate import simulate
-from penstock.traffic import TraceMeta
 from penstock.traffic.arrivals import OnOff, Poisson
 from penstock.traffic.lengths import Empirical
 
@@ -60,7 +56,6 @@ CONV, CONV_SAMPLE, CODE_SAMPLE = (
     "azure_2023_conv.csv", "azure_2023_conv_200.csv", "azure_2023_code_191.csv",
 )  # fmt: skip
 REPLICAS, LONGEST = 8, 7436  # the longest prompt of the code trace
-TTFT_S, TPOT_S = 1.0, 0.1
 RATE, DISPERSION, ON_SHARE = 2.57, 160.0, 0.25  # of the code trace, at 60 s; the share is a guess
 MEAN_ON_S = 17.4  # gives that dispersion, see OnOff
 LOADS = (0.36, 0.71)
@@ -128,31 +123,6 @@ def lengths_of(phase: str, scale: Scale) -> Empirical:
     return Empirical.of((min(prompt, LONGEST), output) for prompt, output in pairs)
 
 
-@dataclass
-class Sent:
-    """Requests at given instants; `is_first_only`: one token each."""
-
-    rows: Sequence[tuple[float, int, int]]
-    meta: TraceMeta = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.meta = TraceMeta("drawn", "drawn", len(self.rows), len(self.rows))
-
-    def __iter__(self) -> Iterator[tuple[float, Request]]:
-        for place, (at, prompt, output) in enumerate(self.rows):
-            yield (
-                at,
-                Request(
-                    id=RequestId(str(place)),
-                    model="default",
-                    prompt=TracedPrompt(prompt),
-                    sampling=Sampling(max_tokens=output),
-                    slo=Slo(ttft_s=TTFT_S, tpot_s=TPOT_S),
-                    true_output=output,
-                ),
-            )
-
-
 def burst(load: float, num: int, seed: int, scale: Scale) -> Sent:
     """Code prompts alone, in bursts, so that 8 replicas are at work `load` of the time."""
     lengths = lengths_of("code", scale)
@@ -180,31 +150,6 @@ def spliced(phases: Sequence[str], span_s: float, seed: int, scale: Scale) -> Se
             for at, (prompt, output) in zip(instants, pairs, strict=True)
         ]
     return Sent(sorted(rows))
-
-
-@dataclass
-class Kept:
-    """Requests within their promises, by whether they came before `split_at`."""
-
-    num: int = 0
-    by_half: list[int] = field(default_factory=lambda: [0, 0])
-    split_at: float = float("inf")
-    came_at: dict[str, float] = field(default_factory=dict)
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, Arrived):
-            self.came_at.setdefault(
-                event.request, event.at
-            )  # at the fleet; at a replica it may be later
-        if not isinstance(event, Finished) or event.reason not in ("stop", "length"):
-            return
-        if event.first_token_at is None or event.last_token_at is None:
-            return
-        gap_s = (event.last_token_at - event.first_token_at) / max(1, event.num_output - 1)
-        came_at = self.came_at[event.request]
-        if event.first_token_at - came_at <= TTFT_S and gap_s <= TPOT_S:
-            self.num += 1
-            self.by_half[came_at >= self.split_at] += 1
 
 
 def fleet_of(folder: Path, report_s: float, **more: object) -> Config:
