@@ -7,11 +7,13 @@ import os
 import random
 import signal
 from collections import Counter
+from typing import cast
 
 from penstock.assemble import assemble, process_leaves
 from penstock.assemble.config import load_config
 from penstock.cluster.fleet import Fleet
 from penstock.core.moving import Migrated
+from penstock.core.ports import RolePort
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Output, Request, RequestId, Sampling
 from tests.serve.test_serve import needs_model
@@ -47,6 +49,7 @@ async def text(fleet: Fleet, name: str, seed: int | None, moves: str) -> tuple[i
 
     def hear(output: Output) -> None:
         outputs.append(output)
+        WHERE[name] = fleet.holders()[name]
         mode = at.pop(len(outputs), None)
         if mode is not None:
             where = fleet._tickets[name].replica
@@ -58,6 +61,7 @@ async def text(fleet: Fleet, name: str, seed: int | None, moves: str) -> tuple[i
 
 
 OVER: list[Migrated] = []
+WHERE: dict[str, str] = {}  # the replica that wrote the last token
 
 
 async def until_idle(fleet: Fleet) -> None:
@@ -66,6 +70,21 @@ async def until_idle(fleet: Fleet) -> None:
         if all(each.free_blocks == each.total_blocks for each in fleet.reports()):
             return
     raise AssertionError(f"blocks are held: {fleet.reports()}")
+
+
+async def handed_on(
+    fleet: Fleet, names: dict[str, int | None], plain: list[tuple[int, ...]]
+) -> None:
+    """Prompts are computed by one process and answers written by the other."""
+    first, second = (cast(RolePort, fleet.port(f"default-{place}")) for place in range(2))
+    first.set_role("prefill")
+    second.set_role("decode")
+    told = await asyncio.gather(*(text(fleet, name, seed, "") for name, seed in names.items()))
+    assert list(told) == plain
+    assert [WHERE[name] for name in names] == ["default-1"] * len(names)
+    await until_idle(fleet)
+    first.set_role("any")
+    second.set_role("any")
 
 
 async def moved_and_killed() -> None:
@@ -85,6 +104,7 @@ async def moved_and_killed() -> None:
         copied = [told for told in OVER if told.num_blocks]
         assert all(told.num_bytes == told.num_blocks * 4 * 2 * 2 * 64 * 4 * 16 for told in copied)
         await until_idle(fleet)
+        await handed_on(fleet, names, plain)
         going = [asyncio.create_task(text(fleet, name, seed, "")) for name, seed in names.items()]
         await asyncio.sleep(0.04)
         assert processes.engines[0].pid is not None
