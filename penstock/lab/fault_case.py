@@ -101,10 +101,13 @@ def _config(rng: Stream, seed: int, kinds: Sequence[str]) -> Config:
     store: Store = "radix" if has_prefix and rng.random() < 0.3 else "hash"
     group = rng.choice((1, 4))
     host_blocks = rng.choice((2, 6)) if "host-memory" in kinds else 64
+    replicas = rng.choice((1, 2, 2, 3, 4))
+    prefill = rng.randint(1, replicas - 1) if replicas > 1 and rng.random() < 0.2 else 0
     fleet = FleetConfig(
         model=MODEL,
         name="m",
-        replicas=rng.choice((1, 2, 2, 3, 4)),
+        replicas=replicas,
+        roles={"prefill": prefill, "decode": replicas - prefill} if prefill else None,
         executor=ExecutorSpec(kind="modelled", gpu=CARD),
         cache=CacheConfig(
             block_size=block_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 from penstock.lab.faults import Ran, Row, table_of
 from penstock.sim.faults import KINDS
@@ -19,6 +20,7 @@ COLUMNS = (
     ("doubled", "doubled"),
     ("else", "broken"),
 )
+Counted = Literal["ends", "moves"]
 MOST = 20  # broken runs that are told
 
 
@@ -29,11 +31,14 @@ def text_of(found: Sequence[Ran], kinds: Sequence[str] = KINDS) -> str:
     lines += [_line(row.fault, row) for row in rows]
     if len(rows) > 1:
         lines.append(_line("all", _sum(rows)))
-    ends = Counter[str]()
-    for ran in found:
-        ends.update(ran.ends)
-    told = ", ".join(f"{count} {end}" for end, count in ends.most_common())
-    lines += ["", f"requests ended as: {told}"]
+    lines.append("")
+    counted: tuple[tuple[str, Counted], ...] = (
+        ("requests ended as", "ends"),
+        ("movements between replicas", "moves"),
+    )
+    for what, key in counted:
+        told = ", ".join(f"{count:,} {name}" for name, count in sums(found, key).items())
+        lines.append(f"{what}: {told or 'none'}")
     broken = [ran for ran in found if ran.broken]
     for ran in broken[:MOST]:
         lines.append(f"seed {ran.seed} ({', '.join(ran.kinds)}): {ran.broken}: {ran.told}")
@@ -41,6 +46,14 @@ def text_of(found: Sequence[Ran], kinds: Sequence[str] = KINDS) -> str:
     if len(broken) > MOST:
         lines.append(f"and {len(broken) - MOST} more")
     return "\n".join(lines)
+
+
+def sums(found: Sequence[Ran], key: Counted) -> dict[str, int]:
+    """How often each of them, most often first."""
+    total = Counter[str]()
+    for ran in found:
+        total.update(getattr(ran, key))
+    return dict(total.most_common())
 
 
 def command_of(ran: Ran, kinds: Sequence[str] = KINDS) -> str:

@@ -54,9 +54,12 @@ class Notes:
         self.events: list[Event | dict[str, object]] = []
         self.is_new = True
         self.full_until = 0.0
+        self.moves = Counter[str]()  # of requests, by outcome
 
     def emit(self, event: Event) -> None:
         self.is_new = True
+        if isinstance(event, Migrated):
+            self.moves[event.outcome] += 1
         if now() >= self.full_until:
             self.events.append(event)
 
@@ -79,7 +82,7 @@ class World:
         self._codec = Codec(Message)
         self._fleet_config = case.config.fleet[0]
         self._fabric = SpeechFabric(Fabric(case.kv_link))
-        self.moves = Counter[str]()  # by outcome
+        self._num_moving = 0  # of the movements asked for here
         self._specs = replica_specs(case.config, 0)
         self.sites = [self._site(spec) for spec in self._specs]
         self._put_out: list[Site] = []  # before the present controller came
@@ -189,13 +192,12 @@ class World:
         for name, holder in list(self._fleet.holders().items()):
             others = [each for each in names if each != holder] or names
             if self._rng.random() < max(luck, 0.3):
-                self.moves["begun"] += 1
+                self._num_moving += 1
                 mode, target = self._rng.choice(MODES), self._rng.choice(others)
                 self._fleet.move(name, target, mode, on_over=self._moved)
 
     def _moved(self, told: Migrated) -> None:
-        self.moves[told.outcome] += 1
-        self.moves["begun"] -= 1
+        self._num_moving -= 1
 
     def _break_wire(self, site: Site, fault: Fault) -> None:
         site.break_wire(fault.for_s, fault.luck)
@@ -220,7 +222,7 @@ class World:
         self._put_out += [site for site in self.sites if site.link.is_stopped]
         self.sites = [site for site in self.sites if not site.link.is_stopped]
         asyncio.get_running_loop().create_task(self._scaling.stop())
-        self.moves["begun"] -= len(self._fleet.moving)
+        self._num_moving = 0
         for ticket in self._fleet._tickets.values():
             ticket.is_cancelled, ticket.on_ended = True, None
             if ticket.movement is not None and ticket.movement._timer is not None:
@@ -319,7 +321,7 @@ class World:
 
     def _check_quiet(self) -> None:
         """All have ended: nothing is left of them anywhere."""
-        leaks = [f"{self.moves['begun']} movements have no end"] if self.moves["begun"] else []
+        leaks = [f"{self._num_moving} movements have no end"] if self._num_moving else []
         if self._fleet.num_outstanding or any(self._router.outstanding.values()):
             leaks.append(f"outstanding: {self._router.outstanding}")
         for site in self.sites:

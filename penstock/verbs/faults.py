@@ -35,7 +35,7 @@ def faults(
     Fleet, router, links and replicas are the code that serves. A seed decides the fleet, its traffic and all that goes
     wrong, and always gives the same run. Ends with 1 when a run broke, and says how to see it again.
     """
-    from penstock.lab.fault_text import text_of
+    from penstock.lab.fault_text import sums, text_of
     from penstock.lab.faults import Ran, run_seeds, table_of
     from penstock.report.progress import Bar
     from penstock.sim.faults import KINDS
@@ -62,6 +62,8 @@ def faults(
     if is_json:
         told = {
             "faults": [row.to_dict() for row in table_of(found)],
+            "ends": sums(found, "ends"),
+            "moves": sums(found, "moves"),
             "broken": [ran.to_dict() for ran in broken],
         }
         typer.echo(json.dumps(told))
