@@ -225,7 +225,9 @@ class Fleet:
             self._router.cancel(now(), ticket.request.id)
             if self._waiting.drop(ticket.request.id):
                 self._close(ticket, None)
-            elif ticket.movement is None or ticket.movement.unwanted():
+            else:
+                if ticket.movement is not None:
+                    ticket.movement.unwanted()
                 self._ports[ticket.replica].cancel(ticket.request.id)
 
     def hand_on(self, ticket: Ticket) -> None:

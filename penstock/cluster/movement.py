@@ -16,7 +16,7 @@ word, on the same channel. So whatever is lost, no token is lost or heard twice:
     the source is lost   while staging or leaving: the target drops what it took, the fleet places the request anew
                          while taking: the target's word decides; it may have all it needs
     the target is lost   the source goes on, until it was released
-    the caller is gone   while staging or leaving at once; while taking, as soon as it is known where it is
+    the caller is gone   the target drops what it took, the source has the request back and is told to end it
     it ends first        the target drops what it took
     nobody answers       after `timeout_s`: the target is told to drop it, the source goes on
 
@@ -93,7 +93,6 @@ class Movement:
         self.source, self.target, self.mode = source, target, mode
         self.phase: Phase = "staging" if mode == "live" else "leaving"
         self.lost: PenstockError | None = None  # why the source is gone, while the target decides
-        self.is_unwanted = False
         self._who, self._bounds = who, bounds
         self._on_over: OnOver | None = None
         self._asked_at = now()
@@ -117,13 +116,9 @@ class Movement:
         """The source said the last of it."""
         self._abort("finished_first")
 
-    def unwanted(self) -> bool:
-        """The caller is gone; whether the source is to be told now. False: whoever has it, when that is known."""
-        if self.phase == "taking":
-            self.is_unwanted = True
-            return False
+    def unwanted(self) -> None:
+        """The caller is gone: wherever it is, nobody needs it. The fleet tells the source, which has it back."""
         self._abort("cancelled")
-        return True
 
     def source_lost(self, error: PenstockError) -> bool:
         """Whether the request is lost with it. False: the target's word decides."""

@@ -99,9 +99,6 @@ class Moves:
             ticket.replica, ticket.tried = told.target, (told.target,)
         elif movement.lost is not None and told.outcome != "source_lost":
             ticket.fail(movement.lost)
-            return
-        if movement.is_unwanted:
-            self._ports[ticket.replica].cancel(ticket.request.id)
 
     # ---------------------------------------------------------------- draining
 

@@ -99,6 +99,8 @@ class Site:
             timer.cancel()
         self._end_host()
         await asyncio.gather(*self.serving)
+        if self.failure is not None:
+            raise self.failure
 
     def _connect(self) -> None:
         self.cable = cable = self._open_cable()

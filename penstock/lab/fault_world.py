@@ -23,7 +23,7 @@ from penstock.cluster.link import ReplicaLink
 from penstock.cluster.scaling import Scaling
 from penstock.cluster.spec import ReplicaSpec
 from penstock.core.clock import now
-from penstock.core.events import Event
+from penstock.core.events import Completed, Event, Stepped
 from penstock.core.messages import Message
 from penstock.core.moving import Migrated, MoveMode
 from penstock.core.rng import stream
@@ -40,6 +40,7 @@ from penstock.sim.faults import SKEW_S, Fault
 from penstock.sim.speech import SpeechFabric
 from penstock.sim.transport import Fabric
 
+INNER = (Stepped, Completed)  # nobody gets or loses a request by them alone
 MODES: tuple[MoveMode, ...] = ("live", "blocking", "queued", "pull")
 PATIENCE_S = 60.0  # of virtual time, after which a request that has not ended is lost
 QUIET_S = 1.0
@@ -57,7 +58,7 @@ class Notes:
         self.moves = Counter[str]()  # of requests, by outcome
 
     def emit(self, event: Event) -> None:
-        self.is_new = True
+        self.is_new = self.is_new or not isinstance(event, INNER)
         if isinstance(event, Migrated):
             self.moves[event.outcome] += 1
         if now() >= self.full_until:
