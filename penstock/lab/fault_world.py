@@ -224,6 +224,7 @@ class World:
         self.sites = [site for site in self.sites if not site.link.is_stopped]
         asyncio.get_running_loop().create_task(self._scaling.stop())
         self._num_moving = 0
+        self._fleet._waiting._waits.clear()
         for ticket in self._fleet._tickets.values():
             ticket.is_cancelled, ticket.on_ended = True, None
             if ticket.movement is not None and ticket.movement._timer is not None:
