@@ -235,6 +235,8 @@ class Site:
         self._timers.append(loop.call_at(self._mute_until, self._speak))
 
     def _speak(self) -> None:
+        if now() < self._mute_until:
+            return  # somebody else will
         with contextlib.suppress(ReplicaLost):
             while self._unsaid and self.cable is not None:
                 if not self.cable.far.offer(self._unsaid[0]):

@@ -44,6 +44,7 @@ INNER = (Stepped, Completed)  # nobody gets or loses a request by them alone
 MODES: tuple[MoveMode, ...] = ("live", "blocking", "queued", "pull")
 PATIENCE_S = 60.0  # of virtual time, after which a request that has not ended is lost
 QUIET_S = 1.0
+MOST_CALLBACKS = 500_000  # some thousands are usual
 FORGOTTEN_S = 0.3  # at the latest, unless something of SLOW happens
 SLOW = frozenset({"stall", "delay", "cut", "kill", "socket", "restart"})
 
@@ -83,6 +84,7 @@ class World:
         self._codec = Codec(Message)
         self._fleet_config = case.config.fleet[0]
         self._fabric = SpeechFabric(Fabric(case.kv_link))
+        self._num_callbacks = 0
         self._num_moving = 0  # of the movements asked for here
         self._specs = replica_specs(case.config, 0)
         self.sites = [self._site(spec) for spec in self._specs]
@@ -280,6 +282,9 @@ class World:
     # ---------------------------------------------------------------- what must hold
 
     def after(self) -> None:
+        self._num_callbacks += 1
+        if self._num_callbacks > MOST_CALLBACKS:
+            raise Broken("lost", f"time stands still at {now()} s: callbacks without an end")
         if self._is_running and self.notes.is_new:
             self.notes.is_new = False
             for caller in self.callers:
