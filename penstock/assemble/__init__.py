@@ -63,6 +63,7 @@ async def assemble(config: Config, leaves: Leaves) -> Fleets:
             router,
             max_outstanding=fleet.max_outstanding,
             steering=steering,
+            lends=fleet.lends,
         )
         rounds.append(rounds_of(made, steering, leaves.start, specs[0], len(specs)))
         by_name.update(dict.fromkeys((fleet.served_name, *fleet.aliases), made))
@@ -117,6 +118,7 @@ def replica_specs(
             has_prefix_cache=fleet.cache.prefix,
             store=fleet.cache.store,
             swap=fleet.cache.swap,
+            lends=fleet.lends,
             adapters={each.key: Path(each.folder) for each in adapters},
             max_adapters=slots_of(config, fleet),
             adapter_rank=rank_of(fleet),

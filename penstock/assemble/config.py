@@ -163,7 +163,8 @@ class FleetConfig:
     held; None = that of those that are named, at least LEAST_RANK. `dispatch`: what routers see (cluster.sight).
     `roles`: how many of the replicas take which stage, say {prefill = 2, decode = 2}; None = all take all. `moves`:
     rules of what may move between replicas, and `size`: {least, most} replicas; they matter with `policy.move` and
-    `policy.scale`. `remote`: foreign servers are the replicas, and `name` None stands for all the models they list.
+    `policy.scale`. `lends`: replicas keep blocks for each other's long requests
+    (cluster.lendings). `remote`: foreign servers are the replicas, and `name` None stands for all the models they list.
     """
 
     model: str = "default"
@@ -186,6 +187,7 @@ class FleetConfig:
     roles: dict[str, int] | None = None
     moves: MoveRules | None = None
     size: Bounds | None = None
+    lends: bool = False
     remote: RemoteConfig | None = None
 
     def __post_init__(self) -> None:
@@ -193,6 +195,7 @@ class FleetConfig:
             raise ValueError(f"replicas must be at least 1, got {self.replicas}")
         self._check_remote()
         self._check_roles()
+        self._check_lending()
         if self.max_adapters is not None and self.max_adapters < bool(self.adapters):
             raise ValueError(
                 f"max_adapters must be at least {int(bool(self.adapters))}, got {self.max_adapters}"
@@ -224,6 +227,22 @@ class FleetConfig:
                 raise ValueError(
                     f"policy.{slot} needs replicas of Penstock's own: foreign servers cannot be told to"
                 )
+
+    def _check_lending(self) -> None:
+        if not self.lends:
+            return
+        if self.replicas < 2:
+            raise ValueError("lends needs at least 2 replicas")
+        if (
+            self.cache.swap.host_blocks
+            or self.speculation is not None
+            or self.cache.store != "hash"
+        ):
+            raise ValueError(
+                "lends goes with neither cache.swap, speculation nor cache.store radix"
+            )
+        if self.executor.kind != "torch":
+            raise ValueError("lends is of executor.kind torch: a modelled one does not lend")
 
     def _check_roles(self) -> None:
         roles, size = self.roles or {}, self.size

@@ -31,6 +31,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from penstock.cluster.handoff import HandOff
+from penstock.cluster.lendings import Lendings
 from penstock.cluster.movement import MoveBounds
 from penstock.cluster.moves import Moves
 from penstock.cluster.router import Router
@@ -52,7 +53,6 @@ from penstock.core.moving import Migrated, MoveMode
 from penstock.core.ports import AdapterPort, MovingPort, OnEnded, OnOutput, ReplicaPort
 from penstock.core.types import Report, Request
 from penstock.policy.move import Cause, Move
-from penstock.policy.scale import Served
 
 OnHappened = Callable[[Cause, str], None]
 RETRY_AFTER_S = 1.0  # what a caller is told when nothing better is known
@@ -72,6 +72,7 @@ class Fleet:
         max_outstanding: int | None = None,
         steering: Steering | None = None,
         moves: MoveBounds | None = None,
+        lends: bool = False,
     ) -> None:
         self.name = name
         self._ports = {port.name: port for port in ports}
@@ -80,6 +81,7 @@ class Fleet:
         self._tickets: dict[str, Ticket] = {}
         self._waiting = Waiting(lambda ticket: self._place(ticket, now(), None))
         self._moves = Moves(self._ports, router, self._tickets, moves or MoveBounds())
+        self._lendings = Lendings(self._ports, router, is_on=lends)
         self._hand_off = HandOff(self._ports, router, self._moves, self._has)
         self._is_draining = False
         self._on_happened: OnHappened | None = None
@@ -174,6 +176,12 @@ class Fleet:
         """Begin to move a request, or refuse to. Whatever becomes of it, a Migrated event says it, to `on_over` too."""
         self._moves.begin(request_id, target, mode, on_over)
 
+    def lend(self, request_id: str, creditor: str, num_blocks: int) -> None:
+        """Have a replica keep up to so many blocks of a request that runs elsewhere, where it has the room."""
+        ticket = self._tickets.get(request_id)
+        if ticket is not None and ticket.movement is None:
+            self._lendings.lend(ticket, creditor, num_blocks)
+
     @property
     def moving(self) -> Mapping[str, Move]:
         """Movements under way, by request."""
@@ -250,6 +258,7 @@ class Fleet:
         """The replica refused, or is lost."""
         at = now()
         self._router.end(at, ticket.request.id, ticket.replica)
+        self._lendings.end(ticket)
         if ticket.is_cancelled:
             self._close(ticket, None)
         elif isinstance(error, TURNED_AWAY) and (not ticket.is_heard or ticket.state()):
@@ -322,9 +331,24 @@ class Fleet:
                 self._waiting.add(ticket, again_s)
             return
         moves = self._router.moves
-        self._hand_over(ticket, at, chosen, why)
+        send = partial(self._send, ticket, chosen, why)
+        if not self._lendings.defers(ticket, chosen, send):
+            self._hand_over(ticket, at, chosen, why)
         for each in moves:
             self.move(each.request, each.target, each.mode)
+
+    def _send(
+        self, ticket: Ticket, chosen: str, why: PenstockError | None, error: PenstockError | None
+    ) -> None:
+        """Others keep blocks for it by now, or cannot."""
+        if error is None and not ticket.is_cancelled:
+            self._hand_over(ticket, now(), chosen, why)
+            return
+        self._router.end(now(), ticket.request.id, chosen)
+        if error is None or ticket.is_cancelled:
+            self._close(ticket, None)
+        else:
+            self._refuse(ticket, now(), error)
 
     def _hand_over(self, ticket: Ticket, at: float, chosen: str, why: PenstockError | None) -> None:
         ticket.replica = chosen
@@ -333,24 +357,12 @@ class Fleet:
         seq = self._router.last_seq(chosen)
         request = ticket.request_now()
         ticket.pauses = state is None and self._hand_off.pauses(ticket, chosen)
-        if ticket.pauses:
-            moving = cast(MovingPort, port)
-            moving.submit(
-                request,
-                ticket.hear,
-                on_failed=ticket.fail,
-                every_token=ticket.on_output is not None,
-                seq=seq,
-                pauses=True,
-            )
-        elif state is None:
-            port.submit(
-                request,
-                ticket.hear,
-                on_failed=ticket.fail,
-                every_token=ticket.on_output is not None,
-                seq=seq,
-            )
+        if state is None:
+            submit: Callable[..., None] = port.submit
+            if ticket.pauses:
+                submit = partial(cast(MovingPort, port).submit, pauses=True)
+            wants_all = ticket.on_output is not None
+            submit(request, ticket.hear, on_failed=ticket.fail, every_token=wants_all, seq=seq)
         elif getattr(port, "kv", None) is not None:
             cast(MovingPort, port).submit(
                 ticket.request, ticket.hear, on_failed=ticket.fail, state=state, seq=seq
@@ -375,23 +387,12 @@ class Fleet:
 
     def _close(self, ticket: Ticket, error: PenstockError | None) -> None:
         del self._tickets[ticket.request.id]
+        self._lendings.end(ticket)
         if self._steering is not None:
-            self._steering.over(now(), _served(ticket, error))
+            self._steering.over(now(), ticket.served(error))
         ticket.end(error)
         if not self._tickets:
             for done in self._empty:
                 if not done.done():
                     done.set_result(None)
             self._empty.clear()
-
-
-def _served(ticket: Ticket, error: PenstockError | None) -> Served:
-    first_at = ticket.first_at
-    return Served(
-        now(),
-        ticket.arrived_at,
-        None if first_at is None else first_at - ticket.arrived_at,
-        ticket.request.prompt.num_tokens,
-        ticket.num_output,
-        error is not None,
-    )

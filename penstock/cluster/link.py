@@ -28,6 +28,7 @@ from penstock.core.messages import (
     DropAdapter,
     Failed,
     Hello,
+    Lent,
     Offered,
     Outputs,
     Refuse,
@@ -293,7 +294,7 @@ class ReplicaLink(MovingEnd):
             self._greet(message)
         elif isinstance(message, Refuse):
             self._hear_refusal(message)
-        elif isinstance(message, (Offered, Taken)):
+        elif isinstance(message, (Offered, Taken, Lent)):
             self._hear_move(message)
         elif isinstance(message, AdapterTaken):
             self._hear_taken(message)

@@ -81,6 +81,8 @@ class Moves:
             return "it has ended"
         if ticket.movement is not None:
             return "it is moving already"
+        if ticket.borrows:
+            return "a part of its context lies with other replicas"
         if target not in self._ports:
             return f"there is no replica {target!r}"
         if target == ticket.replica:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 
-from penstock.core.errors import ReplicaLost
-from penstock.core.messages import GoOn, Offer, Offered, Settle, Take, Taken
+from penstock.core.errors import PenstockError, ReplicaLost
+from penstock.core.messages import (
+    Borrow,
+    GiveBack,
+    GoOn,
+    Lend,
+    Lent,
+    Offer,
+    Offered,
+    Settle,
+    Take,
+    Taken,
+)
 from penstock.core.moving import KvCard, SettleHow
 from penstock.core.ports import OnMoved
 from penstock.core.types import Request
 
 SMALL_BYTES = 256  # what a modelled link is charged for a message without tokens
 TOKEN_BYTES = 4
+OnLent = Callable[[Lent | PenstockError], None]
 
 
 class MovingEnd(ABC):
@@ -21,12 +34,16 @@ class MovingEnd(ABC):
     def __init__(self) -> None:
         self._kv: KvCard | None = None
         self._moves: dict[int, OnMoved] = {}
+        self._lending: dict[int, OnLent] = {}
 
     @abstractmethod
     def _put(self, message: object, num_bytes: int = 0) -> None:
         """Say it, unless there is nobody to say it to."""
 
-    def _hear_move(self, told: Offered | Taken) -> None:
+    def _hear_move(self, told: Offered | Taken | Lent) -> None:
+        if isinstance(told, Lent):
+            self._lending.pop(told.loan)(told)
+            return
         on_moved = self._moves.get(told.move)
         if on_moved is not None:
             on_moved(told)
@@ -35,6 +52,9 @@ class MovingEnd(ABC):
         moves, self._moves, self._kv = list(self._moves.values()), {}, None
         for on_moved in moves:
             on_moved(lost)
+        lending, self._lending = list(self._lending.values()), {}
+        for on_lent in lending:
+            on_lent(lost)
 
     @property
     def kv(self) -> KvCard | None:
@@ -45,6 +65,17 @@ class MovingEnd(ABC):
 
     def forget(self, move: int) -> None:
         self._moves.pop(move, None)
+
+    def lend(self, loan: int, num_blocks: int, on_lent: OnLent) -> None:
+        """`on_lent` hears once."""
+        self._lending[loan] = on_lent
+        self._put(Lend(loan, num_blocks))
+
+    def borrow(self, loan: int, request_id: str, num_blocks: int, address: str) -> None:
+        self._put(Borrow(loan, request_id, num_blocks, address))
+
+    def give_back(self, loan: int) -> None:
+        self._put(GiveBack(loan))
 
     def go_on(self, request_id: str) -> None:
         self._put(GoOn(request_id))

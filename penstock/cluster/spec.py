@@ -150,6 +150,7 @@ class ReplicaSpec:
     has_prefix_cache: bool = True
     store: Store = "hash"
     swap: SwapConfig = SwapConfig()
+    lends: bool = False
     adapters: dict[str, Path] = field(default_factory=dict)
     max_adapters: int = 0
     adapter_rank: int = 16
@@ -178,6 +179,8 @@ class ReplicaSpec:
             del told["neighbours"]
         if not self.tells:
             del told["tells"]
+        if not self.lends:
+            del told["lends"]
         return json.dumps(told, default=str)
 
     @classmethod

@@ -12,6 +12,7 @@ from penstock.core.forward import ForwardedPrompt
 from penstock.core.moving import JobState
 from penstock.core.ports import OnEnded, OnOutput
 from penstock.core.types import Output, Request
+from penstock.policy.scale import Served
 
 if TYPE_CHECKING:
     from penstock.cluster.fleet import Fleet
@@ -25,7 +26,7 @@ class Ticket:
 
     __slots__ = (
         "fleet", "request", "on_ended", "on_output", "left", "replica", "tried", "is_heard", "is_cancelled", "error",
-        "arrived_at", "first_at", "num_output", "ids", "movement", "pauses", "has_waited",
+        "arrived_at", "first_at", "num_output", "ids", "movement", "pauses", "has_waited", "borrows",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +48,19 @@ class Ticket:
         self.ids: list[int] = []
         self.movement: Movement | None = None
         self.pauses = False  # behind its first token, to be handed on
+        self.borrows = False  # others keep blocks for it
+
+    def served(self, error: Exception | None) -> Served:
+        """What became of it."""
+        first_at = self.first_at
+        return Served(
+            now(),
+            self.arrived_at,
+            None if first_at is None else first_at - self.arrived_at,
+            self.request.prompt.num_tokens,
+            self.num_output,
+            error is not None,
+        )
 
     def state(self) -> JobState | None:
         """From which another replica can go on when this one is lost; None: nobody can."""

@@ -72,6 +72,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         graphs=wanted.graphs,
         graph_batch=wanted.graph_batch,
         shares_kv=spec.neighbours.count > 1,
+        lends=spec.lends,
         seed=stream(spec.seed, spec.name, "engine").getrandbits(63),  # replicas draw differently
     )
     config = among(config, count=spec.neighbours.count, index=spec.neighbours.index)

@@ -20,6 +20,9 @@ from msgspec import UNSET, Struct, UnsetType
 
 from penstock.core.heard import Begun as Begun
 from penstock.core.heard import BlocksTold as BlocksTold
+from penstock.core.lending import Loaned as Loaned
+from penstock.core.lending import LoanOver as LoanOver
+from penstock.core.lending import Spilled as Spilled
 from penstock.core.moving import (
     Granted,
     Landed,
@@ -347,6 +350,9 @@ Event = (
     | Landed
     | Settled
     | Migrated
+    | Loaned
+    | Spilled
+    | LoanOver
     | Reported
     | BlocksTold
     | Begun

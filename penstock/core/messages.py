@@ -130,6 +130,44 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
+class Lend:
+    """Fleet -> replica: keep so many blocks for a request of another replica; say Lent."""
+
+    loan: int
+    num_blocks: int
+    kind: Literal["lend"] = "lend"
+
+
+@dataclass(frozen=True, slots=True)
+class Borrow:
+    """Fleet -> replica: the request, which comes or is there, may have so many of its blocks at `address`."""
+
+    loan: int
+    request: str
+    num_blocks: int
+    address: str
+    kind: Literal["borrow"] = "borrow"
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Fleet -> replica, at either end: the loan is over, as its request is."""
+
+    loan: int
+    kind: Literal["give_back"] = "give_back"
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """Replica -> fleet: the answer to Lend; with an `error` nothing was lent."""
+
+    loan: int
+    address: str = ""
+    error: str | None = None
+    kind: Literal["lent"] = "lent"
+
+
+@dataclass(frozen=True, slots=True)
 class Offered:
     """Replica -> fleet: the answer to Offer. With an `error` there is nothing to move.
 
@@ -246,6 +284,10 @@ Message = (
     | Offer
     | Take
     | Settle
+    | Lend
+    | Borrow
+    | GiveBack
+    | Lent
     | Offered
     | Taken
     | Outputs

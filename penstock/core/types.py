@@ -282,6 +282,7 @@ class Caps:
     link: HostLink | None = None
     templates: tuple[StepTemplate, ...] = ()
     moves_jobs: bool = False  # jobs can be taken out and in; see core.ports.PortableExecutor
+    lends: bool = False  # see core.ports.LendingExecutor
 
 
 class Output(NamedTuple):
@@ -362,5 +363,7 @@ class Report(Struct, kw_only=True, gc=False):
     moving_in: int = 0  # jobs on their way
     moving_out: int = 0
     absorbed: int | None = None
+    lent_blocks: int | UnsetType = UNSET  # kept for other replicas' requests, where it can lend
+    away_blocks: int | UnsetType = UNSET  # of its own requests, kept by others
     jobs: tuple[JobReport, ...] | UnsetType = UNSET
     schema: int = SCHEMA

@@ -38,6 +38,7 @@ class Briefing:
             set()
         )  # came from elsewhere, and their blocks get names when that is over
         self._brought: dict[int, JobState] = {}  # what the executor is to be told of those
+        self._borrowing: set[int] = set()  # their blocks never get names
         self._met: set[int] = set()
         self._closed: list[int] = []
         self._next_plan = 0
@@ -131,7 +132,7 @@ class Briefing:
             ledger.extend(job, start + 1)
             room = len(table) * ledger.block_size
         if self._names_ahead and len(job.hashes) > ledger.registered[seq]:
-            if seq not in self._unproven:
+            if not self.is_unproven(seq):
                 ledger.register(job, start + 1)
         told = self._told[seq]
         if told != len(table):
@@ -203,10 +204,18 @@ class Briefing:
 
     def is_nameless(self, seq: int) -> bool:
         """Whether its blocks must not be found by others yet."""
-        return seq in self._fetching or seq in self._unproven
+        return seq in self._fetching or self.is_unproven(seq)
 
     def is_unproven(self, seq: int) -> bool:
-        return seq in self._unproven
+        return seq in self._unproven or seq in self._borrowing
+
+    def borrow(self, job: Job) -> None:
+        """A part of its context may lie elsewhere: nobody finds the rest, and it finds nothing."""
+        self._borrowing.add(job.seq)
+        job.hashes.clear()
+
+    def borrows(self, seq: int) -> bool:
+        return seq in self._borrowing
 
     def bring(self, job: Job, state: JobState) -> None:
         """A job goes on that began elsewhere: with the blocks it holds by now, or with what was said alone."""
@@ -252,6 +261,7 @@ class Briefing:
 
     def ended(self, job: Job) -> None:
         self._fetching.discard(job.seq)
+        self._borrowing.discard(job.seq)
         self._unproven.discard(job.seq)
         self._brought.pop(job.seq, None)
         self._told.pop(job.seq, None)

@@ -23,13 +23,16 @@ from penstock.core.clock import now, running_loop
 from penstock.core.errors import BadRequest, PenstockError
 from penstock.core.messages import (
     AdapterTaken,
+    Borrow,
     Cancel,
     Drain,
     Drained,
     DropAdapter,
     Failed,
+    GiveBack,
     GoOn,
     Hello,
+    Lend,
     Offer,
     Outputs,
     Refuse,
@@ -151,7 +154,7 @@ class Host:
         if isinstance(message, Submit):
             self._absorbed = max(self._absorbed, message.seq)
             self._submit(message)
-        elif isinstance(message, (Offer, Take, Settle)):
+        elif isinstance(message, (Offer, Take, Settle, Lend, Borrow, GiveBack)):
             self._moves.hear(message)
         elif isinstance(message, Cancel):
             self.replica.cancel(message.request)

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable
 
 from penstock.core.errors import PenstockError
-from penstock.core.messages import Offer, Offered, Settle, Take, Taken
+from penstock.core.messages import Borrow, GiveBack, Lend, Lent, Offer, Offered, Settle, Take, Taken
 from penstock.core.moving import KvCard
 from penstock.core.ports import Transport
 from penstock.engine.joinings import Landing, Pairs, Taking
+from penstock.engine.loans import Borrowing, Lending, Returning
 from penstock.engine.partings import Offering, Settling
 from penstock.engine.pauses import GoingOn, Pausing
 from penstock.engine.replica import Replica
@@ -34,6 +35,7 @@ class HostMoves:
         self._touch = touch
         self._open: dict[int, str] = {}  # requests of movements that are not settled
         self._pausing: set[str] = set()  # or that paused once
+        self._loans: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -47,8 +49,10 @@ class HostMoves:
             )
         return self._transport.card
 
-    def hear(self, told: Offer | Take | Settle) -> None:
-        if isinstance(told, Offer):
+    def hear(self, told: Offer | Take | Settle | Lend | Borrow | GiveBack) -> None:
+        if isinstance(told, (Lend, Borrow, GiveBack)):
+            self._hear_loan(told)
+        elif isinstance(told, Offer):
             self._open[told.move] = told.request
             self._replica.move(Offering(told.move, told.request, told.is_last, self._say_offered))
         elif isinstance(told, Settle):
@@ -58,6 +62,22 @@ class HostMoves:
         else:
             self._open[told.move] = told.name
             self._take(told)
+
+    def _hear_loan(self, told: Lend | Borrow | GiveBack) -> None:
+        loan, replica = told.loan, self._replica
+        if isinstance(told, GiveBack):
+            self._loans.discard(loan)
+            replica.move(Returning(loan))
+            return
+        self._loans.add(loan)
+        if isinstance(told, Borrow):
+            replica.move(Borrowing(loan, told.request, told.num_blocks, told.address))
+        else:
+
+            def on_lent(address: str, error: str | None) -> None:
+                self._say(Lent(loan, address, error), STATE_BYTES)
+
+            replica.move(Lending(loan, told.num_blocks, on_lent))
 
     def pause(self, request: str) -> None:
         """Behind its first token; see engine.pauses."""
@@ -72,6 +92,9 @@ class HostMoves:
         """Whoever has ordered all this is gone: what was to leave or pauses stays, what was to come is dropped."""
         for request in sorted(self._pausing):
             self.go_on(request)
+        for loan in sorted(self._loans):
+            self._replica.move(Returning(loan))
+        self._loans.clear()
         movements, self._open = self._open, {}
         for move, request in movements.items():
             self._replica.move(Settling(move, request, "resume"))

@@ -6,20 +6,26 @@ from collections.abc import Callable
 
 from penstock.core.moving import Settled
 from penstock.engine.joinings import Joinings, Landing, Taking
+from penstock.engine.loans import Arrived, Borrowing, Lending, LoanOrder, Loans, Returning
 from penstock.engine.partings import Offering, Partings, Settling
 from penstock.engine.parts import Parts
 from penstock.engine.pauses import GoingOn, Pauses, Pausing
 
-Order = Offering | Taking | Landing | Settling | Pausing | GoingOn
+Order = Offering | Taking | Landing | Settling | Pausing | GoingOn | LoanOrder
 
 
 class Moves:
     """Applies orders, in a turn; what is to be answered waits until the turn has told its outputs."""
 
     def __init__(
-        self, parts: Parts, take_blocks: Callable[[], None], ask_again: Callable[[], None]
+        self,
+        parts: Parts,
+        take_blocks: Callable[[], None],
+        ask_again: Callable[[], None],
+        put: Callable[[LoanOrder], None],
     ) -> None:
         """`take_blocks`: what plans under way will need is taken before others get blocks."""
+        self.loans = Loans(parts, put, ask_again) if parts.executor.caps.lends else None
         self._emit, self._name = parts.emit, parts.name
         self.pauses = Pauses(parts, ask_again)
         self.partings = Partings(parts, self.pauses, ask_again)
@@ -28,7 +34,8 @@ class Moves:
     @property
     def is_waiting(self) -> bool:
         """Whether somebody waits to leave or to pause."""
-        return self.partings.is_waiting or self.pauses.is_waiting
+        is_owing = self.loans is not None and self.loans.has_debts
+        return self.partings.is_waiting or self.pauses.is_waiting or is_owing
 
     def apply(self, now: float, order: Order) -> None:
         if isinstance(order, (Pausing, GoingOn)):
@@ -37,6 +44,9 @@ class Moves:
             self.partings.offer(now, order)
         elif isinstance(order, Taking):
             self.joinings.take(now, order)
+        elif isinstance(order, (Lending, Borrowing, Returning, Arrived)):
+            assert self.loans is not None, "this replica does not lend"
+            self.loans.apply(now, order)
         elif isinstance(order, Landing):
             self.joinings.land(now, order)
         else:
@@ -51,14 +61,16 @@ class Moves:
     def look(self, now: float) -> None:
         """Something was applied: who pauses, can leave or has room now?"""
         self.pauses.look(now)
+        if self.loans is not None and self.loans.has_debts:
+            self.loans.look(now)
         if self.partings.is_waiting:
             self.partings.depart(now)
         if self.joinings.is_waiting:
             self.joinings.grant(now)
 
     def answer(self) -> None:
-        for told in (self.partings, self.joinings):
-            if told.answers:
+        for told in (self.partings, self.joinings, self.loans):
+            if told is not None and told.answers:
                 answers, told.answers = told.answers, []
                 for answer in answers:
                     answer()

@@ -140,7 +140,7 @@ class Outcomes:
                 self._advance(job, work, extra, sampled.tokens)
             else:
                 sampled = NOTHING  # a token that came of what others failed to write is no token
-            if sampled.filled and self._has_prefix_cache and not job.request.scores_prompt:
+            if sampled.filled and self._names(job):
                 job.hashes.extend(sampled.filled)
                 self._name(job)
             if sampled.tokens:
@@ -153,6 +153,11 @@ class Outcomes:
                 self._parts.finish(now, job, reason, sampled, error)
             elif sampled.tokens or sampled.prompt_logprobs:
                 self._roster.tell(job, sampled)
+
+    def _names(self, job: Job) -> bool:
+        """Whether blocks that its answer fills get names."""
+        is_named = self._has_prefix_cache and not job.request.scores_prompt
+        return is_named and not self._parts.briefing.borrows(job.seq)
 
     def _errors(self, flight: Flight, done: Done) -> dict[int, str]:
         """Jobs that end with an error, and why.

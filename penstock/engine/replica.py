@@ -39,6 +39,7 @@ from penstock.engine.flights import Flights
 from penstock.engine.joinings import Taking
 from penstock.engine.launch import Launch
 from penstock.engine.ledger import BlockLedger
+from penstock.engine.loans import Borrowing
 from penstock.engine.moves import Moves, Order
 from penstock.engine.outcomes import Outcomes
 from penstock.engine.partings import Offering
@@ -96,8 +97,9 @@ class Replica:
         self.config = config
         self.role: Role = config.role  # whoever changes it lets its reports say so
         self.ledger: BlockLedger = ledger_of(
-            config.swap, config.num_blocks, config.block_size, config.has_prefix_cache, config.store
-        )
+            config.swap, config.num_blocks, config.block_size, config.has_prefix_cache, config.store,
+            lends=executor.caps.lends,
+        )  # fmt: skip
         self.max_context = min(executor.caps.max_context, config.num_blocks * config.block_size)
         self._executor = executor
         self._log = log
@@ -120,7 +122,9 @@ class Replica:
             parts, self._flights, max_context=self.max_context,
             prompt_room=getattr(policies.batch, "max_tokens", None) or 1, tells=config.tells,
         )  # fmt: skip
-        self._moves = Moves(parts, self._flights.take_blocks, self._council.ask_again)
+        self._moves = Moves(parts, self._flights.take_blocks, self._council.ask_again, self._put)
+        if self._moves.loans is not None:
+            self._roster.room_of = self._moves.loans.room_of
         self._inbox: list[Arrival | str | Completion | Order] = []
         self._num_arriving = 0
         self._is_poked = False
@@ -191,6 +195,8 @@ class Replica:
         """Let a request go, take one in, or hear how that ended; see engine.moves. Raises Draining, ContextTooLong."""
         if isinstance(order, Taking) and order.request is not None:
             self._refuse_if_needed(order.request, is_moving=True)
+        if isinstance(order, Borrowing) and self._moves.loans is not None:
+            self._moves.loans.note(order)
         if isinstance(order, Offering) and not order.is_last:
             self._moves.partings.show(loop_now(), order)
         else:
@@ -206,6 +212,8 @@ class Replica:
             arriving = [item[0] for item in self._inbox if type(item) is tuple]
         report = self._reporter.report(loop_now(), arriving, is_draining=self._is_draining)
         report.role = self.role
+        if self._moves.loans is not None:
+            report.lent_blocks, report.away_blocks = self._moves.loans.counts
         return report
 
     def news(self) -> BlockNews | None:
@@ -263,10 +271,11 @@ class Replica:
     def _refuse_if_needed(self, request: Request, *, is_moving: bool = False) -> None:
         if self._is_draining or self._is_stopped:
             raise Draining("this replica is shutting down", hint="send the request again elsewhere")
-        if request.prompt.num_tokens >= self.max_context:
+        room = self._roster.room_of(request.id)
+        if request.prompt.num_tokens >= room:
             raise ContextTooLong(
                 f"the prompt has {request.prompt.num_tokens} tokens; this replica holds at most "
-                f"{self.max_context} tokens of prompt and answer together",
+                f"{room} tokens of prompt and answer together",
                 hint="shorten the prompt",
                 param="prompt",
             )

@@ -41,7 +41,7 @@ class Roster:
         self._name = name
         self._ledger = ledger
         self._emit = emit
-        self._max_context = max_context
+        self.room_of: Callable[[str], int] = lambda request: max_context
         self._canvas = canvas
         self.residents = residents
         self.waiting = JobList(is_live=False)
@@ -111,7 +111,8 @@ class Roster:
                 hashes=list(hashes),
                 num_prompt=request.prompt.num_tokens,
                 max_tokens=min(
-                    request.sampling.max_tokens, self._max_context - request.prompt.num_tokens
+                    request.sampling.max_tokens,
+                    self.room_of(request.id) - request.prompt.num_tokens,
                 ),
                 priority=request.priority,
                 is_streamed=every_token,

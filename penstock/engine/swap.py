@@ -36,6 +36,7 @@ from penstock.engine.free_runs import FreeRuns
 from penstock.engine.grouped import GroupedLedger, GroupedRadixLedger
 from penstock.engine.host_copy import HostCopy
 from penstock.engine.ledger import BlockLedger
+from penstock.engine.lending_ledger import LendingLedger
 from penstock.engine.radix import RadixLedger
 
 Mode = Literal["sync", "async", "adaptive"]
@@ -261,8 +262,13 @@ def ledger_of(
     block_size: int,
     has_prefix_cache: bool,
     store: Store = "hash",
+    *,
+    lends: bool = False,
 ) -> BlockLedger:
     """The ledger of a replica: blocks are given out in groups if they are to be moved in groups."""
+    if lends:
+        assert store == "hash" and not config.host_blocks, "lending goes with neither"
+        return LendingLedger(num_blocks, block_size, has_prefix_cache=has_prefix_cache)
     if not config.host_blocks or config.group_blocks == 1:
         plain = RadixLedger if store == "radix" else BlockLedger
         return plain(num_blocks, block_size, has_prefix_cache=has_prefix_cache)

@@ -19,10 +19,12 @@ from penstock.engine.torch.kernels import build_with
 from penstock.engine.torch.linear import Methods, Weights, choose_methods, is_bf16_fast
 from penstock.engine.torch.load import check_split, load_decoder
 from penstock.engine.torch.memory import choose_num_blocks
+from penstock.engine.torch.mlp import ExpertLoads, Mixture, packed_bytes
 from penstock.engine.torch.packed import LIMIT_BYTES, store_of
 from penstock.engine.torch.ports import DTYPES
 from penstock.engine.torch.recorded import spaces_of
 from penstock.engine.torch.shared import share
+from penstock.engine.torch.sharing import Sharing, open_sharing
 from penstock.engine.torch.weights import WeightFolder
 from penstock.net.kv_shared import SharedTransport
 
@@ -55,6 +57,7 @@ class EngineConfig:
         bytes of them all; see packed.py
     packs_once  other processes of this machine load the same model: one packs it, the others wait and map its file
     shares_kv   keys and values lie in memory that other replicas of this machine can read; see shared.py
+    lends       requests may keep a part of their context in another replica's memory, and others' here; see sharing.py
     endpoint, cache_dir, revision, is_offline   where names that are no folders are looked up; see hub.py
     """
 
@@ -89,6 +92,7 @@ class EngineConfig:
     packed_limit: int = LIMIT_BYTES
     packs_once: bool = False
     shares_kv: bool = False
+    lends: bool = False
     endpoint: str | None = None
     cache_dir: Path | None = None
     revision: str | None = None
@@ -132,6 +136,21 @@ class Built:
     notes: dict[str, str]
     graphs: DecodeGraphs | None = None
     transport: SharedTransport | None = None  # for requests that move
+    sharing: Sharing | None = None  # of context between replicas
+
+    def expert_loads(self, facts: ModelFacts) -> ExpertLoads | None:
+        """None of models without experts. A rank's share of an expert counts as one."""
+        shape, decoder = facts.shape, self.decoder
+        if shape.experts is None:
+            return None
+        weights = 3 * shape.hidden * shape.experts.width // decoder.rank.world
+        mixtures = [layer.mlp for layer in decoder.layers if isinstance(layer.mlp, Mixture)]
+        few = packed_bytes(mixtures[0].experts[0]) if mixtures else None
+        return ExpertLoads(
+            num_layers=shape.num_layers,
+            num_experts=shape.experts.count,
+            each_bytes=weights * self.dtype.itemsize if few is None else few,
+        )
 
 
 def choose_device(name: str, rank: int = 0) -> torch.device:
@@ -215,6 +234,8 @@ def build_decoder(
     if loaded.unread:
         notes["skipped"] = f"tensors this engine has no use for: {', '.join(loaded.unread)}"
     built = Built(decoder, device, dtype, count, notes, transport=transport)
+    if config.lends:
+        built.sharing = open_sharing(decoder, transport, layout, config)
     if device.type == "cuda":
         built.graphs, notes["graphs"] = _record(built, config, max_context)
     return built

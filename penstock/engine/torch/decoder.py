@@ -78,7 +78,8 @@ class Alone:
 class StepInput:
     """One step's tokens. `rows` are those whose logits are wanted; None = all of them, in order.
 
-    `adapters`: which rows use which; None = none does. `taken` is filled by the forward.
+    `adapters`: which rows use which; None = none does. `taken` is filled by the forward. `away`: how a step attends
+    of whose jobs a part of the context lies elsewhere (borrower.py).
     """
 
     ids: Tensor  # int64 [T]
@@ -87,6 +88,7 @@ class StepInput:
     meta: StepMeta
     adapters: AdapterRows | None = None
     taken: Taken = field(default_factory=dict)
+    away: AttentionBackend | None = None
 
 
 @dataclass(slots=True)
@@ -140,7 +142,8 @@ class Decoder:
         `beside`: bytes of activations that whoever drives this holds besides.
         """
         each = x.numel() * x.element_size()
-        if step.adapters is None and (space := self._space_for(x)) is not None:
+        is_plain = step.adapters is None and step.away is None
+        if is_plain and (space := self._space_for(x)) is not None:
             return (yield from _through_space(space, Visit(step, len(x), x), layers, beside))
         part: Tensor | None = None
         held = self._layers_for(step)
@@ -185,10 +188,11 @@ class Decoder:
         return self.adapted
 
     def _attend(self, layer: Layer, x: Tensor, step: StepInput) -> Tensor:
-        assert self.attention is not None
+        attention = step.away or self.attention
+        assert attention is not None
         if step.adapters is not None:
             step.adapters.enter()
-        part = self.rank.reduce(layer.attention(x, step.positions, step.meta, self.attention))
+        part = self.rank.reduce(layer.attention(x, step.positions, step.meta, attention))
         return part if layer.attention_post is None else layer.attention_post(None, part)[0]
 
     def _pass_mlp(self, layer: Layer, x: Tensor, step: StepInput, routing: Tensor | None) -> Tensor:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -33,6 +34,7 @@ from penstock.core.types import Caps, PlanId
 from penstock.engine.folder import ModelFacts
 from penstock.engine.grammar import Grammars
 from penstock.engine.torch.adapters.store import AdapterStore
+from penstock.engine.torch.borrower import SplitAttention
 from penstock.engine.torch.build import Built, EngineConfig
 from penstock.engine.torch.cores import Seat, cores_here
 from penstock.engine.torch.drafts.open import drafter_of
@@ -41,7 +43,6 @@ from penstock.engine.torch.encoders.pooling import Pooler
 from penstock.engine.torch.jobs import JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
 from penstock.engine.torch.layered import forward_in_groups, settled
-from penstock.engine.torch.mlp import ExpertLoads, Mixture, packed_bytes
 from penstock.engine.torch.mover import Mover
 from penstock.engine.torch.outputs import embedded, gather, note, score
 from penstock.engine.torch.ports import Movable
@@ -102,10 +103,10 @@ class TorchExecutor:
             self._table.slot_of = self.adapters.slot_of
         self.drafter = drafter_of(config.speculation)
         self._seeds = stream(config.seed, "sampling")
-        room = built.num_blocks * config.block_size
+        room = math.inf if built.sharing else built.num_blocks * config.block_size
         self._caps = Caps(
             num_layers=facts.num_layers,
-            max_context=min(config.max_context or facts.max_context, room),
+            max_context=int(min(config.max_context or facts.max_context, room)),
             has_layer_ranges=crew is None,
             yield_grain="operator" if crew is None else "step",
             host_blocks=config.host_blocks,
@@ -113,13 +114,14 @@ class TorchExecutor:
             max_lanes=config.lanes,
             max_total_share=float(config.lanes),
             moves_jobs=crew is None and config.speculation is None,
+            lends=built.sharing is not None,
         )
-        self.transport = built.transport
+        self.transport, self.sharing = built.transport, built.sharing
         self._mover = self._open_mover()
         self._due: dict[PlanId, Due] = {}
         self._leaving: list[tuple[Lane, threading.Event]] = []  # of plans that were aborted
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.expert_loads = _expert_loads(built, facts)
+        self.expert_loads = built.expert_loads(facts)
         self._live: dict[PlanId, Lane] = {}
         self._on_completion: Callable[[Completion], None] | None = None
         self._guard = threading.Lock()  # of the table, and of what is counted
@@ -172,9 +174,7 @@ class TorchExecutor:
         assert not self._is_stopped, "launched after stop"
         assert plan.lane < self._caps.max_lanes, f"there is no lane {plan.lane}"
         if self._crew is not None and self._crew.broken is not None:
-            raise StepFailed(
-                self._crew.broken
-            )  # ends the replica, so that its process is started anew
+            raise StepFailed(self._crew.broken)  # ends the replica: its process is started anew
         lane = self._live[plan.id] = self._lanes[plan.lane]
         self._leaving = [each for each in self._leaving if not each[1].is_set()]
         waits = [left for other, left in self._leaving if other is not lane]
@@ -270,6 +270,8 @@ class TorchExecutor:
                 self._mover.close()
             if self.adapters is not None:
                 self.adapters.close()
+            if self.sharing is not None:
+                self.sharing.close()
             if self._crew is not None:
                 self._crew.close()
 
@@ -320,6 +322,8 @@ class TorchExecutor:
             self._crew.begin(arrays)
         played = None if self._graphs is None or is_layered else self._graphs.play(arrays)
         step = arrays.on(self._device)
+        if self.sharing is not None:
+            step.away = self.sharing.borrower.split(step, work, is_layered=is_layered)
         try:
             if played is not None:
                 hidden = played[0]
@@ -345,6 +349,8 @@ class TorchExecutor:
                 self.expert_loads.add(plan.id, step.taken)
             outputs += note(table, work, jobs, drawn)
             outputs += embedded(vectors)
+        if isinstance(step.away, SplitAttention):
+            outputs = step.away.judged(outputs)
         return tuple(outputs)
 
     def _open(self, plan: Plan, seeds: Sequence[int]) -> dict[int, str]:
@@ -359,21 +365,6 @@ class TorchExecutor:
 
 NOTHING = Drawn([], [], [])
 NOTHING_DUE = Due((), ())
-
-
-def _expert_loads(built: Built, facts: ModelFacts) -> ExpertLoads | None:
-    """None of models without experts. A rank's share of an expert counts as one."""
-    shape = facts.shape
-    if shape.experts is None:
-        return None
-    weights = 3 * shape.hidden * shape.experts.width // built.decoder.rank.world
-    mixtures = [layer.mlp for layer in built.decoder.layers if isinstance(layer.mlp, Mixture)]
-    few = packed_bytes(mixtures[0].experts[0]) if mixtures else None
-    return ExpertLoads(
-        num_layers=shape.num_layers,
-        num_experts=shape.experts.count,
-        each_bytes=weights * built.dtype.itemsize if few is None else few,
-    )
 
 
 def _open_adapters(built: Built, config: EngineConfig) -> AdapterStore | None:

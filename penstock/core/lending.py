@@ -1,0 +1,39 @@
+"""What replicas and fleets write about context that is lent. Written and read like the events of core.events."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+
+class Loaned(Struct, kw_only=True, frozen=True, gc=False):
+    """A creditor was asked for blocks, and took them for a loan, or `error` says why not."""
+
+    kind: Literal["loaned"] = "loaned"
+    at: float
+    who: str
+    loan: int
+    num_blocks: int
+    error: str | None = None
+
+
+class Spilled(Struct, kw_only=True, frozen=True, gc=False):
+    """So many more of a request's first blocks are at its creditors, or could not get there."""
+
+    kind: Literal["spilled"] = "spilled"
+    at: float
+    who: str
+    request: str
+    num_blocks: int
+    error: str | None = None
+
+
+class LoanOver(Struct, kw_only=True, frozen=True, gc=False):
+    """A creditor has its blocks back."""
+
+    kind: Literal["loan_over"] = "loan_over"
+    at: float
+    who: str
+    loan: int
+    num_blocks: int
