@@ -33,6 +33,7 @@ class Scaling:
     def __init__(self, fleet: Fleet, start: Start, spec: ReplicaSpec, count: int) -> None:
         self._fleet, self._start, self._spec, self._count = fleet, start, spec, count
         self._starting: Counter[Role] = Counter()
+        self._leaving: set[str] = set()  # reports say it later
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -45,7 +46,9 @@ class Scaling:
         for name, role in decision.roles.items():
             cast(RolePort, self._fleet.port(name)).set_role(role)
         for name in decision.drain:
-            self._spawn(self._put_out(name))
+            if name not in self._leaving:
+                self._leaving.add(name)
+                self._spawn(self._put_out(name))
         for role, count in decision.add.items():
             for _ in range(count):
                 self._spawn(self._bring_up(role))

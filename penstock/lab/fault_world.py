@@ -334,7 +334,8 @@ class World:
         for site in self.sites:
             host, speaker = site.host, site.speaker
             if site.link.is_stopped:
-                leaks += [f"{site.name} was put out and still runs"] if host is not None else []
+                if host is not None and not self.case.outlives:  # such a one waits for its next
+                    leaks.append(f"{site.name} was put out and still runs")
                 continue
             if host is None or speaker is None:
                 leaks.append(f"{site.name} did not come up again")
