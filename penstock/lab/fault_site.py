@@ -263,7 +263,8 @@ class Site:
             if strange and self.is_connected and not self.link.is_stopped:
                 told = f"{self.name} tells of {', '.join(strange)}, for which nobody asked"
                 self.failure = Broken("owners", told)
-        if isinstance(message, Say) and now() < self._mute_until:
+        is_behind = bool(self._unsaid) and message is not self._unsaid[0]
+        if isinstance(message, Say) and (is_behind or now() < self._mute_until):
             self._unsaid.append(message)
             return None
         if isinstance(message, Say | Hello) and self._skew_s:
