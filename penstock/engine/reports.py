@@ -15,9 +15,9 @@ from msgspec import UNSET, UnsetType
 
 from penstock.core.types import Job, JobReport, Report, Request
 from penstock.engine.flights import Flights
-from penstock.engine.ledger import BlockLedger
 from penstock.engine.parts import Parts
 
+NEAR = 64  # waiting jobs that may run soon
 Tells = Literal["blocks", "jobs", "steady"]
 
 
@@ -31,6 +31,7 @@ class Reporter:
         self._parts, self._flights = parts, flights
         self._max_context, self._room = max_context, prompt_room
         self._tells = tells
+        self._seen: dict[int, int] = {}  # tokens that waiting jobs would find here, by seq
 
     def report(self, now: float, arriving: Sequence[Request], *, is_draining: bool) -> Report:
         """`arriving`: taken, and not lined up yet."""
@@ -57,7 +58,7 @@ class Reporter:
             adapters=None if roster.residents is None else roster.residents.report(),
             drafts=parts.drafts,
             prefill_tokens=prefill,
-            cached_tokens=_cached(ledger, waiting) if "blocks" in self._tells else 0,
+            cached_tokens=self._cached(waiting) if "blocks" in self._tells else 0,
             num_decoding=decoding,
             decode_tokens=context,
             num_urgent=urgent,
@@ -69,6 +70,16 @@ class Reporter:
             is_accepting=accepts,
             jobs=self._jobs(now),
         )
+
+    def _cached(self, waiting: Sequence[Job]) -> int:
+        """Tokens that waiting prompts would find: looked up anew for the first NEAR, once for those behind them."""
+        fork, before = self._parts.ledger.fork(), self._seen
+        self._seen = found = {}
+        for place, job in enumerate(waiting):
+            if job.hashes:
+                known = before.get(job.seq) if place >= NEAR else None
+                found[job.seq] = fork.cached(job) if known is None else known
+        return sum(found.values())
 
     def _jobs(self, now: float) -> tuple[JobReport, ...] | UnsetType:
         if "jobs" not in self._tells:
@@ -91,11 +102,6 @@ def _sums(running: Sequence[Job]) -> tuple[int, int, int, int]:
         if job.priority < 0:
             urgent += 1
     return prefill, decoding, context, urgent
-
-
-def _cached(ledger: BlockLedger, waiting: Sequence[Job]) -> int:
-    fork = ledger.fork()
-    return sum([fork.cached(job) for job in waiting if job.hashes])
 
 
 def _told(job: Job, now: float, num_blocks: int) -> JobReport:

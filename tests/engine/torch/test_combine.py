@@ -18,7 +18,9 @@ SCHEMES = {"mha": (4, 4), "gqa": (8, 2), "mqa": (4, 1)}
 def exact(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q [T, H, D], k and v [S, K, D], all keys seen."""
     q, k, v = (x.double().transpose(0, 1) for x in (q, k, v))
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(0, 1)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(
+        0, 1
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
