@@ -22,6 +22,7 @@ from penstock.core.heard import Begun as Begun
 from penstock.core.heard import BlocksTold as BlocksTold
 from penstock.core.lending import Loaned as Loaned
 from penstock.core.lending import LoanOver as LoanOver
+from penstock.core.lending import Owed as Owed
 from penstock.core.lending import Spilled as Spilled
 from penstock.core.moving import (
     Granted,
@@ -351,6 +352,7 @@ Event = (
     | Settled
     | Migrated
     | Loaned
+    | Owed
     | Spilled
     | LoanOver
     | Reported

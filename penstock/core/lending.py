@@ -8,7 +8,7 @@ from msgspec import Struct
 
 
 class Loaned(Struct, kw_only=True, frozen=True, gc=False):
-    """A creditor was asked for blocks, and took them for a loan, or `error` says why not."""
+    """A creditor was asked for blocks (input), and took them for a loan, or `error` says why not."""
 
     kind: Literal["loaned"] = "loaned"
     at: float
@@ -18,8 +18,19 @@ class Loaned(Struct, kw_only=True, frozen=True, gc=False):
     error: str | None = None
 
 
+class Owed(Struct, kw_only=True, frozen=True, gc=False):
+    """A debtor was told of a loan for one of its requests (input)."""
+
+    kind: Literal["owed"] = "owed"
+    at: float
+    who: str
+    loan: int
+    request: str
+    num_blocks: int
+
+
 class Spilled(Struct, kw_only=True, frozen=True, gc=False):
-    """So many more of a request's first blocks are at its creditors, or could not get there."""
+    """So many more of a request's first blocks are at its creditors, or could not get there (input)."""
 
     kind: Literal["spilled"] = "spilled"
     at: float
@@ -30,10 +41,9 @@ class Spilled(Struct, kw_only=True, frozen=True, gc=False):
 
 
 class LoanOver(Struct, kw_only=True, frozen=True, gc=False):
-    """A creditor has its blocks back."""
+    """A loan is over for this replica (input): a creditor has its blocks back, a debtor's request has ended."""
 
     kind: Literal["loan_over"] = "loan_over"
     at: float
     who: str
     loan: int
-    num_blocks: int

@@ -18,7 +18,7 @@ from typing import cast
 
 from msgspec import Struct
 
-from penstock.core.lending import Loaned, LoanOver, Spilled
+from penstock.core.lending import Loaned, LoanOver, Owed, Spilled
 from penstock.core.ports import ContextSharing, LendingExecutor
 from penstock.core.types import Job
 from penstock.engine.lending_ledger import LendingLedger
@@ -51,15 +51,15 @@ class Returning(Struct, gc=False):
     loan: int
 
 
-class Arrived(Struct, gc=False):
+class Copied(Struct, gc=False):
     """A copy to creditors has ended."""
 
-    seq: int
+    request: str
     num_blocks: int
     error: str | None
 
 
-LoanOrder = Lending | Borrowing | Returning | Arrived
+LoanOrder = Lending | Borrowing | Returning | Copied
 
 
 class _Debt(Struct, gc=False):
@@ -77,7 +77,7 @@ class Loans:
         self._parts, self._put, self._ask_again = parts, put, ask_again
         self._ledger = cast(LendingLedger, parts.ledger)
         self._debts: dict[int, _Debt] = {}
-        self._moving: dict[int, Job] = {}
+        self._moving: dict[str, Job] = {}
         self.answers: list[Callable[[], None]] = []
 
     @property
@@ -114,7 +114,16 @@ class Loans:
             self._lend(now, order)
         elif isinstance(order, Returning):
             self._end(now, order.loan)
-        elif isinstance(order, Arrived):
+        elif isinstance(order, Borrowing):
+            told = Owed(
+                at=now,
+                who=self._parts.name,
+                loan=order.loan,
+                request=order.request,
+                num_blocks=order.num_blocks,
+            )
+            self._parts.emit(told)
+        else:
             self._arrive(now, order)
 
     def look(self, now: float) -> None:
@@ -151,12 +160,11 @@ class Loans:
     def _end(self, now: float, loan: int) -> None:
         """At either end."""
         ledger, parts = self._ledger, self._parts
+        parts.emit(LoanOver(at=now, who=parts.name, loan=loan))
         if loan in ledger.lent:
             self._sharing.take_back(loan)
-            count = len(ledger.lent[loan]) - 1
             ledger.take_back(loan)
             self._ask_again()
-            parts.emit(LoanOver(at=now, who=parts.name, loan=loan, num_blocks=count))
         debt = self._debts.pop(loan, None)
         if debt is not None:
             left = ledger.credit[debt.request] - debt.count
@@ -184,20 +192,21 @@ class Loans:
         table = ledger.tables[job.seq]
         pairs = zip(table[away : away + count], numbers[away : away + count], strict=True)
         self._parts.roster.hold(job)
-        self._moving[job.seq] = job
+        request = job.request.id
+        self._moving[request] = job
         self._sharing.spill(
             [(block, number, 1) for block, number in pairs],
-            lambda error: self._put(Arrived(job.seq, count, error)),
+            lambda error: self._put(Copied(request, count, error)),
         )
 
-    def _arrive(self, now: float, told: Arrived) -> None:
+    def _arrive(self, now: float, told: Copied) -> None:
         parts, ledger = self._parts, self._ledger
-        job = self._moving.pop(told.seq)
+        job = self._moving.pop(told.request)
         parts.emit(
             Spilled(
                 at=now,
                 who=parts.name,
-                request=job.request.id,
+                request=told.request,
                 num_blocks=told.num_blocks,
                 error=told.error,
             )
@@ -209,7 +218,7 @@ class Loans:
             parts.finish(now, job, "error", error=told.error)
         else:
             first = ledger.away.get(job.seq, 0)
-            numbers = self._numbers(job.request.id)[first : first + told.num_blocks]
+            numbers = self._numbers(told.request)[first : first + told.num_blocks]
             ledger.spill(job, numbers)
             parts.briefing.retell(job)
         self._ask_again()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from penstock.core.moving import Settled
 from penstock.engine.joinings import Joinings, Landing, Taking
-from penstock.engine.loans import Arrived, Borrowing, Lending, LoanOrder, Loans, Returning
+from penstock.engine.loans import Borrowing, Copied, Lending, LoanOrder, Loans, Returning
 from penstock.engine.partings import Offering, Partings, Settling
 from penstock.engine.parts import Parts
 from penstock.engine.pauses import GoingOn, Pauses, Pausing
@@ -44,7 +44,7 @@ class Moves:
             self.partings.offer(now, order)
         elif isinstance(order, Taking):
             self.joinings.take(now, order)
-        elif isinstance(order, (Lending, Borrowing, Returning, Arrived)):
+        elif isinstance(order, (Lending, Borrowing, Returning, Copied)):
             assert self.loans is not None, "this replica does not lend"
             self.loans.apply(now, order)
         elif isinstance(order, Landing):

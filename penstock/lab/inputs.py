@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from penstock.core.events import Arrived, Completed, Event, Refused
+from penstock.core.lending import Loaned, LoanOver, Owed, Spilled
 from penstock.core.moving import JobState, Landed, MoveAsked, PauseAsked, Settled, Took, WentOn
 from penstock.core.plans import Done, Plan, Sampled, Transfer
 from penstock.core.ports import Completion, Grain
@@ -21,16 +22,38 @@ from penstock.core.types import (
     Sampling,
 )
 from penstock.engine.joinings import Landing, Taking
+from penstock.engine.loans import Borrowing, Copied, Lending, Returning
 from penstock.engine.moves import Order
 from penstock.engine.partings import Offering, Settling
 from penstock.engine.pauses import GoingOn, Pausing
+
+
+class ReplayedSharing:
+    """Context that is lent, of which nothing is kept."""
+
+    def lend(self, loan: int, blocks: Sequence[int]) -> str:
+        return ""
+
+    def take_back(self, loan: int) -> None:
+        pass
+
+    def borrow(self, loan: int, first: int, count: int, address: str) -> None:
+        pass
+
+    def spill(
+        self, runs: Sequence[tuple[int, int, int]], tell: Callable[[str | None], None]
+    ) -> None:
+        """Its end is in the log."""
+
+    def give_back(self, loan: int) -> None:
+        pass
 
 
 class ReplayedExecutor:
     """The executor port's third leaf: takes plans and runs nothing; the log says what came of them."""
 
     def __init__(self, caps: Caps) -> None:
-        self.caps = caps
+        self.caps, self.sharing = caps, ReplayedSharing()
         self.complete: Callable[[Completion], None] = lambda completion: None
         self.steps_of: Callable[[PlanId], int | None] = lambda plan: None
 
@@ -92,11 +115,14 @@ def request_of(event: Arrived, block_size: int) -> Request:
     )
 
 
-MOVES = (MoveAsked, Took, Landed, Settled, PauseAsked, WentOn)
+LOANS = (Loaned, Owed, Spilled, LoanOver)
+MOVES = (MoveAsked, Took, Landed, Settled, PauseAsked, WentOn, *LOANS)
 
 
 def order_of(event: Event, coming: dict[int, Request]) -> Order:
     """What a movement's event made a replica do. `coming`: requests that arrived with a movement, by its number."""
+    if isinstance(event, LOANS):
+        return _loan_order(event)
     if isinstance(event, MoveAsked):
         return Offering(event.move, event.request, True, lambda offered: None)
     if isinstance(event, PauseAsked):
@@ -118,6 +144,16 @@ def order_of(event: Event, coming: dict[int, Request]) -> Order:
         tuple(range(event.num_blocks)),
         lambda pairs: None,
     )
+
+
+def _loan_order(event: Loaned | Owed | Spilled | LoanOver) -> Order:
+    if isinstance(event, Loaned):
+        return Lending(event.loan, event.num_blocks, lambda address, error: None)
+    if isinstance(event, Owed):
+        return Borrowing(event.loan, event.request, event.num_blocks, "")
+    if isinstance(event, Spilled):
+        return Copied(event.request, event.num_blocks, event.error)
+    return Returning(event.loan)
 
 
 def state_of(event: Took) -> JobState:

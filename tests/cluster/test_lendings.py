@@ -20,6 +20,7 @@ from penstock.cluster.spec import ExecutorSpec, Neighbours, ReplicaSpec
 from penstock.core.errors import ContextTooLong, PenstockError
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Output, Request, RequestId, Sampling
+from penstock.lab.replay import replay_log
 from penstock.policy import find
 from penstock.report.log import Memory as Log
 from tests.engine.torch.models import saved
@@ -36,7 +37,7 @@ LONG = [3 + (11 * at) % 500 for at in range(360)]
 
 
 class World:
-    def __init__(self, model: str, count: int, num_blocks: int) -> None:
+    def __init__(self, model: str, count: int, num_blocks: int, logs: Path) -> None:
         self.links = [ReplicaLink(f"m-{at}") for at in range(count)]
         self.specs = [
             ReplicaSpec(
@@ -49,6 +50,7 @@ class World:
                 lends=count > 1,
                 is_checked=True,
                 report_s=0.02,
+                log_dir=logs,
             )
             for at, link in enumerate(self.links)
         ]
@@ -69,6 +71,12 @@ class World:
         assert heard[-1].finish == "length"
         return [token for output in heard for token in output.ids]
 
+    async def lent(self) -> None:
+        """Some blocks are away."""
+        async with asyncio.timeout(20):
+            while not any(report.away_blocks for report in self.fleet.reports()):
+                await asyncio.sleep(0.01)
+
     async def settled(self) -> None:
         """All blocks are free again at all ends."""
         async with asyncio.timeout(20):
@@ -85,7 +93,7 @@ class World:
 
 @asynccontextmanager
 async def running(root: Path, count: int, num_blocks: int = BLOCKS) -> AsyncIterator[World]:
-    world = World(str(saved(root, "llama-8")[0]), count, num_blocks)
+    world = World(str(saved(root, "llama-8")[0]), count, num_blocks, root / f"logs-{count}")
     try:
         pairs = zip(world.specs, world.links, strict=True)
         await asyncio.gather(*(world.processes.start(spec, link) for spec, link in pairs))
@@ -100,6 +108,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
+@pytest.mark.slow
 async def test_a_request_longer_than_one_memory(root: Path) -> None:
     """Text as on one big replica; nothing is left; a creditor that dies ends it with an error."""
     short = [9, 8, 7, 6, 5]
@@ -115,10 +124,12 @@ async def test_a_request_longer_than_one_memory(root: Path) -> None:
         with pytest.raises(ContextTooLong, match="blocks are missing"):
             await world.ask("c", LONG * 3, 24)
         await world.settled()
+        task = asyncio.create_task(world.ask("e", LONG, 100))
+        await world.lent()
+        task.cancel()
+        await world.settled()
         task = asyncio.create_task(world.ask("d", LONG, 100))
-        async with asyncio.timeout(20):
-            while not any(report.away_blocks for report in world.fleet.reports()):
-                await asyncio.sleep(0.01)
+        await world.lent()
         home = next(report.replica for report in world.fleet.reports() if report.away_blocks)
         for engine, link in zip(world.processes.engines, world.links, strict=True):
             report = next(each for each in world.fleet.reports() if each.replica == link.name)
@@ -128,3 +139,6 @@ async def test_a_request_longer_than_one_memory(root: Path) -> None:
         with pytest.raises(PenstockError, match="is gone"):
             await asyncio.wait_for(task, 20)
         await world.settled()
+    for path in sorted((root / "logs-3").glob("m-*")):
+        for outcome in await asyncio.to_thread(replay_log, path):
+            assert outcome.difference is None and outcome.num_decisions, outcome
