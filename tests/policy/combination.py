@@ -348,6 +348,10 @@ def _hold_answer(played: Played, request: Request, answer: int, memory: Memory) 
             f"{request.id}: the text changed"
         )
         return
+    if finish == "error" and played.case.admit == "in-time":
+        assert request.slo.ttft_s is not None and not told, f"{request.id} was not refused in time"
+        assert heard[-1].error == "its first token would be late", heard[-1].error
+        return
     is_stop = request.kind != "generate" or want[-1] in request.sampling.stop_ids
     assert finish == ("stop" if is_stop else "length"), (
         f"{request.id} ended by {finish}: {heard[-1].error}"
