@@ -16,7 +16,13 @@ from penstock.engine.torch.attention import TRITON, KvLayout, choose_backend
 from penstock.engine.torch.decoder import Decoder, Rank
 from penstock.engine.torch.families import Shape
 from penstock.engine.torch.kernels import build_with
-from penstock.engine.torch.linear import Methods, Weights, choose_methods, is_bf16_fast
+from penstock.engine.torch.linear import (
+    Methods,
+    Weights,
+    choose_methods,
+    is_bf16_fast,
+    mappable,
+)
 from penstock.engine.torch.load import check_split, load_decoder
 from penstock.engine.torch.memory import choose_num_blocks
 from penstock.engine.torch.mlp import ExpertLoads, Mixture, packed_bytes
@@ -30,6 +36,7 @@ from penstock.net.kv_shared import SharedTransport
 
 if TYPE_CHECKING:
     from penstock.engine.torch.cuda.graphs import DecodeGraphs
+    from penstock.engine.torch.elastic.change import Changes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +62,8 @@ class EngineConfig:
     compiler, kernel_cache   of the CPU kernels: a C++ compiler, and the folder they are kept in; see kernels/build.py
     packed_cache, packed_limit   packed models kept in files: "off", a folder, or "auto" (beside the kernels), and the
         bytes of them all; see packed.py
+    expert_devices, expert_standby   the experts of mixtures live in so many processes, and so many wait to be another;
+        None: in this one. See elastic/
     packs_once  other processes of this machine load the same model: one packs it, the others wait and map its file
     shares_kv   keys and values lie in memory that other replicas of this machine can read; see shared.py
     lends       requests may keep a part of their context in another replica's memory, and others' here; see sharing.py
@@ -93,6 +102,8 @@ class EngineConfig:
     packs_once: bool = False
     shares_kv: bool = False
     lends: bool = False
+    expert_devices: int | None = None
+    expert_standby: int = 1
     endpoint: str | None = None
     cache_dir: Path | None = None
     revision: str | None = None
@@ -110,6 +121,7 @@ class EngineConfig:
             "lanes",
             "graph_batch",
             "adapter_rank",
+            "expert_devices",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -137,6 +149,7 @@ class Built:
     graphs: DecodeGraphs | None = None
     transport: SharedTransport | None = None  # for requests that move
     sharing: Sharing | None = None  # of context between replicas
+    changes: Changes | None = None  # of devices for experts
 
     def expert_loads(self, facts: ModelFacts) -> ExpertLoads | None:
         """None of models without experts. A rank's share of an expert counts as one."""
@@ -145,7 +158,8 @@ class Built:
             return None
         weights = 3 * shape.hidden * shape.experts.width // decoder.rank.world
         mixtures = [layer.mlp for layer in decoder.layers if isinstance(layer.mlp, Mixture)]
-        few = packed_bytes(mixtures[0].experts[0]) if mixtures else None
+        here = mixtures[0].experts if mixtures else []
+        few = packed_bytes(here[0]) if here else None
         return ExpertLoads(
             num_layers=shape.num_layers,
             num_experts=shape.experts.count,
@@ -179,6 +193,11 @@ def choose_dtype(name: str, stored: str, device: torch.device) -> tuple[torch.dt
     return DTYPES[stored], "as stored"
 
 
+def methods_of(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Methods:
+    methods = choose_methods(device, dtype, config.weights, is_plain=config.linear == "plain")
+    return methods if config.expert_devices is None else mappable(methods)
+
+
 def build_decoder(
     facts: ModelFacts, config: EngineConfig, rank: Rank, num_blocks: int | None
 ) -> Built:
@@ -202,7 +221,7 @@ def build_decoder(
     if shape.latent is not None:  # one for all heads, so every rank has it whole
         told = shape.latent
         layout = replace(layout, num_kv_heads=1, head_dim=told.cached, latent=told.width)
-    methods = choose_methods(device, dtype, config.weights, is_plain=config.linear == "plain")
+    methods = methods_of(config, device, dtype)
     loaded, from_where = _load(facts.folder, config, (shape, dtype, device), methods, rank)
     decoder = loaded.decoder
     count = num_blocks or choose_num_blocks(
@@ -254,20 +273,22 @@ def _load(
     place = None
     if device.type == "cpu":
         names = (methods.layers.name, methods.quantised.name, config.linear)
-        parts = (dtype, *names, shape, rank.rank, rank.world)
+        parts: tuple[object, ...] = (dtype, *names, shape, rank.rank, rank.world)
+        if config.expert_devices is not None:
+            parts = (*parts, "without experts")
         place = store.place(checkpoint, parts)
     kept = store.recall(place, Loaded, rank)
     if kept is not None:
         return kept, f"mapped from {place}"
     if not config.packs_once or place is None:
-        loaded = _pack(checkpoint, wanted, methods, rank)
+        loaded = _pack(checkpoint, wanted, methods, rank, config)
         is_kept = store.keep(place, loaded, rank) is not None
         return loaded, f"packed at this start{f', and kept in {place}' if is_kept else ''}"
     with store.alone(place):
         kept = store.recall(place, Loaded, rank)
         if kept is not None:
             return kept, f"mapped from {place}, which a neighbour packed"
-        loaded = _pack(checkpoint, wanted, methods, rank)
+        loaded = _pack(checkpoint, wanted, methods, rank, config)
         writer = store.keep(place, loaded, rank)
         if writer is not None:
             writer.join()
@@ -276,15 +297,22 @@ def _load(
 
 
 def _pack(
-    checkpoint: Path, wanted: tuple[Shape, torch.dtype, torch.device], methods: Methods, rank: Rank
+    checkpoint: Path,
+    wanted: tuple[Shape, torch.dtype, torch.device],
+    methods: Methods,
+    rank: Rank,
+    config: EngineConfig,
 ) -> Loaded:
     shape, dtype, device = wanted
     folder = WeightFolder(checkpoint, dtype, device, rank=rank.rank, world=rank.world)
-    decoder = load_decoder(folder, shape, methods.layers, rank, methods.quantised)
+    is_whole = config.expert_devices is None
+    decoder = load_decoder(
+        folder, shape, methods.layers, rank, methods.quantised, has_experts=is_whole
+    )
     stored = folder.said()
     if folder.gave_codes:
         stored = f"{stored}; computed as {methods.quantised.name}"
-    loaded = Loaded(decoder, folder.unread(), stored)
+    loaded = Loaded(decoder, folder.unread() if is_whole else [], stored)
     folder.close()
     return loaded
 

@@ -39,6 +39,7 @@ from penstock.engine.torch.build import Built, EngineConfig
 from penstock.engine.torch.cores import Seat, cores_here
 from penstock.engine.torch.drafts.open import drafter_of
 from penstock.engine.torch.drafts.verify import sampling_rows, with_guesses
+from penstock.engine.torch.elastic.reshaper import TorchReshaper
 from penstock.engine.torch.encoders.pooling import Pooler
 from penstock.engine.torch.jobs import JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
@@ -122,6 +123,7 @@ class TorchExecutor:
         self._leaving: list[tuple[Lane, threading.Event]] = []  # of plans that were aborted
         self._loop: asyncio.AbstractEventLoop | None = None
         self.expert_loads = built.expert_loads(facts)
+        self.reshaper = TorchReshaper.of(built.changes, self.expert_loads)
         self._live: dict[PlanId, Lane] = {}
         self._on_completion: Callable[[Completion], None] | None = None
         self._guard = threading.Lock()  # of the table, and of what is counted
@@ -165,7 +167,8 @@ class TorchExecutor:
     @property
     def pids(self) -> list[int]:
         """Processes besides this one."""
-        return [] if self._crew is None else self._crew.pids
+        spread = [] if self.reshaper is None else self.reshaper.pids
+        return spread if self._crew is None else self._crew.pids
 
     def listen(self, on_completion: Callable[[Completion], None]) -> None:
         self._on_completion = on_completion
@@ -274,6 +277,8 @@ class TorchExecutor:
                 self.sharing.close()
             if self._crew is not None:
                 self._crew.close()
+            if self.reshaper is not None:
+                self.reshaper.close()
 
     def _tell(self, told: Done | Yielded) -> None:
         """On the loop's thread: pass on what the lane did, unless the plan was aborted meanwhile."""

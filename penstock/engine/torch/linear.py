@@ -146,6 +146,16 @@ class CompiledLinear:
         return method.pack(weight, bias, shard)
 
 
+class SharedLinear:
+    """Our kernel where it can hold the weight, else torch's own product: both may lie in shared memory."""
+
+    name = "shared"
+
+    def pack(self, weight: Tensor, bias: Tensor | None, shard: ShardSpec) -> Linear:
+        can = available() and not PackedLinear.why_not_for(weight)
+        return (PackedLinear() if can else PlainLinear()).pack(weight, bias, shard)
+
+
 class ExpandedQuantised:
     """Numbers again, for whichever method there is for them."""
 
@@ -250,6 +260,14 @@ def choose_methods(
             else "int4: groups of 32; the head int8, groups of 128",
         },
     )
+
+
+def mappable(methods: Methods) -> Methods:
+    """The same where packed layers are to lie in memory that several processes map, which oneDNN's cannot."""
+    if methods.layers.name not in ("onednn", "widened", "packed"):
+        return methods
+    notes = {**methods.notes, "linear": "shared: a layout that several processes can map"}
+    return Methods(SharedLinear(), methods.quantised, notes)
 
 
 def _name(dtype: torch.dtype) -> str:

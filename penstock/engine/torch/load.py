@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from penstock.core.errors import BadModel
 from penstock.engine.torch.checkpoints.join import Apart, Weight, expanded, joined, rows_of
 from penstock.engine.torch.decoder import Decoder, Layer, Rank
-from penstock.engine.torch.families import Experts, Latent, Shape
+from penstock.engine.torch.families import Latent, Shape
 from penstock.engine.torch.heads import GroupedHeads, Heads, LatentHeads
 from penstock.engine.torch.kernels import gelu_mul, silu_mul
 from penstock.engine.torch.linear import for_head, for_router
-from penstock.engine.torch.mlp import ExactRouter, Mixture, Mlp, PlainMlp, Shared, relu_mul
+from penstock.engine.torch.load_mixture import load_mixture
+from penstock.engine.torch.mlp import Mixture, Mlp, PlainMlp, relu_mul
 from penstock.engine.torch.norms import LayerNorm, Norm, RmsNorm, Scaled, Unnormed
 from penstock.engine.torch.ports import Linear, LinearMethod, Mask, QuantisedMethod, ShardSpec
 from penstock.engine.torch.positions import Rope
@@ -25,7 +26,6 @@ from penstock.engine.torch.quantised import Quantised
 from penstock.engine.torch.rope import RopeTable
 from penstock.engine.torch.weights import WeightFolder
 
-CORRECTION = "e_score_correction_bias"
 LATENT_EPS = 1e-6  # of the norms of latents, whatever the model's other norms have
 Sized = tuple[str, int]  # the name of a part, and how many outputs it has as a whole
 
@@ -43,9 +43,12 @@ class Packer:
         method: LinearMethod,
         rank: Rank,
         quantised: QuantisedMethod | None = None,
+        *,
+        has_experts: bool = True,
     ) -> None:
+        """Without `has_experts` those of mixtures are left to others (elastic/)."""
         self.folder, self.shape, self.method, self.rank = folder, shape, method, rank
-        self.quantised = quantised
+        self.quantised, self.has_experts = quantised, has_experts
         self._ropes: dict[Rope, RopeTable] = {}
 
     def shard(self, dim: Literal["none", "out", "in"]) -> ShardSpec:
@@ -178,9 +181,11 @@ def load_decoder(
     method: LinearMethod,
     rank: Rank,
     quantised: QuantisedMethod | None = None,
+    *,
+    has_experts: bool = True,
 ) -> Decoder:
     """Read and pack all layers; the attention backend is set afterwards, from the memory left. Raises BadModel."""
-    packer = Packer(folder, shape, method, rank, quantised)
+    packer = Packer(folder, shape, method, rank, quantised, has_experts=has_experts)
     prefix = folder.prefix
     embedding = folder.get(f"{prefix}embed_tokens.weight", (shape.vocab_size, shape.hidden))
     layers = [
@@ -188,7 +193,8 @@ def load_decoder(
     ]
     head, is_split = _load_head(packer, embedding)
     final_norm = packer.norm(f"{prefix}{shape.names.final_norm}", shape.logit_scale)
-    folder.check_layers(shape.num_layers)
+    if has_experts:
+        folder.check_layers(shape.num_layers)
     scale = shape.embedding_scale
     if scale is not None:  # rounded like the embeddings that it multiplies
         scale = float(torch.tensor(scale, dtype=folder.dtype))
@@ -335,40 +341,10 @@ def _load_mlp(packer: Packer, index: int, prefix: str) -> Mlp:
     shape, names = packer.shape, packer.shape.names
     mixed = shape.experts
     if mixed is not None and mixed.layers[index]:
-        return _load_mixture(packer, mixed, index, f"{prefix}{mixed.block}.")
+        return load_mixture(packer, mixed, index, f"{prefix}{mixed.block}.")
     gate = None if names.gate is None else f"{prefix}{names.gate}"
     told = (gate, f"{prefix}{names.up}", f"{prefix}{names.down}")
     return packer.mlp(told, shape.intermediate, shape.has_mlp_bias)
-
-
-def _load_mixture(packer: Packer, mixed: Experts, index: int, block: str) -> Mixture:
-    hidden, get = packer.shape.hidden, packer.folder.get
-
-    def expert(name: str, width: int) -> PlainMlp:
-        at = f"{block}{name}."
-        return packer.mlp((f"{at}{mixed.gate}", f"{at}{mixed.up}", f"{at}{mixed.down}"), width)
-
-    shared = None
-    if mixed.shared_width is not None:
-        gate = None
-        if mixed.is_gated:
-            gate = packer.router(get(f"{block}{mixed.shared}_gate.weight", (1, hidden)))
-        shared = Shared(expert(mixed.shared, mixed.shared_width), gate)
-    router = get(f"{block}{mixed.router}.weight", (mixed.count, hidden))
-    return Mixture(
-        layer=index,
-        router=ExactRouter(router.float()) if mixed.is_exact else packer.router(router),
-        experts=[expert(f"experts.{at}", mixed.width) for at in range(mixed.count)],
-        top_k=mixed.top_k,
-        is_normed=mixed.is_normed,
-        shared=shared,
-        scaling=mixed.scaling,
-        groups=mixed.groups,
-        scores=mixed.scores,
-        correction=packer.folder.exact(f"{block}{mixed.router}.{CORRECTION}", (mixed.count,))
-        if mixed.is_corrected
-        else None,
-    )
 
 
 def check_split(shape: Shape, world: int, where: str) -> None:

@@ -17,7 +17,7 @@ expert is split like a plain MLP.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -96,9 +96,21 @@ class ExactRouter:
         return F.linear(x.float(), self.weight)
 
 
+class Spread(Protocol):
+    """Experts in other processes (elastic/)."""
+
+    def begin(self, layer: int, x: Tensor, rows: Tensor, counts: Sequence[int]) -> None:
+        """Have `counts[e]` rows of x, those at `rows` in turn, multiplied by expert e of a layer."""
+        ...
+
+    def end(self) -> Tensor:
+        """What came out, [len(rows), hidden]; good until the next `begin` of this thread. Raises StepFailed."""
+        ...
+
+
 @dataclass(slots=True)
 class Mixture:
-    """See the module's text."""
+    """See the module's text. `spread` None: `experts` are here; otherwise that list is empty."""
 
     layer: int
     router: Linear
@@ -110,6 +122,8 @@ class Mixture:
     groups: tuple[int, int] | None = None  # how many there are, how many a token may take from
     scores: Literal["softmax", "sigmoid"] = "softmax"
     correction: Tensor | None = None  # fp32 [experts], added to what they are chosen by
+    spread: Spread | None = None
+    num_experts: int = 0  # wherever they are
 
     def __call__(self, x: Tensor, taken: Taken) -> Tensor:
         return self.routed(x, taken, self.router(x))
@@ -120,6 +134,8 @@ class Mixture:
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
         rows, scales = order // self.top_k, weights.flatten()[order, None]
+        if self.spread is not None:
+            return self._gather(x, taken, rows, scales, flat)
         out = self._begin(x, taken)
         counts, at = torch.bincount(flat, minlength=len(self.experts)).tolist(), 0
         for expert, count in zip(self.experts, counts, strict=True):
@@ -127,6 +143,25 @@ class Mixture:
                 some = rows[at : at + count]
                 part = expert(x[some], taken).mul_(scales[at : at + count])
                 out.index_add_(0, some, part)
+                at += count
+        taken[self.layer] = counts
+        return out
+
+    def _gather(
+        self, x: Tensor, taken: Taken, rows: Tensor, scales: Tensor, flat: Tensor
+    ) -> Tensor:
+        """The same sum in the same order, of what others multiply meanwhile."""
+        assert self.spread is not None
+        counts, at = torch.bincount(flat, minlength=self.num_experts).tolist(), 0
+        self.spread.begin(self.layer, x, rows, counts)
+        try:
+            out = self._begin(x, taken)
+        finally:
+            parts = self.spread.end()
+        parts.mul_(scales)
+        for count in counts:
+            if count:
+                out.index_add_(0, rows[at : at + count], parts[at : at + count])
                 at += count
         taken[self.layer] = counts
         return out

@@ -21,6 +21,7 @@ from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.diffusion.executor import DiffusionExecutor
 from penstock.engine.torch.diffusion.open import open_diffusion
 from penstock.engine.torch.drafts.open import beside, draft_facts, open_draft_model
+from penstock.engine.torch.elastic.open import check_spread, spread_experts
 from penstock.engine.torch.encoders.executor import EncoderExecutor
 from penstock.engine.torch.encoders.open import open_encoder
 from penstock.engine.torch.executor import TorchExecutor
@@ -52,7 +53,7 @@ def open_leaf(
     )
     facts = model_facts(folder)
     config, why_one_lane = _with_lanes(config, facts)
-    config = _with_adapters(config, facts)
+    config = check_spread(facts, _with_adapters(config, facts))
     if config.speculation is not None and (facts.canvas or facts.encoder) is not None:
         raise BadConfig(f"{model} does not write token by token", hint="leave speculation out")
     if facts.encoder is not None:
@@ -77,6 +78,8 @@ def open_leaf(
         built.notes["lanes"] = describe(cores_here(config.threads))
     elif why_one_lane is not None:
         built.notes["lanes"] = f"1: {why_one_lane}"
+    if config.expert_devices is not None:
+        built.changes = spread_experts(facts, config, built)
     executor = TorchExecutor(built, facts, config)
     if draft is not None:
         executor.drafter = open_draft_model(draft, config, built.num_blocks)

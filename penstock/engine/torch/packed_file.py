@@ -88,6 +88,23 @@ def put_together(path: Path, rank: object) -> object:
         raise Unkept(str(why)) from None
 
 
+def read_from(mapped: mmap.mmap, begin: int, rank: object) -> object:
+    """What lies at `begin` of some memory in the form of such a file, its tensors where they are. Raises Unkept."""
+    start = mapped[begin : begin + START]
+    if not start.startswith(MAGIC):
+        raise Unkept("it does not begin as it should")
+    sizes, told = start[len(MAGIC) :][: SIZES.size], start[-DIGEST().digest_size :]
+    table_size, body_size, _ = SIZES.unpack(sizes)
+    at = begin + START
+    middle = at + table_size
+    table, body = mapped[at:middle], mapped[middle : middle + body_size]
+    if DIGEST(sizes + table + body).digest() != told:
+        raise Unkept("its head was changed")
+    entries = [(dtype, shape, begin + offset) for dtype, shape, offset in json.loads(table)]
+    tensors = [_tensor(mapped, *entry) for entry in entries]
+    return _Unpickler(io.BytesIO(body), tensors, rank).load()
+
+
 class Sink(Protocol):
     def write(self, data: memoryview, /) -> object: ...
 
