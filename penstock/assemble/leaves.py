@@ -25,11 +25,12 @@ from penstock.cluster.predictors import (
     shape_of_model,
     templates_of,
 )
-from penstock.cluster.spec import Outside, ReplicaSpec, lanes_of
+from penstock.cluster.spec import ExecutorSpec, Outside, ReplicaSpec, lanes_of
 from penstock.core.errors import BadConfig
 from penstock.core.moving import KvCard
 from penstock.core.ports import Channel, Log, ReplicaPort
 from penstock.core.types import Caps, HostLink, StepTemplate
+from penstock.cost.divided import Divided
 from penstock.cost.energy import EnergyMeter
 from penstock.cost.hardware import card_of, num_blocks
 from penstock.cost.shapes import ModelShape
@@ -38,6 +39,7 @@ from penstock.cost.step import StepModel
 from penstock.report.recent import Recent
 from penstock.sim.channel import Link, pair
 from penstock.sim.drafts import Drafting, DraftingExecutor
+from penstock.sim.elastic import ElasticExecutor
 from penstock.sim.executor import ModelledExecutor, SchedulerTime
 from penstock.sim.lanes import LanedExecutor
 from penstock.sim.transport import Fabric, ModelledTransport
@@ -180,6 +182,7 @@ def modelled_outside(
         predictors=predictors_of(executor, shape, spec.lengths),
         log=log,
         transport=None if fabric is None else _transport(spec, shape, fabric),
+        reshaper=made if isinstance(made, ElasticExecutor) else None,
     )
 
 
@@ -241,6 +244,8 @@ def _modelled(
             meter=meter,
             templates=templates,
         )
+    if executor.expert_devices is not None:
+        return _elastic(executor, shape, caps, scheduler, meter)
     if caps.max_lanes == 1:
         return ModelledExecutor(
             model, caps=caps, scheduler=scheduler, meter=meter, templates=templates
@@ -256,6 +261,36 @@ def _modelled(
         caps=caps,
         sharing=sharing,
         bytes_per_s=executor.tensor_parallel * card.bandwidth * card.gemm_mbu,
+        scheduler=scheduler,
+        meter=meter,
+    )
+
+
+def _elastic(
+    executor: ExecutorSpec,
+    shape: ModelShape,
+    caps: Caps,
+    scheduler: SchedulerTime | None,
+    meter: EnergyMeter | None,
+) -> ElasticExecutor:
+    """As many cards as devices. Raises BadConfig."""
+    if executor.gpu is None or executor.expert_devices is None or caps.max_lanes > 1:
+        raise BadConfig(
+            "a modelled executor with expert_devices needs `gpu`, the card that each is, and one lane",
+            hint='for example --set fleet.0.executor.gpu="a100-80g"',
+        )
+
+    one = executed(executor, shape)
+
+    def model_of(devices: int) -> StepModel:
+        return Divided(one, devices)
+
+    return ElasticExecutor(
+        model_of,
+        executor.expert_devices,
+        reshape_s=executor.reshape_s,
+        stops=executor.reshape_stops,
+        caps=caps,
         scheduler=scheduler,
         meter=meter,
     )

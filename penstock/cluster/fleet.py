@@ -34,6 +34,7 @@ from penstock.cluster.handoff import HandOff
 from penstock.cluster.lendings import Lendings
 from penstock.cluster.movement import MoveBounds
 from penstock.cluster.moves import Moves
+from penstock.cluster.reshapes import Reshapes
 from penstock.cluster.router import Router
 from penstock.cluster.steering import Steering
 from penstock.cluster.ticket import Ticket
@@ -51,6 +52,7 @@ from penstock.core.errors import (
 from penstock.core.messages import BlockNews
 from penstock.core.moving import Migrated, MoveMode
 from penstock.core.ports import AdapterPort, MovingPort, OnEnded, OnOutput, ReplicaPort
+from penstock.core.reshaping import NewShape, Placing
 from penstock.core.types import Report, Request
 from penstock.policy.move import Cause, Move
 
@@ -83,6 +85,7 @@ class Fleet:
         self._moves = Moves(self._ports, router, self._tickets, moves or MoveBounds())
         self._lendings = Lendings(self._ports, router, is_on=lends)
         self._hand_off = HandOff(self._ports, router, self._moves, self._has)
+        self._reshapes = Reshapes(self._ports, router)
         self._is_draining = False
         self._on_happened: OnHappened | None = None
         self._steering = steering
@@ -186,6 +189,17 @@ class Fleet:
     def moving(self) -> Mapping[str, Move]:
         """Movements under way, by request."""
         return self._moves.under_way
+
+    async def reshape(
+        self, replica: str, devices: int, placing: Placing = "elastic-moe"
+    ) -> NewShape:
+        """Have a replica spread its experts over so many devices; return when it does. Raises PenstockError."""
+        return await self._reshapes.reshape(replica, devices, placing)
+
+    @property
+    def devices(self) -> Mapping[str, int]:
+        """Of replicas whose devices were changed."""
+        return self._reshapes.now
 
     async def drain_replica(self, name: str) -> None:
         """Give a replica no new requests, move away those that can, and return when the last one has ended there."""

@@ -11,6 +11,7 @@ from penstock.cluster.rounds import Rounds
 from penstock.core.adapters import Adapter
 from penstock.core.errors import BadRequest, UnknownModel
 from penstock.core.ports import Call, OnEnded, OnOutput
+from penstock.core.reshaping import NewShape, Placing
 from penstock.core.types import Report, Request
 from penstock.engine.adapter_folder import adapter_key
 
@@ -86,6 +87,19 @@ class Fleets:
         if found is None:
             raise UnknownModel(f"no adapter is named {name!r}", param="lora_name")
         self.fleet(found.model).drop_adapter(found.key)
+
+    async def reshape(
+        self,
+        model: str,
+        devices: int,
+        *,
+        replica: str | None = None,
+        placing: Placing = "elastic-moe",
+    ) -> Mapping[str, NewShape]:
+        """By replica; `replica` None: all of the model's, one after the other. Raises PenstockError."""
+        fleet = self.fleet(model)
+        names = [replica] if replica is not None else [each.replica for each in fleet.reports()]
+        return {name: await fleet.reshape(name, devices, placing) for name in names}
 
     async def submit(self, request: Request, on_output: OnOutput | None = None) -> None:
         await self.fleet(request.model).submit(request, on_output)

@@ -24,6 +24,8 @@ class Inside:
 
     async def start(self, spec: ReplicaSpec, link: ReplicaLink) -> None:
         """Return when the replica answers on its link."""
+        if spec.is_added and spec.executor.start_s:
+            await asyncio.sleep(spec.executor.start_s)
         near, far = self._open_pair()
         host = open_host(spec, far, self._open_outside(spec))
         task = asyncio.get_running_loop().create_task(host.run(), name=spec.name)

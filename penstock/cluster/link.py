@@ -15,6 +15,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from penstock.cluster.moving_end import SMALL_BYTES, TOKEN_BYTES, MovingEnd
+from penstock.cluster.reshapes import ReshapingEnd
 from penstock.cluster.silence import Patience, Silence
 from penstock.core import errors
 from penstock.core.clock import now
@@ -32,6 +33,7 @@ from penstock.core.messages import (
     Offered,
     Outputs,
     Refuse,
+    ReshapeDone,
     Say,
     SetRole,
     Stop,
@@ -65,11 +67,12 @@ def error_class(code: str) -> type[PenstockError]:
     return StepFailed
 
 
-class ReplicaLink(MovingEnd):
+class ReplicaLink(MovingEnd, ReshapingEnd):
     """The near end of a replica's channel; a core.ports.MovingPort."""
 
     def __init__(self, name: str) -> None:
-        super().__init__()
+        MovingEnd.__init__(self)
+        ReshapingEnd.__init__(self)
         self._name = name
         self.is_stopped = False  # by us: nobody should bring it up again
         self._held: dict[str, _Held] = {}
@@ -177,6 +180,7 @@ class ReplicaLink(MovingEnd):
         for one in held:
             one.on_failed(lost)
         self._lose_moves(lost)
+        self._lose_shape(lost)
 
     # ---------------------------------------------------------------- core.ports.ReplicaPort
 
@@ -298,6 +302,8 @@ class ReplicaLink(MovingEnd):
             self._hear_move(message)
         elif isinstance(message, AdapterTaken):
             self._hear_taken(message)
+        elif isinstance(message, ReshapeDone):
+            self._hear_shape(message)
         elif isinstance(message, Drained):
             self._tell_drained()
         elif isinstance(message, Failed):
@@ -319,6 +325,7 @@ class ReplicaLink(MovingEnd):
             self._outbox.put(SetRole(self._role), SMALL_BYTES)
         for adapter, folder in self._adapters.items():
             self._outbox.put(TakeAdapter(adapter, folder), SMALL_BYTES)
+        self._reshape_again()
         if self._silence is not None:
             self._silence.begin()
         if self._ready is not None and not self._ready.done():

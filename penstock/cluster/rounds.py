@@ -93,5 +93,6 @@ class Rounds:
 
     def _scale(self) -> None:
         assert self._scaling is not None
-        decision = self._steering.ask_scale(now(), self._scaling.starting)
+        devices = self._scaling.devices
+        decision = self._steering.ask_scale(now(), self._scaling.starting, devices)
         self._scaling.carry_out(decision)

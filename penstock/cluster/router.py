@@ -283,6 +283,10 @@ class Router:
         self._able_places = {each.replica: place for place, each in enumerate(able)}
         self._places = {name: place for place, name in enumerate(self._columns.names)}
 
+    def write(self, event: Event) -> None:
+        """Something that happened to the fleet, for its log; nothing here goes by it."""
+        self._log.emit(event)
+
     def _emit(self, event: Event) -> None:
         self._log.emit(event)
         if self._observe is not None:

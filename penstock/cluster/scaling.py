@@ -34,6 +34,7 @@ class Scaling:
         self._fleet, self._start, self._spec, self._count = fleet, start, spec, count
         self._starting: Counter[Role] = Counter()
         self._leaving: set[str] = set()  # reports say it later
+        self._reshaping: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -41,10 +42,22 @@ class Scaling:
         """Replicas on their way up, by role."""
         return {role: count for role, count in self._starting.items() if count}
 
+    @property
+    def devices(self) -> Mapping[str, int]:
+        """Of replicas that can have more or fewer; none while one changes."""
+        first = self._spec.executor.expert_devices
+        if first is None:
+            return {}
+        names = [report.replica for report in self._fleet.reports() if report.is_alive]
+        known = self._fleet.devices
+        return {name: known.get(name, first) for name in names if name not in self._reshaping}
+
     def carry_out(self, decision: scale.Decision) -> None:
         """Begin all that was decided; nothing waits."""
         for name, role in decision.roles.items():
             cast(RolePort, self._fleet.port(name)).set_role(role)
+        for name, devices in decision.devices.items():
+            self._spawn(self._reshape(name, devices))
         for name in decision.drain:
             if name not in self._leaving:
                 self._leaving.add(name)
@@ -68,7 +81,8 @@ class Scaling:
         self._starting[role] += 1
         link = ReplicaLink(name)
         try:
-            await self._start(replace(self._spec, name=name, role=role, neighbours=place), link)
+            spec = replace(self._spec, name=name, role=role, neighbours=place, is_added=True)
+            await self._start(spec, link)
         except PenstockError as error:
             _log.warning("the replica %s does not start: %s", name, error)
             await link.stop()
@@ -76,6 +90,15 @@ class Scaling:
         finally:
             self._starting[role] -= 1
         self._fleet.join(link)
+
+    async def _reshape(self, name: str, devices: int) -> None:
+        self._reshaping.add(name)
+        try:
+            await self._fleet.reshape(name, devices)
+        except PenstockError as error:
+            _log.warning("the devices of %s stay as they are: %s", name, error)
+        finally:
+            self._reshaping.discard(name)
 
     async def _put_out(self, name: str) -> None:
         await self._fleet.drain_replica(name)

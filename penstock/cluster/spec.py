@@ -19,6 +19,7 @@ from penstock.core.config import Table, build
 from penstock.core.drafts import Speculation
 from penstock.core.errors import BadConfig
 from penstock.core.ports import Channel, Executor, Log, Transport
+from penstock.core.reshaping import Reshaper
 from penstock.core.types import CanvasRule, Role
 from penstock.cost.lengths import History
 from penstock.engine.host import Host
@@ -67,6 +68,11 @@ class ExecutorSpec:
     `compiler` (C++) and `kernel_cache` (a folder) are of the CPU kernels; None: $CXX or what is found, and ~/.cache.
     `niceness`: of the threads that compute (0 to 19), so that the HTTP process comes first where cores are few.
     `packed_cache`: where packed weights are kept for the next start: "auto" (beside the kernels), a folder, or "off".
+    `expert_devices`: the experts of mixtures live in so many processes, which can become more or fewer, and of which
+    `expert_standby` wait (torch on a CPU); a modelled executor divides its steps over so many cards
+    of `gpu` (cost.divided) and changes within `reshape_s`, meanwhile serving or not (`reshape_stops`). None: no such
+    devices.
+    `start_s`: what it takes a modelled replica to come up that is added while others serve.
     `graphs`: decode steps of up to `graph_batch` jobs are recorded on CUDA where that is possible, or never ("off").
     """
 
@@ -97,6 +103,11 @@ class ExecutorSpec:
     packed_cache: str = "auto"
     graphs: Literal["auto", "off"] = "auto"
     graph_batch: int = 128
+    expert_devices: int | None = None
+    expert_standby: int = 1
+    reshape_s: float = 2.43
+    reshape_stops: bool = False
+    start_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
@@ -121,6 +132,15 @@ class ExecutorSpec:
             raise ValueError(f"max_context must be at least 1, got {self.max_context}")
         if self.graph_batch < 1:
             raise ValueError(f"graph_batch must be at least 1, got {self.graph_batch}")
+        self._check_devices()
+
+    def _check_devices(self) -> None:
+        if self.expert_devices is not None and self.expert_devices < 1:
+            raise ValueError(f"expert_devices must be at least 1, got {self.expert_devices}")
+        if self.expert_standby < 0:
+            raise ValueError(f"expert_standby must be 0 or more, got {self.expert_standby}")
+        if not (0 <= self.reshape_s < float("inf") and 0 <= self.start_s < float("inf")):
+            raise ValueError("reshape_s and start_s must be seconds from 0 up")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +182,7 @@ class ReplicaSpec:
     report_s: float = 0.1
     tells: tuple[Tells, ...] = ()  # what its fleet's policies want to hear
     is_checked: bool = False
+    is_added: bool = False  # while others serve
     log_dir: Path | None = None
     config: str = ""  # TOML of the whole deployment, for the log's header
 
@@ -181,6 +202,8 @@ class ReplicaSpec:
             del told["tells"]
         if not self.lends:
             del told["lends"]
+        if not self.is_added:
+            del told["is_added"]
         return json.dumps(told, default=str)
 
     @classmethod
@@ -238,6 +261,7 @@ class Outside:
     """What a replica touches or asks: its executor, its predictors and its log. `about`: for people.
 
     `adapters` reads those that come while it runs (engine.host_adapters). `transport`: for requests that move.
+    `reshaper`: where its devices can be changed.
     """
 
     executor: Executor
@@ -247,6 +271,7 @@ class Outside:
     about: str = ""
     adapters: Reader | None = None
     transport: Transport | None = None
+    reshaper: Reshaper | None = None
 
 
 def open_host(
@@ -297,6 +322,8 @@ def open_host(
     )
     if outside.transport is not None:
         host.use(outside.transport)
+    if outside.reshaper is not None:
+        host.spread(outside.reshaper)
     return host
 
 

@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec import UNSET
+
 from penstock.cluster.arbiter import MoveRules, Refused, sift
 from penstock.cluster.router import Router
 from penstock.core.events import Event, Scaled, Served, Steered
@@ -126,8 +128,10 @@ class Steering:
         self._tell(self._steered(now, view, moving, kept, denied, decision.why))
         return kept
 
-    def ask_scale(self, now: float, starting: Mapping[Role, int]) -> scale.Decision:
-        """What is to change about the replicas."""
+    def ask_scale(
+        self, now: float, starting: Mapping[Role, int], devices: Mapping[str, int] | None = None
+    ) -> scale.Decision:
+        """What is to change about the replicas. `devices`: of those that can have more or fewer."""
         if self._scaler is None:
             return scale.Decision()
         self._forget_before(now)
@@ -140,11 +144,12 @@ class Steering:
             starting=starting,
             served=self._served,
             arrived=len(self._arrivals),
+            devices=devices or {},
         )
         decision = self._scaler.decide(view)
         if self._is_checked:
             scale.law(view, decision)
-        if decision.add or decision.drain or decision.roles:
+        if decision.add or decision.drain or decision.roles or decision.devices:
             self._tell(
                 Scaled(
                     at=now,
@@ -153,6 +158,8 @@ class Steering:
                     add=tuple(decision.add.items()),
                     drain=decision.drain,
                     roles=tuple(decision.roles.items()),
+                    had=tuple((devices or {}).items()) or UNSET,
+                    devices=tuple(decision.devices.items()) or UNSET,
                     why=decision.why,
                 )
             )

@@ -73,6 +73,8 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         graph_batch=wanted.graph_batch,
         shares_kv=spec.neighbours.count > 1,
         lends=spec.lends,
+        expert_devices=wanted.expert_devices,
+        expert_standby=wanted.expert_standby,
         seed=stream(spec.seed, spec.name, "engine").getrandbits(63),  # replicas draw differently
     )
     config = among(config, count=spec.neighbours.count, index=spec.neighbours.index)
@@ -92,6 +94,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         about=f"{executor.notes['device']}, {executor.notes['dtype'].partition(':')[0]}",
         adapters=getattr(executor, "adapters", None),
         transport=getattr(executor, "transport", None),
+        reshaper=getattr(executor, "reshaper", None),
     )
 
 

@@ -36,6 +36,7 @@ from penstock.core.moving import (
     WentOn,
 )
 from penstock.core.prompt import TracedPrompt
+from penstock.core.reshaping import Reshaped as Reshaped
 from penstock.core.steered import Left as Left
 from penstock.core.steered import Scaled as Scaled
 from penstock.core.steered import Served as Served
@@ -363,5 +364,6 @@ Event = (
     | Served
     | Scaled
     | Left
+    | Reshaped
     | Refitted
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from penstock.core.moving import JobState, KvCard, SettleHow
+from penstock.core.reshaping import NewShape, Placing
 from penstock.core.types import SCHEMA, BlockHash, Output, Report, Request, Role
 
 
@@ -60,6 +61,15 @@ class SetRole:
 
     role: Role
     kind: Literal["set_role"] = "set_role"
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape:
+    """Fleet -> replica: have so many devices for the experts, placed by that policy; say ReshapeDone."""
+
+    devices: int
+    placing: Placing = "elastic-moe"
+    kind: Literal["reshape"] = "reshape"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +236,17 @@ class AdapterTaken:
 
 
 @dataclass(frozen=True, slots=True)
+class ReshapeDone:
+    """Replica -> fleet: the answer to Reshape; without a `shape` why not, `code` being a class name of core.errors."""
+
+    shape: NewShape | None
+    code: str = ""
+    message: str = ""
+    hint: str = ""
+    kind: Literal["reshape_done"] = "reshape_done"
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """Replica -> fleet, once: what it serves. The first message on a channel. `about` says to people on what.
 
@@ -278,6 +299,7 @@ Message = (
     | TakeAdapter
     | DropAdapter
     | SetRole
+    | Reshape
     | GoOn
     | Drain
     | Stop
@@ -293,6 +315,7 @@ Message = (
     | Outputs
     | Refuse
     | AdapterTaken
+    | ReshapeDone
     | Hello
     | Say
     | Drained

@@ -20,6 +20,7 @@ from penstock.core.events import Event
 from penstock.core.messages import BlockNews, Offered, Taken
 from penstock.core.moving import JobState, KvCard, SettleHow
 from penstock.core.plans import Adapted, Done, Moved, Plan, Transfer, Yielded
+from penstock.core.reshaping import NewShape, Placing
 from penstock.core.types import Caps, Output, PlanId, Report, Request, Role
 
 Completion = Done | Yielded | Moved | Adapted
@@ -296,6 +297,14 @@ class AdapterPort(ReplicaPort, Protocol):
         ...
 
     def drop_adapter(self, adapter: str) -> None: ...
+
+
+class ReshapingPort(ReplicaPort, Protocol):
+    """A replica that can have more or fewer devices."""
+
+    async def reshape(self, devices: int, placing: Placing) -> NewShape:
+        """Return when it serves so. Raises PenstockError, and nothing has changed."""
+        ...
 
 
 class RolePort(ReplicaPort, Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 
 class Steered(Struct, kw_only=True, frozen=True, gc=False):
@@ -42,6 +42,8 @@ class Served(Struct, kw_only=True, gc=False):
 class Scaled(Struct, kw_only=True, frozen=True, gc=False):
     """A fleet was asked how many replicas there are to be (decision). `starting`: (role, number) under way.
 
+    `had`, `devices`: (replica, number of its devices) before, and as it is to be.
+
     Not written when everything stays as it is.
     """
 
@@ -52,6 +54,8 @@ class Scaled(Struct, kw_only=True, frozen=True, gc=False):
     add: tuple[tuple[str, int], ...] = ()
     drain: tuple[str, ...] = ()
     roles: tuple[tuple[str, str], ...] = ()
+    had: tuple[tuple[str, int], ...] | UnsetType = UNSET
+    devices: tuple[tuple[str, int], ...] | UnsetType = UNSET
     why: str = ""
 
 

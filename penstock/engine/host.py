@@ -36,6 +36,7 @@ from penstock.core.messages import (
     Offer,
     Outputs,
     Refuse,
+    Reshape,
     Say,
     SetRole,
     Settle,
@@ -46,9 +47,11 @@ from penstock.core.messages import (
 )
 from penstock.core.ports import Channel, Transport
 from penstock.core.prompt import HASH_BYTES
+from penstock.core.reshaping import Reshaper
 from penstock.core.types import Output, Report, Request
 from penstock.engine.host_adapters import HostAdapters
 from penstock.engine.host_moves import HostMoves
+from penstock.engine.host_shape import HostShape
 from penstock.engine.replica import OnOutputs, Replica
 from penstock.net.outbox import Outbox
 
@@ -72,6 +75,7 @@ class Host:
     ) -> None:
         self.replica = open_replica(self._send_outputs)
         self._moves = HostMoves(self.replica, None, self._put, self._touch)
+        self._shape = HostShape(None, self._put)
         self._channel = channel
         self._outbox = Outbox(channel)
         self._report_s, self.orphan_s = report_s, orphan_s
@@ -89,6 +93,10 @@ class Host:
     def use(self, transport: Transport) -> None:
         """Requests move with their keys and values from now on; before `run`."""
         self._moves = HostMoves(self.replica, transport, self._put, self._touch)
+
+    def spread(self, reshaper: Reshaper) -> None:
+        """Its devices can be changed; before `run`."""
+        self._shape = HostShape(reshaper, self._put)
 
     async def run(self) -> None:
         """Serve until stopped; raises what ended the replica otherwise."""
@@ -164,6 +172,8 @@ class Host:
             self._adapters.folders.pop(message.adapter, None)
         elif isinstance(message, GoOn):
             self._moves.go_on(message.request)
+        elif isinstance(message, Reshape):
+            self._spawn(self._shape.reshape(message))
         elif isinstance(message, SetRole):
             self.replica.role = message.role
         elif isinstance(message, Drain):

@@ -20,6 +20,7 @@ from penstock.gateway.adapters import LOAD, UNLOAD
 from penstock.gateway.bodies import DetokenizeBody, TokenizeBody, decode
 from penstock.gateway.calls import Calls
 from penstock.gateway.config import GatewayConfig
+from penstock.gateway.devices import RESHAPE, reshape
 from penstock.gateway.errors import (
     BodyTooLarge,
     NoSuchPath,
@@ -77,6 +78,7 @@ class Cold:
                 Route("/detokenize", self.detokenize, methods=post),
                 Route(LOAD, self.load_adapter, methods=post),
                 Route(UNLOAD, self.unload_adapter, methods=post),
+                Route(RESHAPE, self.reshape, methods=post),
             ],
             exception_handlers={
                 HTTPException: _http_error,
@@ -155,6 +157,10 @@ class Cold:
 
     async def unload_adapter(self, http: HttpRequest) -> Response:
         return Response(await self._calls.adapters.unload(await self._body(http)) + "\n")
+
+    async def reshape(self, http: HttpRequest) -> Response:
+        may_change, raw = self._config.runtime_devices, await self._body(http)
+        return _json(await reshape(self._service, raw, may_change=may_change))
 
     async def _body(self, http: HttpRequest) -> bytes:
         headers = dict(http.scope["headers"])

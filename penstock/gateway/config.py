@@ -22,6 +22,7 @@ class GatewayConfig:
     reasoning: "auto" = thoughts are told apart where the chat template knows them; "off" = never.
     retry_after_s: what refused callers are told when the service names no time.
     runtime_adapters: callers may load and unload LoRA adapters, which are read from folders of this machine.
+    runtime_devices: callers may have replicas spread the experts of their model over more or fewer devices.
     request_prefix: start of every request id, None = a random one per process. Set it where runs must be equal.
     """
 
@@ -42,6 +43,7 @@ class GatewayConfig:
     reasoning: Literal["auto", "off"] = "auto"
     retry_after_s: float = 1.0
     runtime_adapters: bool = False
+    runtime_devices: bool = False
     request_prefix: str | None = None
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from penstock.cluster.arbiter import MoveRules
 from penstock.cluster.router import Router
@@ -28,6 +28,7 @@ from penstock.core.events import (
     Opened,
     Refused,
     Reported,
+    Reshaped,
     Routed,
     Scaled,
     Served,
@@ -76,7 +77,7 @@ def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
             router.choose(event.at, requests[event.request], before)
             left = before if router.again_s is None else ()  # all are asked again
             tried[event.request] = left if event.replica is None else (*before, event.replica)
-        elif isinstance(event, BlocksTold | Begun | Left | Migrated):
+        elif isinstance(event, BlocksTold | Begun | Left | Migrated | Reshaped):
             _feed_replica(router, event)
             if isinstance(event, Migrated) and event.outcome == "committed":
                 tried[event.request] = (event.target,)
@@ -143,7 +144,8 @@ def _steer(steering: Steering, event: Event) -> None:
         moving = {row[0]: Move(RequestId(row[0]), row[1], row[2], row[3]) for row in event.moving}  # type: ignore[arg-type]
         steering.ask_move(event.at, moving, cause=event.cause, about=event.about)  # type: ignore[arg-type]
     elif isinstance(event, Scaled):
-        steering.ask_scale(event.at, dict(event.starting))  # type: ignore[arg-type]
+        had = {} if event.had is UNSET else dict(event.had)
+        steering.ask_scale(event.at, dict(event.starting), had)  # type: ignore[arg-type]
     elif isinstance(event, Served):
         served = policy_scale.Served(
             event.at,
@@ -156,7 +158,10 @@ def _steer(steering: Steering, event: Event) -> None:
         steering.over(event.at, served)
 
 
-def _feed_replica(router: Router, event: BlocksTold | Begun | Left | Migrated) -> None:
+def _feed_replica(router: Router, event: BlocksTold | Begun | Left | Migrated | Reshaped) -> None:
+    if isinstance(event, Reshaped):
+        router.write(event)
+        return
     if isinstance(event, Migrated):
         router.moved(event)
         return

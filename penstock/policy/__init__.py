@@ -93,6 +93,7 @@ TABLE: dict[str, dict[str, str]] = {
         "elastic-moe": "penstock.policy.move.elastic_moe:ElasticMoe",
     },
     "scale": {
+        "elastic": "penstock.policy.scale.elastic:Elastic",
         "llumnix": "penstock.policy.scale.llumnix:Llumnix",
         "per-replica": "penstock.policy.scale.per_replica:PerReplica",
         "pd-ratio": "penstock.policy.scale.pd_ratio:PdRatio",

@@ -134,14 +134,16 @@ class ModelledExecutor:
             self._stops[seq] = _stop_position(request)
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        at = self._loop.time()
-        if self._wires is not None:
-            at = self._wires.ready_at(plan, at)
-        run = self._begin(plan, at, repeat)
+        run_at = self.ready_at(plan, self._loop.time())
+        run = self._begin(plan, run_at, repeat)
         self._busy[plan.lane] = plan.id
         self._runs[plan.id] = run
         run.timer = self._loop.call_at(run.ends[-1], self._arrive, run)
         return plan.id
+
+    def ready_at(self, plan: Plan, at: float) -> float:
+        """When a plan that is launched now may begin."""
+        return at if self._wires is None else self._wires.ready_at(plan, at)
 
     def interrupt(self, plan: PlanId, grain: Grain = "step") -> int | None:
         run = self._runs[plan]

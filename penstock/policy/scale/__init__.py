@@ -1,7 +1,7 @@
 """How many replicas, in which role? Asked of a fleet every `every_s` seconds of the policy, and when one is lost.
 
-A mechanism (cluster.scaling) brings replicas up, drains and ends them, and changes their roles; it takes longer than
-the time between two questions, so a view says what is under way.
+A mechanism (cluster.scaling) brings replicas up, drains and ends them, changes their roles and devices; it takes longer
+than the time between two questions, so a view says what is under way.
 
 Law: the total stays within its bounds; roles are changed of replicas that are alive; nobody is both changed and put
 out.
@@ -46,7 +46,7 @@ class Served(NamedTuple):
 
 class View(Struct, gc=False):
     """`starting`: replicas on their way up, by role. `served`: what was over within the policy's `window_s`, in order;
-    `arrived`: how many came within it.
+    `arrived`: how many came within it. `devices`: of replicas that can have more or fewer.
     """
 
     now: float
@@ -57,6 +57,7 @@ class View(Struct, gc=False):
     starting: Mapping[Role, int]
     served: Sequence[Served] = ()
     arrived: int = 0
+    devices: Mapping[str, int] = {}
 
     def active(self) -> list[Report]:
         """Replicas that take requests, in the order of their names."""
@@ -66,12 +67,14 @@ class View(Struct, gc=False):
 
 class Decision(Struct, frozen=True, gc=False):
     """`add`: replicas to bring up, by role. `drain`: to put out, once what they serve has ended or moved away.
-    `roles`: new roles of some. Nothing of all that = stay as it is. `why` is not empty when something changes.
+    `roles`: new roles of some. `devices`: how many some are to have. Nothing of all that = stay as it is. `why` is not
+    empty when something changes.
     """
 
     add: Mapping[Role, int] = {}
     drain: tuple[str, ...] = ()
     roles: Mapping[str, Role] = {}
+    devices: Mapping[str, int] = {}
     why: str = ""
 
 
@@ -91,7 +94,10 @@ def law(view: View, decision: Decision) -> None:
         assert after >= view.bounds.least, (
             f"{after} replicas, at least {view.bounds.least} are wanted"
         )
-    changes = bool(decision.add or decision.drain or decision.roles)
+    known = set(decision.devices) <= set(view.devices) - set(decision.drain)
+    assert known, "changes the devices of another one"
+    assert all(count >= 1 for count in decision.devices.values()), "a replica without devices"
+    changes = bool(decision.add or decision.drain or decision.roles or decision.devices)
     assert decision.why or not changes, "a change without a reason"
 
 

@@ -1,7 +1,8 @@
 """What the replica's process and a device process say to each other.
 
-On the line for orders, which a thread of the device carries out beside its work: what is to be held, each order answered
-by None or by what went wrong. On the line for work: the segments of a layer, answered by nothing, or by what went wrong.
+On the line for orders, which a thread of the device carries out beside its work: what is to be held, each order
+answered by None or by what went wrong. On the line for work: the segments of a layer, answered by nothing, or by what
+went wrong.
 """
 
 from __future__ import annotations

@@ -131,11 +131,11 @@ async def _changes_as_a_whole_or_not_at_all(
     told: list[Worker] = []
 
     def dies(self: Worker, order: object, *handles: int) -> None:
-        tell(self, order, *handles)  # type: ignore[arg-type]
         if type(order).__name__ == "Stock" and not told:
             told.append(self)
             os.kill(self.child.pid, signal.SIGKILL)
             self.child.wait()
+        tell(self, order, *handles)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
         patched.setattr(Worker, "tell", dies)
