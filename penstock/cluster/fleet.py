@@ -89,6 +89,7 @@ class Fleet:
         self._is_draining = False
         self._on_happened: OnHappened | None = None
         self._steering = steering
+        self._hears_all = steering is not None and steering.hears_tokens
         self._empty: list[asyncio.Future[None]] = []
         for port in ports:
             self._listen(port)
@@ -375,7 +376,7 @@ class Fleet:
             submit: Callable[..., None] = port.submit
             if ticket.pauses:
                 submit = partial(cast(MovingPort, port).submit, pauses=True)
-            wants_all = ticket.on_output is not None
+            wants_all = self._hears_all or ticket.on_output is not None
             submit(request, ticket.hear, on_failed=ticket.fail, every_token=wants_all, seq=seq)
         elif getattr(port, "kv", None) is not None:
             cast(MovingPort, port).submit(

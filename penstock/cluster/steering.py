@@ -65,6 +65,11 @@ class Steering:
         return getattr(self._scaler, "every_s", None)
 
     @property
+    def hears_tokens(self) -> bool:
+        """The scale policy goes by first tokens, also of callers who wait for whole answers."""
+        return bool(getattr(self._scaler, "hears_tokens", False))
+
+    @property
     def causes(self) -> frozenset[Cause]:
         """What the move policy wants to be asked on, beside the passing of time."""
         return frozenset(getattr(self._mover, "causes", ()))

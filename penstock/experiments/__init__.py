@@ -28,6 +28,7 @@ TABLE: dict[str, str] = {
     "dualmap": "penstock.experiments.dualmap",
     "routers": "penstock.experiments.routers",
     "dllm-serve": "penstock.experiments.dllm_serve",
+    "elastic-moe": "penstock.experiments.elastic_moe",
     "past-future": "penstock.experiments.past_future",
     "fast-switch": "penstock.experiments.fast_switch",
     "flow-prefill": "penstock.experiments.flow_prefill",

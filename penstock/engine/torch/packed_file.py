@@ -88,6 +88,12 @@ def put_together(path: Path, rank: object) -> object:
         raise Unkept(str(why)) from None
 
 
+def size_of(mapped: mmap.mmap, begin: int) -> int:
+    """Bytes of what lies there, for `read_from`."""
+    whole: int = SIZES.unpack_from(mapped, begin + len(MAGIC))[2]
+    return whole
+
+
 def read_from(mapped: mmap.mmap, begin: int, rank: object) -> object:
     """What lies at `begin` of some memory in the form of such a file, its tensors where they are. Raises Unkept."""
     start = mapped[begin : begin + START]

@@ -8,7 +8,8 @@ attainment. Below `least` every replica that can gets `step` more devices, up to
 than `idle` of the blocks in use and nobody waiting, `step` fewer. `cooldown_s` passes between two changes.
 
 Parameters: `ttft_s` (the promise), `window_s`, `least`, `most` (attainment), `idle` (share of blocks), `step`,
-`least_devices`, `most_devices`, `cooldown_s`, `every_s`.
+`least_devices`, `most_devices`, `cooldown_s`, `every_s`; `adds`: "replicas" brings up another replica instead, to
+compare with, and puts none out.
 
 Where we differ: a request that was refused counts as late, and so does one that waits for longer than `ttft_s` by now,
 as a burst would otherwise be seen only when its requests have ended.
@@ -19,12 +20,14 @@ Does not: add replicas, or know how long a change takes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from penstock.policy.scale import Decision, View
 
 
 @dataclass(slots=True)
 class Elastic:
+    hears_tokens: ClassVar[bool] = True
     ttft_s: float = 1.0
     window_s: float = 10.0
     least: float = 0.9
@@ -35,6 +38,7 @@ class Elastic:
     most_devices: int = 8
     cooldown_s: float = 60.0
     every_s: float = 1.0
+    adds: Literal["devices", "replicas"] = "devices"
     _changed_at: float | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -67,6 +71,13 @@ class Elastic:
             change = self.step
         elif share > self.most and used < self.idle and not any(r.num_waiting for r in able):
             change = -self.step
+        why = f"{share:.0%} of {count} requests in time, {used:.0%} of blocks used"
+        if self.adds == "replicas":
+            have = len(view.active()) + sum(view.starting.values())
+            if change <= 0 or have >= view.bounds.most:
+                return Decision()
+            self._changed_at = view.now
+            return Decision(add={"any": 1}, why=why)
         wanted = {
             each.replica: min(
                 max(view.devices[each.replica] + change, self.least_devices), self.most_devices
@@ -77,7 +88,4 @@ class Elastic:
         if not change or not wanted:
             return Decision()
         self._changed_at = view.now
-        return Decision(
-            devices=wanted,
-            why=f"{share:.0%} of {count} requests in time, {used:.0%} of blocks used",
-        )
+        return Decision(devices=wanted, why=why)

@@ -28,6 +28,7 @@ from penstock.engine.torch.packed_file import (
     Unkept,
     offsets_of,
     read_from,
+    size_of,
     take_apart,
 )
 
@@ -121,10 +122,10 @@ class Pages:
         return found
 
     def copy(self, other: Pages, there: int, here: int) -> None:
-        size = self.page_bytes
-        self._bytes[here * size : (here + 1) * size] = other._bytes[
-            there * size : (there + 1) * size
-        ]
+        """What is written of a page: to read the rest would give it memory."""
+        begin, source = here * self.page_bytes, there * self.page_bytes
+        size = size_of(other.memory, source)
+        self._bytes[begin : begin + size] = other._bytes[source : source + size]
 
     def drop(self, page: int) -> None:
         self.memory.madvise(mmap.MADV_REMOVE, page * self.page_bytes, self.page_bytes)
