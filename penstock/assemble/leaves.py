@@ -280,10 +280,9 @@ def _elastic(
             hint='for example --set fleet.0.executor.gpu="a100-80g"',
         )
 
-    one = executed(executor, shape)
-
     def model_of(devices: int) -> StepModel:
-        return Divided(one, devices)
+        experts = None if shape.experts is None else -(-shape.experts // devices)
+        return Divided(executed(executor, replace(shape, experts=experts)), devices)
 
     return ElasticExecutor(
         model_of,

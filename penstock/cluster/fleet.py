@@ -12,11 +12,10 @@ task calls `submit`, whoever wants to be called `start`; the one is made of the 
 the call) sends a Cancel on the same turn of the loop; the request counts as outstanding until the replica confirms, so
 policies see blocks that are still held.
 
-A request may move to another replica while it runs (`move`, cluster.movement), and all of a replica's may, to let it
-end (`drain_replica`): the ticket stays, and its caller hears nothing but tokens.
+A request may move to another replica while it runs (`move`, cluster.movement), and all of one's, to let it end: the
+ticket stays, and its caller hears nothing but tokens. `reshape` is of cluster.reshapes.
 
-Work per token: one call of `on_output`. Memory: one Ticket a request with the ids of its answer, at most
-`max_outstanding` of them.
+Work per token: one call of `on_output`. Memory: one Ticket a request, at most `max_outstanding`, with its tokens.
 """
 
 from __future__ import annotations
@@ -52,7 +51,6 @@ from penstock.core.errors import (
 from penstock.core.messages import BlockNews
 from penstock.core.moving import Migrated, MoveMode
 from penstock.core.ports import AdapterPort, MovingPort, OnEnded, OnOutput, ReplicaPort
-from penstock.core.reshaping import NewShape, Placing
 from penstock.core.types import Report, Request
 from penstock.policy.move import Cause, Move
 
@@ -79,16 +77,16 @@ class Fleet:
         self.name = name
         self._ports = {port.name: port for port in ports}
         self._router = router
-        self._bound = max_outstanding
+        self._bound, self._steering = max_outstanding, steering
         self._tickets: dict[str, Ticket] = {}
         self._waiting = Waiting(lambda ticket: self._place(ticket, now(), None))
         self._moves = Moves(self._ports, router, self._tickets, moves or MoveBounds())
         self._lendings = Lendings(self._ports, router, is_on=lends)
         self._hand_off = HandOff(self._ports, router, self._moves, self._has)
-        self._reshapes = Reshapes(self._ports, router)
+        reshapes = Reshapes(self._ports, router)
+        self.reshape, self.devices = reshapes.reshape, reshapes.now
         self._is_draining = False
         self._on_happened: OnHappened | None = None
-        self._steering = steering
         self._hears_all = steering is not None and steering.hears_tokens
         self._empty: list[asyncio.Future[None]] = []
         for port in ports:
@@ -190,17 +188,6 @@ class Fleet:
     def moving(self) -> Mapping[str, Move]:
         """Movements under way, by request."""
         return self._moves.under_way
-
-    async def reshape(
-        self, replica: str, devices: int, placing: Placing = "elastic-moe"
-    ) -> NewShape:
-        """Have a replica spread its experts over so many devices; return when it does. Raises PenstockError."""
-        return await self._reshapes.reshape(replica, devices, placing)
-
-    @property
-    def devices(self) -> Mapping[str, int]:
-        """Of replicas whose devices were changed."""
-        return self._reshapes.now
 
     async def drain_replica(self, name: str) -> None:
         """Give a replica no new requests, move away those that can, and return when the last one has ended there."""

@@ -67,7 +67,9 @@ class Reshapes:
         self._ports, self._router = ports, router
         self.now: dict[str, int] = {}
 
-    async def reshape(self, replica: str, devices: int, placing: Placing) -> NewShape:
+    async def reshape(
+        self, replica: str, devices: int, placing: Placing = "elastic-moe"
+    ) -> NewShape:
         """Raises PenstockError, and the log says so too."""
         port = self._ports.get(replica)
         if port is None or not isinstance(port, ReshapingEnd):

@@ -1,9 +1,8 @@
 """What a step costs on several devices, each with a part of its rows and of the experts.
 
 Data and expert parallel: every device reads the weights of attention whole and takes an even part of the tokens, jobs
-and contexts. Of a mixture it is charged the experts that its own rows take, where with experts spread it would read
-those of its own that anybody takes: as many or fewer. What devices send each other is not charged, and a single prompt
-is cut like many.
+and contexts. Whoever makes it prices a device with its part of the experts: as many rows then choose among them as all
+rows choose among all. What devices send each other is not charged, and a single prompt is cut like many.
 """
 
 from __future__ import annotations

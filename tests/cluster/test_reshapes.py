@@ -27,8 +27,8 @@ is_checked = true
 [[fleet]]
 model = "qwen3-30b-a3b"
 executor = {kind = "modelled", gpu = "a100-80g", expert_devices = 2, reshape_s = 3.0%s}
-cache = {num_blocks = 20000}
-policy = {route = "least", scale = {name = "elastic", ttft_s = 0.5, cooldown_s = 20, most_devices = 4}}
+cache = {num_blocks = 30000}
+policy = {route = "least", scale = {name = "elastic", ttft_s = 0.1, cooldown_s = 20, most_devices = 4}}
 """
 
 
@@ -45,7 +45,7 @@ class Burst:
                 Request(
                     id=RequestId(f"r{number}"),
                     model="qwen3-30b-a3b",
-                    prompt=TracedPrompt(2000 if number < 60 else 20),
+                    prompt=TracedPrompt(6000 if number < 60 else 20),
                     sampling=Sampling(max_tokens=20, ignore_eos=True),
                     true_output=20,
                 ),
