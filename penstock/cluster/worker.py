@@ -106,6 +106,10 @@ def _check(spec: ReplicaSpec, caps: Caps) -> None:
             f"{spec.policies['batch']['name']} cannot run",
             hint="use --policy dllm-serve",
         )
+    if spec.lends and not caps.lends:
+        raise BadConfig(
+            "this kind of model cannot keep context elsewhere", hint="leave the fleet's lends out"
+        )
     if caps.host_blocks < spec.swap.host_blocks:
         raise BadConfig(
             "this kind of model cannot move jobs to host memory",

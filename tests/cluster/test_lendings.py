@@ -77,6 +77,9 @@ class World:
             while not any(report.away_blocks for report in self.fleet.reports()):
                 await asyncio.sleep(0.01)
 
+    def is_decoding(self) -> bool:
+        return any(report.num_decoding for report in self.fleet.reports())
+
     async def settled(self) -> None:
         """All blocks are free again at all ends."""
         async with asyncio.timeout(20):
@@ -114,6 +117,7 @@ async def test_a_request_longer_than_one_memory(root: Path) -> None:
     short = [9, 8, 7, 6, 5]
     async with running(root, 1, 64) as world:
         alone = await world.ask("a", LONG, 24), await world.ask("b", short, 24)
+        middle = await world.ask("f", LONG[:150], 80)
     async with running(root, 3) as world:
         for turn in range(2):  # the second time from another home
             found = await asyncio.gather(
@@ -127,6 +131,15 @@ async def test_a_request_longer_than_one_memory(root: Path) -> None:
         task = asyncio.create_task(world.ask("e", LONG, 100))
         await world.lent()
         task.cancel()
+        await world.settled()
+        running_one = asyncio.create_task(world.ask("f", LONG[:150], 80))
+        async with asyncio.timeout(20):
+            while not (holders := world.fleet.holders()) or not world.is_decoding():
+                await asyncio.sleep(0.01)
+        creditor = next(link.name for link in world.links if link.name != holders["f"])
+        world.fleet.lend("f", creditor, 5)
+        await world.lent()
+        assert await running_one == middle
         await world.settled()
         task = asyncio.create_task(world.ask("d", LONG, 100))
         await world.lent()
