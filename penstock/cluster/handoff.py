@@ -50,6 +50,10 @@ class HandOff:
         """Its first token is there: find it a replica for the others."""
         ticket.pauses = False
         source = ticket.replica
+        if self._router.reports[source].role != "prefill":  # it writes answers itself by now
+            if not tried:
+                cast(MovingPort, self._ports[source]).go_on(ticket.request.id)
+            return
         excluded = {source, *tried} | {
             report.replica
             for report in self._router.reports.values()

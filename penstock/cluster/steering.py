@@ -150,6 +150,8 @@ class Steering:
             served=self._served,
             arrived=len(self._arrivals),
             devices=devices or {},
+            cost=self._router.sight.cost,
+            token_s=self._router.sight.token_s,
         )
         decision = self._scaler.decide(view)
         if self._is_checked:

@@ -27,6 +27,7 @@ TABLE: dict[str, str] = {
     "distserve": "penstock.experiments.distserve",
     "dualmap": "penstock.experiments.dualmap",
     "routers": "penstock.experiments.routers",
+    "xllm": "penstock.experiments.xllm",
     "dllm-serve": "penstock.experiments.dllm_serve",
     "elastic-moe": "penstock.experiments.elastic_moe",
     "past-future": "penstock.experiments.past_future",

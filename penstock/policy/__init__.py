@@ -55,6 +55,7 @@ TABLE: dict[str, dict[str, str]] = {
         "semi-pd": "penstock.policy.batch.semi_pd:SemiPd",
         "diffusion": "penstock.policy.batch.diffusion:Diffusion",
         "speculative": "penstock.policy.batch.speculative:Speculative",
+        "leftover": "penstock.policy.batch.leftover:Leftover",
     },
     "evict": {
         "recompute-last": "penstock.policy.evict.recompute_last:RecomputeLast",
@@ -86,6 +87,7 @@ TABLE: dict[str, dict[str, str]] = {
         "least-tokens": "penstock.policy.route.least_tokens:LeastTokens",
         "dualmap": "penstock.policy.route.dualmap:DualMap",
         "llumnix": "penstock.policy.route.llumnix:Llumnix",
+        "xllm": "penstock.policy.route.xllm:Xllm",
     },
     "move": {
         "llumnix": "penstock.policy.move.llumnix:Llumnix",
@@ -97,6 +99,7 @@ TABLE: dict[str, dict[str, str]] = {
         "llumnix": "penstock.policy.scale.llumnix:Llumnix",
         "per-replica": "penstock.policy.scale.per_replica:PerReplica",
         "pd-ratio": "penstock.policy.scale.pd_ratio:PdRatio",
+        "xllm": "penstock.policy.scale.xllm:Xllm",
     },
     "place": {
         "distserve": "penstock.policy.place.distserve:DistServe",

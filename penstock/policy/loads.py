@@ -9,6 +9,7 @@ knows (cluster.dispatches). With NOTHING_SENT they are what the report says and 
     queue_s              pending_tokens in seconds, less those since the report                Mooncake, DualMap
     ttft_s               queue_s + transfer + prefill(prompt - hit | hit)                      Mooncake, xLLM
     tpot_s               one decode step with this request in it                               xLLM, Llumnix v2
+    foreseen_tpot_s      the same, with those counted that no report holds yet                 xLLM
     kv_ratio             (used + all waiting blocks) / total; busy from 1 on                   Llumnix v1
     kv_ratio_projected   (used + waiting + rest of running prompts + sent) / total             Llumnix v2
     neg_freeness         -(total - sum of virtual usages) / jobs, a block a unit               Llumnix
@@ -63,6 +64,19 @@ def ttft_s(waits_s: float, cost: PhaseCost, num_prompt: int, hit: int) -> float:
 
 def tpot_s(report: Report, cost: PhaseCost, num_prompt: int) -> float:
     return cost.decode_s(report.num_decoding + 1, report.decode_tokens + num_prompt)
+
+
+def foreseen_tpot_s(report: Report, cost: PhaseCost, num_prompt: int, outstanding: int) -> float:
+    """`outstanding`: by the fleet's count. Those that the report does not hold are taken for as long as this one."""
+    jobs = max(outstanding, report.num_decoding)
+    unseen = (jobs - report.num_decoding) * num_prompt
+    return cost.decode_s(jobs + 1, report.decode_tokens + unseen + num_prompt)
+
+
+def has_room(report: Report, num_prompt: int, outstanding: int) -> bool:
+    """Whether its blocks suffice for one more request like those that it has not reported yet."""
+    unseen = max(0, outstanding - report.num_running) + 1
+    return unseen * -(-(num_prompt + 1) // report.block_size) <= report.free_blocks
 
 
 def used_blocks(report: Report) -> int:

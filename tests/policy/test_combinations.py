@@ -91,8 +91,8 @@ def made_case(chosen: Mapping[str, str], seed: int) -> Case:
 
 
 PATIENT = [
-    name for name in names("batch") if name != "jit"
-]  # which ranks by worth, whoever came first
+    name for name in names("batch") if name not in ("jit", "leftover")
+]  # which rank by worth, or by priority, whoever came first
 SETS = covering()
 CASES = [made_case(chosen, seed) for seed, chosen in enumerate(SETS)]
 PLAYED: list[Played] = []

@@ -14,7 +14,8 @@ factor above 1 promises more memory than there is, for answers that end sooner.
 See penstock.policy.admit.peak for the peak. While all who run decode, a step adds one to what each holds and takes one
 from what it has left, so the peak stays as it is: whoever was refused is refused until somebody leaves.
 
-Parameters: overcommit (of total blocks, default 1.0: nobody is evicted).
+Parameters: overcommit (of total blocks, default 1.0: nobody is evicted); ahead_tokens (default None: all that was asked
+for): look so far ahead only, which is xLLM's zero-eviction admission with 256 and evicts whom a long answer surprises.
 
 Where we differ: memory is counted in blocks, and blocks that several jobs hold are counted once. Their server takes
 max_tokens for all requests from one setting; here it is each request's own. Where callers state the true length,
@@ -23,7 +24,7 @@ overcommit 1.0 is the best that can be done without evicting.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.views import JobView
@@ -35,9 +36,19 @@ def longest(job: JobView) -> int:
     return job.max_tokens
 
 
+def within(tokens: int) -> Callable[[JobView], int]:
+    """Answers that go on for at most so many tokens from where they are."""
+
+    def length(job: JobView) -> int:
+        return min(job.max_tokens, job.num_output + tokens)
+
+    return length
+
+
 @dataclass(slots=True)
 class Conservative:
     overcommit: float = 1.0
+    ahead_tokens: int | None = None
     _crowd: Crowd | None = field(init=False, default=None, repr=False)
     _at: float = field(init=False, default=0.0, repr=False)  # the instant of the crowd
     _refused: tuple[int, ...] = field(init=False, default=(), repr=False)  # whom, beside whom
@@ -46,6 +57,8 @@ class Conservative:
     def __post_init__(self) -> None:
         if not self.overcommit > 0:
             raise ValueError(f"overcommit must be positive, got {self.overcommit}")
+        if self.ahead_tokens is not None and self.ahead_tokens < 1:
+            raise ValueError(f"ahead_tokens must be at least 1, got {self.ahead_tokens}")
 
     def decide(self, view: View) -> Decision:
         ledger, job = view.ledger, view.job
@@ -57,11 +70,12 @@ class Conservative:
         beside = _beside(job, view.running)
         if beside == self._refused:
             return Decision("later", self._why, STABLE)
+        length = longest if self.ahead_tokens is None else within(self.ahead_tokens)
         crowd = self._crowd
         if crowd is None or crowd.ledger is not ledger or self._at != view.now:
-            crowd = self._crowd = Crowd.of(ledger, view.running, longest)
+            crowd = self._crowd = Crowd.of(ledger, view.running, length)
             self._at = view.now
-        lefts, capacity = (left_of(job, longest),), self.overcommit * ledger.total
+        lefts, capacity = (left_of(job, length),), self.overcommit * ledger.total
         if crowd.known:
             peak = crowd.peak(job, lefts)
             if peak > capacity:

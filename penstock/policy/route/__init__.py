@@ -1,7 +1,8 @@
 """Which replica takes this request? Asked by the fleet for each request and stage.
 
-Law: the answer is a replica that is alive, not draining and of a fitting role, or None (refuse for now). So are the
-alternates, each once; a move names two other replicas of the view, and the target is such a one.
+Law: the answer is a replica that is alive, not draining and of a fitting role (as overflow: one that writes answers),
+or None (refuse for now). So are the alternates, each once; a move names two other replicas of the view, and the target
+is such a one.
 
 What a policy needs beside counts and reports it says as attributes of its class, and its fleet keeps it up (what nobody
 needs costs nothing):
@@ -172,6 +173,7 @@ class Decision(Struct, frozen=True, gc=False):
 
     `moves`: other requests that should change their place now. `again_s`: nobody can take it now, and the fleet asks
     once more, of all replicas, after so many seconds, or for the one that waits longest as soon as a request ended.
+    `is_overflow`: it may be a replica of role "decode", for prompt and answer.
     """
 
     replica: str | None
@@ -179,10 +181,13 @@ class Decision(Struct, frozen=True, gc=False):
     alternates: tuple[str, ...] = ()
     moves: tuple[Move, ...] = ()
     again_s: float | None = None
+    is_overflow: bool = False
 
 
 def law(view: View, decision: Decision) -> None:
     allowed = {report.replica for report in view.candidates()}
+    if decision.is_overflow:
+        allowed |= {each.replica for each in view.reports if is_candidate(each, "decode")}
     assert decision.replica is None or decision.replica in allowed, (
         f"{decision.replica} cannot take it"
     )

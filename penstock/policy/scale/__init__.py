@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 from msgspec import Struct
 
 from penstock.core.types import Report, Role
-from penstock.core.views import Rng
+from penstock.core.views import PhaseCost, Rng
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,8 @@ class Served(NamedTuple):
 
 class View(Struct, gc=False):
     """`starting`: replicas on their way up, by role. `served`: what was over within the policy's `window_s`, in order;
-    `arrived`: how many came within it. `devices`: of replicas that can have more or fewer.
+    `arrived`: how many came within it. `devices`: of replicas that can have more or fewer. `cost` and `token_s`:
+    predictions, as routes have them; None and 0 without any.
     """
 
     now: float
@@ -58,6 +59,8 @@ class View(Struct, gc=False):
     served: Sequence[Served] = ()
     arrived: int = 0
     devices: Mapping[str, int] = {}
+    cost: PhaseCost | None = None
+    token_s: float = 0.0
 
     def active(self) -> list[Report]:
         """Replicas that take requests, in the order of their names."""
