@@ -25,7 +25,9 @@ from penstock.core.lending import LoanOver as LoanOver
 from penstock.core.lending import Owed as Owed
 from penstock.core.lending import Spilled as Spilled
 from penstock.core.moving import (
+    Departed,
     Granted,
+    JobState,
     Landed,
     Migrated,
     MoveAsked,
@@ -73,7 +75,8 @@ class Arrived(Struct, kw_only=True, gc=False):
 
     A prompt of a trace carries what its hashes are made of instead: `hash_ids` of runs of `traced_size` tokens, `salt`.
     `is_scored`: every prompt token is computed, so nothing of it is shared. `num_output` tokens of its answer came
-    along with a request that went on elsewhere before; `move`: it comes from another replica, and Took follows.
+    along with a request that went on elsewhere before, asked for and begun so many seconds ago (`ages`); `move`: it
+    comes from another replica, and Took follows.
     """
 
     kind: Literal["arrived"] = "arrived"
@@ -97,6 +100,7 @@ class Arrived(Struct, kw_only=True, gc=False):
     salt: str = ""
     is_scored: bool = False
     num_output: int | UnsetType = UNSET
+    ages: tuple[float, float | None] | UnsetType = UNSET
     move: int | UnsetType = UNSET
 
     @classmethod
@@ -108,7 +112,7 @@ class Arrived(Struct, kw_only=True, gc=False):
         who: str,
         seq: int,
         hashes: Sequence[BlockHash],
-        num_output: int | UnsetType = UNSET,
+        state: JobState | None = None,
         move: int | UnsetType = UNSET,
     ) -> Arrived:
         """What is to be known of a request to take its decisions again; `hashes` are those it was taken in with."""
@@ -134,7 +138,8 @@ class Arrived(Struct, kw_only=True, gc=False):
             traced_size=None if traced is None else traced.traced_size,
             salt="" if traced is None else traced.salt,
             is_scored=request.scores_prompt,
-            num_output=num_output,
+            num_output=UNSET if state is None else state.num_output,
+            ages=UNSET if state is None else (state.age_s, state.first_token_age_s),
             move=move,
         )
 
@@ -351,6 +356,7 @@ Event = (
     | Granted
     | Landed
     | Settled
+    | Departed
     | Migrated
     | Loaned
     | Owed

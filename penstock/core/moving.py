@@ -1,7 +1,8 @@
 """A job that goes on at another replica: what travels, and the events that tell of it.
 
-At the source MoveAsked, Parted, Settled; at the target Took, Granted, Landed, Settled; in the fleet Migrated. They are
-written and read like those of core.events, which lists them.
+At the source MoveAsked, Parted, Settled; at the target Took, Granted, Landed, Settled; in the fleet Migrated. Departed
+is the end of a job that has no Finished: of the source's when it was released, of the target's when it was dropped.
+They are written and read like those of core.events, which lists them.
 """
 
 from __future__ import annotations
@@ -157,6 +158,16 @@ class Settled(Struct, kw_only=True, frozen=True, gc=False):
     move: int
     request: str
     how: SettleHow
+
+
+class Departed(Struct, kw_only=True, frozen=True, gc=False):
+    """A job is no longer here, and its answer did not end here: it goes on elsewhere, or never began here."""
+
+    kind: Literal["departed"] = "departed"
+    at: float
+    who: str
+    request: str
+    seq: int
 
 
 MoveOutcome = Literal[

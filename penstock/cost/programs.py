@@ -18,8 +18,8 @@ Promises. The requests of a run are promised `deadline_s` each; it is due when i
     deadline_at = start + (promised to the stages so far) * (stages expected) / (stages so far)
     due_at      = start + (deadline_at - start) * (share of the patterns' time that had gone when they ended this stage)
 
-Nobody says that a run is over: one of which nothing was heard for `idle_s` is. Runs with a call that failed or was
-cancelled teach nothing. Each replica knows the calls that it served.
+Nobody says that a run is over: one of which nothing was heard for `idle_s` is. Runs with a call that failed, was
+cancelled or went on at another replica teach nothing. Each replica knows the calls that it served.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.core.events import Arrived, Event, Finished
+from penstock.core.moving import Departed
 from penstock.core.types import ProgramId
 from penstock.core.views import JobView, Outlook
 
@@ -83,7 +84,7 @@ class Run:
 class SeenPrograms:
     """Implements core.views.Programs; learns by `observe`, which its replica calls with every event that it hears."""
 
-    hears = (Arrived, Finished)
+    hears = (Arrived, Finished, Departed)
 
     def __init__(self, recall: Recall | None = None) -> None:
         self._recall = recall = recall or Recall()
@@ -98,8 +99,8 @@ class SeenPrograms:
         if isinstance(event, Arrived):
             if event.program is not None:
                 self._arrive(event, event.program)
-        elif isinstance(event, Finished) and event.request in self._of:
-            self._finish(event)
+        elif isinstance(event, Finished | Departed) and event.request in self._of:
+            self._end(event)
 
     def outlook(self, job: JobView) -> Outlook | None:
         program: ProgramId | None = job.request.program
@@ -128,15 +129,18 @@ class SeenPrograms:
         self._of[event.request] = run, event.n
         run.outlook = self._foresee(run)
 
-    def _finish(self, event: Finished) -> None:
+    def _end(self, event: Finished | Departed) -> None:
         run, left = self._of.pop(event.request)
         if left > 1:
             self._of[event.request] = run, left - 1
         stage = run.stages[-1]
-        stage.num_output += event.num_output
-        stage.path = max(stage.path, event.num_output)
         stage.ended_at = event.at
-        run.is_broken |= event.reason not in ("stop", "length")
+        if isinstance(event, Departed):
+            run.is_broken = True
+        else:
+            stage.num_output += event.num_output
+            stage.path = max(stage.path, event.num_output)
+            run.is_broken |= event.reason not in ("stop", "length")
         run.num_live -= 1
         if not run.num_live:
             self._silent[run.id] = event.at

@@ -110,7 +110,7 @@ class Joinings:
             error = NO_ROOM if pairs is None else None
             self._emit_granted(now, move, coming, pairs or (), error)
             if pairs is None:
-                self._drop(move)
+                self._drop(now, move)
                 self._answer(coming.asked, NO_ROOM)
             else:
                 coming.is_copying = True
@@ -132,10 +132,10 @@ class Joinings:
             )
         )
         if coming.is_dropped:
-            self._drop(landing.move)
+            self._drop(now, landing.move)
             return
         if landing.error is not None:
-            self._drop(landing.move)
+            self._drop(now, landing.move)
         elif asked.is_last:
             del self._incoming[landing.move]
             self._join(job, asked)
@@ -151,7 +151,7 @@ class Joinings:
             if coming.is_copying:
                 coming.is_dropped = True
             else:
-                self._drop(told.move)
+                self._drop(now, told.move)
         elif joined is not None and joined.status != "ended":
             if told.how == "confirm":
                 parts.briefing.proven(joined)
@@ -189,10 +189,10 @@ class Joinings:
         else:
             parts.roster.line_up(job)
 
-    def _drop(self, move: int) -> None:
+    def _drop(self, now: float, move: int) -> None:
         job = self._incoming.pop(move).job
         self._distrust(job)
-        self._parts.forget(job)
+        self._parts.forget(now, job)
 
     def _distrust(self, job: Job) -> None:
         """Nobody shall find what was copied."""

@@ -104,7 +104,7 @@ class Partings:
             return
         job = held.job
         if how == "release":
-            self._parts.forget(job)
+            self._parts.forget(now, job)
         else:
             self._parts.roster.take_back(job, held.status)
             self._ask_again()

@@ -15,6 +15,7 @@ from typing import get_args
 from msgspec import UNSET, UnsetType
 
 from penstock.core.events import Event
+from penstock.core.moving import Departed
 from penstock.core.plans import Sampled
 from penstock.core.ports import Executor, Log
 from penstock.core.types import FinishReason, Job
@@ -93,9 +94,10 @@ class Parts:
         if self.swap is not None:
             self.swap.forget(job.seq)
 
-    def forget(self, job: Job) -> None:
-        """It goes on elsewhere, or never began here: nobody is told."""
+    def forget(self, now: float, job: Job) -> None:
+        """It goes on elsewhere, or never began here: its caller is not told."""
         self.briefing.ended(job)
         self.roster.let_go(job)
         if self.swap is not None:
             self.swap.forget(job.seq)
+        self.emit(Departed(at=now, who=self.name, request=job.request.id, seq=job.seq))

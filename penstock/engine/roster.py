@@ -234,7 +234,7 @@ class Roster:
                 who=self._name,
                 seq=self._next_seq,
                 hashes=hashes,
-                num_output=UNSET if state is None else state.num_output,
+                state=state,
                 move=move,
             )
         )

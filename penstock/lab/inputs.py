@@ -156,6 +156,14 @@ def _loan_order(event: Loaned | Owed | Spilled | LoanOver) -> Order:
     return Returning(event.loan)
 
 
+def resumed(event: Arrived) -> JobState | None:
+    """What came along with a request that goes on from its tokens; None for all others."""
+    if not isinstance(event.num_output, int):
+        return None
+    age_s, first_token_age_s = event.ages if isinstance(event.ages, tuple) else (0.0, None)
+    return JobState(num_output=event.num_output, age_s=age_s, first_token_age_s=first_token_age_s)
+
+
 def state_of(event: Took) -> JobState:
     """The job as it came, without token ids."""
     return JobState(

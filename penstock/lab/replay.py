@@ -37,7 +37,7 @@ from penstock.core.events import (
     Suspended,
     Transferred,
 )
-from penstock.core.moving import Granted, JobState, Parted
+from penstock.core.moving import Departed, Granted, Parted
 from penstock.core.plans import Adapted, Moved, Yielded
 from penstock.core.types import Caps, PlanId, Request
 from penstock.engine.replica import Replica, ReplicaConfig
@@ -48,6 +48,7 @@ from penstock.lab.inputs import (
     done_of,
     order_of,
     request_of,
+    resumed,
 )
 from penstock.lab.judge import Difference, Diverged, Judge
 from penstock.lab.replay_fleet import replay_fleet
@@ -55,7 +56,7 @@ from penstock.report.log import LogReader, log_paths
 from penstock.report.made import MadeReplica, made_of
 from penstock.sim.loop import run
 
-SAID = (Stepped, Finished, Parted, Granted)  # what a replica writes without being fed it
+SAID = (Stepped, Finished, Parted, Granted, Departed)  # what a replica writes without being fed it
 UNFED = (Header, Opened, Refused)  # a replica's refusals come before its inputs: nothing reached it
 TOLD_EVERY = 200  # events between two words of progress
 OnProgress = Callable[[int, int], None]
@@ -165,10 +166,7 @@ async def _feed(events: Iterable[Event], parts: ReplicaParts, judge: Judge) -> N
             if isinstance(event.move, int):
                 coming[event.move] = arrived
             else:
-                state = None
-                if isinstance(event.num_output, int):
-                    state = JobState(num_output=event.num_output)
-                replica.submit(arrived, every_token=False, state=state)
+                replica.submit(arrived, every_token=False, state=resumed(event))
         elif isinstance(event, MOVES):
             replica.move(order_of(event, coming))
         elif isinstance(event, Cancelled):

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.core.events import Arrived, Completed, Event, Finished, Stepped
+from penstock.core.moving import Departed, Took
 from penstock.core.types import Slo
 from penstock.core.views import JobView, Lengths, Programs
 
@@ -130,18 +131,24 @@ class Docket:
             for seq in range(event.seq, event.seq + event.n):
                 self._live[seq] = None
                 self._note(seq, event.slo, event.at, event.max_tokens)
+        elif isinstance(event, Took):
+            seq, left = self._of.get(event.request, (0, 0))
+            if left:  # it was asked for at another replica first
+                self._row(seq)[ARRIVED] = event.at - event.age_s
         elif isinstance(event, Finished):
-            self._end(event)
+            self._end(event.request, event.answer)
+        elif isinstance(event, Departed):
+            self._end(event.request, 0)
 
-    def _end(self, event: Finished) -> None:
-        first, left = self._of.get(event.request, (0, 0))
+    def _end(self, request: str, answer: int) -> None:
+        first, left = self._of.get(request, (0, 0))
         if not left:
             return
-        self._live.pop(first + event.answer, None)
+        self._live.pop(first + answer, None)
         if left > 1:
-            self._of[event.request] = first, left - 1
+            self._of[request] = first, left - 1
         else:
-            del self._of[event.request]
+            del self._of[request]
 
     def _note(self, seq: int, slo: Slo, arrived_at: float, max_tokens: int) -> None:
         row = self._row(seq)

@@ -35,6 +35,7 @@ from math import ceil
 import numpy as np
 
 from penstock.core.events import Event, Finished
+from penstock.core.moving import Departed
 from penstock.policy.order import STABLE, Decision, View, in_order
 from penstock.policy.order.tenants import Books, check_weights
 
@@ -70,7 +71,7 @@ class Drr:
 
     def observe(self, event: Event) -> None:
         self._books.hear(event)
-        if len(self._turns) > self._most and isinstance(event, Finished):
+        if len(self._turns) > self._most and isinstance(event, Finished | Departed):
             self._forget()
 
     def decide(self, view: View) -> Decision:

@@ -2,7 +2,10 @@
 
 A tenant is *backlogged* while at least one of its jobs waits. Service is counted in weighted tokens: a job's prompt
 when it is admitted for the first time (what a preempted job computes again is not its tenant's doing), every token of
-its answer as it comes."""
+its answer as it comes.
+
+A job that comes from another replica with its blocks does not wait here, and what it was admitted for there is not
+charged again; one that leaves is forgotten."""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from penstock.core.events import Arrived, Completed, Event, Finished, Stepped
+from penstock.core.moving import Departed, Took
 from penstock.core.views import JobView
 from penstock.policy.order import View, num_returned
 
@@ -72,9 +77,14 @@ class Books:
             self._firsts[event.request] = event.seq, event.n
             for seq in range(event.seq, event.seq + event.n):
                 self._jobs[seq] = Asked(event.tenant, event.num_prompt, is_waiting=False)
-                self._enter(seq)
+                if event.move is UNSET:
+                    self._enter(seq)
+        elif isinstance(event, Took):
+            self._take(event)
         elif isinstance(event, Finished):
-            self._finish(event)
+            self._end(event.request, event.answer)
+        elif isinstance(event, Departed):
+            self._end(event.request, 0)
 
     def lines(self, view: View) -> Lines:
         """The lines of this view; those of the call before where nobody came or went since."""
@@ -117,6 +127,16 @@ class Books:
             job.is_charged = True
             self.prompts(job.tenant, self.prompt_weight * job.num_prompt)
 
+    def _take(self, event: Took) -> None:
+        """What a job that comes has been charged for, and whether it will wait."""
+        known = self._firsts.get(event.request)
+        if known is None:  # of a movement that was dropped
+            return
+        seq, _ = known
+        self._jobs[seq].is_charged = event.admitted_age_s is not None
+        if event.is_last and not event.computed:
+            self._enter(seq)
+
     def _hear_tokens(self, event: Completed) -> None:
         tokens_of: dict[str, int] = {}
         jobs = self._jobs
@@ -127,17 +147,17 @@ class Books:
         for tenant, tokens in tokens_of.items():
             self.outputs(tenant, self.output_weight * tokens)
 
-    def _finish(self, event: Finished) -> None:
-        first, left = self._firsts.get(event.request, (None, 0))
+    def _end(self, request: str, answer: int) -> None:
+        first, left = self._firsts.get(request, (None, 0))
         if first is None:
             return
-        job = self._jobs.pop(first + event.answer, None)
+        job = self._jobs.pop(first + answer, None)
         if job is not None:
             self._leave(job)
         if left > 1:
-            self._firsts[event.request] = first, left - 1
+            self._firsts[request] = first, left - 1
         else:
-            del self._firsts[event.request]
+            del self._firsts[request]
 
 
 def lines_of(view: View, returned: int, prompt_weight: float) -> Lines:

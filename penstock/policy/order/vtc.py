@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from penstock.core.events import Event, Finished
+from penstock.core.moving import Departed
 from penstock.policy.order import STABLE, Decision, View, in_order
 from penstock.policy.order.tenants import Books, check_weights
 
@@ -53,7 +54,7 @@ class Vtc:
 
     def observe(self, event: Event) -> None:
         self._books.hear(event)
-        if len(self._counts) > self._most and isinstance(event, Finished):
+        if len(self._counts) > self._most and isinstance(event, Finished | Departed):
             self._forget()
 
     def decide(self, view: View) -> Decision:
