@@ -80,9 +80,10 @@ class Ticket:
         )
 
     def request_now(self) -> Request:
-        """With what is left of its promises: a replica counts from when it hears of a request."""
+        """With what is left of its promises if it waited or was turned away: replicas count from when they hear of it."""
         spent_s, slo = now() - self.arrived_at, self.request.slo
-        if not spent_s or (slo.ttft_s is None and slo.deadline_s is None):
+        has_tried = self.has_waited or len(self.tried) > 1
+        if not has_tried or not spent_s or (slo.ttft_s is None and slo.deadline_s is None):
             return self.request
         left = [
             None if bound is None else max(bound - spent_s, LEAST_S)

@@ -5,6 +5,7 @@ where the request was first offered (its fleet's log, when that is at hand, else
 token.
 
     routing        from the fleet's door to the replica that served it, refusals elsewhere included
+    elsewhere      at the replica that had it before, and on the way from there (its own log tells more)
     step-boundary  until the step under way when it arrived had ended: nothing can start sooner
     queue-...      waiting for its first start, by what bound the decisions meanwhile: max-jobs (as many answers ran as
                    may), tokens (the step's token budget was used up), blocks (KV memory), policy (the batch policy
@@ -30,6 +31,7 @@ from penstock.report.table import seconds
 
 CAUSES: dict[str, str] = {
     "routing": "routing",
+    "elsewhere": "at another replica before",
     "step-boundary": "waiting for the step under way",
     "queue-max-jobs": "queueing: as many answers ran as may",
     "queue-tokens": "queueing: the token budget of the steps was used up",

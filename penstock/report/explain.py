@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+from msgspec import UNSET
+
 from penstock.core.events import (
     Arrived,
     Completed,
@@ -23,8 +25,18 @@ from penstock.core.events import (
     Routed,
     Stepped,
 )
+from penstock.core.moving import Departed, Landed, Took
 from penstock.report.causes import CAUSES, Explanation
-from penstock.report.lives import Flight, Life, Pace, Watched, limits_of
+from penstock.report.lives import (
+    Flight,
+    Life,
+    Pace,
+    Watched,
+    came_before,
+    decoded,
+    limits_of,
+    stand_by,
+)
 
 NAMED = 3  # how many of those ahead of a request are told by name
 
@@ -61,7 +73,11 @@ class Explainer:
             "completed": self._on_completed,
             "finished": self._on_finished,
             "ended": self._on_ended,
+            "took": self._on_took,
+            "landed": self._on_landed,
+            "departed": self._on_departed,
         }
+        self._took: dict[tuple[str, str], Took] = {}  # the last of each job that comes
 
     def emit(self, event: Event) -> None:
         listener = self._listeners.get(event.kind)
@@ -129,12 +145,50 @@ class Explainer:
         watched.by_request[event.request] = event.seq
         for answer in range(event.n):
             life = Life(event, event.seq + answer, offered_at, offered_at)
-            life.book("routing", event.at)
+            life.book("routing" if event.num_output is UNSET else "elsewhere", event.at)
+            if isinstance(event.ages, tuple):
+                came_before(life, event.at, *event.ages)
             life.ahead, life.ahead_of = num_ahead, ahead
             if event.request in self._focus:
                 life.overtaken_by = []
-            watched.lives[life.seq] = watched.waiting[life.seq] = life
+            watched.lives[life.seq] = life
+            if event.move is UNSET:
+                watched.waiting[life.seq] = life
+                watched.fresh.append(life)
+
+    def _on_took(self, event: Took) -> None:
+        self._took[event.who, event.request] = event
+        life = self._life_of(event)
+        if life is not None:
+            life.computed, life.num_output = event.computed, event.num_output
+            came_before(life, event.at, event.age_s, event.first_token_age_s)
+
+    def _on_landed(self, event: Landed) -> None:
+        """Its blocks are here, and it runs; or it brought none, and waits."""
+        took, life = self._took.pop((event.who, event.request), None), self._life_of(event)
+        if took is None or life is None or event.error is not None or not took.is_last:
+            return
+        watched = self._replicas[event.who]
+        life.book("elsewhere", event.at)
+        if not took.computed:
+            watched.waiting[life.seq] = life
             watched.fresh.append(life)
+            return
+        life.is_running, life.is_fresh = True, False
+        life.stepped_seen, life.prefill_seen = watched.stepped_s, watched.prefill_s
+        if not life.has_output:
+            watched.prefilling.add(life.seq)
+
+    def _on_departed(self, event: Departed) -> None:
+        life = self._life_of(event)
+        if life is not None:
+            self._forget(self._replicas[event.who], life)
+
+    def _life_of(self, event: Took | Landed | Departed) -> Life | None:
+        """Only requests of one answer move."""
+        watched = self._replicas[event.who]
+        seq = watched.by_request.get(event.request)
+        return None if seq is None else watched.lives.get(seq)
 
     def _on_stepped(self, event: Stepped) -> None:
         watched, now = self._replicas[event.who], event.at
@@ -312,34 +366,6 @@ class Explainer:
 
 def _ordered(parts: dict[str, float]) -> dict[str, float]:
     return {cause: parts[cause] for cause in CAUSES if parts.get(cause, 0.0) > 0}
-
-
-def stand_by(watched: Watched, life: Life, until: float) -> None:
-    """It ran, but no step with it was under way since its mark: others' steps, or none."""
-    gap = until - life.mark
-    if gap <= 0:
-        return
-    stepped = min(gap, max(0.0, watched.stepped_s - life.stepped_seen))
-    behind = min(stepped, max(0.0, watched.prefill_s - life.prefill_seen))
-    cause = "interference" if life.has_output else "shared-prefill"
-    life.parts[cause] += behind
-    life.parts["passed-over"] += stepped - behind
-    life.parts["between-steps"] += gap - stepped
-    life.mark = until
-
-
-def decoded(life: Life, flight: Flight, end: float, steps: int, is_mixed: bool) -> None:
-    """A launch that gave it one token a step."""
-    spent = end - life.mark
-    if spent <= 0:
-        return
-    life.num_steps += steps
-    life.max_batch = max(life.max_batch, len(flight.seqs))
-    if is_mixed:
-        life.mixed.append((flight.num_decodes, spent))
-    else:
-        life.decode_s += spent
-    life.mark = end
 
 
 def prefilled(

@@ -220,3 +220,41 @@ def _defaults(name: str) -> dict[str, object]:
     if not dataclasses.is_dataclass(found):
         return {}
     return {each.name: each.default for each in dataclasses.fields(found) if each.init}
+
+
+def came_before(life: Life, at: float, age_s: float, first_token_age_s: float | None) -> None:
+    """At instant `at` it had been asked for, and had its first token, so long ago, at another replica."""
+    began_at = min(life.offered_at, at - age_s)
+    life.parts["elsewhere"] += life.offered_at - began_at
+    life.offered_at = began_at
+    if first_token_age_s is not None:
+        life.has_output = True
+        life.first_parts = {"elsewhere": max(0.0, at - first_token_age_s - began_at)}
+
+
+def stand_by(watched: Watched, life: Life, until: float) -> None:
+    """It ran, but no step with it was under way since its mark: others' steps, or none."""
+    gap = until - life.mark
+    if gap <= 0:
+        return
+    stepped = min(gap, max(0.0, watched.stepped_s - life.stepped_seen))
+    behind = min(stepped, max(0.0, watched.prefill_s - life.prefill_seen))
+    cause = "interference" if life.has_output else "shared-prefill"
+    life.parts[cause] += behind
+    life.parts["passed-over"] += stepped - behind
+    life.parts["between-steps"] += gap - stepped
+    life.mark = until
+
+
+def decoded(life: Life, flight: Flight, end: float, steps: int, is_mixed: bool) -> None:
+    """A launch that gave it one token a step."""
+    spent = end - life.mark
+    if spent <= 0:
+        return
+    life.num_steps += steps
+    life.max_batch = max(life.max_batch, len(flight.seqs))
+    if is_mixed:
+        life.mixed.append((flight.num_decodes, spent))
+    else:
+        life.decode_s += spent
+    life.mark = end

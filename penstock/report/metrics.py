@@ -26,6 +26,7 @@ from penstock.core.events import (
     Refused,
     Routed,
 )
+from penstock.core.moving import Departed, Took
 from penstock.core.types import Slo
 from penstock.report.summary import Answer, Figures, Group, class_name, figures_of
 
@@ -103,6 +104,8 @@ class Metrics:
             "ended": self._on_ended,
             "routed": self._on_routed,
             "reported": self._on_fleet,
+            "took": self._on_took,
+            "departed": self._on_departed,
         }
 
     def emit(self, event: Event) -> None:
@@ -133,6 +136,8 @@ class Metrics:
 
     def _on_arrived(self, event: Arrived) -> None:
         name, who, at = self._name_of(event), event.who, event.at
+        if who not in self._fleets:  # a replica may hear only what is left of a promise
+            name = self._offered_as(event.request) or name
         offers = self._offers[who]
         offers.just_ended = None
         offers.offered[name] += event.n
@@ -145,6 +150,14 @@ class Metrics:
             self._seqs[who, event.request] = [event.seq, event.n]
             for answer in range(event.n):
                 self._heard[who][event.seq + answer] = _Heard(name)
+
+    def _offered_as(self, request: str) -> GroupName | None:
+        """How a fleet counts it."""
+        for who in self._fleets:
+            entry = self._offers[who].open.get(request)
+            if entry is not None:
+                return entry[:2]
+        return None
 
     def _on_refused(self, event: Refused) -> None:
         name = UNKNOWN
@@ -203,7 +216,9 @@ class Metrics:
                 found.add(0.0, (tokens - num_ends) * count)
 
     def _on_finished(self, event: Finished) -> None:
-        group = self._groups[self._name_of(event)]
+        known = self._seqs.get((event.who, event.request))
+        heard = None if known is None else self._heard[event.who].get(known[0] + event.answer)
+        group = self._groups[self._name_of(event) if heard is None else heard.group]
         self._last_at = max(self._last_at, event.at)
         self._forget(event)
         if event.reason == "cancelled":
@@ -228,6 +243,22 @@ class Metrics:
         self._fleets.add(event.who)
         self._offers[event.who].end(event.request)
         self._seqs.pop((event.who, event.request), None)
+
+    def _on_took(self, event: Took) -> None:
+        """The gap around a movement is one like any other."""
+        known = self._seqs.get((event.who, event.request))
+        if known is not None and event.last_token_age_s is not None:
+            self._heard[event.who][known[0]].last_at = event.at - event.last_token_age_s
+
+    def _on_departed(self, event: Departed) -> None:
+        """It was not offered here after all: where it goes on it arrived as well."""
+        offers = self._offers[event.who]
+        entry = offers.open.pop(event.request, None)
+        if entry is not None:
+            tenant, name, num = entry
+            offers.offered[tenant, name] -= num
+        self._seqs.pop((event.who, event.request), None)
+        self._heard[event.who].pop(event.seq, None)
 
     def _forget(self, event: Finished) -> None:
         who = event.who

@@ -1,6 +1,7 @@
 """The phases of each answer as they follow one another in a log, for tools that draw them.
 
-They are queue, prefill, decode and, after a preemption, preempted and recompute. Phases of an answer touch: each begins
+They are queue, prefill, decode and, after a preemption, preempted and recompute; of one that comes from another replica
+moving first. Phases of an answer touch: each begins
 where the one before ends.
 """
 
@@ -9,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from msgspec import UNSET
+
 from penstock.core.events import Arrived, Completed, Event, Finished, Opened, Routed, Stepped
+from penstock.core.moving import Departed
 
 
 @dataclass(slots=True)
@@ -52,6 +56,8 @@ class Phases:
             self._on_arrived(event)
         elif isinstance(event, Finished):
             self._on_finished(event)
+        elif isinstance(event, Departed):
+            self._on_departed(event)
         elif isinstance(event, Opened) and event.what == "fleet":
             self._fleets.add(event.who)
         elif isinstance(event, Routed) and event.who not in self._fleets:
@@ -78,7 +84,7 @@ class Phases:
         for answer in range(event.n):
             seq = event.seq + answer
             walk = self._walks[event.who, seq] = Walk(event.who, seq, event)
-            self._begin(walk, "queue", event.at)
+            self._begin(walk, "queue" if event.move is UNSET else "moving", event.at)
 
     def _on_stepped(self, event: Stepped) -> None:
         for seq in event.evicted:
@@ -87,13 +93,13 @@ class Phases:
                 self._begin(walk, "preempted", event.at)
         for seq in event.admitted:
             walk = self._walks.get((event.who, seq))
-            if walk is not None and walk.phase in ("queue", "preempted"):
+            if walk is not None and walk.phase in ("queue", "moving", "preempted"):
                 self._begin(walk, "prefill" if walk.phase == "queue" else "recompute", event.at)
 
     def _on_completed(self, event: Completed) -> None:
         for seq, tokens, _, _ in event.outputs:
             walk = self._walks.get((event.who, seq)) if tokens else None
-            if walk is not None and walk.phase in ("prefill", "recompute"):
+            if walk is not None and walk.phase in ("prefill", "recompute", "moving"):
                 self._begin(walk, "decode", event.ends[0])
 
     def _on_finished(self, event: Finished) -> None:
@@ -106,3 +112,11 @@ class Phases:
         end_at = event.at if event.last_token_at is None else event.last_token_at
         walk.end_at, walk.finished = max(end_at, walk.phases[-1][1]), event
         self._on_end(walk)
+
+    def _on_departed(self, event: Departed) -> None:
+        """It goes on at another replica, where it is another walk."""
+        self._seqs.pop((event.who, event.request), None)
+        walk = self._walks.pop((event.who, event.seq), None)
+        if walk is not None:
+            walk.end_at = max(event.at, walk.phases[-1][1])
+            self._on_end(walk)

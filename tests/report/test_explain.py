@@ -11,6 +11,8 @@ from penstock.core.events import Ended, Event, Finished, Stepped
 from penstock.report.causes import CAUSES, Explanation
 from penstock.report.explain import Explainer
 from penstock.report.lives import Pace
+from penstock.report.metrics import Metrics
+from tests.cluster.test_movement import script
 from tests.report.events import arrived, born, completed, finished, header, played, routed, stepped
 
 
@@ -255,3 +257,24 @@ def test_the_pace_between_batch_sizes_is_a_straight_line() -> None:
         and pace.at(4) == pytest.approx(0.3)
         and pace.at(9) == pytest.approx(0.5)
     )
+
+
+def test_the_life_of_a_request_goes_on_at_another_replica() -> None:
+    """In a fleet in virtual time: as long as the fleet saw it, first token included, and told once."""
+    world = script(0, 60, kills=True)
+    told: list[Explanation] = []
+    explainer, metrics = Explainer(told.append), Metrics()
+    for event in world.log.events:
+        explainer.emit(event)
+        metrics.emit(event)
+    ended = {event.request: event for event in world.log.events if isinstance(event, Finished)}
+    came = [each for each in told if "elsewhere" in each.parts and each.first_parts]
+    assert len(came) > 3
+    for each in told:
+        assert sum(each.parts.values()) == pytest.approx(each.e2e_s, abs=1e-9)
+    for each in came:
+        assert sum(each.parts.values()) == pytest.approx(each.e2e_s, abs=1e-9)
+        first_at = ended[each.request].first_token_at
+        assert first_at is not None and each.ttft_s is not None
+        assert each.offered_at + each.ttft_s == pytest.approx(first_at, abs=1e-6)
+    assert metrics.figures().all.num_offered == len(world.asked)

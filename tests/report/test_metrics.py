@@ -27,6 +27,7 @@ from penstock.report.metrics import Metrics
 from penstock.report.summary import spread_of
 from penstock.report.table import render, seconds
 from penstock.report.timeline import MAX_BINS, Timeline
+from tests.report import events as told
 
 SLO = Slo(ttft_s=1.0, tpot_s=0.5)
 
@@ -314,3 +315,18 @@ def test_a_plot_is_a_picture(tmp_path):
     )
     assert path.read_bytes().startswith(b"\x89PNG")
     plot(tmp_path / "empty.png", ttft_s=[], tpot_s=[], bins=[])
+
+
+def test_what_was_left_of_a_promise_makes_no_class_of_its_own() -> None:
+    """A request that waited in its fleet reaches its replica with the rest of what it was promised."""
+    asked = told.arrived(0.0, 0, who="fleet", slo=Slo(ttft_s=1.0))
+    here = told.arrived(0.7, 0, slo=Slo(ttft_s=0.3))
+    events = [
+        asked,
+        told.routed(0.7, 0, ""),
+        here,
+        told.finished(1.5, here, num_output=2, first_at=0.9),
+    ]
+    figures = Metrics().read(events).figures()
+    assert list(figures.classes) == ["priority 0, ttft 1 s"]
+    assert figures.all.num_offered == figures.all.num_met == 1
