@@ -80,7 +80,7 @@ class Ticket:
         )
 
     def request_now(self) -> Request:
-        """With what is left of its promises if it waited or was turned away: replicas count from when they hear of it."""
+        """With what is left of its promises if it waited or was turned away: replicas count from when they hear."""
         spent_s, slo = now() - self.arrived_at, self.request.slo
         has_tried = self.has_waited or len(self.tried) > 1
         if not has_tried or not spent_s or (slo.ttft_s is None and slo.deadline_s is None):
