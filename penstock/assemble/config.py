@@ -363,10 +363,21 @@ def check(config: Config) -> None:
         where = f"fleet[{index}].policy"
         tables = policy_tables(fleet.policy, fleet.cache.prefix, where)
         _check_guesses(fleet, tables, f"fleet[{index}]")
+        _check_steered(fleet, tables, f"fleet[{index}]")
         for slot, table in tables.items():
             made = policy_of(slot, table, f"{where}.{slot}")
             if slot == "blocks" and fleet.cache.store != "radix":
                 _refuse_tree_policy(made, f"{where}.{slot}")
+
+
+def _check_steered(fleet: FleetConfig, tables: dict[str, Table], where: str) -> None:
+    """Bounds of what nobody changes are a mistake."""
+    for name, slot, what in (("size", "scale", "grow"), ("moves", "move", "move anything")):
+        if getattr(fleet, name) is not None and slot not in tables:
+            raise BadConfig(
+                f"{where}.{name} is given, and no policy would {what}",
+                hint=f"name one as {where}.policy.{slot} (docs/cluster.md), or leave out {name}",
+            )
 
 
 def _check_guesses(fleet: FleetConfig, tables: dict[str, Table], where: str) -> None:

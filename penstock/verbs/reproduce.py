@@ -61,6 +61,8 @@ def reproduce(  # noqa: PLR0913 - a flag is an argument
         raise BadConfig("only a full run may be kept", hint="add --full")
     if plot is not None and find_spec("matplotlib") is None:  # not after the runs
         raise missing_extra("matplotlib", "plot")
+    if plot is not None and experiment.draw is None:
+        raise BadConfig(f"{name} has no picture", hint="leave out --plot")
     usual = FULL_SEEDS if is_full else QUICK_SEEDS
     scale = Scale(
         name="full" if is_full else "quick",
