@@ -1,6 +1,7 @@
 """The configuration of a deployment: what a TOML file, `--set` and the flags of `serve` and `simulate` fill.
 
     seed = 0
+    log = {dir = "logs"}
     [gateway]                       # see penstock.gateway.config
     [hub]                           # where models with a Hub's name come from
     endpoint = "https://hub.example"    # another server with the Hub's API; left out: as huggingface_hub has it
@@ -8,8 +9,6 @@
     cache_dir = "/models/hub"       # left out: huggingface_hub's own
     [net]
     report_s = 0.1
-    [log]
-    dir = "logs"
     [[fleet]]                       # one for each model; without any, the default model is served
     model = "default"
     replicas = 1
@@ -252,9 +251,7 @@ class FleetConfig:
         if roles and (sum(roles.values()) != self.replicas or min(roles.values()) < 0):
             raise ValueError(f"roles must name {self.replicas} replicas in all, as replicas says")
         if size is not None and not size.least <= self.replicas <= size.most:
-            raise ValueError(
-                f"replicas must be from {size.least} to {size.most}, as size says; got {self.replicas}"
-            )
+            raise ValueError(f"replicas must be from {size.least} to {size.most}, as size says")
 
     def role_of(self, number: int) -> Role:
         """Of the replica with that number; those beyond the roles take everything."""
@@ -372,12 +369,10 @@ def check(config: Config) -> None:
 
 def _check_steered(fleet: FleetConfig, tables: dict[str, Table], where: str) -> None:
     """Bounds of what nobody changes are a mistake."""
-    for name, slot, what in (("size", "scale", "grow"), ("moves", "move", "move anything")):
+    for name, slot in (("size", "scale"), ("moves", "move")):
         if getattr(fleet, name) is not None and slot not in tables:
-            raise BadConfig(
-                f"{where}.{name} is given, and no policy would {what}",
-                hint=f"name one as {where}.policy.{slot} (docs/cluster.md), or leave out {name}",
-            )
+            told = f"{where}.{name} bounds what {where}.policy.{slot} does, and there is none"
+            raise BadConfig(told, hint=f"name a policy, or leave out {name}")
 
 
 def _check_guesses(fleet: FleetConfig, tables: dict[str, Table], where: str) -> None:

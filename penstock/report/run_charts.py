@@ -16,6 +16,7 @@ TONE_OF_CAUSE = {
     "decode": "1", "batch": "6", "prefill": "3", "shared-prefill": "5", "interference": "2", "queue-max-jobs": "4",
     "queue-tokens": "4", "queue-blocks": "4", "queue-policy": "4", "step-boundary": "7", "preempted": "8",
     "recompute": "8", "passed-over": "muted", "between-steps": "muted", "routing": "muted",
+    "elsewhere": "muted",
 }  # fmt: skip
 GROUPS: dict[str, tuple[str, ...]] = {
     "decode": ("decode",),
@@ -26,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "queueing": ("queue-max-jobs", "queue-tokens", "queue-blocks", "queue-policy"),
     "step boundary": ("step-boundary",),
     "preemption": ("preempted", "recompute"),
-    "other": ("passed-over", "between-steps", "routing"),
+    "other": ("passed-over", "between-steps", "routing", "elsewhere"),
 }
 assert set(CAUSES) == {cause for causes in GROUPS.values() for cause in causes}
 MAX_BARS = 12

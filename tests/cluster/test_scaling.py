@@ -80,8 +80,8 @@ def test_its_decisions_are_replayed(played: tuple[Simulated, Path]) -> None:
     [
         ("size = {least = 2, most = 3}", "replicas must be from 2 to 3"),
         ("size = {least = 3, most = 2}", "least and most"),
-        ("size = {least = 1, most = 3}", "no policy would grow"),
-        ("moves = {slots = 2}", "no policy would move"),
+        ("size = {least = 1, most = 3}", "bounds what"),
+        ("moves = {slots = 2}", "bounds what"),
         ("roles = {prefil = 1}", "no role"),
         ("roles = {prefill = 2}", "in all"),
         ('policy = {scale = "none-such"}', "per-replica"),

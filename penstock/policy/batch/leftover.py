@@ -132,8 +132,8 @@ class Leftover:
                 if is_offline(other) and other.seq not in draft.gone and not other.in_flight
             ]
             missing = fork.need(job, job.known) - fork.free
-            victims = view.victims(job, missing, among, fork) if among else ()
-            if not victims:
+            victims = view.victims(job, missing, [job, *among], fork) if among else ()
+            if not victims or any(eviction.item is job for eviction in victims):
                 return
             for eviction in victims:
                 drop(draft, eviction)
