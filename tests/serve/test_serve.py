@@ -151,7 +151,7 @@ def test_a_life_of_a_server(tmp_path: Path) -> None:
         until(lambda: server.health() == 200)
         assert server.engine_pids() != [engine]
 
-        stream = Stream(server, 150)
+        stream = Stream(server, 1200)
         stream.first()
         server.process.send_signal(signal.SIGTERM)
         until(lambda: server.health() == 503)
@@ -159,7 +159,7 @@ def test_a_life_of_a_server(tmp_path: Path) -> None:
         assert refused.status_code == 503 and float(refused.headers["retry-after"]) > 0
         told = stream.rest()
         assert told[-1] == "data: [DONE]"
-        assert json.loads(told[-2][6:])["usage"]["completion_tokens"] == 150
+        assert json.loads(told[-2][6:])["usage"]["completion_tokens"] == 1200
         engines = server.engine_pids()
         assert server.end() == 0
         assert not any(map(is_running, engines))
