@@ -86,7 +86,12 @@ def runtime_of(serve: ServeConfig) -> Runtime:
 
 
 def process_leaves(config: Config, remotes: Remotes | None = None) -> tuple[Leaves, Runtime]:
-    """Real ones. What runs them is given too, so that a second signal can end them at once."""
+    """Real ones. What runs them is given too, so that a second signal can end them at once. Raises BadConfig."""
+    if config.serve.ray is not None and any(fleet.lends for fleet in config.fleet):
+        raise BadConfig(
+            "lends is for replicas of one machine, and those of a Ray cluster may stand on several",
+            hint="leave out lends, or --cluster",
+        )
     runtime = runtime_of(config.serve)
     opened: list[Log] = []
     recent = Recent()

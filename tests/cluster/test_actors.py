@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.assemble import load_config, process_leaves
 from penstock.cluster.actors import Actors
 from penstock.cluster.bundles import RayConfig, bundle_of, cores_each, seated
 from penstock.cluster.fleet import Fleet
@@ -169,3 +170,9 @@ async def test_a_model_that_cannot_be_read_and_a_cluster_that_is_full_are_told(c
     with pytest.raises(BadConfig, match="no core for each of 40"):
         await world.start()
     await world.stop()
+
+
+def test_lending_is_refused_before_a_cluster_is_looked_for() -> None:
+    flags = {"fleet.0.replicas": 2, "fleet.0.lends": True, "serve.ray": {"address": "nowhere:1"}}
+    with pytest.raises(BadConfig, match="replicas of one machine"):
+        process_leaves(load_config(flags=flags))
