@@ -5,14 +5,16 @@ promise, over a window, falls below 90 %. There is no code; the rule for fewer i
 
 Idea: of the requests that were over within `window_s`, the share whose first token came within `ttft_s` is the
 attainment. Below `least` every replica that can gets `step` more devices, up to `most_devices`. Above `most`, with less
-than `idle` of the blocks in use and nobody waiting, `step` fewer. `cooldown_s` passes between two changes.
+than `idle` of the blocks in use and nobody waiting, `step` fewer - once fewer requests come than `calm` of those that
+came when they were taken in. `cooldown_s` passes between two changes.
 
-Parameters: `ttft_s` (the promise), `window_s`, `least`, `most` (attainment), `idle` (share of blocks), `step`,
-`least_devices`, `most_devices`, `cooldown_s`, `every_s`; `adds`: "replicas" brings up another replica instead, to
-compare with, and puts none out.
+Parameters: `ttft_s` (the promise), `window_s`, `least`, `most` (attainment), `idle` (share of blocks), `calm` (share of
+arrivals), `step`, `least_devices`, `most_devices`, `cooldown_s`, `every_s`; `adds`: "replicas" brings up another
+replica instead, to compare with, and puts none out.
 
 Where we differ: a request that was refused counts as late, and so does one that waits for longer than `ttft_s` by now,
-as a burst would otherwise be seen only when its requests have ended.
+as a burst would otherwise be seen only when its requests have ended. Blocks in use say nothing of how busy devices are
+where memory is plenty: arrivals that were too many for fewer devices once are taken to be too many again.
 
 Does not: add replicas, or know how long a change takes.
 """
@@ -33,6 +35,7 @@ class Elastic:
     least: float = 0.9
     most: float = 0.99
     idle: float = 0.5
+    calm: float = 0.7
     step: int = 2
     least_devices: int = 1
     most_devices: int = 8
@@ -40,6 +43,7 @@ class Elastic:
     every_s: float = 1.0
     adds: Literal["devices", "replicas"] = "devices"
     _changed_at: float | None = field(init=False, default=None)
+    _too_many: int | None = field(init=False, default=None)  # arrivals at the last step up
 
     def __post_init__(self) -> None:
         if not (self.ttft_s > 0 and self.window_s > 0 and self.every_s > 0):
@@ -48,6 +52,8 @@ class Elastic:
             raise ValueError(
                 f"least and most must be shares in order, got {self.least}, {self.most}"
             )
+        if not (0 <= self.idle <= 1 and 0 <= self.calm <= 1):
+            raise ValueError(f"idle and calm must be shares, got {self.idle}, {self.calm}")
         if not (self.step >= 1 and 1 <= self.least_devices <= self.most_devices):
             raise ValueError("step, least_devices and most_devices must be 1 or more, in order")
 
@@ -69,7 +75,12 @@ class Elastic:
         change = 0
         if share < self.least:
             change = self.step
-        elif share > self.most and used < self.idle and not any(r.num_waiting for r in able):
+        elif (
+            share > self.most
+            and used < self.idle
+            and not any(each.num_waiting for each in able)
+            and (self._too_many is None or view.arrived < self.calm * self._too_many)
+        ):
             change = -self.step
         why = f"{share:.0%} of {count} requests in time, {used:.0%} of blocks used"
         if self.adds == "replicas":
@@ -88,4 +99,6 @@ class Elastic:
         if not change or not wanted:
             return Decision()
         self._changed_at = view.now
+        if change > 0:
+            self._too_many = view.arrived
         return Decision(devices=wanted, why=why)
