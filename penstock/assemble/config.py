@@ -240,8 +240,6 @@ class FleetConfig:
             raise ValueError(
                 "lends goes with neither cache.swap, speculation nor cache.store radix"
             )
-        if self.executor.kind != "torch":
-            raise ValueError("lends is of executor.kind torch: a modelled one does not lend")
 
     def _check_roles(self) -> None:
         roles, size = self.roles or {}, self.size

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from penstock.assemble.canvases import canvas_outside, fills_canvases
 from penstock.assemble.config import Config, FleetConfig, ServeConfig
@@ -42,6 +42,7 @@ from penstock.sim.drafts import Drafting, DraftingExecutor
 from penstock.sim.elastic import ElasticExecutor
 from penstock.sim.executor import ModelledExecutor, SchedulerTime
 from penstock.sim.lanes import LanedExecutor
+from penstock.sim.lending import LendingExecutor
 from penstock.sim.transport import Fabric, ModelledTransport
 
 if TYPE_CHECKING:
@@ -168,6 +169,7 @@ def modelled_outside(
         templates=tuple(templates),
         max_adapters=spec.max_adapters,
         moves_jobs=spec.speculation is None,
+        lends=spec.lends and fabric is not None,
     )
     meter = None if meters is None else meter_of(executor, shape)
     if meters is not None and meter is not None:
@@ -179,6 +181,7 @@ def modelled_outside(
         scheduler=scheduler,
         meter=meter,
         templates={each.name: model for each, model in templates.items()},
+        fabric=fabric,
     )
     made.adapter_load_s = executor.adapter_load_s
     return Outside(
@@ -191,10 +194,14 @@ def modelled_outside(
     )
 
 
+def _address(spec: ReplicaSpec) -> str:
+    return f"inside:{spec.name}"
+
+
 def _transport(spec: ReplicaSpec, shape: ModelShape, fabric: Fabric) -> ModelledTransport:
     card = KvCard(
         layout=f"{spec.model}, as modelled",
-        address=f"inside:{spec.name}",
+        address=_address(spec),
         block_size=spec.block_size,
         block_bytes=round(shape.kv_bytes * spec.block_size),
     )
@@ -232,9 +239,14 @@ def _modelled(
     scheduler: SchedulerTime | None,
     meter: EnergyMeter | None,
     templates: Mapping[str, StepModel],
+    fabric: Fabric | None = None,
 ) -> ModelledExecutor:
     executor = spec.executor
     model, sharing = executed(executor, shape), sharing_of(executor.sharing)
+    if fabric is not None and caps.lends:
+        _check_lends(spec, caps)
+        more = dict(caps=caps, scheduler=scheduler, meter=meter, templates=templates)
+        return _lending(spec, shape, model, fabric, more)
     if spec.speculation is not None:
         guesses = spec.speculation.model
         return DraftingExecutor(
@@ -269,6 +281,34 @@ def _modelled(
         scheduler=scheduler,
         meter=meter,
     )
+
+
+def _lending(
+    spec: ReplicaSpec, shape: ModelShape, model: StepModel, fabric: Fabric, more: dict[str, Any]
+) -> LendingExecutor:
+    return LendingExecutor(
+        model,
+        fabric,
+        address=_address(spec),
+        num_blocks=_num_blocks(spec, shape),
+        block_size=spec.block_size,
+        block_bytes=round(shape.kv_bytes * spec.block_size),
+        row_bytes=shape.layers * shape.heads * (4 * shape.head_dim + 4),
+        **more,
+    )
+
+
+def _check_lends(spec: ReplicaSpec, caps: Caps) -> None:
+    """Raises BadConfig."""
+    if (
+        spec.speculation is not None
+        or spec.executor.expert_devices is not None
+        or caps.max_lanes > 1
+    ):
+        raise BadConfig(
+            "lends goes with neither speculation, expert_devices nor several lanes",
+            hint="leave the fleet's lends out",
+        )
 
 
 def _elastic(

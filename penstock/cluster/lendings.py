@@ -3,16 +3,21 @@
 A request that comes and may need more blocks than its replica keeps for one (half of its memory, the rest being for
 others) is placed as ever; before it is sent, blocks are reserved with the other replicas, those with the most free
 blocks first. A replica that has less room than its last report said lends nothing, and the next one is asked. With
-enough reserved the home is told of the loans, then gets the request; without, all are given back and the caller is
-told. From then on home and creditors deal with each other; a loan is over when the request is, however it ends.
+enough reserved the home is told of the loans, then gets the request. Where all have too little for now, what was
+reserved is kept and the rest is asked for again every AGAIN_S seconds; those who come later wait behind it, so that no
+two wait for what the other holds. Whoever would not fit among replicas that have nothing else to do is told so at once.
+From then on home and creditors deal with each other; a loan is over when the request is, however it ends.
 
-`lend` does the same for a request that runs: the debtor's batch grows by what it can move out of its memory.
+`lend` does the same for a request that runs, as often as somebody wants: the debtor's batch grows by what it can move
+out of its memory. What is refused then is not asked for again here: whoever decides it may want it once more.
 
 Conflict with movements: a request with blocks elsewhere stays where it is.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,20 +34,24 @@ if TYPE_CHECKING:
     from penstock.cluster.ticket import Ticket
 
 SPARE = 8  # a creditor keeps 1 / SPARE of its memory (engine.loans)
+LEAST = (
+    32  # a loan is 1 / LEAST of its memory, or all that is missing: each takes a line of its own
+)
+AGAIN_S = 0.1  # as often as replicas report
 OnReady = Callable[[PenstockError | None], None]
 
 
 @dataclass(slots=True)
 class _Borrower:
-    """What one request has, and still looks for."""
+    """What one request has, and still looks for: `on_ready` is set while it waits to be sent."""
 
-    request: Request
+    ticket: Ticket
     home: str
-    missing: int
-    on_ready: OnReady
-    creditors: list[str]  # to be asked yet
+    missing: int = 0
+    on_ready: OnReady | None = None
+    creditors: list[str] = field(default_factory=list)  # to be asked yet
     loans: dict[int, tuple[str, int, str]] = field(default_factory=dict)  # creditor, blocks, where
-    asked: int | None = None
+    is_asking: bool = False
 
 
 class Lendings:
@@ -53,6 +62,16 @@ class Lendings:
         self._ports, self._router = ports, router
         self._count = 0
         self._borrowers: dict[str, _Borrower] = {}
+        self._coming: deque[_Borrower] = deque()  # who is not sent yet; the first one is served
+
+    @property
+    def lent(self) -> Mapping[str, tuple[tuple[str, int], ...]]:
+        """By request that runs, who keeps how many blocks for it."""
+        return {
+            request: tuple([(creditor, count) for creditor, count, _ in each.loans.values()])
+            for request, each in self._borrowers.items()
+            if each.on_ready is None
+        }
 
     def missing(self, request: Request, home: str) -> int:
         """Blocks of a request that its home has no room for."""
@@ -66,27 +85,29 @@ class Lendings:
 
     def defers(self, ticket: Ticket, home: str, on_ready: OnReady) -> bool:
         """Whether others are asked for blocks first; then `on_ready` hears when the home may get it, or why not."""
-        request = ticket.request
-        missing = self.missing(request, home) if self._is_on else 0
+        missing = self.missing(ticket.request, home) if self._is_on else 0
         if not missing:
             return False
         ticket.replica, ticket.borrows = home, True
-        others = [report for report in self._router.reports.values() if _can_lend(report, home)]
-        others.sort(key=lambda report: (-report.free_blocks, report.replica))
-        names = [report.replica for report in others]
-        self._borrowers[request.id] = _Borrower(request, home, missing, on_ready, names)
-        self._ask(self._borrowers[request.id])
+        borrower = _Borrower(ticket, home, missing, on_ready)
+        self._borrowers[ticket.request.id] = borrower
+        self._coming.append(borrower)
+        if self._coming[0] is borrower:
+            self._ask_all(borrower)
         return True
 
     def lend(self, ticket: Ticket, creditor: str, num_blocks: int) -> None:
-        """One creditor keeps up to so many blocks of a request that runs, if it has the room."""
-        request, is_new = ticket.request, ticket.request.id not in self._borrowers
-        if self._is_on and is_new and request.n == 1 and creditor != ticket.replica:
+        """One creditor keeps up to so many more blocks of a request that runs, if it has the room."""
+        request = ticket.request
+        if not self._is_on or request.n > 1 or creditor == ticket.replica:
+            return
+        borrower = self._borrowers.get(request.id)
+        if borrower is None:
             ticket.borrows = True
-            self._borrowers[request.id] = _Borrower(
-                request, ticket.replica, num_blocks, lambda error: None, [creditor]
-            )
-            self._ask(self._borrowers[request.id])
+            borrower = self._borrowers[request.id] = _Borrower(ticket, ticket.replica)
+        if not borrower.is_asking and borrower.on_ready is None:
+            borrower.missing, borrower.creditors = num_blocks, [creditor]
+            self._ask(borrower)
 
     def end(self, ticket: Ticket) -> None:
         """The request is over, or will begin anew elsewhere."""
@@ -108,26 +129,59 @@ class Lendings:
     def _end_of(self, name: str) -> MovingEnd:
         return cast(MovingEnd, self._ports[name])
 
+    def _ask_all(self, borrower: _Borrower) -> None:
+        """Another round, of the first of those who are coming."""
+        if borrower.ticket.is_cancelled:
+            self._settle(borrower, None)
+            return
+        others = [each for each in self._router.reports.values() if _can_lend(each, borrower.home)]
+        kept = sum([count for _, count, _ in borrower.loans.values()])
+        if sum([_most(report) for report in others]) < kept + borrower.missing:
+            self._settle(borrower, self._too_long(borrower))
+            return
+        others.sort(key=lambda report: (-report.free_blocks, report.replica))
+        borrower.creditors = [report.replica for report in others]
+        self._ask(borrower)
+
     def _ask(self, borrower: _Borrower) -> None:
         while borrower.creditors:
             name = borrower.creditors.pop(0)
             report = self._router.reports.get(name)
             if report is None or name not in self._ports:
                 continue
-            room = report.free_blocks - report.total_blocks // SPARE - report.num_running - 1
-            count = min(borrower.missing, room)
-            if count < 1:
+            count = min(borrower.missing, self._room(report))
+            if count < min(borrower.missing, max(1, report.total_blocks // LEAST)):
                 continue
             self._count += 1
-            loan = borrower.asked = self._count
-            self._end_of(name).lend(loan, count, partial(self._hear, borrower, name, count))
+            borrower.is_asking = True
+            told = partial(self._hear, borrower, name, count)
+            self._end_of(name).lend(self._count, count, told)
             return
-        self._fail(borrower)
+        if borrower.on_ready is not None:
+            asyncio.get_running_loop().call_later(AGAIN_S, self._ask_again, borrower)
+        elif not borrower.loans:
+            self._borrowers.pop(borrower.ticket.request.id, None)
+            borrower.ticket.borrows = False
+
+    def _room(self, report: Report) -> int:
+        """Blocks that it can lend by its last report; a home keeps the half that its own request works in."""
+        total = report.total_blocks
+        kept = total // SPARE + 2 * report.num_running + 1  # it has grown since
+        room = report.free_blocks - kept
+        if any(each.home == report.replica for each in self._borrowers.values() if each.loans):
+            lent = report.lent_blocks if isinstance(report.lent_blocks, int) else 0
+            room = min(room, total - total // 2 - lent - kept)
+        return room
+
+    def _ask_again(self, borrower: _Borrower) -> None:
+        if self._coming and self._coming[0] is borrower:
+            self._ask_all(borrower)
 
     def _hear(
         self, borrower: _Borrower, creditor: str, count: int, told: Lent | PenstockError
     ) -> None:
-        is_known = self._borrowers.get(borrower.request.id) is borrower
+        borrower.is_asking = False
+        is_known = self._borrowers.get(borrower.ticket.request.id) is borrower
         if not is_known:  # it was given up meanwhile
             if isinstance(told, Lent) and creditor in self._ports:
                 self._end_of(creditor).give_back(told.loan)
@@ -135,30 +189,47 @@ class Lendings:
         if isinstance(told, Lent) and told.error is None:
             borrower.loans[told.loan] = creditor, count, told.address
             borrower.missing -= count
+            if borrower.on_ready is None and borrower.home in self._ports:
+                self._tell_home(borrower, told.loan)
         if borrower.missing > 0:
             self._ask(borrower)
-            return
-        home = self._ports.get(borrower.home)
-        if home is None:
-            self._fail(borrower)
-            return
-        for loan, (_, num, address) in borrower.loans.items():
-            cast(MovingEnd, home).borrow(loan, borrower.request.id, num, address)
-        borrower.on_ready(None)
+        elif borrower.on_ready is not None:
+            is_up = borrower.home in self._ports
+            self._settle(borrower, None if is_up else self._too_long(borrower))
 
-    def _fail(self, borrower: _Borrower) -> None:
-        self._give_back(borrower.request.id)
+    def _tell_home(self, borrower: _Borrower, loan: int) -> None:
+        _, count, address = borrower.loans[loan]
+        self._end_of(borrower.home).borrow(loan, borrower.ticket.request.id, count, address)
+
+    def _settle(self, borrower: _Borrower, error: PenstockError | None) -> None:
+        """It is sent or refused now, and the next one is served."""
+        on_ready, borrower.on_ready = borrower.on_ready, None
+        assert on_ready is not None and self._coming[0] is borrower, "it is not its turn"
+        self._coming.popleft()
+        if error is not None or borrower.ticket.is_cancelled:
+            self._give_back(borrower.ticket.request.id)
+        else:
+            for loan in borrower.loans:
+                self._tell_home(borrower, loan)
+        on_ready(error)
+        if self._coming:
+            self._ask_all(self._coming[0])
+
+    def _too_long(self, borrower: _Borrower) -> ContextTooLong:
         total = sum([report.free_blocks for report in self._router.reports.values()])
-        borrower.on_ready(
-            ContextTooLong(
-                f"the request needs more memory than the replicas can lend it: {borrower.missing} blocks "
-                f"are missing, and {total} are free in all",
-                hint="shorten the prompt, ask for fewer tokens, or try again when others have ended",
-                param="prompt",
-            )
+        return ContextTooLong(
+            f"the request needs more memory than the replicas can lend it: {borrower.missing} blocks "
+            f"are missing, and {total} are free in all",
+            hint="shorten the prompt or ask for fewer tokens",
+            param="prompt",
         )
 
 
 def _can_lend(report: Report, home: str) -> bool:
     is_up = report.is_alive and not report.is_draining and not report.is_suspect
     return is_up and report.replica != home
+
+
+def _most(report: Report) -> int:
+    """What it could lend if it had nothing else to do."""
+    return report.total_blocks - report.total_blocks // SPARE - 2

@@ -25,6 +25,7 @@ from penstock.core.ports import MovingExecutor
 from penstock.core.types import Job, PlanId
 from penstock.core.views import Lane, Singles
 from penstock.engine.flights import Flight, Flights, seen
+from penstock.engine.lending_ledger import LendingLedger
 from penstock.engine.parts import Parts
 from penstock.engine.roster import NOTHING
 from penstock.engine.swap import Swap, without
@@ -85,7 +86,8 @@ class Launch:
         if decision.evicted or verdict.refused or decision.resume:
             return False
         is_moving = bool(roster.held) or (self._swap is not None and self._swap.is_moving)
-        assert is_moving, (
+        is_lent = isinstance(self._ledger, LendingLedger) and bool(self._ledger.lent)
+        assert is_moving or is_lent, (
             f"nothing runs and nothing was planned: {verdict.why or 'no reason given'}"
         )
         return True

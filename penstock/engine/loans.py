@@ -1,7 +1,8 @@
 """Loans as one replica sees them: blocks it lends, and jobs of its own whose first blocks are with others.
 
 As creditor it takes blocks for a loan while an eighth of its memory stays free, and keeps them until it is told that
-the loan is over.
+the loan is over. While it is a debtor too, it lends no more than leaves its own request the half of the memory that it
+works in: otherwise two could wait for what the other has lent.
 
 As debtor it is told of a loan before the request comes, or while it runs. From then on the request's blocks get no
 names, so nobody shares them. Whenever less than half of the memory is free and the job is in no plan, it is taken out
@@ -72,9 +73,15 @@ class Loans:
     """One per replica. `put`: a turn is to apply this order."""
 
     def __init__(
-        self, parts: Parts, put: Callable[[LoanOrder], None], ask_again: Callable[[], None]
+        self,
+        parts: Parts,
+        put: Callable[[LoanOrder], None],
+        take_blocks: Callable[[], None],
+        ask_again: Callable[[], None],
     ) -> None:
+        """`take_blocks`: what plans under way will need is taken before others get blocks."""
         self._parts, self._put, self._ask_again = parts, put, ask_again
+        self._take_blocks = take_blocks
         self._ledger = cast(LendingLedger, parts.ledger)
         self._debts: dict[int, _Debt] = {}
         self._moving: dict[str, Job] = {}
@@ -144,10 +151,14 @@ class Loans:
 
     def _lend(self, now: float, order: Lending) -> None:
         ledger, parts = self._ledger, self._parts
+        self._take_blocks()
         count, error, address = order.num_blocks + 1, None, ""
         kept = ledger.total // KEPT + len(parts.roster.running)
+        lent = self.counts[0]
         if ledger.free - count < kept:
             error = f"{ledger.free} blocks are free, and {kept} are kept"
+        elif self._debts and ledger.total - lent - count < ledger.working + kept:
+            error = f"{lent} blocks are lent, and a request of its own works in {ledger.working}"
         else:
             address = self._sharing.lend(order.loan, ledger.lend(order.loan, count))
         parts.emit(

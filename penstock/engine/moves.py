@@ -25,7 +25,9 @@ class Moves:
         put: Callable[[LoanOrder], None],
     ) -> None:
         """`take_blocks`: what plans under way will need is taken before others get blocks."""
-        self.loans = Loans(parts, put, ask_again) if parts.executor.caps.lends else None
+        self.loans = (
+            Loans(parts, put, take_blocks, ask_again) if parts.executor.caps.lends else None
+        )
         self._emit, self._name = parts.emit, parts.name
         self.pauses = Pauses(parts, ask_again)
         self.partings = Partings(parts, self.pauses, ask_again)

@@ -130,15 +130,16 @@ class Foreseen(Iterator[E]):
     def __init__(self, events: Iterator[E]) -> None:
         self._events = events
         self._seen: deque[E] = deque()
-        self._last: E | None = None  # taken, and perhaps not fed yet
+        self._last: tuple[E | None, E | None] = None, None  # taken, and perhaps not fed yet
 
     def __next__(self) -> E:
-        self._last = self._seen.popleft() if self._seen else next(self._events)
-        return self._last
+        found = self._seen.popleft() if self._seen else next(self._events)
+        self._last = self._last[1], found
+        return found
 
     def steps_of(self, plan: PlanId) -> int | None:
         """How many steps the plan will have run; None when the log ends before it does."""
-        for event in (self._last, *self._seen):
+        for event in (*self._last, *self._seen):
             if isinstance(event, Completed) and event.plan == plan:
                 return event.steps_run
         for event in self._events:

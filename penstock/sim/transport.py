@@ -9,6 +9,7 @@ A copy from a replica that has gone meanwhile fails when it would have ended.
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from penstock.core.clock import now
 from penstock.core.errors import ReplicaLost
@@ -22,13 +23,31 @@ class _Wires:
         self.out_at = self.in_at = 0.0
 
 
+class Attending(Protocol):
+    """A replica that keeps context for others (sim.lending)."""
+
+    def attend(self, at: float, seconds: float) -> float:
+        """Somebody's queries come, which take so long; the instant at which they are answered."""
+        ...
+
+
 class Fabric:
     """What all replicas of a simulation are connected by; `num_bytes` were copied so far."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
         self.wires: dict[str, _Wires] = {}
+        self.lenders: dict[str, Attending] = {}  # by address, as wires are
         self.num_bytes = 0
+
+    def carry(self, source: str, target: str, num_bytes: float) -> float | None:
+        """Take the wires of both; the instant at which a copy has come. None: one of them is not there."""
+        here, there = self.wires.get(target), self.wires.get(source)
+        if here is None or there is None:
+            return None
+        begin = max(now(), there.out_at, here.in_at)
+        there.out_at = here.in_at = end = begin + num_bytes / self.link.bytes_per_s
+        return end + self.link.latency_s
 
 
 class ModelledTransport:
@@ -47,10 +66,9 @@ class ModelledTransport:
         if source is None:
             raise ReplicaLost(f"there is nothing at {address}")
         num_bytes = self._card.block_bytes * sum([count for _, _, count in runs])
-        begin = max(now(), source.out_at, self._wires.in_at)
-        source.out_at = self._wires.in_at = end = begin + num_bytes / link.bytes_per_s
-        if not link.is_ideal:
-            await _until(end + link.latency_s)
+        end = self._fabric.carry(address, self._card.address, num_bytes)
+        if end is not None and not link.is_ideal:
+            await _until(end)
         if self._fabric.wires.get(address) is not source:
             raise ReplicaLost(f"{address} has gone while it was read")
         self._fabric.num_bytes += num_bytes
