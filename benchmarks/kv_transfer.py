@@ -29,7 +29,7 @@ import numpy as np
 from penstock.core.moving import KvCard
 from penstock.net.blocks import Region, block_bytes
 from penstock.net.kv_shared import SharedFile, SharedTransport
-from penstock.net.kv_tcp import TcpTransport, serve_blocks
+from penstock.net.kv_tcp import TcpTransport
 
 PIECES = 16  # keys and values of eight layers
 SIZES = (64, 256, 2048, 16384)  # bytes of a block in one piece
@@ -46,7 +46,7 @@ async def hold(shape: tuple[int, ...]) -> None:
     """The other process: a region, by both ways, until stdin ends."""
     region, address = shared_region(shape)
     region[:] = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    served = await serve_blocks(region, layout="", block_size=16)
+    served = TcpTransport(region, layout="", block_size=16)
     print(address, served.card.address, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await served.close()
@@ -99,7 +99,7 @@ async def measure(shape: tuple[int, ...], rounds: int) -> dict[str, float]:
     region, own = shared_region(shape)
     card = KvCard(layout="", address=own, block_size=16, block_bytes=block_bytes(region))
     shared = SharedTransport(region, card)
-    tcp = await serve_blocks(region, layout="", block_size=16)
+    tcp = TcpTransport(region, layout="", block_size=16)
     try:
         at_shared, at_tcp = other.stdout.readline().split()
         of = Measured(region, shared, tcp)

@@ -1,17 +1,19 @@
 """How long a request stands still when it moves between two engine processes, beside its decode step.
 
-    python -m benchmarks.migration_pause                       # some minutes on two cores
+    python -m benchmarks.migration_pause                       # about four minutes on two quiet cores
     python -m benchmarks.migration_pause --contexts 256,2048 --tries 3
 
-Two replicas of a random Llama (SHAPE) with one thread each. A request with a prompt of each length decodes at one of
-them, alone, and is moved by each way in turn; the gap between its two tokens around the movement is what its caller
-waits, and its step is the median of its gaps before.
+Two replicas of a random Llama (SHAPE) with one thread each and without a prefix cache, so that every movement copies
+all blocks. One request with a prompt of each length decodes, alone, and is moved to and fro in each way in turn. Its
+step is the median of the gaps between its last tokens before a movement is asked for; the longest gap from there until
+the second token behind the movement is what its caller waits.
 
     live        copied in stages while it decodes; the last, at most 16 blocks, while it stands still
     blocking    stopped, copied whole, taken in: stop-and-copy
-    queued      stopped, and computed again at the target, which knows nothing of its prompt: recompute
+    queued      stopped, and computed again at the target, which knows nothing of its prompt: recompute, once a length
 
-Printed: the median gap in milliseconds and in steps, and the longest context's gap over the shortest's.
+Printed: the median gap in milliseconds, and in steps the median and the range of all tries; and the longest context's
+gap over the shortest's.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.random_models import save_random_llama
 from penstock.assemble import assemble, process_leaves
@@ -42,48 +45,88 @@ SHAPE = {
     "head_dim": 64,
 }
 MODES: tuple[MoveMode, ...] = ("live", "blocking", "queued")
-BEFORE, AFTER = 24, 24  # tokens before the movement is asked for, and after
+BEFORE, AFTER = 24, 2  # tokens before a movement is asked for, and behind it
 LONGEST = 8192
 
 
-class Moved:
-    """One request that is moved once."""
+class Gap(NamedTuple):
+    """Around one movement, in seconds."""
 
-    def __init__(self, fleet: Fleet, context: int, mode: MoveMode, number: int) -> None:
-        self._fleet, self._mode = fleet, mode
+    longest: float
+    step: float
+
+
+class Wanderer:
+    """One request that is moved again and again, by each of `modes` in turn."""
+
+    def __init__(self, fleet: Fleet, context: int, modes: list[MoveMode], number: int) -> None:
+        self._fleet, self._modes = fleet, list(modes)
         chance = random.Random(number)
-        ids = [chance.randrange(1, 4096) for _ in range(min(context, LONGEST - 64))]
+        num_output = len(modes) * 4 * BEFORE
+        ids = [chance.randrange(1, 4096) for _ in range(min(context, LONGEST - num_output))]
         self.request = Request(
             id=RequestId(f"r{number}"),
             model=fleet.name,
             prompt=TokenPrompt(ids),
-            sampling=Sampling(max_tokens=BEFORE + AFTER, temperature=0.0, ignore_eos=True),
+            sampling=Sampling(max_tokens=num_output, temperature=0.0, ignore_eos=True),
         )
-        self.heard_at: list[float] = []
-        self.over: Migrated | None = None
+        self._heard_at: list[float] = []
+        self._asked: int | None = None  # tokens heard by then
+        self._over: int | None = None
+        self._next = BEFORE
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.gaps: dict[MoveMode, list[Gap]] = {mode: [] for mode in MODES}
 
-    def hear(self, output: Output) -> None:
-        self.heard_at.append(time.perf_counter())
-        if len(self.heard_at) == BEFORE:
-            where = self._fleet._tickets[self.request.id].replica
-            other = next(each.replica for each in self._fleet.reports() if each.replica != where)
-            self._fleet.move(self.request.id, other, self._mode, on_over=self._settle)
+    async def measure(self) -> None:
+        serving = asyncio.ensure_future(self._fleet.submit(self.request, self._hear))
+        await asyncio.wait((serving, self._done), return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+            raise SystemExit(f"the answer ended before {self._modes} came to their turn")
+        serving.cancel()
+        await asyncio.wait((serving,))
+        self._done.result()
+
+    def _hear(self, output: Output) -> None:
+        self._heard_at.append(time.perf_counter())
+        count = len(self._heard_at)
+        if self._asked is None and count >= self._next and self._modes:
+            self._asked = count
+            self._fleet.move(self.request.id, self._other(), self._modes[0], on_over=self._settle)
+        elif self._over is not None and count >= self._over + AFTER:
+            self._note()
+
+    def _other(self) -> str:
+        here = self._fleet.holders()[self.request.id]
+        return next(each.replica for each in self._fleet.reports() if each.replica != here)
 
     def _settle(self, told: Migrated) -> None:
-        self.over = told
+        if told.outcome == "committed":
+            self._over = len(self._heard_at)
+        elif not self._done.done():
+            self._done.set_exception(SystemExit(f"it did not move: {told.outcome}, {told.why}"))
 
-    async def measure(self) -> tuple[float, float]:
-        """The gap and the step, in seconds."""
-        await self._fleet.submit(self.request, self.hear)
-        assert self.over is not None and self.over.outcome == "committed", self.over
-        gaps = [later - at for at, later in zip(self.heard_at, self.heard_at[1:], strict=False)]
-        return max(gaps[BEFORE - 1 :]), statistics.median(gaps[: BEFORE - 1])
+    def _note(self) -> None:
+        assert self._asked is not None
+        at = self._heard_at
+        before, around = at[self._asked - BEFORE : self._asked], at[self._asked - 1 :]
+        gap = Gap(max(_between(around)), statistics.median(_between(before)))
+        self.gaps[self._modes.pop(0)].append(gap)
+        self._asked = self._over = None
+        self._next = len(at) + BEFORE
+        if not self._modes and not self._done.done():
+            self._done.set_result(None)
+
+
+def _between(at: list[float]) -> list[float]:
+    return [later - one for one, later in zip(at, at[1:], strict=False)]
 
 
 async def run(contexts: list[int], tries: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         save_random_llama(Path(name), SHAPE, is_tied=True)
-        sets = ("fleet.0.replicas=2", "fleet.0.executor.threads=1", "fleet.0.cache.num_blocks=1400")
+        sets = ["fleet.0.replicas=2", "fleet.0.executor.threads=1", "fleet.0.cache.num_blocks=700"]
+        sets += ["fleet.0.cache.prefix=false", 'fleet.0.policy.route="least"']
         config = load_config(model=name, sets=sets)
         leaves, _ = process_leaves(config)
         service = await assemble(config, leaves)
@@ -94,30 +137,35 @@ async def run(contexts: list[int], tries: int) -> None:
 
 
 async def _table(fleet: Fleet, contexts: list[int], tries: int) -> None:
-    number, medians = 0, dict[tuple[int, str], float]()
-    for mode in MODES:  # once for nothing: memory is mapped, kernels are warm
-        await Moved(fleet, 64, mode, -1 - MODES.index(mode)).measure()
-    print("context     step ms" + "".join(f"{mode + ' ms':>14}{'steps':>7}" for mode in MODES))
-    for context in contexts:
-        found: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}
-        for _ in range(tries):
-            for mode in MODES:
-                number += 1
-                found[mode].append(await Moved(fleet, context, mode, number).measure())
-        steps = statistics.median([step for told in found.values() for _, step in told])
-        line = f"{context:7d}{steps * 1e3:12.2f}"
-        for mode, told in found.items():
-            gap = medians[context, mode] = statistics.median([gap for gap, _ in told])
-            line += f"{gap * 1e3:14.2f}{statistics.median([g / s for g, s in told]):7.1f}"
+    medians = dict[tuple[int, MoveMode], float]()
+    await Wanderer(fleet, 64, [*MODES], -1).measure()  # for nothing: memory is mapped, kernels warm
+    print(
+        f"{'context':>7}{'step ms':>9}"
+        + "".join(f"{f'{mode} ms':>13}{'steps':>18}" for mode in MODES)
+    )
+    for number, context in enumerate(contexts):
+        moved = Wanderer(fleet, context, [*MODES[:2]] * tries + ["queued"], number)
+        await moved.measure()
+        steps = [gap.step for gaps in moved.gaps.values() for gap in gaps]
+        line = f"{context:7d}{statistics.median(steps) * 1e3:9.2f}"
+        for mode, gaps in moved.gaps.items():
+            longest = medians[context, mode] = statistics.median([gap.longest for gap in gaps])
+            line += f"{longest * 1e3:13.2f}{_steps(gaps):>18}"
         print(line, flush=True)
     ratios = [medians[contexts[-1], mode] / medians[contexts[0], mode] for mode in MODES]
-    print("longest/shortest   " + "".join(f"{ratio:14.1f}{'':7}" for ratio in ratios))
+    print("longest/shortest" + "".join(f"{ratio:13.1f}{'':18}" for ratio in ratios))
+
+
+def _steps(gaps: list[Gap]) -> str:
+    told = sorted(gap.longest / gap.step for gap in gaps)
+    middle = statistics.median(told)
+    return f"{middle:.1f}" if len(told) == 1 else f"{middle:.1f} [{told[0]:.1f}..{told[-1]:.1f}]"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--contexts", default="256,1024,2048,4096,8192")
-    parser.add_argument("--tries", type=int, default=5)
+    parser.add_argument("--tries", type=int, default=9)
     told = parser.parse_args()
     asyncio.run(run([int(each) for each in told.contexts.split(",")], told.tries))
 

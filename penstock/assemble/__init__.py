@@ -128,6 +128,7 @@ def replica_specs(
             max_open=fleet.max_open,
             role=fleet.role_of(number),
             report_s=config.net.report_s,
+            kv=config.net.kv,
             tells=tells_of(config, index),
             is_checked=config.is_checked,
             log_dir=config.log.dir,

@@ -34,6 +34,7 @@ from typing import cast, get_args
 from penstock.assemble.presets import GUESSING, bring_host_memory, guessing, policy_tables
 from penstock.cluster.arbiter import MoveRules
 from penstock.cluster.bundles import RayConfig
+from penstock.cluster.deployment import Outlive
 from penstock.cluster.foreign import RemoteConfig
 from penstock.cluster.sight import DispatchConfig
 from penstock.cluster.silence import Patience
@@ -46,6 +47,7 @@ from penstock.core.types import SCHEMA, Role
 from penstock.cost.lengths import History
 from penstock.engine.swap import Store, SwapConfig
 from penstock.gateway.config import GatewayConfig
+from penstock.net.config import NetConfig
 from penstock.policy.scale import Bounds
 
 
@@ -57,33 +59,11 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetConfig:
-    """`report_s`: replicas say how they are at most this often. The link's figures are for modelled channels, and
-    `kv_bytes_per_s` for each replica's modelled wires for keys and values, one out and one in (None: it takes none)."""
-
-    report_s: float = 0.1
-    latency_s: float = 0.0
-    bytes_per_s: float | None = None
-    kv_bytes_per_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.report_s > 0:
-            raise ValueError(f"report_s must be a positive number of seconds, got {self.report_s}")
-        if not 0 <= self.latency_s < math.inf:
-            raise ValueError(
-                f"latency_s must be a number of seconds from 0 up, got {self.latency_s}"
-            )
-        if self.bytes_per_s is not None and not self.bytes_per_s > 0:
-            raise ValueError(f"bytes_per_s must be positive, got {self.bytes_per_s}")
-        if self.kv_bytes_per_s is not None and not self.kv_bytes_per_s > 0:
-            raise ValueError(f"kv_bytes_per_s must be positive, got {self.kv_bytes_per_s}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """`drain_timeout_s`: running requests get this long after SIGTERM. `max_restarts` of a crashing engine in a row.
 
     `patience`: with an engine that says nothing; see cluster.silence. `ray`: engines are actors of a Ray cluster.
+    `outlive`: engines outlive a server that dies, and the next one goes on with them; see cluster.deployment.
     `start_timeout_s`: an engine that is not ready after so long, its model loaded, is ended (downloads come before).
     """
 
@@ -92,6 +72,7 @@ class ServeConfig:
     max_restarts: int = 5
     patience: Patience = Patience()
     ray: RayConfig | None = None
+    outlive: Outlive | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.drain_timeout_s < math.inf:
@@ -104,6 +85,10 @@ class ServeConfig:
             )
         if self.max_restarts < 0:
             raise ValueError(f"max_restarts must be at least 0, got {self.max_restarts}")
+        if self.ray is not None and self.outlive is not None:
+            raise ValueError(
+                "outlive is of processes of this machine: Ray ends actors with their server"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

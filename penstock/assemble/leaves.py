@@ -83,6 +83,7 @@ def runtime_of(serve: ServeConfig) -> Runtime:
         max_restarts=serve.max_restarts,
         start_timeout_s=serve.start_timeout_s,
         patience=serve.patience,
+        outlive=serve.outlive,
     )
 
 

@@ -23,6 +23,7 @@ from penstock.assemble.config import Config, FleetConfig
 from penstock.assemble.leaves import process_leaves
 from penstock.assemble.presets import policy_tables
 from penstock.assemble.remotes import Remotes
+from penstock.cluster.deployment import key_of
 from penstock.cluster.fleets import Fleets
 from penstock.cluster.keeper import Runtime
 from penstock.core.errors import BadConfig
@@ -127,7 +128,8 @@ async def serve(
     on_ready: Callable[[Ready], None],
 ) -> bool:
     """Start the engines of a localised configuration and serve; see `run`."""
-    hash_key = secrets.token_bytes(16)
+    outlive = config.serve.outlive
+    hash_key = secrets.token_bytes(16) if outlive is None else key_of(outlive)
     remotes = Remotes(hash_key)
     try:
         config = await remotes.expand(config, on_phase)

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -28,7 +29,7 @@ from penstock.core.errors import ReplicaLost
 from penstock.core.messages import Message
 from penstock.net.codec import Codec
 from penstock.net.polled import Mailbox, Polled
-from penstock.net.ray_actor import Bundle, RayActor, RayCluster
+from penstock.net.ray_actor import Bundle, RayActor, RayCluster, node_address
 
 STOP_TIMEOUT_S = 5.0
 OPENER = "penstock.cluster.worker:open_torch"
@@ -41,7 +42,8 @@ class Seat:
         logging.basicConfig(
             level=logging.INFO, format=f"[{name}] %(message)s", stream=sys.stderr, force=True
         )
-        self._spec = ReplicaSpec.from_json(told)
+        spec = ReplicaSpec.from_json(told)
+        self._spec = replace(spec, kv=spec.kv.at(node_address())) if spec.kv.reaches_far else spec
         self._opener = opener
         self._mailbox: Mailbox | None = None
         self._serving: asyncio.Task[int] | None = None
@@ -179,6 +181,8 @@ class Actors:
 
     def seat(self, spec: ReplicaSpec, index: int) -> RayActor:
         group, place, bundle = self._groups[index]
+        if spec.neighbours.count > 1:
+            spec = replace(spec, kv=spec.kv.on_nodes())
         told = seated(spec, bundle, self._neighbours(group, place)).to_json()
         return self._cluster.start(
             Seat, spec.name, told, self._opener, group=group, index=place, bundle=bundle

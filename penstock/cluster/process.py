@@ -5,6 +5,9 @@ logged line by line with its name in front, and the last lines are kept to say w
 
 A process that ends without being told to is started again (cluster.keeper); one that stands still or breaks its channel
 is ended and started again. A process that has not said hello after `start_timeout_s` is ended too.
+
+Engines of a deployment (cluster.deployment) outlive this process: those that the server before left serve on where they
+are what would be started, and are ended where not; what they write goes to files that are read as they grow.
 """
 
 from __future__ import annotations
@@ -19,13 +22,17 @@ import signal
 import sys
 from collections import deque
 from pathlib import Path
+from typing import IO
 
 import penstock
+from penstock.cluster.deployment import Deployment, Outlive
+from penstock.cluster.doorway import Survivor, end_behind, find_like
 from penstock.cluster.keeper import Keeper
 from penstock.cluster.link import ReplicaLink
 from penstock.cluster.silence import Patience
 from penstock.cluster.spec import ReplicaSpec
-from penstock.core.errors import ReplicaLost
+from penstock.cluster.tail import Tail
+from penstock.core.errors import PenstockError, ReplicaLost
 from penstock.core.messages import Message
 from penstock.net.codec import Codec
 from penstock.net.zmq import ZmqChannel, private_endpoint
@@ -49,13 +56,17 @@ class EngineProcess:
         max_restarts: int,
         start_timeout_s: float = START_TIMEOUT_S,
         worker: str = WORKER,
+        deployment: Deployment | None = None,
     ) -> None:
         self.spec, self.link = spec, link
         self._start_timeout_s, self._worker = start_timeout_s, worker
-        self._process: asyncio.subprocess.Process | None = None
+        self._deployment = deployment
+        self._process: asyncio.subprocess.Process | Survivor | None = None
+        self._stdin: asyncio.StreamWriter | None = None
         self._folder: Path | None = None
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._last: deque[str] = deque(maxlen=TAIL_LINES)
         self._reader: asyncio.Task[None] | None = None
+        self._tail: Tail | None = None
         self._keeper = Keeper(
             link,
             what="engine process",
@@ -85,6 +96,9 @@ class EngineProcess:
                 await process.wait()
         if self._reader is not None:
             await asyncio.gather(self._reader, return_exceptions=True)
+        if self._tail is not None:
+            self._tail.close()
+            self._tail = None
         self._clean()
 
     def kill(self) -> None:
@@ -97,10 +111,10 @@ class EngineProcess:
     # ---------------------------------------------------------------- one process
 
     async def _launch(self) -> None:
-        self._tail.clear()
-        endpoint, self._folder = private_endpoint()
-        channel = ZmqChannel.bind(endpoint, Codec(Message))
-        self.link.attach(channel)
+        self._last.clear()
+        if self._deployment is not None and await self._take_over(self._deployment):
+            return
+        endpoint = self._attach()
         try:
             process = await self._spawn()
         except OSError as error:  # no memory, no processes left: a restart tries again later
@@ -110,26 +124,69 @@ class EngineProcess:
                 f"the engine process of {self.spec.name} cannot be started: {error.strerror or error}",
                 hint="free memory or processes on this machine",
             ) from None
-        self._process = process
-        self._reader = asyncio.create_task(self._read(process))
-        assert process.stdin is not None
-        order = {"spec": self.spec.to_json(), "endpoint": endpoint}
-        process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process, self._stdin = process, process.stdin
+        if process.stdout is not None:
+            self._reader = asyncio.create_task(self._read(process.stdout))
+        order: dict[str, object] = {"spec": self.spec.to_json(), "endpoint": endpoint}
+        if self._deployment is not None:
+            path, for_s = self._deployment.socket(self.spec.name), self._deployment.outlive.for_s
+            order["door"] = {"path": str(path), "for_s": for_s}
+        assert self._stdin is not None
+        self._stdin.write(json.dumps(order).encode() + b"\n")
         await self._until_ready(process)
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            self._worker,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,  # what the terminal or a group sends is for the parent to coordinate
-            env=_environment(),
-        )
+    def _attach(self) -> str:
+        """Give the link a new channel; its other end."""
+        endpoint, self._folder = private_endpoint()
+        self.link.attach(ZmqChannel.bind(endpoint, Codec(Message)))
+        return endpoint
 
-    async def _until_ready(self, process: asyncio.subprocess.Process) -> None:
+    async def _take_over(self, deployment: Deployment) -> bool:
+        """Serve by the engine that the server before left, if there is one that would be started anyway."""
+        name = self.spec.name
+        survivor = await find_like(deployment.socket(name), self.spec)
+        if survivor is None:
+            return False
+        self._process, self._stdin = survivor, None
+        endpoint = self._attach()
+        try:
+            self._follow(deployment.log(name))
+            await survivor.serve_at(endpoint)
+            await self._until_ready(survivor)
+        except (PenstockError, OSError) as error:
+            self.link.lose("it was not taken over")
+            survivor.kill()
+            await survivor.wait()
+            self._unlink()
+            _log.warning("[%s] the engine of the server before is of no use: %s", name, error)
+            return False
+        _log.info("[%s] the engine of the server before goes on, process %d", name, survivor.pid)
+        return True
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        with contextlib.ExitStack() as files:
+            out: IO[bytes] | int = asyncio.subprocess.PIPE
+            if self._deployment is not None:
+                path = self._deployment.log(self.spec.name)
+                self._follow(path)
+                out = files.enter_context(path.open("ab"))
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                self._worker,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=out,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,  # what the terminal or a group sends is for the parent to coordinate
+                env=_environment(),
+            )
+
+    def _follow(self, path: Path) -> None:
+        if self._tail is not None:
+            self._tail.close()
+        self._tail = Tail(path, self._tell_line)
+
+    async def _until_ready(self, process: asyncio.subprocess.Process | Survivor) -> None:
         ready = asyncio.ensure_future(self.link.ready())
         ended = asyncio.ensure_future(process.wait())
         try:
@@ -169,23 +226,26 @@ class EngineProcess:
             )
 
     def _last_lines(self) -> str:
-        lines = "\n".join(f"    {line}" for line in self._tail)
+        lines = "\n".join(f"    {line}" for line in self._last)
         return f"its last lines were:\n{lines}" if lines else "it said nothing"
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
+    async def _read(self, stdout: asyncio.StreamReader) -> None:
         while True:
             try:
-                line = await process.stdout.readline()
+                line = await stdout.readline()
             except ValueError:  # a line longer than the buffer
                 continue
             if not line:
                 return
-            text = line.decode(errors="replace").rstrip()
-            self._tail.append(text)
-            _log.info("[%s] %s", self.spec.name, text)
+            self._tell_line(line.decode(errors="replace").rstrip())
+
+    def _tell_line(self, line: str) -> None:
+        self._last.append(line)
+        _log.info("[%s] %s", self.spec.name, line)
 
     async def _drain_reader(self) -> None:
+        if self._tail is not None:
+            self._tail.read()
         if self._reader is not None:
             await asyncio.wait((self._reader,), timeout=1.0)
 
@@ -219,8 +279,8 @@ class EngineProcess:
 
     def _clean(self) -> None:
         self._unlink()
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
+        if self._stdin is not None:
+            self._stdin.close()
 
 
 class Processes:
@@ -233,8 +293,11 @@ class Processes:
         start_timeout_s: float = START_TIMEOUT_S,
         patience: Patience | None = None,
         worker: str = WORKER,
+        outlive: Outlive | None = None,
     ) -> None:
         self._max_restarts, self._worker = max_restarts, worker
+        self._deployment = None if outlive is None else Deployment(outlive)
+        self._strangers: asyncio.Task[None] | None = None
         self._patience = patience or Patience()
         self._start_timeout_s = start_timeout_s
         self.engines: list[EngineProcess] = []
@@ -247,13 +310,28 @@ class Processes:
             max_restarts=self._max_restarts,
             start_timeout_s=self._start_timeout_s,
             worker=self._worker,
+            deployment=self._deployment,
         )
         self.engines.append(engine)
+        if self._deployment is not None:
+            await asyncio.sleep(0)  # all that start together are known now
+            if self._strangers is None:
+                self._strangers = asyncio.create_task(self._end_strangers(self._deployment))
+            await self._strangers
         link.expect_beats(self._patience)
         await engine.start()
 
+    async def _end_strangers(self, deployment: Deployment) -> None:
+        """Engines of the server before that nobody asks for now: their memory is needed."""
+        asked = {deployment.socket(engine.spec.name) for engine in self.engines}
+        strange = [path for path in deployment.sockets() if path not in asked]
+        await asyncio.gather(*(end_behind(path) for path in strange))
+
     async def stop(self) -> None:
         await asyncio.gather(*(engine.stop() for engine in self.engines))
+        if self._deployment is not None:
+            self._deployment.close()
+            self._deployment = None
 
     def kill(self) -> None:
         """End all processes now."""
@@ -261,10 +339,12 @@ class Processes:
             engine.kill()
 
 
-def _ending(process: asyncio.subprocess.Process) -> str:
+def _ending(process: asyncio.subprocess.Process | Survivor) -> str:
     code = process.returncode
     if code is None:
         return "is still running"
+    if isinstance(process, Survivor):
+        return "has ended"
     if code < 0:
         with contextlib.suppress(ValueError):
             return f"was killed by {signal.Signals(-code).name}"

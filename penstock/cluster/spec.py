@@ -29,6 +29,7 @@ from penstock.engine.replica import OnOutputs, Replica, ReplicaConfig
 from penstock.engine.reports import Tells
 from penstock.engine.swap import Store, SwapConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
+from penstock.net.kv_link import KvLink
 from penstock.report.made import MadeReplica, opened
 
 SLOTS: dict[str, str] = {  # slot -> kind of policy
@@ -180,6 +181,7 @@ class ReplicaSpec:
     max_open: int | None = None
     role: Role = "any"
     report_s: float = 0.1
+    kv: KvLink = KvLink()  # by which others read its blocks
     tells: tuple[Tells, ...] = ()  # what its fleet's policies want to hear
     is_checked: bool = False
     is_added: bool = False  # while others serve
@@ -202,6 +204,8 @@ class ReplicaSpec:
             del told["tells"]
         if not self.lends:
             del told["lends"]
+        if self.kv == KvLink():
+            del told["kv"]
         if not self.is_added:
             del told["is_added"]
         return json.dumps(told, default=str)

@@ -2,8 +2,10 @@
 
 It reads one line of JSON from stdin (endpoint and spec), opens the executor, and serves one replica on the channel
 until told to stop. It lives as long as its parent wants: SIGINT and SIGTERM, which reach whole groups of processes, are
-left to the parent, and when the parent dies the kernel kills it (Linux) or stdin ends (everywhere). What it logs goes
-to stderr, which the parent reads. Exit codes: 0 told to stop, 3 could not start (it said why), 1 a bug.
+left to the parent, and when the parent dies the kernel kills it (Linux) or stdin ends (everywhere). One that is to
+outlive its parent is killed with it only until it is ready; then it has a door, where the next one finds it
+(cluster.doorway). What it logs goes to stderr, which the parent reads. Exit codes: 0 told to stop, 3 could not start
+(it said why), 1 a bug.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
+from penstock.cluster.doorway import Doorway
 from penstock.cluster.logs import close_log, header_of, open_log
 from penstock.cluster.predictors import predictors_of_model, profile_of
 from penstock.cluster.silence import BEAT_S
@@ -28,11 +33,22 @@ from penstock.core.messages import Failed, Message
 from penstock.core.ports import Channel
 from penstock.core.rng import stream
 from penstock.core.types import Caps
+from penstock.engine.host import Host
 from penstock.net.codec import Codec
 from penstock.net.zmq import ZmqChannel, flush_closed
 
 PR_SET_PDEATHSIG = 1
 CANNOT_START = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where an engine that outlives its parent is found, and for how long it waits to be."""
+
+    path: Path
+    for_s: float
+
+
 EXTRA = ("torch", "safetensors")  # packages of the extra `engine`
 _log = logging.getLogger("penstock.engine")
 
@@ -71,7 +87,8 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         niceness=wanted.niceness,
         graphs=wanted.graphs,
         graph_batch=wanted.graph_batch,
-        shares_kv=spec.neighbours.count > 1,
+        shares_kv=spec.neighbours.count > 1 or spec.kv.reaches_far,
+        kv_link=spec.kv,
         lends=spec.lends,
         expert_devices=wanted.expert_devices,
         expert_standby=wanted.expert_standby,
@@ -118,19 +135,26 @@ def _check(spec: ReplicaSpec, caps: Caps) -> None:
 
 
 async def serve(
-    spec: ReplicaSpec, endpoint: str, open_outside: Callable[[ReplicaSpec], Outside]
+    spec: ReplicaSpec,
+    endpoint: str,
+    open_outside: Callable[[ReplicaSpec], Outside],
+    door: Door | None = None,
 ) -> int:
     """Serve until stopped; the exit code."""
     channel = ZmqChannel.connect(endpoint, Codec(Message))
-    _end_with_stdin()
-    code = await serve_on(spec, channel, open_outside)
+    if door is None:
+        _end_with_stdin()
+    code = await serve_on(spec, channel, open_outside, door)
     if code == CANNOT_START:
         flush_closed()
     return code
 
 
 async def serve_on(
-    spec: ReplicaSpec, channel: Channel, open_outside: Callable[[ReplicaSpec], Outside]
+    spec: ReplicaSpec,
+    channel: Channel,
+    open_outside: Callable[[ReplicaSpec], Outside],
+    door: Door | None = None,
 ) -> int:
     """As `serve`, on any channel."""
     try:
@@ -145,11 +169,29 @@ async def serve_on(
         await _say_failed(channel, missing_extra(package, "engine"))
         return CANNOT_START
     _keep_what_was_loaded()
+    host = open_host(spec, channel, outside, beat_s=BEAT_S)
+    doorway = None if door is None else await _open_door(spec, host, door)
     try:
-        await open_host(spec, channel, outside, beat_s=BEAT_S).run()
+        await host.run()
     finally:
+        if doorway is not None:
+            doorway.close()
         close_log(outside.log)
     return 0
+
+
+async def _open_door(spec: ReplicaSpec, host: Host, door: Door) -> Doorway:
+    """From now on it outlives its parent."""
+
+    def end() -> None:
+        ending.append(asyncio.get_running_loop().create_task(host.stop()))
+
+    ending: list[asyncio.Task[None]] = []
+    host.orphan_s = door.for_s
+    doorway = Doorway(door.path, spec, adopt=host.adopt, end=end)
+    await doorway.open()
+    _die_with_parent(is_bound=False)
+    return doorway
 
 
 def _keep_what_was_loaded() -> None:
@@ -180,11 +222,12 @@ def _end_with_stdin() -> None:
     asyncio.get_running_loop().add_reader(0, read)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(*, is_bound: bool = True) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        number = signal.SIGKILL if is_bound else 0
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def _set_title(title: str) -> None:
@@ -203,7 +246,9 @@ def main(open_outside: Callable[[ReplicaSpec], Outside] = open_torch) -> int:
     spec = ReplicaSpec.from_json(order["spec"])
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     _set_title(f"penstock engine {spec.name}")
-    return asyncio.run(serve(spec, order["endpoint"], open_outside))
+    told = order.get("door")
+    door = None if told is None else Door(Path(told["path"]), told["for_s"])
+    return asyncio.run(serve(spec, order["endpoint"], open_outside, door))
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ class Host:
         if self._orphaned is not None:
             self._orphaned.cancel()
             self._orphaned = None
+        self.replica.is_draining = False  # that was the other one's affair
         self._greet()
         self._touch()  # what its blocks hold is told with a report
 

@@ -128,7 +128,7 @@ class Replica:
         self._inbox: list[Arrival | str | Completion | Order] = []
         self._num_arriving = 0
         self._is_poked = False
-        self._is_draining = False
+        self.is_draining = False  # whoever sets it back takes requests again
         self._is_stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end: asyncio.Future[None] | None = None
@@ -210,7 +210,7 @@ class Replica:
         arriving: list[Request] = []
         if self._num_arriving:
             arriving = [item[0] for item in self._inbox if type(item) is tuple]
-        report = self._reporter.report(loop_now(), arriving, is_draining=self._is_draining)
+        report = self._reporter.report(loop_now(), arriving, is_draining=self.is_draining)
         report.role = self.role
         if self._moves.loans is not None:
             report.lent_blocks, report.away_blocks = self._moves.loans.counts
@@ -241,7 +241,7 @@ class Replica:
 
     async def drain(self) -> None:
         """Refuse new requests and return when all that were taken have ended, or the replica has."""
-        self._is_draining = True
+        self.is_draining = True
         is_over = self._is_stopped or (self._end is not None and self._end.done())
         if not self.is_idle and not is_over:
             drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -269,7 +269,7 @@ class Replica:
     # ------------------------------------------------------------------ turns
 
     def _refuse_if_needed(self, request: Request, *, is_moving: bool = False) -> None:
-        if self._is_draining or self._is_stopped:
+        if self.is_draining or self._is_stopped:
             raise Draining("this replica is shutting down", hint="send the request again elsewhere")
         room = self._roster.room_of(request.id)
         if request.prompt.num_tokens >= room:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from penstock import policy
-from penstock.assemble.config import CacheConfig, Config, FleetConfig, NetConfig
+from penstock.assemble.config import CacheConfig, Config, FleetConfig
 from penstock.cluster.movement import MoveBounds
 from penstock.cluster.spec import ExecutorSpec
 from penstock.core.config import Table
@@ -21,6 +21,7 @@ from penstock.core.prompt import TokenPrompt
 from penstock.core.rng import Stream, stream
 from penstock.core.types import Request, RequestId, Sampling
 from penstock.engine.swap import Store, SwapConfig
+from penstock.net.config import NetConfig
 from penstock.sim.channel import Link
 from penstock.sim.faults import KINDS, Fault, draw_faults
 from penstock.sim.speech import VOCABULARY

@@ -25,13 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock.assemble import Config
-from penstock.assemble.config import NetConfig
 from penstock.core.events import Arrived, Event, Finished, Routed
 from penstock.core.prompt import TracedPrompt
 from penstock.core.rng import stream
 from penstock.core.types import Prompt, Request, RequestId, Sampling, Slo
 from penstock.lab.simulate import simulate
 from penstock.lab.trial import STRETCHES, deployment, read_requests
+from penstock.net.config import NetConfig
 from penstock.traffic import TraceMeta
 
 UNIT = 512  # tokens of a block, here and in Mooncake's traces

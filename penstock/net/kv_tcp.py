@@ -3,9 +3,12 @@
     target -> source   token (16 bytes) | count (4) | count block numbers (4 each)
     source -> target   the blocks, packed: pieces after pieces, as in net.blocks
 
-The blocks of one pull come packed in one answer, and are scattered where they arrive. Who does not know the token,
-which travels with the card, is cut off. A connection is kept for the next pull from the same source. Plain bytes: for
-hosts that trust the network between them.
+A pull asks for groups of GROUP_BYTES, one after the other on one connection, so that neither side holds more than
+that beside its memory: a group comes packed, and is scattered where it arrives. The connection is kept for the next
+pull from the same source. Both sides work in threads of their own, beside the steps and the loop. Who does not know the
+token, which travels with the card, is cut off. Plain bytes: for hosts that trust the network between them.
+
+A peer that says nothing for STALL_S counts as lost.
 """
 
 from __future__ import annotations
@@ -14,89 +17,184 @@ import asyncio
 import secrets
 import socket
 import struct
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 
-from penstock.core.errors import ReplicaLost
+from penstock.core.errors import BadConfig, ReplicaLost
 from penstock.core.moving import KvCard
 from penstock.net.blocks import Region, Runs, block_bytes, blocks_here, blocks_there, pack, scatter
+from penstock.net.kv_link import KvLink
 
 SCHEME = "tcp:"
 HEAD = struct.Struct("!16sI")
-LIMIT = 1 << 22  # bytes that a stream reads ahead
-Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+GROUP_BYTES = 4 << 20
+CONNECT_S = 5.0
+STALL_S = 10.0
+PULLS_AT_ONCE = 4
 
 
 class TcpTransport:
-    """A core.ports.Transport. Made by `serve_blocks`."""
+    """A core.ports.Transport. It serves as soon as it is made. Raises BadConfig when no port is to be had."""
 
-    def __init__(self, region: Region, server: asyncio.Server, card: KvCard, token: bytes) -> None:
-        self._region, self._server, self._card, self._token = region, server, card, token
-        self._peers: dict[str, Ends] = {}
-        self._turns: dict[str, asyncio.Lock] = {}
+    def __init__(
+        self, region: Region, *, layout: str, block_size: int, link: KvLink | None = None
+    ) -> None:
+        link = link or KvLink()
+        host = link.host or "127.0.0.1"
+        self._listener = _listen(link)
+        port = self._listener.getsockname()[1]
+        self._region, self._token = region, secrets.token_bytes(16)
+        self._card = KvCard(
+            layout=layout,
+            address=f"{SCHEME}{host}:{port}:{self._token.hex()}",
+            block_size=block_size,
+            block_bytes=block_bytes(region),
+        )
+        self._sources: dict[str, _Source] = {}
+        self._served: set[socket.socket] = set()
+        self._workers = ThreadPoolExecutor(PULLS_AT_ONCE, thread_name_prefix="penstock-blocks")
+        threading.Thread(target=self._accept, name="penstock-serves-blocks", daemon=True).start()
 
     @property
     def card(self) -> KvCard:
         return self._card
 
     async def pull(self, address: str, runs: Runs) -> None:
-        blocks = blocks_there(runs)
-        async with self._turns.setdefault(address, asyncio.Lock()):
-            try:
-                reader, writer = await self._connect(address)
-                token = bytes.fromhex(address.rpartition(":")[2])
-                writer.write(HEAD.pack(token, len(blocks)) + np.array(blocks, ">u4").tobytes())
-                told = await reader.readexactly(len(blocks) * block_bytes(self._region))
-            except (OSError, asyncio.IncompleteReadError) as error:
-                self._peers.pop(address, None)
-                raise ReplicaLost(f"blocks of {address} did not come: {error}") from None
-        pieces, _, size = self._region.shape
-        packed = np.frombuffer(told, np.uint8).reshape(pieces, len(blocks), size)
-        scatter(self._region, blocks_here(runs), packed)
+        source = self._sources.get(address)
+        if source is None:
+            source = self._sources[address] = _Source(address)
+        there, here = blocks_there(runs), blocks_here(runs)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._workers, source.pull, self._region, there, here)
 
     async def close(self) -> None:
-        self._server.close()
-        for _, writer in self._peers.values():
-            writer.close()
-        self._peers.clear()
+        for one in (self._listener, *self._served):
+            with suppress(OSError):  # it may be closed at the other end
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        for source in self._sources.values():
+            source.close()
+        self._workers.shutdown(wait=True)
 
-    async def _connect(self, address: str) -> Ends:
-        found = self._peers.get(address)
-        if found is None:
-            host, _, port = address.removeprefix(SCHEME).rpartition(":")[0].rpartition(":")
-            found = await asyncio.open_connection(host, int(port), limit=LIMIT)
-            self._peers[address] = found
-        return found
+    # ---------------------------------------------------------------- as source; on threads
 
+    def _accept(self) -> None:
+        while True:
+            try:
+                peer, _ = self._listener.accept()
+            except OSError:
+                return  # it was closed
+            self._served.add(peer)
+            threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
 
-async def serve_blocks(
-    region: Region, *, layout: str, block_size: int, host: str = "127.0.0.1"
-) -> TcpTransport:
-    """Serve a region's blocks to whoever has the card. `host`: the address that peers reach this one by."""
-    token = secrets.token_bytes(16)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _serve(self, peer: socket.socket) -> None:
+        region, most = self._region, self._region.shape[1]
         try:
+            peer.settimeout(STALL_S)  # until it has shown the token once
+            _prepare(peer)
             while True:
-                told, count = HEAD.unpack(await reader.readexactly(HEAD.size))
-                if not secrets.compare_digest(told, token):
+                token, count = HEAD.unpack(_read(peer, HEAD.size))
+                if not secrets.compare_digest(token, self._token) or not 0 < count <= most:
                     return
-                numbers = np.frombuffer(await reader.readexactly(4 * count), ">u4")
-                if count and numbers.max() >= region.shape[1]:
+                peer.settimeout(None)
+                numbers = np.frombuffer(_read(peer, 4 * count), ">u4")
+                if numbers.max() >= most:
                     return
-                writer.write(pack(region, numbers.astype(np.int64).tolist()).data)
-                await writer.drain()
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+                peer.sendall(pack(region, numbers.astype(np.int64).tolist()).data)
+        except OSError:
             return  # the peer has gone, or this side ends
         finally:
-            writer.close()
+            self._served.discard(peer)
+            peer.close()
 
-    server = await asyncio.start_server(serve, host, 0, family=socket.AF_INET)
-    port = server.sockets[0].getsockname()[1]
-    card = KvCard(
-        layout=layout,
-        address=f"{SCHEME}{host}:{port}:{token.hex()}",
-        block_size=block_size,
-        block_bytes=block_bytes(region),
+
+class _Source:
+    """A connection to a peer that is read from. Its methods run on workers' threads."""
+
+    def __init__(self, address: str) -> None:
+        host, port, token = address.removeprefix(SCHEME).rsplit(":", 2)
+        self._place, self._token = (host, int(port)), bytes.fromhex(token)
+        self._socket: socket.socket | None = None
+        self._turn = threading.Lock()
+
+    def pull(self, region: Region, there: Sequence[int], here: Sequence[int]) -> None:
+        """Raises ReplicaLost."""
+        step = max(1, GROUP_BYTES // block_bytes(region))
+        with self._turn:
+            for start in range(0, len(there), step):
+                part = slice(start, start + step)
+                self._pull_group(region, there[part], here[part])
+
+    def close(self) -> None:
+        kept = self._socket
+        if kept is not None:
+            with suppress(OSError):
+                kept.shutdown(socket.SHUT_RDWR)
+
+    def _pull_group(self, region: Region, there: Sequence[int], here: Sequence[int]) -> None:
+        is_kept = self._socket is not None
+        try:
+            try:
+                told = self._ask(region, there)
+            except OSError:
+                if not is_kept:
+                    raise
+                told = self._ask(region, there)  # what was kept may have been closed long ago
+        except OSError as error:
+            host, port = self._place
+            raise ReplicaLost(f"blocks of {host}:{port} did not come: {error}") from None
+        scatter(region, here, told)
+
+    def _ask(self, region: Region, blocks: Sequence[int]) -> Region:
+        pieces, _, size = region.shape
+        try:
+            if self._socket is None:
+                self._socket = socket.create_connection(self._place, timeout=CONNECT_S)
+                self._socket.settimeout(STALL_S)
+                _prepare(self._socket)
+            head = HEAD.pack(self._token, len(blocks))
+            self._socket.sendall(head + np.array(blocks, ">u4").tobytes())
+            told = _read(self._socket, pieces * len(blocks) * size)
+        except BaseException:
+            kept, self._socket = self._socket, None  # what is still to come on it is of no use
+            if kept is not None:
+                kept.close()
+            raise
+        return np.frombuffer(told, np.uint8).reshape(pieces, len(blocks), size)
+
+
+def _listen(link: KvLink) -> socket.socket:
+    """On the first port that is free. Raises BadConfig."""
+    first, last = (0, 0) if link.ports is None else link.ports
+    why: OSError | None = None
+    for port in range(first, last + 1):
+        try:
+            return socket.create_server((link.host or "127.0.0.1", port), backlog=64)
+        except OSError as error:
+            why = error
+    raise BadConfig(
+        f"blocks cannot be served on {link.host or '127.0.0.1'}, ports {first} to {last}: {why}",
+        hint="net.kv.host must be an address of this machine, and net.kv.ports a range with a port for each replica",
     )
-    return TcpTransport(region, server, card, token)
+
+
+def _prepare(one: socket.socket) -> None:
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _read(one: socket.socket, count: int) -> bytearray:
+    """Exactly so many bytes. Raises OSError."""
+    told = bytearray(count)
+    view = memoryview(told)
+    at = 0
+    while at < count:
+        got = one.recv_into(view[at:])
+        if not got:
+            raise ConnectionResetError("the peer closed the connection")
+        at += got
+    return told

@@ -124,6 +124,14 @@ class RayCluster:
             self._ray.shutdown()
 
 
+def node_address() -> str:
+    """By which the other nodes reach the one that this actor is on."""
+    import ray  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    util: Any = ray.util
+    return str(util.get_node_ip_address())
+
+
 async def _as_future(reference: Awaitable[object]) -> object:
     return await reference
 

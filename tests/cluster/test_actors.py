@@ -6,10 +6,11 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from penstock.assemble import load_config, process_leaves
+from penstock.assemble import assemble, load_config, process_leaves
 from penstock.cluster.actors import Actors
 from penstock.cluster.bundles import RayConfig, bundle_of, cores_each, seated
 from penstock.cluster.fleet import Fleet
@@ -17,12 +18,15 @@ from penstock.cluster.link import ReplicaLink
 from penstock.cluster.router import Router
 from penstock.cluster.spec import ExecutorSpec, Neighbours, ReplicaSpec
 from penstock.core.errors import BadConfig, BadModel, MissingExtra, ReplicaLost
+from penstock.core.moving import Migrated
+from penstock.core.ports import MovingPort
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Output, Request, RequestId, Sampling
 from penstock.policy import find
 from penstock.report.log import Null
 from tests.cluster.test_link_and_host import POLICIES
 from tests.cluster.test_process import until
+from tests.serve.test_serve import needs_model
 
 ROOT = Path(__file__).parents[2]
 OPENER = "tests.cluster.modelled_worker:open_ticking"
@@ -176,3 +180,51 @@ def test_lending_is_refused_before_a_cluster_is_looked_for() -> None:
     flags = {"fleet.0.replicas": 2, "fleet.0.lends": True, "serve.ray": {"address": "nowhere:1"}}
     with pytest.raises(BadConfig, match="replicas of one machine"):
         process_leaves(load_config(flags=flags))
+
+
+@pytest.mark.slow
+@needs_model
+@pytest.mark.parametrize("kind", ["tcp", "auto"])
+async def test_a_request_moves_between_engines_on_two_nodes(cluster, kind: str) -> None:
+    """tcp: no memory is shared. auto: nodes of one machine read each other's. The words are those of one replica."""
+    for _ in range(2):
+        cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    flags = {
+        "fleet.0.replicas": 2,
+        "serve.ray": {"address": cluster.address},
+        "net.kv": {"kind": kind},
+    }
+    config = load_config(sets=["fleet.0.cache.num_blocks=200"], flags=flags)
+    leaves, _ = process_leaves(config)
+    service = await assemble(config, leaves)
+    try:
+        fleet = service.fleet("default")
+        card = cast(MovingPort, fleet.port("default-0")).kv
+        assert card is not None and card.address.startswith("tcp:" if kind == "tcp" else "either:")
+        whole = await written(fleet, "a", moves=False)
+        assert await written(fleet, "b", moves=True) == whole and len(whole) == 60
+    finally:
+        await service.stop()
+
+
+async def written(fleet: Fleet, name: str, *, moves: bool) -> list[int]:
+    over: list[Migrated] = []
+    ids: list[int] = []
+
+    def hear(output: Output) -> None:
+        ids.extend(output.ids)
+        if moves and len(ids) == 5:
+            here = fleet.holders()[name]
+            other = next(each.replica for each in fleet.reports() if each.replica != here)
+            fleet.move(name, other, "blocking", on_over=over.append)
+
+    request = Request(
+        id=RequestId(name),
+        model="default",
+        prompt=TokenPrompt([7 * at % 3000 for at in range(1, 200)], salt=name),
+        sampling=Sampling(max_tokens=60, temperature=0.0, ignore_eos=True),
+    )
+    await fleet.submit(request, hear)
+    assert [each.outcome for each in over] == ["committed"] * moves, over
+    assert not moves or over[0].num_blocks >= 12
+    return ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 
@@ -11,11 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.core.errors import ReplicaLost
+from penstock.core.errors import BadConfig, ReplicaLost
 from penstock.core.moving import KvCard
+from penstock.net import kv_tcp
 from penstock.net.blocks import Region, block_bytes, copy_runs
+from penstock.net.kv_either import EitherTransport
+from penstock.net.kv_link import KvLink
 from penstock.net.kv_shared import SharedFile, SharedTransport, opened
-from penstock.net.kv_tcp import serve_blocks
+from penstock.net.kv_tcp import TcpTransport
 
 SHAPE = (3, 12, 32)
 
@@ -34,6 +38,10 @@ def shared(seed: int) -> tuple[Region, str]:
 def shared_transport(region: Region, address: str) -> SharedTransport:
     card = KvCard(layout="", address=address, block_size=1, block_bytes=block_bytes(region))
     return SharedTransport(region, card)
+
+
+def tcp_transport(region: Region, link: KvLink | None = None) -> TcpTransport:
+    return TcpTransport(region, layout="x", block_size=4, link=link)
 
 
 @st.composite
@@ -70,8 +78,8 @@ def test_they_come_over_tcp(runs: list[tuple[int, int, int]]) -> None:
     async def main() -> None:
         there, here = filled(1), filled(2)
         wanted = expected(there, here, runs)
-        source = await serve_blocks(there, layout="x", block_size=4)
-        target = await serve_blocks(here, layout="x", block_size=4)
+        source = tcp_transport(there)
+        target = tcp_transport(here)
         for _ in range(2):  # the second time over the same connection
             await target.pull(source.card.address, runs)
         assert (here == wanted).all()
@@ -129,8 +137,8 @@ def test_a_file_of_another_token_is_not_opened() -> None:
 
 def test_whoever_does_not_know_the_token_gets_nothing() -> None:
     async def main() -> None:
-        source = await serve_blocks(filled(1), layout="x", block_size=4)
-        target = await serve_blocks(filled(2), layout="x", block_size=4)
+        source = tcp_transport(filled(1))
+        target = tcp_transport(filled(2))
         before, _, _ = source.card.address.rpartition(":")
         with pytest.raises(ReplicaLost, match="did not come"):
             await target.pull(f"{before}:{'00' * 16}", [(0, 0, 1)])
@@ -138,10 +146,94 @@ def test_whoever_does_not_know_the_token_gets_nothing() -> None:
             await target.pull(source.card.address, [(12, 0, 1)])  # there is no such block
         await source.close()
         await asyncio.sleep(0)
-        other = await serve_blocks(filled(2), layout="x", block_size=4)
+        other = tcp_transport(filled(2))
         with pytest.raises(ReplicaLost):
             await other.pull(source.card.address, [(0, 0, 1)])  # it is closed
         await target.close()
         await other.close()
+
+    asyncio.run(main())
+
+
+def test_large_pulls_come_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So no side holds more than a group, and what comes is the same."""
+    groups: list[int] = []
+    real_pack = kv_tcp.pack
+
+    def pack(region: Region, blocks: list[int]) -> Region:
+        groups.append(len(blocks))
+        return real_pack(region, blocks)
+
+    monkeypatch.setattr(kv_tcp, "GROUP_BYTES", 3 * 32 * 5)
+    monkeypatch.setattr(kv_tcp, "pack", pack)
+
+    async def main() -> None:
+        here = filled(2)
+        source, target = tcp_transport(filled(1)), tcp_transport(here)
+        await target.pull(source.card.address, [(0, 0, 12)])
+        assert (here == filled(1)).all() and groups == [5, 5, 2]
+        await target.close()
+        await source.close()
+
+    asyncio.run(main())
+
+
+def test_a_kept_connection_that_was_closed_is_opened_again() -> None:
+    async def main() -> None:
+        here = filled(2)
+        source, target = tcp_transport(filled(1)), tcp_transport(here)
+        await target.pull(source.card.address, [(0, 0, 1)])
+        for peer in list(source._served):
+            peer.shutdown(2)
+        await target.pull(source.card.address, [(1, 1, 11)])
+        assert (here == filled(1)).all()
+        await target.close()
+        await source.close()
+
+    asyncio.run(main())
+
+
+def test_ports_are_of_the_range_and_one_too_many_is_refused() -> None:
+    probe = socket.create_server(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+    probe.close()
+    link = KvLink(kind="tcp", ports=(port, port))
+
+    async def main() -> None:
+        first = tcp_transport(filled(1), link)
+        assert f":{port}:" in first.card.address
+        with pytest.raises(BadConfig, match="cannot be served"):
+            tcp_transport(filled(1), link)
+        await first.close()
+
+    asyncio.run(main())
+    with pytest.raises(ValueError, match="first and the last"):
+        KvLink(ports=(5, 4))
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_shared_memory_is_read_where_it_can_be(
+    reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a peer in another container it cannot, though the machine is the same."""
+    if not reads:
+
+        def refuse(address: str) -> Region:
+            raise ReplicaLost("the memory of process 7 cannot be read: Permission denied")
+
+        monkeypatch.setattr("penstock.net.kv_shared.opened", refuse)
+
+    async def main() -> None:
+        ends = []
+        for seed in (1, 2):
+            region, address = shared(seed)
+            tcp = tcp_transport(region)
+            ends.append((region, EitherTransport(shared_transport(region, address), tcp), tcp))
+        (there, source, served), (here, target, _) = ends
+        await target.pull(source.card.address, [(0, 0, 12)])
+        assert (here == there).all()
+        assert bool(served._served) != reads
+        await target.close()
+        await source.close()
 
     asyncio.run(main())

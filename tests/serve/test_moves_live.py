@@ -9,11 +9,13 @@ import signal
 from collections import Counter
 from typing import cast
 
+import pytest
+
 from penstock.assemble import assemble, process_leaves
 from penstock.assemble.config import load_config
 from penstock.cluster.fleet import Fleet
 from penstock.core.moving import Migrated
-from penstock.core.ports import RolePort
+from penstock.core.ports import MovingPort, RolePort
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Output, Request, RequestId, Sampling
 from tests.serve.test_serve import needs_model
@@ -117,3 +119,33 @@ async def moved_and_killed() -> None:
 @needs_model
 def test_texts_are_the_same_when_requests_move_and_when_their_replica_is_killed() -> None:
     asyncio.run(moved_and_killed())
+
+
+async def moved_over_tcp() -> None:
+    """The two share no memory: their caches are private, and blocks go through sockets."""
+    OVER.clear()
+    config = load_config(sets=(*SETS, 'net.kv.kind="tcp"'))
+    leaves, _ = process_leaves(config)
+    service = await assemble(config, leaves)
+    try:
+        fleet = service.fleet("default")
+        cards = [cast(MovingPort, fleet.port(f"default-{place}")).kv for place in range(2)]
+        assert all(card is not None and card.address.startswith("tcp:127.0.0.1:") for card in cards)
+        names = {"q1": 1, "q2": 2}
+        plain = [await text(fleet, name, seed, "") for name, seed in names.items()]
+        told = await asyncio.gather(
+            *(text(fleet, name, seed, "live blocking pull") for name, seed in names.items())
+        )
+        assert list(told) == plain
+        outcomes = Counter(told.outcome for told in OVER)
+        assert outcomes["committed"] >= 4, OVER
+        assert sum(told.num_blocks for told in OVER) > 10
+        await until_idle(fleet)
+    finally:
+        await service.stop()
+
+
+@pytest.mark.slow
+@needs_model
+def test_blocks_go_over_tcp_where_no_memory_is_shared() -> None:
+    asyncio.run(moved_over_tcp())

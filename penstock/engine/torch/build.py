@@ -29,10 +29,10 @@ from penstock.engine.torch.mlp import ExpertLoads, Mixture, packed_bytes
 from penstock.engine.torch.packed import LIMIT_BYTES, store_of
 from penstock.engine.torch.ports import DTYPES
 from penstock.engine.torch.recorded import spaces_of
-from penstock.engine.torch.shared import share
+from penstock.engine.torch.shared import KvTransport, transport_of
 from penstock.engine.torch.sharing import Sharing, open_sharing
 from penstock.engine.torch.weights import WeightFolder
-from penstock.net.kv_shared import SharedTransport
+from penstock.net.kv_link import KvLink
 
 if TYPE_CHECKING:
     from penstock.engine.torch.cuda.graphs import DecodeGraphs
@@ -65,7 +65,7 @@ class EngineConfig:
     expert_devices, expert_standby   the experts of mixtures live in so many processes, and so many wait to be another;
         None: in this one. See elastic/
     packs_once  other processes of this machine load the same model: one packs it, the others wait and map its file
-    shares_kv   keys and values lie in memory that other replicas of this machine can read; see shared.py
+    shares_kv, kv_link   keys and values lie in memory that other replicas can read, and by which way; see shared.py
     lends       requests may keep a part of their context in another replica's memory, and others' here; see sharing.py
     endpoint, cache_dir, revision, is_offline   where names that are no folders are looked up; see hub.py
     """
@@ -101,6 +101,7 @@ class EngineConfig:
     packed_limit: int = LIMIT_BYTES
     packs_once: bool = False
     shares_kv: bool = False
+    kv_link: KvLink = KvLink()
     lends: bool = False
     expert_devices: int | None = None
     expert_standby: int = 1
@@ -147,7 +148,7 @@ class Built:
     num_blocks: int
     notes: dict[str, str]
     graphs: DecodeGraphs | None = None
-    transport: SharedTransport | None = None  # for requests that move
+    transport: KvTransport | None = None  # for requests that move
     sharing: Sharing | None = None  # of context between replicas
     changes: Changes | None = None  # of devices for experts
 
@@ -233,9 +234,7 @@ def build_decoder(
     )
     backend, why_attention = choose_backend(layout.holding(count), wanted=config.attention)
     decoder.attention = backend
-    transport = None
-    if config.shares_kv and rank.world == 1:
-        transport = share(backend, name=facts.folder.name, block_size=config.block_size)
+    transport = _transport(backend, facts.folder.name, config, rank)
     decoder.spaces = spaces_of(decoder)
     notes = {
         "device": str(device),
@@ -258,6 +257,13 @@ def build_decoder(
     if device.type == "cuda":
         built.graphs, notes["graphs"] = _record(built, config, max_context)
     return built
+
+
+def _transport(backend: object, name: str, config: EngineConfig, rank: Rank) -> KvTransport | None:
+    """None where nobody else reads the cache. Raises BadConfig."""
+    if not config.shares_kv or rank.world > 1:
+        return None
+    return transport_of(backend, name=name, block_size=config.block_size, link=config.kv_link)
 
 
 def _load(

@@ -1,4 +1,4 @@
-"""Keys and values in memory that the other replicas of this machine can read, so that requests can move to them."""
+"""Keys and values in memory that other replicas can read, so that requests can move to them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from torch import Tensor
 from penstock.core.moving import KvCard
 from penstock.engine.torch.ports import Movable
 from penstock.net.blocks import Region, block_bytes
+from penstock.net.kv_either import EitherTransport
+from penstock.net.kv_link import KvLink
 from penstock.net.kv_shared import SharedFile, SharedTransport, is_offered
+from penstock.net.kv_tcp import TcpTransport
 
 logger = logging.getLogger(__name__)
+KvTransport = SharedTransport | TcpTransport | EitherTransport
 
 
 def shared_like(cache: Tensor) -> tuple[Tensor, SharedFile]:
@@ -22,8 +26,26 @@ def shared_like(cache: Tensor) -> tuple[Tensor, SharedFile]:
     return flat.view(cache.dtype).view(cache.shape), file
 
 
+def transport_of(
+    backend: object, *, name: str, block_size: int, link: KvLink
+) -> KvTransport | None:
+    """What others read a backend's cache by, before it is used; None where that cannot be. Raises BadConfig."""
+    shared = None
+    if link.kind != "tcp":
+        shared = share(backend, name=name, block_size=block_size)
+    if not link.reaches_far or not isinstance(backend, Movable):
+        return shared
+    arena = backend.arena
+    if arena.device.type != "cpu" or not arena.is_contiguous():
+        return shared
+    region = region_of(arena)
+    layout = _layout(backend, region, arena.dtype, name)
+    tcp = TcpTransport(region, layout=layout, block_size=block_size, link=link)
+    return tcp if shared is None else EitherTransport(shared, tcp)
+
+
 def share(backend: object, *, name: str, block_size: int) -> SharedTransport | None:
-    """Give a backend, before it is used, a cache that others can map; None where that cannot be.
+    """Give a backend a cache that others can map; None where that cannot be.
 
     `name`: of the model; blocks travel between replicas of one model whose memory is laid out alike.
     """
@@ -39,16 +61,19 @@ def share(backend: object, *, name: str, block_size: int) -> SharedTransport | N
                 return None
             setattr(backend, attribute, shared)
             region = region_of(backend.arena)
-            pieces, _, size = region.shape
-            kind = f"{type(backend).__name__}, {pieces} x {size} bytes of {cache.dtype}"
             card = KvCard(
-                layout=f"{name}, {kind}",
+                layout=_layout(backend, region, cache.dtype, name),
                 address=file.address(region.shape),
                 block_size=block_size,
                 block_bytes=block_bytes(region),
             )
             return SharedTransport(region, card)
     return None
+
+
+def _layout(backend: object, region: Region, dtype: torch.dtype, name: str) -> str:
+    pieces, _, size = region.shape
+    return f"{name}, {type(backend).__name__}, {pieces} x {size} bytes of {dtype}"
 
 
 def region_of(arena: Tensor) -> Region:

@@ -11,7 +11,7 @@ from penstock.core.errors import BadConfig
 from penstock.engine.torch.borrower import Borrower
 from penstock.engine.torch.lender import Lender
 from penstock.engine.torch.ports import Movable
-from penstock.engine.torch.shared import region_of
+from penstock.engine.torch.shared import KvTransport, region_of
 from penstock.net.kv_shared import SharedTransport
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Sharing(NamedTuple):
 
 
 def open_sharing(
-    decoder: Decoder, transport: SharedTransport | None, layout: KvLayout, config: EngineConfig
+    decoder: Decoder, transport: KvTransport | None, layout: KvLayout, config: EngineConfig
 ) -> Sharing:
     """Raises BadConfig where context cannot be shared."""
     backend = decoder.attention
@@ -67,8 +67,11 @@ def open_sharing(
         raise BadConfig(
             "lending goes with neither speculation, host memory nor several lanes", hint=HINT
         )
-    if transport is None or not isinstance(backend, Movable):
-        raise BadConfig("lending needs replicas on CPUs of one Linux machine", hint=HINT)
+    if not isinstance(transport, SharedTransport) or not isinstance(backend, Movable):
+        raise BadConfig(
+            "lending needs replicas on CPUs of one Linux machine, and net.kv.kind shared or auto",
+            hint=HINT,
+        )
     lender = Lender(
         backend,
         region_of(backend.arena),

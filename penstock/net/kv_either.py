@@ -1,0 +1,53 @@
+"""Blocks between replicas of which some stand on one machine: from shared memory where it can be read, else by TCP.
+
+Whether it can be read is asked of the system, not of addresses: the peer is of the same boot and the same namespace of
+processes, and its memory opens. Else the blocks come over TCP, also from one who stands beside us in another container.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from penstock.core.errors import ReplicaLost
+from penstock.core.moving import KvCard
+from penstock.net.blocks import Runs
+from penstock.net.kv_shared import SharedTransport
+from penstock.net.kv_tcp import TcpTransport
+
+SCHEME = "either:"
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def machine() -> str:
+    """Equal for two processes that can find each other in /proc."""
+    return f"{BOOT.read_text().strip()}-{os.stat('/proc/self/ns/pid').st_ino}"
+
+
+class EitherTransport:
+    """A core.ports.Transport of two that serve the same region."""
+
+    def __init__(self, shared: SharedTransport, tcp: TcpTransport) -> None:
+        self._shared, self._tcp, self._machine = shared, tcp, machine()
+        addresses = f"{SCHEME}{self._machine}|{shared.card.address}|{tcp.card.address}"
+        self._card = replace(shared.card, address=addresses)
+        self._unreadable: set[str] = set()
+
+    @property
+    def card(self) -> KvCard:
+        return self._card
+
+    async def pull(self, address: str, runs: Runs) -> None:
+        where, shared, tcp = address.removeprefix(SCHEME).split("|")
+        if where == self._machine and shared not in self._unreadable:
+            try:
+                await self._shared.pull(shared, runs)
+                return
+            except ReplicaLost:
+                self._unreadable.add(shared)
+        await self._tcp.pull(tcp, runs)
+
+    async def close(self) -> None:
+        await self._shared.close()
+        await self._tcp.close()
