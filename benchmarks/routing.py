@@ -5,17 +5,23 @@
 A fleet of `--replicas` holds `--prefixes` beginnings of 64 blocks (16 tokens each), every one of them at two replicas
 and a system prompt of eight blocks at all; requests continue a beginning by 16 blocks of their own. What is timed is
 the router's `choose` (the view, the policy, the event, the ledger, the guess of what will be there), by thread time,
-since other work on the machine is not the router's. `policy` is the policy's share alone. `long` is a prompt of 8,192
-blocks. With `--repeats 5` the very same decisions are taken five times over and the least of the five times counts:
-what a decision takes when nobody else empties the caches of the processor. A quarter of the requests are ended again
-and reports come between, so that the ledger works too; neither is timed.
+since other work on the machine is not the router's. `policy` is the policy's share alone. With `--repeats 5` the very
+same decisions are taken five times over and the least of the five times counts: what a decision takes when nobody else
+empties the caches of the processor.
+
+Four requests wait at each replica for their first token and sixteen more are being answered; reports come between.
+`pressed`: the queues that are reported are so long that no promise can be kept, so that routers which move what waits
+look for moves at each decision. `long`: prompts of 8,192 blocks. What was made before the first decision is frozen for
+the collector of garbage, as a server does when it has loaded.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import time
+from collections import deque
 from typing import Any
 
 from penstock.cluster.router import Router
@@ -27,6 +33,8 @@ from penstock.cost.phases import Phases
 from penstock.policy import TABLE, find
 
 SYSTEM, PREFIX, OWN, LONG, SIZE = 8, 64, 16, 8192, 16
+WAITING, ANSWERED = 4, 16  # requests of a replica
+USUAL, PRESSED = 9_000, 900_000  # prompt tokens that wait at a replica, at most
 COST = Phases(prefill=(0.02, 1e-4, 7e-9), decode=(0.02, 6e-7, 4e-5))
 
 
@@ -66,13 +74,13 @@ def request(number: int, prefix: int, blocks: int) -> Request:
     )
 
 
-def report(name: str, chance: random.Random, at: float, absorbed: int) -> Report:
+def report(name: str, chance: random.Random, at: float, absorbed: int, waits: int) -> Report:
     return Report(
         replica=name,
         at=at,
         num_running=chance.randrange(32),
         num_waiting=chance.randrange(8),
-        waiting_tokens=chance.randrange(9000),
+        waiting_tokens=waits // 2 + chance.randrange(waits // 2),
         total_blocks=60_000,
         free_blocks=chance.randrange(60_000),
         block_size=SIZE,
@@ -82,48 +90,71 @@ def report(name: str, chance: random.Random, at: float, absorbed: int) -> Report
 
 
 def fill(router: Router, replicas: list[str], prefixes: int, chance: random.Random) -> None:
-    """Reports, and blocks: each beginning at two replicas."""
+    """Blocks: each beginning at two replicas."""
     held: dict[str, list[BlockHash]] = {name: list(names(0, 0, SYSTEM)) for name in replicas}
     for prefix in range(1, prefixes + 1):
         for name in chance.sample(replicas, min(2, len(replicas))):
             held[name] += names(prefix, SYSTEM, PREFIX)
     for name in replicas:
-        router.hear(0.0, report(name, chance, 0.0, 0))
         router.tell(0.0, name, BlockNews(tuple(held[name])))
 
 
+class Answers:
+    """First tokens and ends of what was sent, so many decisions later."""
+
+    def __init__(self, router: Router, num_replicas: int) -> None:
+        self._router, self._num = router, num_replicas
+        self._waiting: deque[tuple[RequestId, str]] = deque()
+        self._answered: deque[tuple[RequestId, str]] = deque()
+
+    def go_on(self, at: float, sent: RequestId, replica: str) -> None:
+        self._waiting.append((sent, replica))
+        if len(self._waiting) > WAITING * self._num:
+            begun = self._waiting.popleft()
+            self._router.begin(at, *begun)
+            self._answered.append(begun)
+        if len(self._answered) > ANSWERED * self._num:
+            self._router.end(at, *self._answered.popleft())
+
+
 def measure(
-    name: str, args: argparse.Namespace, blocks: int, count: int
+    name: str, args: argparse.Namespace, blocks: int, count: int, waits: int = USUAL
 ) -> tuple[list[float], list[float]]:
     chance = random.Random(7)
     policy = find("route", name)()
     timed = Timed(policy)
     router = Router("fleet", timed, log=Quiet(), sight=Sight((policy,), cost=COST))  # type: ignore[arg-type]
     replicas = [f"replica-{number}" for number in range(args.replicas)]
+    for each in replicas:
+        router.hear(0.0, report(each, chance, 0.0, 0, waits))
     fill(router, replicas, args.prefixes, chance)
-    taken: list[float] = []
-    for number in range(count + count // 10):
-        asked = request(number, chance.randrange(1, args.prefixes + 1), blocks)
+    answers, taken = Answers(router, len(replicas)), list[float]()
+    warm = (WAITING + ANSWERED + 1) * len(replicas)  # tables grow, code is read in
+    gc.collect()
+    gc.freeze()
+    for number in range(warm + count):
+        asked = request(
+            number, chance.randrange(1, args.prefixes + 1), blocks if number >= warm else OWN
+        )
         at = number / 100
         begun = time.thread_time_ns()
         chosen = router.choose(at, asked)
         taken.append((time.thread_time_ns() - begun) / 1e9)
         if chosen is None:
             raise SystemExit(f"{name} chose nobody")
-        if number % 4 == 0:
-            router.end(at, asked.id, chosen)
+        answers.go_on(at, asked.id, chosen)
         if number % 3 == 0:
             one = replicas[number // 3 % len(replicas)]
-            router.hear(at, report(one, chance, at, router.last_seq(one)))
-    warm = count // 10  # tables grow, code is read in
+            router.hear(at, report(one, chance, at, router.last_seq(one), waits))
+    gc.unfreeze()
     return taken[warm:], timed.seconds[warm:]
 
 
 def least_of(
-    name: str, args: argparse.Namespace, blocks: int, count: int
+    name: str, args: argparse.Namespace, blocks: int, count: int, waits: int = USUAL
 ) -> tuple[list[float], list[float]]:
     """Of each decision the least of the times it took."""
-    found = [measure(name, args, blocks, count) for _ in range(args.repeats)]
+    found = [measure(name, args, blocks, count, waits) for _ in range(args.repeats)]
     whole, policy = zip(*found, strict=True)
     return [min(each) for each in zip(*whole, strict=True)], [
         min(each) for each in zip(*policy, strict=True)
@@ -145,24 +176,15 @@ def main() -> None:
     print(
         f"{args.replicas} replicas, {args.prefixes} beginnings, {args.decisions} decisions; milliseconds of thread time"
     )
-    print(
-        f"{'router':<16} {'p50':>7} {'p99':>7} {'policy p50':>11} {'policy p99':>11} {'long p50':>9} {'long p99':>9}"
-    )
+    columns = ("p50", "p99", "policy p50", "policy p99", "pressed p50", "pressed p99", "long p50")
+    print(f"{'router':<16}" + "".join(f"{column:>13}" for column in columns))
     for name in args.routers:
         whole, policy = least_of(name, args, OWN, args.decisions)
+        pressed, _ = least_of(name, args, OWN, args.decisions, PRESSED)
         long, _ = least_of(name, args, LONG, max(50, args.decisions // 30))
-        told = (
-            at(whole, 0.5),
-            at(whole, 0.99),
-            at(policy, 0.5),
-            at(policy, 0.99),
-            at(long, 0.5),
-            at(long, 0.99),
-        )
-        ms = [1e3 * one for one in told]
-        print(
-            f"{name:<16} {ms[0]:7.3f} {ms[1]:7.3f} {ms[2]:11.3f} {ms[3]:11.3f} {ms[4]:9.3f} {ms[5]:9.3f}"
-        )
+        told = [at(values, share) for values in (whole, policy, pressed) for share in (0.5, 0.99)]
+        told.append(at(long, 0.5))
+        print(f"{name:<16}" + "".join(f"{1e3 * one:13.3f}" for one in told), flush=True)
 
 
 if __name__ == "__main__":

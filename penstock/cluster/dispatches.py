@@ -16,7 +16,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from penstock.core.types import Report, Request
-from penstock.policy.loads import Sent
+from penstock.policy.loads import NOTHING_SENT, Sent
 from penstock.policy.route import Queued
 
 REPORTS_TRUSTED = 3  # of a replica without numbers, after which what was sent before is in them
@@ -47,6 +47,10 @@ class Dispatches:
         """The number of the last request that was sent there."""
         return self._seqs.get(replica, 0)
 
+    def sent_to(self, replica: str) -> Sent:
+        """The sums of this replica, the same object until it is forgotten."""
+        return self.sent.setdefault(replica, Sent()) if self._counts else NOTHING_SENT
+
     def send(self, now: float, request: Request, report: Report, hit: int) -> None:
         """A request goes to the replica of `report`, which seems to hold `hit` tokens of its prompt."""
         name = report.replica
@@ -61,7 +65,7 @@ class Dispatches:
             seq, request.n, tokens, request.n * -(-request.prompt.num_tokens // report.block_size)
         )
         self._entries.setdefault(name, {})[request.id] = entry
-        sent = self.sent.setdefault(name, Sent())
+        sent = self.sent_to(name)
         sent.num += entry.num
         sent.tokens += entry.tokens
         sent.blocks += entry.blocks

@@ -36,6 +36,7 @@ from penstock.core.rng import stream
 from penstock.core.types import Report, Request, Stage
 from penstock.core.views import Move
 from penstock.policy import route
+from penstock.policy.loads import pending_tokens
 from penstock.report.log import Null
 
 STAGE: Stage = "prefill"
@@ -76,6 +77,7 @@ class Router:
         self._places: dict[str, int] = {}  # of candidates in the columns
         self._able: list[Report] = []  # candidates in the order of the reports
         self._able_places: dict[str, int] = {}
+        self._backlogs = route.Backlogs([], [])  # of these
 
     def hear(self, now: float, report: Report) -> None:
         name = report.replica
@@ -86,7 +88,9 @@ class Router:
             self._rebuild()
         elif place is not None:
             self._columns.loads[place] = route.load_of(self.outstanding[name], report)
-            self._able[self._able_places[name]] = report
+            able_place = self._able_places[name]
+            self._able[able_place] = report
+            self._backlogs.told[able_place] = pending_tokens(report)
         self.sight.hear(now, report)
         self._emit(Reported(at=now, who=self.name, report=report))
 
@@ -197,6 +201,7 @@ class Router:
             outstanding=outstanding,
             kept=None if tried or stage != STAGE else self._columns,
             able=None if tried or stage != STAGE else self._able,
+            backlogs=self._backlogs,
             sent=sight.sent,
             blocks=sight.blocks,
             cost=sight.cost,
@@ -218,6 +223,9 @@ class Router:
             able, view.able = view.able, None
             fresh = route.Columns.of(view.candidates(), self.outstanding)
             assert able == view.candidates(), "the candidates kept are not those of the reports"
+            assert view.backlogs == route.Backlogs.of(view.candidates(), self.sight.sent), (
+                "the backlogs kept are not those of the reports"
+            )
             assert view.kept == fresh, (
                 "the columns kept for the route policy are not those of the reports"
             )
@@ -280,6 +288,10 @@ class Router:
         able = [each for each in self.reports.values() if route.is_candidate(each, STAGE)]
         self._columns = route.Columns.of(able, self.outstanding)
         self._able = able
+        told_of = [pending_tokens(each) for each in able]
+        self._backlogs = route.Backlogs(
+            told_of, [self.sight.dispatches.sent_to(each.replica) for each in able]
+        )
         self._able_places = {each.replica: place for place, each in enumerate(able)}
         self._places = {name: place for place, name in enumerate(self._columns.names)}
 

@@ -44,19 +44,25 @@ class BlockIndex:
         self._masks: dict[BlockHash, int] = {}
         self._replicas: dict[str, _Replica] = {}
         self._by_bit: list[_Replica | None] = []
+        self._widest, self._widest_names = 0, list[str]()  # of the last match
 
     def match(self, hashes: Sequence[BlockHash]) -> dict[str, int]:
         """See core.views.BlockFinder."""
-        found: dict[str, int] = {}
         holders = self._masks.get(hashes[0], 0) if hashes else 0
+        if not holders:
+            return {}
+        if holders != self._widest:  # what nearly all prompts begin with, nearly all replicas hold
+            self._widest, self._widest_names = holders, self._names(holders)
         at, end = 1, len(hashes)
-        while holders:
+        found, names = dict[str, int](), self._widest_names
+        while True:
             at = self._where_fewer(hashes, holders, at, end)
-            left = holders & self._masks.get(hashes[at], 0) if at < end else 0
-            self._note(found, holders & ~left, at)
-            holders = left
+            found.update(dict.fromkeys(names, at))  # those that hold more are told again
+            holders &= self._masks.get(hashes[at], 0) if at < end else 0
+            if not holders:
+                return found
+            names = self._names(holders)
             at += 1
-        return found
 
     def _where_fewer(self, hashes: Sequence[BlockHash], holders: int, low: int, high: int) -> int:
         """The first place from `low` on that not all `holders` have; `high` when there is none."""
@@ -77,14 +83,16 @@ class BlockIndex:
                 high = middle
         return low
 
-    def _note(self, found: dict[str, int], mask: int, num_blocks: int) -> None:
-        by_bit = self._by_bit
+    def _names(self, mask: int) -> list[str]:
+        """Whose bits these are."""
+        names, by_bit = [], self._by_bit
         while mask:
             low = mask & -mask
             replica = by_bit[low.bit_length() - 1]
             assert replica is not None, "a bit that is nobody's"
-            found[replica.name] = num_blocks
+            names.append(replica.name)
             mask ^= low
+        return names
 
     def tell(self, name: str, news: BlockNews) -> None:
         """A replica's news."""
@@ -104,12 +112,13 @@ class BlockIndex:
     ) -> None:
         """A prompt was sent there."""
         replica, masks, until = self._of(name), self._masks, now + self._ttl_s
-        told, guessed, bit = replica.told, replica.guessed, replica.bit
+        guessed, bit, held_by = replica.guessed, replica.bit, masks.get
         for each in reversed(hashes):
-            if each in told:
-                break  # and so is all before it
-            if guessed.pop(each, None) is None:
-                masks[each] = masks.get(each, 0) | bit
+            mask = held_by(each, 0)
+            if not mask & bit:
+                masks[each] = mask | bit
+            elif guessed.pop(each, None) is None:
+                break  # told, and so is all before it
             guessed[each] = until
         over = len(guessed) - (MOST_BLOCKS if most is None else most)
         for each in list(islice(guessed, over)) if over > 0 else ():
@@ -137,6 +146,7 @@ class BlockIndex:
         for each in (*replica.told, *replica.guessed):
             self._clear(each, replica.bit)
         self._by_bit[replica.bit.bit_length() - 1] = None
+        self._widest = 0
 
     def told(self, name: str) -> set[BlockHash]:
         """What this replica holds as it told itself."""

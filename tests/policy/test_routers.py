@@ -299,6 +299,46 @@ def test_dualmap_moves_requests_that_wait_only_to_their_other_home_and_only_if_t
     assert not ask(policy, fleet(**names), request_of(0), queued={hot: queue}).moves
 
 
+def plain_moves(
+    queue: Sequence[Queued], others: Mapping[str, str], tokens: dict[str, int], slo_ms: int
+) -> list[Move]:
+    """Rebalancing as the text says it, all anew for each move: a millisecond a token, all sent a moment ago."""
+    left, moves = list(queue), list[Move]()
+    while True:
+        waits = [sum(each.tokens for each in left[: end + 1]) for end in range(len(left))]
+        there = [tokens[others[each.request.id]] + each.tokens for each in left]
+        gains = [
+            (wait - other, -place)
+            for place, (wait, other) in enumerate(zip(waits, there, strict=True))
+            if other <= slo_ms and other < wait
+        ]
+        if not gains or max(waits) <= slo_ms:
+            return moves
+        moved = left.pop(-max(gains)[1])
+        target = others[moved.request.id]
+        tokens[target] += moved.tokens
+        moves.append(Move(moved.request.id, moved.replica, target, "queued"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_dualmap_moves_the_greatest_winner_again_and_again(seed: int) -> None:
+    chance, names = random.Random(seed), dict.fromkeys("abcdefgh", 0)
+    homes = {number: pair_of(made("dualmap"), fleet(**names), number) for number in range(80)}
+    hot, cold = homes[0]
+    queue, others = dict[str, Queued](), dict[str, str]()
+    for number, pair in homes.items():
+        if number and hot in pair:
+            name, tokens = f"q{number}", chance.randrange(1, 16) * 64
+            request = request_of(number, tokens=tokens, name=name)
+            queue[name] = Queued(request, hot, tokens, 0, 100.0)
+            others[name] = pair[pair[0] == hot]
+    waiting = {name: chance.randrange(16) * 128 for name in names} | {hot: 8000, cold: 9000}
+    want = plain_moves(list(queue.values()), others, dict(waiting), 4000)
+    policy = made("dualmap", slo_s=4.0, guard_s=None, most_moves=len(queue))
+    decision = ask(policy, fleet(**waiting), request_of(0, tokens=64), queued={hot: queue})
+    assert decision.moves == tuple(want) and len(want) > 2
+
+
 def test_dualmap_avoids_a_replica_that_lets_no_prompt_in() -> None:
     names = dict.fromkeys("abcdefgh", 0)
     policy = made("dualmap", slo_s=5.0, guard_s=3.0)

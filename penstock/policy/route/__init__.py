@@ -19,6 +19,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Protocol
 
 from msgspec import Struct
@@ -60,6 +61,21 @@ def load_of(outstanding: int, report: Report) -> int:
     return outstanding * ONE_OUTSTANDING + report.num_running + report.num_waiting
 
 
+@dataclass(slots=True)
+class Backlogs:
+    """Of each candidate, in the order of the reports: prompt tokens it told of, and what was sent there since."""
+
+    told: list[int]
+    sent: list[Sent]
+
+    @classmethod
+    def of(cls, candidates: Sequence[Report], sent: Mapping[str, Sent]) -> Backlogs:
+        return cls(
+            [pending_tokens(report) for report in candidates],
+            [sent.get(report.replica, NOTHING_SENT) for report in candidates],
+        )
+
+
 class Queued(Struct, gc=False):
     """A request that was sent to a replica and not heard of: it waits there, or is being prefilled.
 
@@ -76,7 +92,7 @@ class Queued(Struct, gc=False):
 class View(Struct, gc=False):
     """`reports` may be stale; `outstanding` is the fleet's own count of requests sent and not yet ended.
 
-    kept, able: columns and candidates that the fleet keeps up to date, so that nobody has to look at every report
+    kept, able, backlogs: what the fleet keeps up to date of all candidates, so that nobody has to look at every report
     sent: what was sent to each replica since the report that is shown; none where the fleet does not count
     blocks: what replicas hold; None where nobody wants to know
     cost: predictions; None where nobody can make any
@@ -93,6 +109,7 @@ class View(Struct, gc=False):
     outstanding: Mapping[str, int]
     kept: Columns | None = None
     able: list[Report] | None = None
+    backlogs: Backlogs | None = None
     sent: Mapping[str, Sent] = {}
     blocks: BlockFinder | None = None
     cost: PhaseCost | None = None
@@ -130,8 +147,11 @@ class View(Struct, gc=False):
         found = self.matched()
         if not found:
             return [0] * len(reports)
-        most, size, get = self.request.prompt.num_tokens - 1, reports[0].block_size, found.get
-        return [min(get(report.replica, 0) * size, most) for report in reports]
+        most, size = self.request.prompt.num_tokens - 1, reports[0].block_size
+        blocks = map(found.get, [report.replica for report in reports], repeat(0))
+        if max(found.values()) * size <= most:
+            return [num * size for num in blocks]
+        return [min(num * size, most) for num in blocks]
 
     def queues_s(self, reports: Sequence[Report]) -> list[float]:
         """`queue_s` of each."""
@@ -142,12 +162,11 @@ class View(Struct, gc=False):
 
     def pendings(self, reports: Sequence[Report]) -> list[int]:
         """`pending` of each."""
-        get, pendings = self.sent.get, []
-        for report in reports:
-            tokens = report.waiting_tokens - report.cached_tokens + report.prefill_tokens
-            sent = get(report.replica)
-            pendings.append(tokens if sent is None else tokens + sent.tokens)
-        return pendings
+        backlogs = self.backlogs
+        if backlogs is None or reports is not self.able:
+            backlogs = Backlogs.of(reports, self.sent)
+        pairs = zip(backlogs.told, backlogs.sent, strict=True)
+        return [told + sent.tokens for told, sent in pairs]
 
     def prefills_s(self, hits: Sequence[int]) -> list[float]:
         """What this prompt takes where so many of its tokens are held; 0 where nobody can predict."""

@@ -37,13 +37,27 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from penstock.core.events import Begun, Event
-from penstock.core.types import Report
+from penstock.core.types import BlockHash, Report
 from penstock.core.views import Move, RequestView
 from penstock.policy.route import Decision, Queued, View
 from penstock.policy.route.hotness import Hotness
 from penstock.policy.route.ring import Ring, place_of
 
 SALTS = (b"one", b"other")
+MOST_HOMES = 1 << 16  # keys whose homes are remembered
+
+
+@dataclass(slots=True)
+class Waiter:
+    """One that waits at a hot replica. `here_s`: its prefill there; `other`: its other home, if it has one."""
+
+    queued: Queued
+    here_s: float
+    age_s: float
+    slo_s: float
+    other: str | None = None
+    queue_s: float = 0.0  # of the other home
+    there_s: float = 0.0  # its prefill at the other home
 
 
 @dataclass(slots=True)
@@ -60,6 +74,9 @@ class DualMap:
     guard_s: float | None = 3.0
     _hotness: Hotness = field(init=False, compare=False, repr=False)
     _ring: Ring = field(init=False, compare=False, repr=False)
+    _homes_of: dict[bytes, tuple[str, ...]] = field(
+        init=False, compare=False, default_factory=dict, repr=False
+    )
     _begun_at: dict[str, float] = field(init=False, compare=False, default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -78,16 +95,19 @@ class DualMap:
         able = {report.replica: report for report in view.candidates()}
         if not able:
             return Decision(None, "no replica can take it")
-        self._ring.keep(view.columns().names)
+        self._keep(view.columns().names)
         size = next(iter(able.values())).block_size
         units = self._hotness.units(view.request.prompt.blocks(size), size)
         if units:
             self._hotness.see(units, len(able))
-        homes = self._homes(view.request, size)
+        homes = self._homes(view.request, units)
         if len(homes) == 1:
             return Decision(homes[0], "the only one")
-        times = [self._ttft_s(view, able[name]) for name in homes]
-        place, why = self._choose(view, [able[name] for name in homes], times)
+        pair = [able[name] for name in homes]
+        waits = [view.queue_s(each) + self._delay_s(view, each.replica) for each in pair]
+        prefills = view.prefills_s([view.hit(each) for each in pair])
+        times = [wait_s + takes_s for wait_s, takes_s in zip(waits, prefills, strict=True)]
+        place, why = self._choose(view, pair, waits, times)
         chosen = homes[place]
         told = f"{why}; {times[place]:.2f} s, {times[1 - place]:.2f} s at {homes[1 - place]}"
         moves: tuple[Move, ...] = ()
@@ -96,15 +116,13 @@ class DualMap:
         return Decision(chosen, told, alternates=(homes[1 - place],), moves=moves)
 
     def _choose(
-        self, view: View, pair: Sequence[Report], times: Sequence[float]
+        self, view: View, pair: Sequence[Report], waits: Sequence[float], times: Sequence[float]
     ) -> tuple[int, str]:
-        loads = [
-            (view.queue_s(each) + self._delay_s(view, each.replica), view.pending(each))
-            for each in pair
-        ]
-        lighter = int(loads[1] < loads[0])
+        """Of the pair, and why. `waits`: seconds of their queues; `times`: until the first token."""
         if self.select == "ttft":
             return int(times[1] < times[0]), "the earlier"
+        loads = [(wait_s, view.pending(each)) for wait_s, each in zip(waits, pair, strict=True)]
+        lighter = int(loads[1] < loads[0])
         hits = [view.hit(report) for report in pair]
         if hits[0] == hits[1]:
             warmer, why = lighter, "equal caches, the lighter"
@@ -115,22 +133,28 @@ class DualMap:
             return warmer, why
         return lighter, "the promise would break, the lighter"
 
-    def _homes(self, request: RequestView, size: int) -> list[str]:
+    def _keep(self, names: Sequence[str]) -> None:
+        """Have these on the ring. The homes of keys are remembered while it stays as it is."""
+        if self._ring.keep(names) or len(self._homes_of) > MOST_HOMES:
+            self._homes_of.clear()
+
+    def _homes(self, request: RequestView, units: tuple[BlockHash, ...]) -> tuple[str, ...]:
         """The two, or the only one."""
-        units = self._hotness.units(request.prompt.blocks(size), size)
         key = self._hotness.key(units) if units else request.id.encode()
+        found = self._homes_of.get(key)
+        if found is None:
+            found = self._homes_of[key] = self._find_homes(key)
+        return found
+
+    def _find_homes(self, key: bytes) -> tuple[str, ...]:
         first = self._ring.owner(place_of(key, SALTS[0]))
         for other in self._ring.after(place_of(key, SALTS[1])):
             if other != first:
-                return [first, other]
-        return [first]
+                return first, other
+        return (first,)
 
     def _slo_s(self, request: RequestView) -> float:
         return request.slo.ttft_s or self.slo_s
-
-    def _ttft_s(self, view: View, report: Report) -> float:
-        prefill_s = _prefill_s(view, view.request.prompt.num_tokens, view.hit(report))
-        return view.queue_s(report) + self._delay_s(view, report.replica) + prefill_s
 
     def _delay_s(self, view: View, replica: str) -> float:
         queue = view.queued.get(replica)
@@ -146,64 +170,68 @@ class DualMap:
 
     def _relieve(self, view: View, able: Mapping[str, Report], hot: str) -> tuple[Move, ...]:
         """Moves that let those who stay at `hot` keep their promises, as far as others can take some."""
-        queue = list(view.queued.get(hot, {}).values())
+        queue = [self._waiter(view, each) for each in view.queued.get(hot, {}).values()]
+        if not _breaks(queue):
+            return ()
+        for waiter in queue:
+            self._look_elsewhere(view, able, waiter)
         extra_s: dict[str, float] = {}  # what moves of this round add to their targets
         moves: list[Move] = []
-        gains = self._gains(view, able, queue, extra_s)
-        while gains and len(moves) < self.most_moves and self._breaks(view, queue):
-            _, place, target, takes_s = max(gains, key=lambda gain: (gain[0], -gain[1]))
+        while len(moves) < self.most_moves and _breaks(queue):
+            place = _greatest_winner(queue, extra_s)
+            if place is None:
+                break
             moved = queue.pop(place)
-            moves.append(Move(moved.request.id, hot, target, "queued"))
-            extra_s[target] = extra_s.get(target, 0.0) + takes_s
-            gains = self._gains(view, able, queue, extra_s)
+            assert moved.other is not None
+            moves.append(Move(moved.queued.request.id, hot, moved.other, "queued"))
+            extra_s[moved.other] = extra_s.get(moved.other, 0.0) + moved.there_s
         return tuple(moves)
 
-    def _waits(self, view: View, queue: Sequence[Queued]) -> list[float]:
-        """Seconds from now until the first token of each, one after the other."""
-        waits, at_s = [], 0.0
-        for each in queue:
-            at_s += _prefill_s(view, each.tokens + each.hit, each.hit)
-            waits.append(at_s)
-        return waits
+    def _waiter(self, view: View, queued: Queued) -> Waiter:
+        here_s = _prefill_s(view, queued.tokens + queued.hit, queued.hit)
+        return Waiter(queued, here_s, view.now - queued.sent_at, self._slo_s(queued.request))
 
-    def _breaks(self, view: View, queue: Sequence[Queued]) -> bool:
-        waits = zip(queue, self._waits(view, queue), strict=True)
-        return any(view.now - one.sent_at + s > self._slo_s(one.request) for one, s in waits)
-
-    def _gains(
-        self,
-        view: View,
-        able: Mapping[str, Report],
-        queue: Sequence[Queued],
-        extra_s: Mapping[str, float],
-    ) -> list[tuple[float, int, str, float]]:
-        """(seconds won, place in the queue, other home, seconds it takes there) of those that may move."""
-        found = []
-        for place, (each, wait_s) in enumerate(zip(queue, self._waits(view, queue), strict=True)):
-            other = self._other_home(each, able)
-            if other is None:
-                continue
-            hit = self._hit_at(view, each.request, other)
-            takes_s = _prefill_s(view, each.request.prompt.num_tokens, hit)
-            there_s = view.queue_s(other) + extra_s.get(other.replica, 0.0) + takes_s
-            keeps = view.now - each.sent_at + there_s <= self._slo_s(each.request)
-            if keeps and there_s < wait_s:
-                found.append((wait_s - there_s, place, other.replica, takes_s))
-        return found
-
-    def _other_home(self, each: Queued, able: Mapping[str, Report]) -> Report | None:
-        """None where it has none, or does not stand at one of its homes any more."""
+    def _look_elsewhere(self, view: View, able: Mapping[str, Report], waiter: Waiter) -> None:
+        """What it would take at its other home; none where it does not stand at one of its homes any more."""
+        request, replica = waiter.queued.request, waiter.queued.replica
         size = next(iter(able.values())).block_size
-        homes = self._homes(each.request, size)
-        if each.replica not in homes or len(homes) == 1:
-            return None
-        return able[homes[1 - homes.index(each.replica)]]
+        homes = self._homes(request, self._hotness.units(request.prompt.blocks(size), size))
+        if replica not in homes or len(homes) == 1:
+            return
+        other = able[homes[1 - homes.index(replica)]]
+        hit = self._hit_at(view, request, other)
+        waiter.other = other.replica
+        waiter.queue_s = view.queue_s(other)
+        waiter.there_s = _prefill_s(view, request.prompt.num_tokens, hit)
 
     def _hit_at(self, view: View, request: RequestView, report: Report) -> int:
         if view.blocks is None:
             return 0
         found = view.blocks.match(request.prompt.blocks(report.block_size))
         return min(found.get(report.replica, 0) * report.block_size, request.prompt.num_tokens - 1)
+
+
+def _breaks(queue: Sequence[Waiter]) -> bool:
+    """Whether one of them gets its first token too late, one after the other."""
+    at_s = 0.0
+    for each in queue:
+        at_s += each.here_s
+        if each.age_s + at_s > each.slo_s:
+            return True
+    return False
+
+
+def _greatest_winner(queue: Sequence[Waiter], extra_s: Mapping[str, float]) -> int | None:
+    """Who wins most time at its other home and keeps its promise there; the first among equals."""
+    at_s, best_s, best = 0.0, 0.0, None
+    for place, each in enumerate(queue):
+        at_s += each.here_s
+        if each.other is None:
+            continue
+        first_s = each.queue_s + extra_s.get(each.other, 0.0) + each.there_s
+        if each.age_s + first_s <= each.slo_s and at_s - first_s > best_s:
+            best_s, best = at_s - first_s, place
+    return best
 
 
 def _prefill_s(view: View, num_prompt: int, hit: int) -> float:

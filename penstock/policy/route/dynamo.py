@@ -25,7 +25,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from math import exp
+from operator import add
 from typing import ClassVar
 
 from penstock.core.types import Report
@@ -59,19 +61,23 @@ class Dynamo:
     def _costs(self, view: View, able: Sequence[Report]) -> list[float]:
         size = able[0].block_size
         blocks = view.request.prompt.num_tokens / size
-        found, overlap = view.matched(), self.overlap_weight
         pending = [tokens / size + blocks for tokens in view.pendings(able)]
-        least, costs = min(pending), []
-        for each, prefill in zip(able, pending, strict=True):
-            credit = overlap * found.get(each.replica, 0)
-            if self.queue_decay:
-                credit /= 1 + self.queue_decay * (prefill - least) / blocks
-            cost = each.decode_tokens / size + blocks
-            if prefill > credit:
-                cost += self.prefill_weight * (prefill - credit)
-            if self.active_weight:
-                cost += self.active_weight * view.outstanding.get(each.replica, 0)
-            costs.append(cost)
+        names = [each.replica for each in able]
+        overlap, weight = self.overlap_weight, self.prefill_weight
+        credits = [overlap * held for held in map(view.matched().get, names, repeat(0))]
+        if self.queue_decay:
+            least, decay = min(pending), self.queue_decay
+            pairs = zip(credits, pending, strict=True)
+            credits = [credit / (1 + decay * (more - least) / blocks) for credit, more in pairs]
+        costs = [
+            each.decode_tokens / size
+            + blocks
+            + weight * (prefill - credit if prefill > credit else 0)
+            for each, prefill, credit in zip(able, pending, credits, strict=True)
+        ]
+        if self.active_weight:
+            active = [self.active_weight * view.outstanding.get(name, 0) for name in names]
+            costs = list(map(add, costs, active))
         return costs
 
 
@@ -79,8 +85,10 @@ def draw(costs: Sequence[float], temperature: float, rng: Rng) -> int:
     """The place of the least, at random among equals; with a temperature, of one drawn by how little it costs."""
     if not temperature:
         least = min(costs)
+        if costs.count(least) == 1:
+            return costs.index(least)
         equals = [place for place, cost in enumerate(costs) if cost == least]
-        return equals[0] if len(equals) == 1 else equals[rng.randrange(len(equals))]
+        return equals[rng.randrange(len(equals))]
     weights = [exp(-cost / temperature) for cost in spread(costs)]
     point = rng.random() * sum(weights)
     for place, weight in enumerate(weights):

@@ -26,14 +26,18 @@ class Turns:
         self._last: str | None = None
 
     def most(self, names: Sequence[str], scores: Sequence[float]) -> str:
-        best = max(scores)
-        pairs = zip(names, scores, strict=True)
-        equals = [name for name, score in pairs if score == best]
-        self._last = equals[0] if len(equals) == 1 else after(self._last, sorted(equals))
-        return self._last
+        return self._turn(names, scores, max(scores))
 
     def least(self, names: Sequence[str], costs: Sequence[float]) -> str:
-        return self.most(names, [-cost for cost in costs])
+        return self._turn(names, costs, min(costs))
+
+    def _turn(self, names: Sequence[str], values: Sequence[float], wanted: float) -> str:
+        if values.count(wanted) == 1:
+            self._last = names[values.index(wanted)]
+        else:
+            pairs = zip(names, values, strict=True)
+            self._last = after(self._last, sorted(name for name, value in pairs if value == wanted))
+        return self._last
 
 
 def filtered(view: View, filters: Sequence[Filter], reports: list[Report]) -> list[Report]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from math import inf
 
 from penstock.core.views import Rng
@@ -51,25 +52,28 @@ class RayPrefix:
         group, why = self._group(view, loads, len(hashes))
         chosen = better_of_two(group, loads, view.rng)
         self._known.guess(view.now, chosen, hashes, self.max_blocks)
-        rest = sorted(
-            loads.keys() - {chosen}, key=lambda name: (name not in group, loads[name], name)
-        )
+        inside = set(group)
+        others = [name for name in sorted(loads) if name not in inside]
+        rest = [*sorted(group, key=loads.__getitem__), *sorted(others, key=loads.__getitem__)]
+        rest.remove(chosen)
         return Decision(chosen, why, alternates=tuple(rest))
 
     def _group(
         self, view: View, loads: Mapping[str, int], num_blocks: int
     ) -> tuple[list[str], str]:
+        """Those among whom two are drawn, by name."""
         names = sorted(loads)
         bound = self.imbalanced_threshold
         if bound is not None and max(loads.values()) - min(loads.values()) > bound:
             return names, "the queues differ: two of all"
         found = self._known.match(view.request.prompt.blocks(view.reports[0].block_size))
-        longest = max((found.get(name, 0) for name in names), default=0)
+        depths = list(map(found.get, names, repeat(0)))
+        longest = max(depths)
         if not longest or longest < self.match_rate * num_blocks:
             sizes = {name: self._known.size(name) for name in names}
             least = min(sizes.values())
             return [name for name in names if sizes[name] == least], "two of those that know least"
-        group = [name for name in names if found.get(name, 0) == longest]
+        group = [name for name, depth in zip(names, depths, strict=True) if depth == longest]
         return group, f"two of those that know {longest} blocks"
 
 
