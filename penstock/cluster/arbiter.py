@@ -6,7 +6,8 @@
     stale     nothing on the word of a report older than `stale_s`
     cooldown  a request that moved stays for `cooldown_s`
 
-Each move that is turned down is named with its rule; the policy may want it again next time.
+Each move that is turned down is named with its rule; the policy may want it again next time. `stale` holds for loans
+too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.core.types import Report
-from penstock.policy.move import Move
+from penstock.policy.move import Loan, Move
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class MoveRules:
             raise ValueError("stale_s must be positive and cooldown_s at least 0")
 
 
-Refused = tuple[Move, str]
+Refused = tuple[Move | Loan, str]
 
 
 def sift(
@@ -76,3 +77,15 @@ def sift(
             pairs.add((move.source, move.target))
             busy.update((move.source, move.target))
     return kept, refused
+
+
+def sift_loans(
+    loans: Sequence[Loan], *, now: float, reports: Mapping[str, Report], rules: MoveRules
+) -> tuple[tuple[Loan, ...], list[Refused]]:
+    """Those that may be asked for, and the others."""
+    late = [
+        loan
+        for loan in loans
+        if any(now - reports[name].at > rules.stale_s for name in (loan.debtor, loan.creditor))
+    ]
+    return tuple([loan for loan in loans if loan not in late]), [(each, "stale") for each in late]

@@ -84,7 +84,7 @@ class Fleet:
         self._lendings = Lendings(self._ports, router, is_on=lends)
         self._hand_off = HandOff(self._ports, router, self._moves, self._has)
         reshapes = Reshapes(self._ports, router)
-        self.reshape, self.devices = reshapes.reshape, reshapes.now
+        self.reshape, self.devices, self.lent = reshapes.reshape, reshapes.now, self._lendings.lent
         self._is_draining = False
         self._on_happened: OnHappened | None = None
         self._hears_all = steering is not None and steering.hears_tokens

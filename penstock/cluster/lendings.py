@@ -64,7 +64,6 @@ class Lendings:
         self._borrowers: dict[str, _Borrower] = {}
         self._coming: deque[_Borrower] = deque()  # who is not sent yet; the first one is served
 
-    @property
     def lent(self) -> Mapping[str, tuple[tuple[str, int], ...]]:
         """By request that runs, who keeps how many blocks for it."""
         return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from penstock.cluster.fleet import Fleet
@@ -29,7 +29,13 @@ class Mover(Protocol):
         """Movements under way, by request."""
         ...
 
+    def lent(self) -> Mapping[str, Sequence[tuple[str, int]]]:
+        """By request, who keeps how many of its blocks."""
+        ...
+
     def move(self, request_id: str, target: str, mode: MoveMode) -> None: ...
+
+    def lend(self, request_id: str, creditor: str, num_blocks: int) -> None: ...
 
 
 class Rounds:
@@ -87,9 +93,14 @@ class Rounds:
 
     def _ask(self, cause: Cause, about: str) -> None:
         assert self._mover is not None
-        moves = self._steering.ask_move(now(), self._mover.moving, cause=cause, about=about)
-        for move in moves:
-            self._mover.move(move.request, move.target, move.mode)
+        mover = self._mover
+        decision = self._steering.ask_move(
+            now(), mover.moving, cause=cause, about=about, lent=mover.lent()
+        )
+        for move in decision.moves:
+            mover.move(move.request, move.target, move.mode)
+        for loan in decision.loans:
+            mover.lend(loan.request, loan.creditor, loan.num_blocks)
 
     def _scale(self) -> None:
         assert self._scaling is not None

@@ -59,7 +59,7 @@ class Sight:
         cost: PhaseCost | None = None,
     ) -> None:
         self._config = config
-        self.cost = cost if needs(policies, "cost") else None
+        self.cost = cost  # whoever of the fleet's policies needs it
         self.blocks = BlockIndex(config.block_ttl_s) if needs(policies, "blocks") else None
         self.dispatches = Dispatches(counts=config.counts, keeps_queue=needs(policies, "queued"))
         self.token_s = (

@@ -14,19 +14,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec import UNSET
+from msgspec.structs import astuple, replace
 
-from penstock.cluster.arbiter import MoveRules, Refused, sift
+from penstock.cluster.arbiter import MoveRules, Refused, sift, sift_loans
 from penstock.cluster.router import Router
 from penstock.core.events import Event, Scaled, Served, Steered
 from penstock.core.ports import Log
 from penstock.core.rng import stream
 from penstock.core.types import Role
 from penstock.policy import move, scale
-from penstock.policy.move import Cause, Move
+from penstock.policy.move import Cause, Loan, Move
 from penstock.policy.scale import Bounds
 
 _log = logging.getLogger("penstock.cluster")
 Moving = Mapping[str, Move]  # by request
+Lent = Mapping[str, Sequence[tuple[str, int]]]  # by request, creditors and blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +101,17 @@ class Steering:
     # ---------------------------------------------------------------- what is decided
 
     def ask_move(
-        self, now: float, moving: Moving, *, cause: Cause = "tick", about: str = ""
-    ) -> Sequence[Move]:
-        """The moves that are to begin now."""
+        self,
+        now: float,
+        moving: Moving,
+        *,
+        cause: Cause = "tick",
+        about: str = "",
+        lent: Lent | None = None,
+    ) -> move.Decision:
+        """The moves that are to begin now, and the loans that are to be made."""
         if self._mover is None:
-            return ()
+            return move.Decision()
         reports = self._router.reports
         view = move.View(
             now=now,
@@ -113,12 +121,14 @@ class Steering:
             moving={request: each.target for request, each in moving.items()},
             cause=cause,
             about=about,
+            lent=lent or {},
+            cost=self._router.sight.cost,
         )
         decision = self._mover.decide(view)
         if self._is_checked:
             move.law(view, decision)
-        if not decision.moves:
-            return ()
+        if not (decision.moves or decision.loans):
+            return decision
         kept, denied = sift(
             decision.moves,
             now=now,
@@ -130,8 +140,10 @@ class Steering:
         since = now - self._rules.cooldown_s
         self._moved_at = {name: at for name, at in self._moved_at.items() if at > since}
         self._moved_at |= {each.request: now for each in kept}
-        self._tell(self._steered(now, view, moving, kept, denied, decision.why))
-        return kept
+        loans, late = sift_loans(decision.loans, now=now, reports=reports, rules=self._rules)
+        decision = replace(decision, moves=tuple(kept), loans=loans)
+        self._tell(self._steered(now, view, moving, decision, [*denied, *late]))
+        return decision
 
     def ask_scale(
         self, now: float, starting: Mapping[Role, int], devices: Mapping[str, int] | None = None
@@ -179,19 +191,21 @@ class Steering:
         now: float,
         view: move.View,
         moving: Moving,
-        kept: Sequence[Move],
+        decision: move.Decision,
         denied: Sequence[Refused],
-        why: str,
     ) -> Steered:
+        lent = [(request, *each) for request, told in view.lent.items() for each in told]
         return Steered(
             at=now,
             who=self._router.name,
             cause=view.cause,
             about=view.about,
             moving=tuple(_row(each) for each in moving.values()),
-            moves=tuple(_row(each) for each in kept),
+            moves=tuple(_row(each) for each in decision.moves),
             denied=tuple((*_row(each), rule) for each, rule in denied),
-            why=why,
+            why=decision.why,
+            lent=tuple(lent) or UNSET,
+            loans=tuple([astuple(each) for each in decision.loans]) or UNSET,
         )
 
     def _forget_before(self, now: float) -> None:
@@ -216,5 +230,7 @@ def _observer(policy: object) -> Callable[[Event], None] | None:
     return getattr(policy, "observe", None)
 
 
-def _row(each: Move) -> tuple[str, str, str, str]:
+def _row(each: Move | Loan) -> tuple[str, str, str, str]:
+    if isinstance(each, Loan):
+        return (each.request, each.debtor, each.creditor, "lend")
     return (each.request, each.source, each.target, each.mode)

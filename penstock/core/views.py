@@ -184,6 +184,15 @@ class Move(Struct, frozen=True, gc=False):
     mode: MoveMode = "live"
 
 
+class Loan(Struct, frozen=True, gc=False):
+    """Blocks of a request that runs at one replica, for another to keep; see cluster.lendings."""
+
+    request: RequestId
+    debtor: str
+    creditor: str
+    num_blocks: int
+
+
 class BlockFinder(Protocol):
     """What replicas hold by hash, as far as anybody heard: the blocks of chained hashes that each has in a row."""
 

@@ -62,6 +62,9 @@ PRESETS: dict[str, ModelShape] = {
     shape.name: shape
     for shape in (
         _preset("llama-2-7b", (4096, 32, 32, 32, 128, 11008, 32000, 4096)),
+        _preset(
+            "llama-2-7b-1m", (4096, 32, 32, 32, 128, 11008, 32000, 1 << 20)
+        ),  # positions stretched
         _preset("llama-2-13b", (5120, 40, 40, 40, 128, 13824, 32000, 4096)),
         _preset("llama-2-70b", (8192, 80, 64, 8, 128, 28672, 32000, 4096)),
         _preset("llama-3.1-8b", (4096, 32, 32, 8, 128, 14336, 128256, 131072)),

@@ -30,6 +30,7 @@ TABLE: dict[str, str] = {
     "xllm": "penstock.experiments.xllm",
     "dllm-serve": "penstock.experiments.dllm_serve",
     "elastic-moe": "penstock.experiments.elastic_moe",
+    "infinite-llm": "penstock.experiments.infinite_llm",
     "past-future": "penstock.experiments.past_future",
     "fast-switch": "penstock.experiments.fast_switch",
     "flow-prefill": "penstock.experiments.flow_prefill",

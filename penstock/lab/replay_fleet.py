@@ -142,7 +142,10 @@ def _steer(steering: Steering, event: Event) -> None:
     """Ask again what was answered, and feed what was served."""
     if isinstance(event, Steered):
         moving = {row[0]: Move(RequestId(row[0]), row[1], row[2], row[3]) for row in event.moving}  # type: ignore[arg-type]
-        steering.ask_move(event.at, moving, cause=event.cause, about=event.about)  # type: ignore[arg-type]
+        lent: dict[str, list[tuple[str, int]]] = {}
+        for request, creditor, count in () if event.lent is UNSET else event.lent:
+            lent.setdefault(request, []).append((creditor, count))
+        steering.ask_move(event.at, moving, cause=event.cause, about=event.about, lent=lent)  # type: ignore[arg-type]
     elif isinstance(event, Scaled):
         had = {} if event.had is UNSET else dict(event.had)
         steering.ask_scale(event.at, dict(event.starting), had)  # type: ignore[arg-type]

@@ -91,6 +91,7 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "move": {
         "llumnix": "penstock.policy.move.llumnix:Llumnix",
+        "infinite-llm": "penstock.policy.move.infinite_llm:InfiniteLlm",
         "eplb": "penstock.policy.move.eplb:Eplb",
         "elastic-moe": "penstock.policy.move.elastic_moe:ElasticMoe",
     },

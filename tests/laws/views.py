@@ -367,6 +367,9 @@ def move_view(rng: random.Random) -> move.View:
     for report in reports:
         report.total_blocks, report.free_blocks = 100, rng.randrange(60)
         report.head_blocks = rng.choice((0, 0, 30))
+        if rng.random() < 0.8:
+            report.lent_blocks, report.away_blocks = rng.choice(((0, 0), (9, 0), (0, 12)))
+            report.waiting_blocks, report.num_decoding = 30, report.num_running
         report.jobs = tuple(
             JobReport(
                 f"{report.replica}/{place}", 0, rng.choice(("running", "waiting")), rng.choice((-1, 0, 1)),
@@ -377,7 +380,13 @@ def move_view(rng: random.Random) -> move.View:
     held = [(job.request, report.replica) for report in reports for job in report.jobs]  # type: ignore[union-attr]
     moving = dict(rng.sample(held, min(len(held), rng.randrange(3))))
     names = {report.replica: 1 for report in reports}
-    return move.View(1.0, rng, reports, names, moving)
+    lent = {
+        request: ((rng.choice(reports).replica, 5),) for request, _ in held if rng.random() < 0.2
+    }
+    cost = Phases(prefill=(0.1, 1e-4, 0.0), decode=(0.1, rng.choice((0.0, 1e-5)), 1e-3))
+    return move.View(
+        1.0, rng, reports, names, moving, lent=lent, cost=cost if rng.random() < 0.9 else None
+    )
 
 
 def scale_view(rng: random.Random) -> scale.View:

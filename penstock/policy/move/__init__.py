@@ -8,12 +8,16 @@ became of it. A policy that chooses among requests says `needs_jobs`, and report
     pull       the target takes it, blocks and all, when it has room; the source keeps the blocks until then
     queued     the request alone: nothing of it has been computed yet
 
+Where replicas lend memory, a policy may say too that another replica is to keep so many blocks of a request that runs
+(`loans`); it sees who keeps what (`lent`), by the fleet's own count.
+
 Experts of a mixture change place too, from one device of a replica to another: whoever serves them is asked about one
 layer at a time, with `experts` and no reports, and answers which experts each device holds from now on.
 
 Law: a move leads from a replica that is alive to another one that is alive, not draining and of a fitting role; no
-request is moved twice at once. Every expert has a place on the devices there are to be, none has two on one device, and
-no device holds more than its slots.
+request is moved twice at once. A loan is between two replicas that are alive, of a creditor that is not draining and
+has the blocks, and for a request that does not move. Every expert has a place on the devices there are to be, none has
+two on one device, and no device holds more than its slots.
 """
 
 from __future__ import annotations
@@ -25,8 +29,9 @@ from msgspec import Struct
 
 from penstock.core.moving import MoveMode as MoveMode
 from penstock.core.types import Report
+from penstock.core.views import Loan as Loan
 from penstock.core.views import Move as Move
-from penstock.core.views import Rng
+from penstock.core.views import PhaseCost, Rng
 
 Cause = Literal["tick", "joined", "lost", "draining", "prefilled", "routed"]
 
@@ -59,6 +64,8 @@ class View(Struct, gc=False):
     cause: Cause = "tick"
     about: str = ""
     experts: Experts | None = None
+    lent: Mapping[str, Sequence[tuple[str, int]]] = {}  # by request, creditors and blocks
+    cost: PhaseCost | None = None  # where the policy `needs_cost`
 
 
 class Decision(Struct, frozen=True, gc=False):
@@ -67,6 +74,7 @@ class Decision(Struct, frozen=True, gc=False):
     moves: tuple[Move, ...] = ()
     why: str = ""
     experts: Slots | None = None
+    loans: tuple[Loan, ...] = ()
 
 
 def law(view: View, decision: Decision) -> None:
@@ -81,10 +89,22 @@ def law(view: View, decision: Decision) -> None:
             f"{move.request} is moved twice at once"
         )
         seen.add(move.request)
-    assert decision.why or not (decision.moves or decision.experts), "a move without a reason"
+    for loan in decision.loans:
+        _loan_law(view, loan, alive, open_ones)
+        assert loan.request not in seen, f"{loan.request} moves, and a loan is made for it"
+    is_something = decision.moves or decision.experts or decision.loans
+    assert decision.why or not is_something, "a move without a reason"
     if decision.experts is not None:
         assert view.experts is not None, "nobody asked about experts"
         _experts_law(view.experts, decision.experts)
+
+
+def _loan_law(view: View, loan: Loan, alive: set[str], open_ones: set[str]) -> None:
+    free = {report.replica: report.free_blocks for report in view.reports}
+    assert loan.debtor in alive and loan.creditor in open_ones, f"{loan} is of nobody"
+    assert loan.debtor != loan.creditor, f"{loan.debtor} lends to itself"
+    assert 0 < loan.num_blocks <= free[loan.creditor], f"{loan.creditor} has no {loan.num_blocks}"
+    assert loan.request not in view.moving, f"{loan.request} is moving"
 
 
 def _experts_law(asked: Experts, slots: Slots) -> None:
