@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from penstock.core.events import Event, Finished, Refused, Reported
+from penstock.core.events import Event, Finished, Refused, Reported, Steered
 from penstock.core.lending import Loaned, LoanOver, Spilled
 from penstock.core.plans import Done, Opening, Plan, Work
 from penstock.core.prompt import TracedPrompt
-from penstock.core.types import Caps, PlanId, Request, RequestId, Sampling
+from penstock.core.types import Caps, PlanId, ProgramId, Request, RequestId, Sampling
 from penstock.cost.step import StepCost, StepFeatures
 from penstock.lab.replay import replay_log
 from penstock.lab.simulate import simulate
@@ -179,6 +179,27 @@ class Traffic:
             )
 
 
+class Together:
+    """One session, so one replica: a long request that fills it, and short ones that come when it runs."""
+
+    def __init__(self, num: int = 30) -> None:
+        self.num, self.meta = num, TraceMeta("drawn", "drawn", num, num)
+
+    def __iter__(self) -> Iterator[tuple[float, Request]]:
+        for place in range(self.num):
+            yield (
+                0.05 * place + 2.0 * (place > 0),
+                Request(
+                    id=RequestId(f"r{place}"),
+                    model="default",
+                    prompt=TracedPrompt(300 if place else 6500),
+                    sampling=Sampling(max_tokens=400),
+                    true_output=100 if place else 380,
+                    program=ProgramId("same"),
+                ),
+            )
+
+
 class Ears:
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -239,3 +260,18 @@ def test_who_waits_for_memory_that_is_lent_waits() -> None:
     """Nothing runs at a creditor that has lent most of what it has, and something waits there."""
     ears = played(Traffic({0: 15_000, 1: 3_000, 2: 3_000, 3: 9_000}, num=4))
     assert len(ears.of(Finished)) == 4 and len(ears.of(Spilled)) > 3
+
+
+def test_a_policy_lends_for_what_runs(tmp_path: Path) -> None:
+    """A long request fills a replica that others wait for; they get in when half of it is elsewhere."""
+    log, names = tmp_path / "log.jsonl", dict[str, list[float]]()
+    told: dict[str, dict[str, Any]]
+    told = {"still": {}, "lent": {"move": {"name": "infinite-llm"}}}
+    for name, policy in told.items():
+        ears = played(Together(), log, **policy, route="session")
+        names[name] = [e.first_token_at - e.arrived_at for e in ears.of(Finished)]
+        assert len(names[name]) == 30
+    assert any([event.loans for event in ears.of(Steered)]) and ears.of(Spilled)
+    assert sum(names["lent"]) < sum(names["still"])
+    for outcome in replay_log(log):
+        assert outcome.difference is None, outcome
