@@ -172,7 +172,10 @@ def fleet(variant: str, budget: int | None = None) -> Config:
         cache={"block_size": BLOCK, "prefix": False},
         executor__tensor_parallel=REPLICAS if variant in BIG else 1,
     )
-    return dataclasses.replace(config, net=dataclasses.replace(config.net, **net))
+    link = dataclasses.replace(
+        config.net, latency_s=net["latency_s"], kv_bytes_per_s=net["kv_bytes_per_s"]
+    )
+    return dataclasses.replace(config, net=link)
 
 
 def run_one(variant: str, mixed: Mixed) -> dict[str, object]:
