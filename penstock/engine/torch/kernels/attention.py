@@ -68,10 +68,11 @@ class CpuPagedAttention:
         vector = self.head_dim + (SCALE_BYTES if self.stored == torch.int8 else 0)
         block = self.num_kv_heads * self.block_size * vector
         pieces = 2 if self.latent is None else 1
-        self.cache = torch.zeros(
+        self.cache = torch.empty(
             self.num_layers, pieces, self.num_blocks, block, dtype=self.stored or self.dtype
         )
         self.library.large_pages(self.cache.data_ptr(), self.num_bytes)
+        self.cache.zero_()  # which takes the memory: only now, as pages that are there stay small
 
     @staticmethod
     def why_not_for(head_dim: int, block_size: int, dtype: torch.dtype) -> str | None:

@@ -7,6 +7,9 @@
 // Eight bits: a token's key scale multiplies its scores, its value scale its probabilities.
 // Keys outside [key_begin, key_end) may be anything, NaN included: their scores are replaced before use, and a value
 // group that holds some is copied with zeros in their place, since 0 * NaN is NaN.
+//
+// A step that decodes reads all there is once, so what counts is the order: the heads of an item pass each pair of
+// groups one after the other, as they lie in a block, keys and then values of a tile.
 #pragma once
 #include "tiles.h"
 
@@ -30,9 +33,11 @@ struct Scratch {
 
 static inline int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
+constexpr int EDGES = 2 * GROUP;  // tokens of a head's cleaned values in a tile
+
 static int64_t scratch_bytes(const AttentionCall& call, int64_t rows) {
-    const int64_t dim = call.head_dim;
-    return 2 * aligned(rows * dim * 4) + aligned(rows * TILE * 4) + 2 * aligned(rows * 4) + 2 * TILE * dim * 4;
+    const int64_t dim = call.head_dim, tile = 2 * TILE > MOST_ABREAST * EDGES ? 2 * TILE : MOST_ABREAST * EDGES;
+    return 2 * aligned(rows * dim * 4) + aligned(rows * TILE * 4) + 2 * aligned(rows * 4) + tile * dim * 4;
 }
 
 static Scratch carve(char* at, int64_t rows, int64_t dim) {
@@ -45,6 +50,16 @@ static Scratch carve(char* at, int64_t rows, int64_t dim) {
     scratch.keys = (float*)at, at += TILE * dim * 4;
     scratch.values = (float*)at;
     return scratch;
+}
+
+// Of one head among several that have `rows` rows each. Floats take the most room.
+static Scratch scratch_of(const Scratch& all, int64_t head, int64_t rows, int64_t dim) {
+    Scratch one = all;
+    const int64_t first = head * rows;
+    one.out += first * dim, one.query += first * dim * 4, one.scores += first * TILE;
+    one.highest += first, one.total += first;
+    one.values = all.keys + head * EDGES * dim;
+    return one;
 }
 
 // cap * tanh(x / cap)
@@ -236,6 +251,95 @@ static void attend_tile(const AttentionCall& call, const Item& item, const Scrat
     cover<4>(OutputPiece<S, true>{scratch.scores, scratch.out, here, next, dim, dim}, rows, dim / GROUP);
 }
 
+// Some groups of a tile, of the head that lies `head` heads behind the one they were found for.
+template <class S>
+static Groups<S> groups_of(const AttentionCall& call, const Groups<S>& tile, int head, int first, int most) {
+    const int64_t skip = head * head_bytes<S>(call);
+    Groups<S> found;
+    found.count = tile.count - first < most ? tile.count - first : most;
+    for (int n = 0; n < found.count; ++n) {
+        found.keys[n] = (const S*)((const char*)tile.keys[first + n] + skip);
+        found.values[n] = (const S*)((const char*)tile.values[first + n] + skip);
+        if (!has_scales<S>()) continue;
+        found.key_scales[n] = (const float*)((const char*)tile.key_scales[first + n] + skip);
+        found.value_scales[n] = (const float*)((const char*)tile.value_scales[first + n] + skip);
+    }
+    return found;
+}
+
+// One query, all heads of an item.
+template <class T, class S>
+struct Abreast {
+    typedef typename Format<S>::Left Left;
+    const AttentionCall& call;
+    const Item& item;
+    const Scratch scratch;
+    const int rows;  // of each head
+    const int together;  // groups that a head is scored with before the next one is
+
+    Item item_of(int head) const {
+        Item one = item;
+        one.kv_head += head, one.num_kv_heads = 1;
+        return one;
+    }
+    Scratch scratch_at(int head) const { return scratch_of(scratch, head, rows, call.head_dim); }
+
+    // What is read after a head's groups: the next head's, or the next groups of the first head.
+    Groups<S> after(const Groups<S>& tile, int head, int first) const {
+        if (head + 1 < item.num_kv_heads) return groups_of(call, tile, head + 1, first, together);
+        return groups_of(call, tile, 0, first + together < tile.count ? first + together : tile.count, together);
+    }
+
+    void score(const Groups<S>& tile) const {
+        for (int first = 0; first < tile.count; first += together)
+            for (int head = 0; head < item.num_kv_heads; ++head) {
+                const Scratch own = scratch_at(head);
+                const Groups<S> here = groups_of(call, tile, head, first, together);
+                Groups<S> next = after(tile, head, first);
+                if (!next.count) {
+                    next = groups_of(call, tile, 0, 0, together);
+                    for (int n = 0; n < next.count; ++n) next.keys[n] = next.values[n];
+                }
+                float* scores = own.scores + first * GROUP;
+                cover<4>(ScorePiece<S, true>{(const Left*)own.query, scores, here, next, call.head_dim}, rows, here.count);
+            }
+    }
+
+    void put_out(const Groups<S>& tile, const Groups<S>& next_tile, int start) const {
+        const int dim = call.head_dim, heads = item.num_kv_heads;
+        for (int group = 0; group < tile.count; ++group)
+            for (int head = 0; head < heads; ++head) {
+                const Scratch own = scratch_at(head);
+                Groups<S> here = groups_of(call, tile, head, group, 1);
+                const S* next = here.values[0];
+                if (head + 1 < heads || group + 1 < tile.count)
+                    next = groups_of(call, tile, (head + 1) % heads, group + (head + 1) / heads, 1).values[0];
+                else if (next_tile.count)
+                    next = next_tile.keys[0];
+                clean_edges(call, item, start + group * GROUP, here, (S*)own.values);
+                const float* scores = own.scores + group * GROUP * sizeof(Left) / sizeof(float);
+                OutputPass<S>{scores, own.out, here.values[0], next, dim}.all(rows);
+            }
+    }
+
+    void attend() const {
+        for (int head = 0; head < item.num_kv_heads; ++head)
+            load_queries<T, Left>(call, item_of(head), scratch_at(head), rows);
+        int start = item.key_begin / GROUP * GROUP;
+        Groups<S> next = find_groups<S>(call, item, start, TILE_GROUPS);
+        for (; start < item.key_end; start += TILE) {
+            const Groups<S> tile = next;
+            next = find_groups<S>(call, item, start + TILE, TILE_GROUPS);
+            score(tile);
+            for (int head = 0; head < item.num_kv_heads; ++head)
+                soften_all<Left>(call, item_of(head), scratch_at(head), rows, start,
+                                 groups_of(call, tile, head, 0, TILE_GROUPS));
+            put_out(tile, next, start);
+        }
+        for (int head = 0; head < item.num_kv_heads; ++head) finish<T>(call, item_of(head), scratch_at(head), rows);
+    }
+};
+
 template <Way W, class S>
 static void attend_widened(const AttentionCall& call, const Item& item, const Scratch& scratch, int rows, int start,
                            const Groups<S>& here, const Groups<S>& next) {
@@ -270,8 +374,23 @@ static void attend_by(const AttentionCall& call, const Item& item, char* memory,
 }
 
 template <class T, class S>
+static void attend_abreast(const AttentionCall& call, const Item& item, char* memory, int rows) {
+    const int together = rows >= 4 ? 1 : rows == 1 ? TILE_GROUPS : 2;  // sums that fill the registers
+    const Scratch scratch = carve(memory, int64_t(rows) * item.num_kv_heads, call.head_dim);
+    Abreast<T, S>{call, item, scratch, rows, together}.attend();
+}
+
+template <class T, class S>
 static void attend_as(const AttentionCall& call, const Item& item, char* memory) {
     const int rows = item.num_queries * (call.num_heads / call.num_kv_heads);
+    if (item.num_queries == 1 && !call.is_latent && (takes_pairs<S>() || rows < WIDE_ROWS))
+        return attend_abreast<T, S>(call, item, memory, rows);
+    if (item.num_kv_heads > 1) {
+        Item one = item;
+        for (one.num_kv_heads = 1; one.kv_head < item.kv_head + item.num_kv_heads; ++one.kv_head)
+            attend_as<T, S>(call, one, memory);
+        return;
+    }
     if (call.is_latent)
         attend_by<Way::LATENT, T, S>(call, item, memory, rows);
     else if (takes_pairs<S>() || rows < WIDE_ROWS)

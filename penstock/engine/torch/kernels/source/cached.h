@@ -73,11 +73,12 @@ struct Range {
 template <class S>
 static void copy_visible(S* to, const S* group, Range valid, int dim) {
     constexpr int PAIR = Format<S>::PAIR;
-    for (int t = 0; t < GROUP; ++t)
-        for (int d = 0; d < dim; ++d) {
-            const int64_t at = (t / PAIR) * dim * PAIR + d * PAIR + t % PAIR;
-            to[at] = valid.holds(t) ? group[at] : S(0);
-        }
+    memcpy(to, group, sizeof(S) * GROUP * dim);
+    for (int t = 0; t < GROUP; ++t) {
+        if (valid.holds(t)) continue;
+        S* line = to + t / PAIR * dim * PAIR + t % PAIR;
+        for (int d = 0; d < dim; ++d) line[d * PAIR] = S(0);
+    }
 }
 
 // Groups as floats, with P = 1. `next` is asked for on the way.

@@ -37,9 +37,11 @@ struct AttentionCall {
     int32_t value_dim;   // head_dim; of latents, how many numbers of a vector are its value: a multiple of 16
 };
 
-// One unit of attention work: some queries of one chunk, all query heads of one key/value head, a range of keys.
+// One unit of attention work: some queries of one chunk, all query heads of some neighbouring key/value heads, a range
+// of keys. Of more than one key/value head there is one query, and no partial result.
+constexpr int MOST_ABREAST = 16;
 struct Item {
-    int32_t chunk, kv_head;
+    int32_t chunk, kv_head, num_kv_heads;
     int32_t first_query, num_queries;  // within the chunk
     int32_t key_begin, key_end;        // positions
     float* partial;                    // where an unmerged result goes; null: straight to `out`

@@ -25,6 +25,7 @@ namespace {
 constexpr int64_t TILE_ROWS = 64;        // query rows an item aims at: enough to reuse each key from the nearest cache
 constexpr int64_t LEAST_SPLIT = 256;     // keys in a part, when keys are split
 constexpr int64_t PARTS_A_THREAD = 4;    // so that a thread that was held up is waited for briefly
+constexpr int64_t ITEMS_A_THREAD = 2;    // at least, of several heads each: these read memory in longer runs
 constexpr int64_t SERIAL_ELEMENTS = 32768;  // below this, waking threads costs more than it saves
 
 using ParallelRegion = void (*)(void (*)(void*), void*, unsigned, unsigned);
@@ -95,10 +96,18 @@ struct AttentionPlan {
 };
 
 int64_t rows_of(const AttentionCall& call, const Item& item) {
-    return int64_t(item.num_queries) * (call.num_heads / call.num_kv_heads);
+    return int64_t(item.num_queries) * item.num_kv_heads * (call.num_heads / call.num_kv_heads);
 }
 
-void list_items(const AttentionCall& call, std::vector<Whole>& wholes) {
+// Key/value heads of a single query in one item: all, as long as there are items enough to keep every thread busy.
+int heads_abreast(const AttentionCall& call, int threads) {
+    if (call.is_latent) return 1;
+    const int64_t all = int64_t(call.num_chunks) * call.num_kv_heads;
+    const int64_t most = threads <= 1 ? MOST_ABREAST : std::min<int64_t>(MOST_ABREAST, all / (ITEMS_A_THREAD * threads));
+    return int(std::max<int64_t>(1, std::min<int64_t>(most, call.num_kv_heads)));
+}
+
+void list_items(const AttentionCall& call, int abreast, std::vector<Whole>& wholes) {
     const int share = call.num_heads / call.num_kv_heads;
     const int tile = int(std::max<int64_t>(1, TILE_ROWS / share));
     wholes.clear();
@@ -111,20 +120,25 @@ void list_items(const AttentionCall& call, std::vector<Whole>& wholes) {
                 end = context - queries + last;
                 begin = std::max(0, context - queries + first + 1 - call.window);
             }
-            for (int head = 0; head < call.num_kv_heads; ++head)
-                wholes.push_back({{chunk, head, first, last - first, begin, end, nullptr}, 0, 1});
+            const int step = last - first == 1 ? abreast : 1;
+            for (int head = 0; head < call.num_kv_heads; head += step) {
+                const int heads = std::min(step, call.num_kv_heads - head);
+                wholes.push_back({{chunk, head, heads, first, last - first, begin, end, nullptr}, 0, 1});
+            }
         }
     }
 }
 
 void split_keys(const AttentionCall& call, int threads, AttentionPlan& plan) {
-    const int64_t wanted = threads <= 1 ? 1 : PARTS_A_THREAD * threads / std::max<int64_t>(1, plan.wholes.size());
+    int64_t items = 0;  // of one head each
+    for (const Whole& whole : plan.wholes) items += whole.item.num_kv_heads;
+    const int64_t wanted = threads <= 1 ? 1 : PARTS_A_THREAD * threads / std::max<int64_t>(1, items);
     int64_t floats = 0;
     plan.parts.clear();
     for (size_t w = 0; w < plan.wholes.size(); ++w) {
         Whole& whole = plan.wholes[w];
         const int64_t keys = whole.item.key_end - whole.item.key_begin;
-        const int64_t count = std::max<int64_t>(1, std::min(wanted, keys / LEAST_SPLIT));
+        const int64_t count = whole.item.num_kv_heads > 1 ? 1 : std::max<int64_t>(1, std::min(wanted, keys / LEAST_SPLIT));
         const int64_t length = ((keys + count - 1) / count + GROUP - 1) / GROUP * GROUP;
         whole.first_part = int(plan.parts.size());
         for (int64_t begin = 0; begin == 0 || begin < keys; begin += length) {
@@ -189,7 +203,7 @@ EXPORT void penstock_attention(const Kernels* kernels, const AttentionCall* call
     thread_local AttentionPlan plan;
     over_rows(call->num_tokens, 2 * int64_t(call->num_kv_heads) * call->head_dim, threads,
               [&](int64_t begin, int64_t end) { kernels->write(*call, begin, end); });
-    list_items(*call, plan.wholes);
+    list_items(*call, heads_abreast(*call, threads), plan.wholes);
     split_keys(*call, threads, plan);
     run_parts(*kernels, *call, threads, plan);
 }

@@ -145,7 +145,7 @@ struct QuantisedPiece {
     // All rows of the tile over N panels; only the first to pass asks for what comes next.
     template <class T, int N>
     inline void rows(int64_t row, int64_t end, int64_t panel) const {
-        int64_t ahead = AHEAD_BYTES;
+        int64_t ahead = BITS == 8 ? AHEAD_BYTES / 2 : AHEAD_BYTES;  // measured: a sixth faster, and not with 4 bits
         for (; row + 4 <= end; row += 4, ahead = 0) run<T, 4, N>(row, panel, ahead);
         if (end - row == 3) run<T, 3, N>(row, panel, ahead);
         if (end - row == 2) run<T, 2, N>(row, panel, ahead);

@@ -141,6 +141,78 @@ struct OutputPiece {
     }
 };
 
+// sum[r] += the tokens of one line of values (a pair of bfloat16, else one), each times its probability
+template <int R, class S>
+static inline void add_line(Lanes (&sum)[R], const float* left, int64_t stride, const S* line) {
+    const Lanes column = read(line);
+    UNROLL for (int r = 0; r < R; ++r) {
+        const float factor = left[r * stride];
+        EACH_PART sum[r].part[p] = sum[r].part[p] + factor * column.part[p];
+    }
+}
+
+#ifdef DOT_BF16
+template <int R>
+static inline void add_line(Lanes (&sum)[R], const bf16* left, int64_t stride, const bf16* line) {
+    const Bits pairs = load_bits(line);
+    UNROLL for (int r = 0; r < R; ++r) {
+        uint32_t pair;
+        memcpy(&pair, left + r * stride, 4);
+        sum[r] = dot_pairs(sum[r], pair, pairs);
+    }
+}
+#else
+template <int R>
+static inline void add_line(Lanes (&sum)[R], const float* left, int64_t stride, const bf16* line) {
+    const Bits pairs = load_bits(line);
+    const Lanes first = lower(pairs), second = upper(pairs);
+    UNROLL for (int r = 0; r < R; ++r) {
+        const float one = left[r * stride], other = left[r * stride + 1];
+        EACH_PART sum[r].part[p] = sum[r].part[p] + one * first.part[p];
+        EACH_PART sum[r].part[p] = sum[r].part[p] + other * second.part[p];
+    }
+}
+#endif
+
+// As OutputPiece, of one group and all columns, in the order in which values lie: for what is read from memory.
+template <class S>
+struct OutputPass {
+    static constexpr int PAIR = Format<S>::PAIR, LINES = 4;  // side by side
+    const float* scores;  // of the group, in rows of TILE
+    float* out;           // [rows][dim]
+    const S *values, *next;
+    int dim;
+
+    template <int R>
+    inline void run(int row) const {
+        typedef typename Format<S>::Left Left;
+        constexpr int STRIDE = TILE * 4 / sizeof(Left);
+        const Left* left = (const Left*)(scores + row * TILE);
+        const int64_t line = dim * PAIR, most = GROUP / PAIR;
+        for (int first = 0; first < most; first += LINES) {
+            const S* from = values + first * line;
+            const S* ahead = row ? from : first + LINES < most ? from + LINES * line : next;
+            for (int d = 0; d < dim; d += GROUP) {
+                Lanes sum[R];
+                UNROLL for (int r = 0; r < R; ++r) sum[r] = load(out + int64_t(row + r) * dim + d);
+                UNROLL for (int i = 0; i < LINES; ++i) {
+                    __builtin_prefetch(ahead + i * line + d * PAIR);
+                    add_line<R>(sum, left + (first + i) * PAIR, STRIDE, from + i * line + d * PAIR);
+                }
+                UNROLL for (int r = 0; r < R; ++r) store(out + int64_t(row + r) * dim + d, sum[r]);
+            }
+        }
+    }
+
+    void all(int rows) const {
+        int row = 0;
+        for (; row + 4 <= rows; row += 4) run<4>(row);
+        if (rows - row == 3) run<3>(row);
+        if (rows - row == 2) run<2>(row);
+        if (rows - row == 1) run<1>(row);
+    }
+};
+
 // All lanes joined by halves: a chain of four operations instead of sixteen.
 template <class Join>
 static inline float joined(const Lanes& value, Join join) {
