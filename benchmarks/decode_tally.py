@@ -1,6 +1,6 @@
 """Where the processor time of a decode step goes, by kind of work.
 
-    python benchmarks/decode_tally.py --model FOLDER [--weights stored,int8,int4] [--context 512] [--batch 1] [--steps 60]
+    python benchmarks/decode_tally.py --model FOLDER [--weights stored,int8,int4] [--context 512] [--batch 1]
 
 One thread. Recorded kernel calls are told apart by stamps that are put between them into the program itself (compiled
 by the engine's own compiler), each with its median over the steps, so that being preempted does not count; everything
