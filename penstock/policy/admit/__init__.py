@@ -60,5 +60,16 @@ def can_ever_fit(job: JobView, ledger: LedgerFork) -> bool:
     return -(-longest // ledger.block_size) <= ledger.total
 
 
+def cannot_start(view: View) -> Decision | None:
+    """The answer where the job's known positions do not fit now, or it can outgrow the memory; else None."""
+    ledger, job = view.ledger, view.job
+    if not can_ever_fit(job, ledger):
+        return Decision("no", "can outgrow the whole memory")
+    need, free = ledger.need(job, job.known), ledger.free
+    if need > free:
+        return Decision("later", f"needs {need} blocks, {free} free", STABLE)
+    return None
+
+
 class Policy(Protocol):
     def decide(self, view: View) -> Decision: ...

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.views import JobView
-from penstock.policy.admit import STABLE, Decision, View, can_ever_fit
+from penstock.policy.admit import STABLE, Decision, View, cannot_start
 from penstock.policy.admit.peak import Crowd, left_of
 
 
@@ -62,11 +62,9 @@ class Conservative:
 
     def decide(self, view: View) -> Decision:
         ledger, job = view.ledger, view.job
-        if not can_ever_fit(job, ledger):
-            return Decision("no", "can outgrow the whole memory")
-        need, free = ledger.need(job, job.known), ledger.free
-        if need > free:
-            return Decision("later", f"needs {need} blocks, {free} free", STABLE)
+        refusal = cannot_start(view)
+        if refusal is not None:
+            return refusal
         beside = _beside(job, view.running)
         if beside == self._refused:
             return Decision("later", self._why, STABLE)

@@ -21,16 +21,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.policy.admit import STABLE, Decision, View, can_ever_fit
+from penstock.policy.admit import Decision, View, cannot_start
 
 
 @dataclass(slots=True)
 class FullFit:
     def decide(self, view: View) -> Decision:
-        ledger, job = view.ledger, view.job
-        if not can_ever_fit(job, ledger):
-            return Decision("no", "can outgrow the whole memory")
-        need, free = ledger.need(job, job.known), ledger.free
-        if need > free:
-            return Decision("later", f"needs {need} blocks, {free} free", STABLE)
-        return Decision("yes")
+        return cannot_start(view) or Decision("yes")

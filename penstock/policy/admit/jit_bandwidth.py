@@ -32,7 +32,7 @@ import numpy as np
 
 from penstock.core.events import Completed, Event
 from penstock.core.views import NO_PROGRAMS, JobView, Lengths, Programs
-from penstock.policy.admit import STABLE, Decision, View, can_ever_fit
+from penstock.policy.admit import Decision, View, cannot_start
 from penstock.policy.bandwidth import HOPELESS, Docket, Progress
 
 
@@ -73,12 +73,10 @@ class JitBandwidth:
             self._steps += event.steps_run
 
     def decide(self, view: View) -> Decision:
-        job, ledger = view.job, view.ledger
-        if not can_ever_fit(job, ledger):
-            return Decision("no", "can outgrow the whole memory")
-        need, free = ledger.need(job, job.known), ledger.free
-        if need > free:
-            return Decision("later", f"needs {need} blocks, {free} free", STABLE)
+        job = view.job
+        refusal = cannot_start(view)
+        if refusal is not None:
+            return refusal
         beside = (job.seq, len(view.running), *(each.seq for each in view.running[-1:]))
         if beside == self._refused and self._steps < self._next:
             return Decision("later", self._why, self._next - self._steps)

@@ -37,7 +37,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from penstock.core.events import Completed, Event
-from penstock.policy.admit import STABLE, Decision, View, can_ever_fit
+from penstock.policy.admit import Decision, View, cannot_start
 from penstock.policy.admit.peak import Crowd, Guess, left_of
 
 
@@ -67,11 +67,9 @@ class PastFuture:
 
     def decide(self, view: View) -> Decision:
         ledger, job = view.ledger, view.job
-        if not can_ever_fit(job, ledger):
-            return Decision("no", "can outgrow the whole memory")
-        need, free = ledger.need(job, job.known), ledger.free
-        if need > free:
-            return Decision("later", f"needs {need} blocks, {free} free", STABLE)
+        refusal = cannot_start(view)
+        if refusal is not None:
+            return refusal
         if view.running and self._steps < self._next:
             return Decision("later", "a job was refused just now", self._next - self._steps)
         crowd, capacity = self._crowd_of(view), (1 - self.reserve) * ledger.total

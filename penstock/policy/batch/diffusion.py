@@ -29,9 +29,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from penstock.core.types import WorkOption
-from penstock.core.views import Batch, Chunk, JobView, Lane
+from penstock.core.views import Chunk, JobView
 from penstock.policy.batch import Decision, View
-from penstock.policy.batch.vllm_v1 import Draft, make_room
+from penstock.policy.batch.vllm_v1 import Draft, decided, make_room
 
 
 @dataclass(slots=True)
@@ -55,13 +55,7 @@ class Diffusion:
         is_open = self._walk_running(view, draft)
         if is_open and not draft.gone and not (self.is_lockstep and view.running):
             self._walk_waiting(view, draft)
-        chunks = tuple(draft.planned.values())
-        return Decision(
-            Batch((Lane(chunks),) if chunks else ()),
-            tuple(draft.admitted),
-            tuple(draft.evicted),
-            "waits for memory" if draft.is_blocked else "",
-        )
+        return decided(draft, tuple(draft.planned.values()))
 
     def _walk_running(self, view: View, draft: Draft) -> bool:
         """False when a running job did not fit: then nobody starts."""

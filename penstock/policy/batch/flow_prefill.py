@@ -37,7 +37,7 @@ from penstock.core.views import Batch, Chunk, Flying, JobView, Lane, LedgerFork,
 from penstock.policy.batch import STABLE, Decision, View
 from penstock.policy.batch.decodes import all_decodes
 from penstock.policy.batch.layered import is_decode
-from penstock.policy.batch.vllm_v1 import Draft, make_room
+from penstock.policy.batch.vllm_v1 import Draft, decided, make_room
 
 Urgency = tuple[bool, float]
 
@@ -132,13 +132,7 @@ class FlowPrefill:
             self._admit(view, draft, head)
         if head.seq in draft.planned:
             self._share(view, draft, head)
-        chunks = tuple(draft.planned.values())
-        return Decision(
-            Batch((Lane(chunks),) if chunks else ()),
-            tuple(draft.admitted),
-            tuple(draft.evicted),
-            "waits for memory" if draft.is_blocked else "",
-        )
+        return decided(draft, tuple(draft.planned.values()))
 
     def _share(self, view: View, draft: Draft, head: JobView) -> None:
         """Others that H's promise leaves room for."""

@@ -32,7 +32,7 @@ from penstock.core.types import Caps
 from penstock.core.views import Batch, Chunk, JobView, Lane
 from penstock.policy.batch import STABLE, Decision, View
 from penstock.policy.batch.decodes import all_decodes
-from penstock.policy.batch.vllm_v1 import Draft, make_room
+from penstock.policy.batch.vllm_v1 import Draft, decided, make_room
 
 
 @dataclass(slots=True)
@@ -63,13 +63,7 @@ class Layered:
             self._go_on(draft, passing)
         elif not draft.gone:
             self._begin(view, draft)
-        chunks = tuple(draft.planned.values())
-        return Decision(
-            Batch((Lane(chunks),) if chunks else ()),
-            tuple(draft.admitted),
-            tuple(draft.evicted),
-            "waits for memory" if draft.is_blocked else "",
-        )
+        return decided(draft, tuple(draft.planned.values()))
 
     def _most(self, view: View) -> int:
         return min(self.max_jobs, view.caps.max_jobs)

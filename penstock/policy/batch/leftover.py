@@ -33,7 +33,7 @@ from dataclasses import dataclass
 
 from penstock.core.views import Batch, Chunk, JobView, Lane
 from penstock.policy.batch import STABLE, Decision, View
-from penstock.policy.batch.vllm_v1 import Draft, columns_first, drop
+from penstock.policy.batch.vllm_v1 import Draft, columns_first, drop, give_way
 
 LEAST = 16  # tokens of an offline chunk: fewer are not worth the constant of a step
 
@@ -220,14 +220,8 @@ def _make_room(view: View, draft: Draft, job: JobView, upto: int) -> bool:
             among = able
         missing = fork.need(job, upto) - fork.free
         victims = view.victims(job, missing, among, fork) if among else ()
-        if not victims:
+        if not victims or not give_way(draft, victims, job, upto):
             return False
-        for eviction in victims:
-            drop(draft, eviction)
-            if eviction.item.seq == job.seq:
-                return False
-            if fork.need(job, upto) <= fork.free:
-                break
     return True
 
 

@@ -23,9 +23,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from penstock.core.views import Batch, JobView, Lane
+from penstock.core.views import JobView
 from penstock.policy.batch import Decision, View
-from penstock.policy.batch.vllm_v1 import Draft, VllmV1, columns_first, drop
+from penstock.policy.batch.vllm_v1 import Draft, VllmV1, columns_first, decided, drop
 
 
 @dataclass(slots=True)
@@ -60,12 +60,7 @@ class Resident(VllmV1):
             self._walk_waiting(view, draft, slots)
         self._last_at = view.now
         self._slots = len(view.running) + len(draft.admitted) - len(draft.gone)
-        return Decision(
-            Batch((Lane(columns_first(draft)),) if draft.planned else ()),
-            tuple(draft.admitted),
-            tuple(draft.evicted),
-            "waits for memory" if draft.is_blocked else "",
-        )
+        return decided(draft, columns_first(draft) if draft.planned else ())
 
     def _claim(self, view: View, draft: Draft) -> None:
         """Have running jobs leave for waiting ones that matter more."""

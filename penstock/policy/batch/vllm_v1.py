@@ -29,6 +29,7 @@ vLLM's own). No drafts, encoder budgets, grammars or KV that other replicas hold
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.core.views import Batch, Chunk, Eviction, JobView, Lane, LedgerFork, Singles
@@ -202,15 +203,30 @@ def make_room(view: View, draft: Draft, job: JobView, upto: int) -> bool:
             other for other in view.running if other.seq not in draft.gone and not other.in_flight
         ]
         victims = view.victims(job, fork.need(job, upto) - fork.free, among, fork)
-        if not victims:
+        if not victims or not give_way(draft, victims, job, upto):
             return False
-        for eviction in victims:
-            drop(draft, eviction)
-            if eviction.item.seq == job.seq:
-                return False
-            if fork.need(job, upto) <= fork.free:
-                break
     return True
+
+
+def give_way(draft: Draft, victims: Sequence[Eviction[JobView]], job: JobView, upto: int) -> bool:
+    """They leave, one after the other until `job` fits. False when it is one of them itself."""
+    for eviction in victims:
+        drop(draft, eviction)
+        if eviction.item.seq == job.seq:
+            return False
+        if draft.fork.need(job, upto) <= draft.fork.free:
+            break
+    return True
+
+
+def decided(draft: Draft, chunks: tuple[Chunk, ...] | Singles) -> Decision:
+    """One lane with these chunks, and what else the draft says."""
+    return Decision(
+        Batch((Lane(chunks),) if chunks else ()),
+        tuple(draft.admitted),
+        tuple(draft.evicted),
+        "waits for memory" if draft.is_blocked else "",
+    )
 
 
 def drop(draft: Draft, eviction: Eviction[JobView]) -> None:

@@ -200,6 +200,14 @@ def highest(
     return low
 
 
+def try_out(view: View, unit: Unit, tolerance: float) -> Tried:
+    """Ask the judge for the highest rate of this unit."""
+    rate = highest(
+        lambda rate_per_s: view.attains(unit, rate_per_s), view.most, tolerance, unit.devices
+    )
+    return Tried(unit, rate * unit.devices)
+
+
 def best_of(tried: list[Tried]) -> Tried | None:
     """The highest rate a device; of equals, that with the fewest devices."""
     kept = [each for each in tried if each.rate_per_s > 0]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.policy.place import Decision, Tried, Unit, View, Way, best_of, highest, replicas
+from penstock.policy.place import Decision, Unit, View, Way, best_of, replicas, try_out
 
 
 @dataclass(slots=True)
@@ -38,18 +38,10 @@ class Colocated:
             site.devices if site.has_fast_links else site.devices_per_node
         ):
             way: Way = "colocated" if self.chunk is None else "chunked"
-            tried.append(self._try(view, Unit(way=way, parallel=instance, chunk=self.chunk)))
+            unit = Unit(way=way, parallel=instance, chunk=self.chunk)
+            tried.append(try_out(view, unit, self.tolerance))
         best = best_of(tried)
         if best is None:
             return Decision(None, tuple(tried), "no instance keeps the promises")
         why = f"{best.per_device:.2f}/s a device, the best instance"
         return Decision(replicas(view, best), tuple(tried), why)
-
-    def _try(self, view: View, unit: Unit) -> Tried:
-        rate = highest(
-            lambda rate_per_s: view.attains(unit, rate_per_s),
-            view.most,
-            self.tolerance,
-            unit.devices,
-        )
-        return Tried(unit, rate * unit.devices)

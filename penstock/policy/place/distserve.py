@@ -33,8 +33,8 @@ from penstock.policy.place import (
     Unit,
     View,
     best_of,
-    highest,
     replicas,
+    try_out,
 )
 
 
@@ -50,13 +50,7 @@ class DistServe:
         return self._apart(view) if view.site.has_fast_links else self._together(view)
 
     def _try(self, view: View, unit: Unit) -> Tried:
-        rate = highest(
-            lambda rate_per_s: view.attains(unit, rate_per_s),
-            view.most,
-            self.tolerance,
-            unit.devices,
-        )
-        return Tried(unit, rate * unit.devices)
+        return try_out(view, unit, self.tolerance)
 
     def _together(self, view: View) -> Decision:
         tried = [self._try(view, unit) for unit in pairs(view)]
