@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from penstock.assemble.config import Config, FleetConfig
 from penstock.cluster.foreign import RemoteConfig
@@ -93,8 +94,11 @@ class Remotes:
             server = self._servers[url]
             name = f"{fleet.served_name}-{number}"
             endpoint = remote.kv_events.get(url)
-            blocks = None if endpoint is None else ToldBlocks(endpoint, self._hash_key)
-            ports.append(RemoteReplica(name, server, remote.models[url], remote, blocks))
+            theirs, blocks = remote.models[url], None
+            if endpoint is not None:
+                adapter = partial(_adapter_of, server, theirs)
+                blocks = ToldBlocks(endpoint, self._hash_key, adapter)
+            ports.append(RemoteReplica(name, server, theirs, remote, blocks))
             server.start()
         return ports
 
@@ -109,6 +113,10 @@ class Remotes:
 
     async def close(self) -> None:
         await asyncio.gather(*(server.close() for server in self._servers.values()))
+
+
+def _adapter_of(server: Server, name: str) -> str | None:
+    return name if name in server.adapters else None
 
 
 def _narrowed(fleet: FleetConfig, name: str, urls: Sequence[str]) -> FleetConfig:

@@ -150,6 +150,8 @@ class RemoteReplica:
             lost = ReplicaLost(f"the server at {self.url} is down", hint=AGAIN)
             loop.call_soon(on_failed, lost)
         else:
+            if self._blocks is not None and getattr(request.prompt, "is_salted", False):
+                self._blocks.note_salt()
             held = self._held[request.id] = _Held(self, request, forward, on_output, on_failed)
             body = body_for(forward, self._theirs, adds_usage=self._config.has_usage)
             held.exchange = self._server.upstream.post(forward.path, body, request.id, held)

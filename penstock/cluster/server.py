@@ -28,6 +28,7 @@ _log = logging.getLogger("penstock.cluster")
 class _Model(msgspec.Struct):
     id: str
     max_model_len: int | None = None
+    parent: str | None = None
 
 
 class _Models(msgspec.Struct):
@@ -42,6 +43,7 @@ class Server:
         self.is_alive = False
         self.load = Load()
         self.models: dict[str, int | None] = {}  # and the context that each allows
+        self.adapters: frozenset[str] = frozenset()  # those of them that are adapters of others
         self.upstream = Upstream(
             url,
             api_key=config.key(),
@@ -139,6 +141,7 @@ class Server:
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise PenstockError("/v1/models is no list of models") from None
         self.models = {model.id: model.max_model_len for model in told.data}
+        self.adapters = frozenset(model.id for model in told.data if model.parent is not None)
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         return await self.upstream.get(path, self._config.probe_timeout_s)

@@ -56,7 +56,7 @@ class ForwardedPrompt:
     `ids`: its tokens, where somebody knows the server's tokenizer; it is then hashed as the server's own blocks are.
     """
 
-    __slots__ = ("forward", "num_tokens", "_told", "_seed", "_hashes", "_tokens")
+    __slots__ = ("forward", "num_tokens", "is_salted", "_told", "_seed", "_hashes", "_tokens")
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class ForwardedPrompt:
         salt: str = "",
         ids: Sequence[int] | None = None,
     ) -> None:
-        self.forward = forward
+        self.forward, self.is_salted = forward, bool(salt)
         self._tokens = TokenPrompt(ids, key=key, salt=salt) if ids else None
         self._told = b"".join(texts)
         self._seed = seed_hash(key, None, salt)

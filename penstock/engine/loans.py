@@ -92,6 +92,10 @@ class Loans:
         return bool(self._debts)
 
     @property
+    def is_lending(self) -> bool:
+        return bool(self._ledger.lent)
+
+    @property
     def counts(self) -> tuple[int, int]:
         """Blocks lent, and blocks away."""
         lent = sum([len(blocks) for blocks in self._ledger.lent.values()])

@@ -39,6 +39,11 @@ class Moves:
         is_owing = self.loans is not None and self.loans.has_debts
         return self.partings.is_waiting or self.pauses.is_waiting or is_owing
 
+    @property
+    def is_lending(self) -> bool:
+        """Whether blocks of others are kept here."""
+        return self.loans is not None and self.loans.is_lending
+
     def apply(self, now: float, order: Order) -> None:
         if isinstance(order, (Pausing, GoingOn)):
             self.pauses.apply(now, order)

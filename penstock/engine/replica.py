@@ -179,13 +179,8 @@ class Replica:
             self._refuse_if_needed(request)
         except (ContextTooLong, Overloaded, Draining) as error:
             name = type(error).__name__
-            refused = Refused(
-                at=loop_now(),
-                who=self.config.name,
-                request=request.id,
-                code=name,
-                why=error.message,
-            )
+            who, why = self.config.name, error.message
+            refused = Refused(at=loop_now(), who=who, request=request.id, code=name, why=why)
             self._log.emit(refused)
             raise
         self._num_arriving += request.n
@@ -232,7 +227,10 @@ class Replica:
 
     @property
     def is_idle(self) -> bool:
-        return not (self._inbox or self._flights.running) and self._roster.is_empty
+        """Nothing runs or waits here, and nobody else's blocks are kept."""
+        if self._inbox or self._flights.running or self._moves.is_lending:
+            return False
+        return self._roster.is_empty
 
     async def run(self) -> None:
         """Return when stopped; raise what a turn raised (a bug here or in a policy, or a broken law)."""
@@ -240,7 +238,7 @@ class Replica:
         await self._end
 
     async def drain(self) -> None:
-        """Refuse new requests and return when all that were taken have ended, or the replica has."""
+        """Refuse new requests; return when all that were taken, and all loans, have ended, or the replica has."""
         self.is_draining = True
         is_over = self._is_stopped or (self._end is not None and self._end.done())
         if not self.is_idle and not is_over:
@@ -370,7 +368,8 @@ class Replica:
         closed = self._briefing.take_closed()
         if closed:
             self._executor.close_jobs(closed)
-        self._tell_drained()
+        if self.is_idle:
+            self._tell_drained()
 
     def _tell_drained(self) -> None:
         for drained in self._drained:

@@ -20,8 +20,12 @@ Hash = int | bytes
 _log = logging.getLogger("penstock.net")
 
 
-class Stored(msgspec.Struct, array_like=True, tag="BlockStored", gc=False):
-    """Full blocks, one after the other, behind `parent_block_hash` (None: the beginning)."""
+class Stored(msgspec.Struct, tag="BlockStored", gc=False):
+    """Full blocks, one after the other, behind `parent_block_hash` (None: the beginning).
+
+    `extra_keys`: what else decides each block, as adapter, media and, of the first one, salt. Not set: the server is of
+    a version that does not tell. `group_idx`: of layers with memory of their own, where there are several kinds.
+    """
 
     block_hashes: list[Hash]
     parent_block_hash: Hash | None = None
@@ -29,26 +33,57 @@ class Stored(msgspec.Struct, array_like=True, tag="BlockStored", gc=False):
     block_size: int = 0
     lora_id: int | None = None
     medium: str | None = None
+    lora_name: str | None = None
+    extra_keys: list[list[object] | None] | None | msgspec.UnsetType = msgspec.UNSET
+    group_idx: int | None = None
 
 
-class Removed(msgspec.Struct, array_like=True, tag="BlockRemoved", gc=False):
+class Removed(msgspec.Struct, tag="BlockRemoved", gc=False):
     block_hashes: list[Hash]
     medium: str | None = None
+    group_idx: int | None = None
 
 
-class Cleared(msgspec.Struct, array_like=True, tag="AllBlocksCleared", gc=False):
+class Cleared(msgspec.Struct, tag="AllBlocksCleared", gc=False):
     """Nothing is left."""
 
 
 KvEvent = Stored | Removed | Cleared
 
 
-class _Batch(msgspec.Struct, array_like=True, gc=False):
-    at: float
-    events: list[KvEvent]
+class _ListedStored(Stored, array_like=True, tag="BlockStored", gc=False):
+    """As versions until 2026 write it."""
 
 
-_decode = msgspec.msgpack.Decoder(_Batch).decode
+class _ListedRemoved(Removed, array_like=True, tag="BlockRemoved", gc=False): ...
+
+
+class _ListedCleared(Cleared, array_like=True, tag="AllBlocksCleared", gc=False): ...
+
+
+class _Batch(msgspec.Struct, gc=False):
+    ts: float
+    events: list[msgspec.Raw]
+
+
+class _ListedBatch(_Batch, array_like=True, gc=False): ...
+
+
+_batch = msgspec.msgpack.Decoder(_Batch).decode
+_listed_batch = msgspec.msgpack.Decoder(_ListedBatch).decode
+_event = msgspec.msgpack.Decoder(KvEvent).decode
+_listed_event = msgspec.msgpack.Decoder(_ListedStored | _ListedRemoved | _ListedCleared).decode
+
+
+def events_of(told: bytes) -> list[KvEvent]:
+    """Of one batch; it and each event are a map or, in older versions, a list. Raises msgspec.DecodeError."""
+    batch = _batch(told) if _is_map(told) else _listed_batch(told)
+    return [_event(raw) if _is_map(raw) else _listed_event(raw) for raw in batch.events]
+
+
+def _is_map(told: bytes | msgspec.Raw) -> bool:
+    first = memoryview(told)[0] if len(memoryview(told)) else 0
+    return first >> 4 == 0x8 or first in (0xDE, 0xDF)
 
 
 class KvEvents:
@@ -82,7 +117,7 @@ class KvEvents:
                 self._on_gap()
             self._next = number + 1
             try:
-                events = _decode(parts[-1]).events
+                events = events_of(parts[-1])
             except msgspec.DecodeError as error:
                 _log.warning("events of %s cannot be read: %s", self._endpoint, error)
                 self._on_gap()

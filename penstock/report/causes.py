@@ -56,7 +56,8 @@ class Explanation:
     """One answer. `parts`: seconds by cause, as CAUSES has them, without zeros; `first_parts`: until the first token.
 
     `ahead`: requests that waited when it arrived, `ahead_of` names the first of them; `overtaken_by`: who started
-    between its arrival and its start, gathered for requests that were asked for by name.
+    between its arrival and its start, gathered for requests that were asked for by name. `moves`: between replicas, in
+    words; its `parts` are those of the last replica, and what was before them is `elsewhere`.
     """
 
     request: str
@@ -82,6 +83,7 @@ class Explanation:
     why_routed: str = ""
     why_started: str = ""
     evictions: tuple[str, ...] = ()
+    moves: tuple[str, ...] = ()
     tries: tuple[str, ...] = field(default=())
 
     @property
@@ -161,7 +163,7 @@ class Explanation:
             "request", "answer", "who", "tenant", "priority", "reason", "offered_at", "end_at", "e2e_s", "ttft_s",
             "tpot_s", "delay_s", "parts", "first_parts", "num_prompt", "num_cached", "num_output", "num_preemptions",
             "num_steps", "ahead", "ahead_of", "overtaken_by", "max_batch", "why_routed", "why_started", "evictions",
-            "tries",
+            "tries", "moves",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names} | {"main_cause": self.main_cause()}
 

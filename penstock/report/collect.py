@@ -20,6 +20,7 @@ from penstock.report.charts import cdf
 from penstock.report.explain import Explainer
 from penstock.report.made import MadeReplica, made_of
 from penstock.report.metrics import Metrics
+from penstock.report.movements import Movements
 from penstock.report.offered import Offered
 from penstock.report.series import Curve, Series
 from penstock.report.summary import Figures
@@ -70,6 +71,7 @@ class Facts:
     refusals: dict[str, tuple[str, str]]  # code and why, of requests asked for
     offered: Offered
     block_sizes: frozenset[int]
+    movements: Movements = field(default_factory=Movements)
     notes: tuple[str, ...] = ()
 
     @property
@@ -187,6 +189,7 @@ class Collector:
             refusals=self._refusals,
             offered=self._offered,
             block_sizes=frozenset(self._sizes),
+            movements=self._explainer.movements,
             notes=tuple(notes),
         )
 

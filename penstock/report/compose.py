@@ -64,6 +64,7 @@ def _one(run: Facts, context: Context) -> list[Block]:
     if len(groups) > 1:
         blocks.append(grids.group_grid(figures))
     blocks.append(grids.offered_grid(run))
+    blocks += grids.movement_grids(run.movements)
     money = context.money.get(run.name)
     if money is not None and money.rows(figures):
         blocks.append(grids.money_grid(money, figures))

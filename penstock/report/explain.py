@@ -37,6 +37,7 @@ from penstock.report.lives import (
     limits_of,
     stand_by,
 )
+from penstock.report.movements import Movements
 
 NAMED = 3  # how many of those ahead of a request are told by name
 
@@ -63,7 +64,7 @@ class Explainer:
         self._routes: dict[str, list[tuple[str, str]]] = {}  # replica and why, of each try
         self._ended: dict[str, _Turned] = {}  # the last of each fleet, which may be routed again
         self._pace = Pace()  # of all replicas
-        self._now = 0.0
+        self._now, self.movements = 0.0, Movements()
         self._listeners: dict[str, Callable[[Any], None]] = {
             "opened": self._on_opened,
             "arrived": self._on_arrived,
@@ -76,6 +77,9 @@ class Explainer:
             "took": self._on_took,
             "landed": self._on_landed,
             "departed": self._on_departed,
+            "migrated": self.movements.on_migrated,
+            "steered": self.movements.on_steered,
+            "scaled": self.movements.on_scaled,
         }
         self._took: dict[tuple[str, str], Took] = {}  # the last of each job that comes
 
@@ -293,6 +297,7 @@ class Explainer:
         self._forget(watched, life)
         life.num_cached, life.num_output = event.num_cached, event.num_output
         self._on_explained(self._explanation(event.who, life, event.reason, end_at))
+        self.movements.forget(event.request)
 
     @staticmethod
     def _forget(watched: Watched, life: Life) -> None:
@@ -360,6 +365,7 @@ class Explainer:
             why_routed=routes[-1][1] if routes else "",
             why_started=life.why_started,
             evictions=tuple(life.evictions),
+            moves=self.movements.words(event.request),
             tries=tuple(f"{replica}: {why}" if why else replica for replica, why in routes),
         )
 

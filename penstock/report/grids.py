@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from penstock.report.causes import CAUSES, DUST_S, WORK, Explanation
 from penstock.report.collect import Facts
 from penstock.report.money import Money
+from penstock.report.movements import Movements
 from penstock.report.offered import WINDOWS_S
 from penstock.report.page import Cell, Grid, kept
 from penstock.report.summary import Figures, GroupFigures
 from penstock.report.table import LATENCIES, seconds, share
 
+MOST_REASONS = 20
 TIMES = ("mean", "p50", "p90", "p95", "p99", "max")
 
 
@@ -155,6 +157,48 @@ def money_grid(money: Money, figures: Figures) -> Grid:
     )
 
 
+def movement_grids(told: Movements) -> list[Grid]:
+    """What moved between replicas and why, and what was decided about replicas; none where nothing was."""
+    grids = []
+    moved: list[tuple[Cell, ...]] = [
+        (
+            mode, outcome.replace("_", " "), found.num, found.pauses_s.percentile(50), found.pauses_s.percentile(99),
+            found.num_blocks, found.num_bytes / 1e6,
+        )
+        for (mode, outcome), found in sorted(told.moved.items())
+    ]  # fmt: skip
+    if moved:
+        names = (
+            "mode",
+            "ended as",
+            "number",
+            "pause p50, s",
+            "pause p99, s",
+            "blocks copied",
+            "MB",
+        )
+        grids.append(
+            Grid(
+                title="Movements between replicas",
+                caption="Pause: from the word that the source had let it go to the word that the target runs it.",
+                columns=names,
+                rows=tuple(moved),
+                narrow=(0, 1, 2, 4),
+            )
+        )
+    reasons: list[tuple[Cell, ...]] = [
+        (f"moved: {what.replace('_', ' ')}", why, num)
+        for (what, why), num in told.reasons.most_common(MOST_REASONS)
+    ]
+    reasons += [("forbidden by a rule", rule, num) for rule, num in told.denied.most_common()]
+    reasons += [(what, why, num) for (what, why), num in told.scaled.most_common(MOST_REASONS)]
+    if reasons:
+        columns = ("what", "why", "number")
+        title = "Why requests moved, and what was decided about replicas"
+        grids.append(Grid(title=title, columns=columns, rows=tuple(reasons)))
+    return grids
+
+
 def error_grid(errors: Mapping[str, Mapping[str, int]]) -> Grid:
     rows = [
         (run, code, count) for run, codes in errors.items() for code, count in sorted(codes.items())
@@ -177,6 +221,7 @@ def run_dict(run: Facts, money: Money | None) -> dict[str, object]:
         "bands": [dataclasses.asdict(band) for band in run.bands],
         "slowest": [told.to_dict() for told in run.slowest],
         "asked": [told.to_dict() for told in run.asked],
+        "movements": run.movements.to_dict(),
         "refused": {request: list(why) for request, why in run.refusals.items()},
         "money": None
         if money is None

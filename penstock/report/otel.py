@@ -164,6 +164,7 @@ class Spans:
             (begin, walk.end_at),
             _attributes(walk, told, operation),
             self._status(walk),
+            self._links(walk, trace_id, answer),
         )
         spans = walk.spans()
         if begin < walk.event.at:
@@ -180,6 +181,7 @@ class Spans:
         ends: tuple[float, float],
         attributes: dict[str, object],
         status: Any,
+        links: tuple[Any, ...] = (),
     ) -> None:
         start, end = (self._wall_ns + round((at - self._loop_at) * NANOSECONDS) for at in ends)
         kind = self._trace.SpanKind
@@ -190,6 +192,7 @@ class Spans:
             parent=parent,
             resource=self._resource,
             attributes=attributes,
+            links=links,
             kind=kind.SERVER if parent is None else kind.INTERNAL,
             instrumentation_scope=self._scope,
             start_time=start,
@@ -197,6 +200,18 @@ class Spans:
             **more,
         )
         self._on_span(span)
+
+    def _links(self, walk: Walk, trace_id: int, answer: int) -> tuple[Any, ...]:
+        """To the part of the answer that is at another replica: they are of one trace."""
+        told = (("continues", walk.moved_from), ("continued_by", walk.moved_to))
+        return tuple([
+            self._trace.Link(
+                self._context(trace_id, f"{who}/{walk.event.request}/{answer}"),
+                {"penstock.link": how, "penstock.replica": who},
+            )
+            for how, who in told
+            if who is not None
+        ])  # fmt: skip
 
     def _status(self, walk: Walk) -> Any:
         if walk.finished is None or walk.finished.reason != "error":
@@ -230,6 +245,8 @@ def _attributes(walk: Walk, told: Explanation | None, operation: str) -> dict[st
         "penstock.priority": event.priority,
         "penstock.replica": walk.who,
     }
+    if walk.left is not None:
+        found["penstock.left"] = walk.left
     if done is not None:
         found |= {
             "gen_ai.usage.output_tokens": done.num_output,

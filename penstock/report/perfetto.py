@@ -2,7 +2,8 @@
 
 A process a replica: its lanes as threads with a slice for every launch (steps that ran as one are one slice and say
 so), counters for running, waiting and free KV blocks, and an asynchronous track for every answer with its phases in it.
-Fleets are processes with their routing decisions. Times are microseconds since the first event; `metadata` has the wall
+Fleets are processes with their routing decisions and movements. A part of an answer that has moved away says where it
+goes on, on a track of the same name. Times are microseconds since the first event; `metadata` has the wall
 clock of that instant.
 
 Events are written in the order of time: a launch is known when it ends, so what begins after it is held back till then.
@@ -18,10 +19,12 @@ from typing import IO
 
 from penstock.core.errors import BadConfig
 from penstock.core.events import Completed, Event, Header, Routed, Stepped
+from penstock.core.moving import Migrated
 from penstock.report.phases import Phases, Walk
 from penstock.report.runs import instant
 
 Record = dict[str, object]
+MIGRATED = ("request", "source", "target", "mode", "outcome", "why", "pause_s")
 MICROSECONDS = 1e6
 
 
@@ -63,6 +66,11 @@ class TraceWriter:
             }
             self._put(
                 event.at, self._record("i", "route", event.who, args=args) | {"s": "p", "tid": 0}
+            )
+        elif isinstance(event, Migrated):
+            args = {name: getattr(event, name) for name in MIGRATED}
+            self._put(
+                event.at, self._record("i", "move", event.who, args=args) | {"s": "p", "tid": 0}
             )
         self._flush(min((each.at for each in self._flights.values()), default=at))
 
@@ -126,9 +134,13 @@ class TraceWriter:
     def _on_end(self, walk: Walk) -> None:
         assert walk.end_at is not None
         done = walk.finished
-        told: dict[str, object] = {"reason": "unfinished"}
+        told: dict[str, object] = {"reason": walk.left or "unfinished"}
+        if walk.moved_to is not None:
+            told["goes on at"] = walk.moved_to
+        if walk.moved_from is not None:
+            told["came from"] = walk.moved_from
         if done is not None:
-            told = {
+            told |= {
                 "reason": done.reason,
                 "output tokens": done.num_output,
                 "preemptions": done.num_preemptions,

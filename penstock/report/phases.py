@@ -1,19 +1,20 @@
 """The phases of each answer as they follow one another in a log, for tools that draw them.
 
 They are queue, prefill, decode and, after a preemption, preempted and recompute; of one that comes from another replica
-moving first. Phases of an answer touch: each begins
-where the one before ends.
+moving first. Phases of an answer touch: each begins where the one before ends. A part of an answer that goes on at
+another replica ends as moved, and a copy that was made for a movement that came to nothing as dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from msgspec import UNSET
 
 from penstock.core.events import Arrived, Completed, Event, Finished, Opened, Routed, Stepped
-from penstock.core.moving import Departed
+from penstock.core.moving import Departed, Migrated, Settled, SettleHow
 
 
 @dataclass(slots=True)
@@ -26,6 +27,9 @@ class Walk:
     phases: list[tuple[str, float]] = field(default_factory=list)
     end_at: float | None = None
     finished: Finished | None = None
+    left: Literal["moved", "dropped"] | None = None  # it ended without a Finished
+    moved_to: str | None = None  # replicas, as far as the fleet's log is at hand
+    moved_from: str | None = None
 
     @property
     def phase(self) -> str:
@@ -46,6 +50,8 @@ class Phases:
         self._walks: dict[tuple[str, int], Walk] = {}
         self._seqs: dict[tuple[str, str], tuple[int, int]] = {}  # first seq and number of answers
         self._fleets: set[str] = set()
+        self._settled: dict[tuple[str, str], SettleHow] = {}  # of jobs that are about to depart
+        self._targets: dict[tuple[str, str], str] = {}
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Stepped):
@@ -58,6 +64,11 @@ class Phases:
             self._on_finished(event)
         elif isinstance(event, Departed):
             self._on_departed(event)
+        elif isinstance(event, Settled):
+            if (event.who, event.request) in self._seqs:
+                self._settled[event.who, event.request] = event.how
+        elif isinstance(event, Migrated):
+            self._on_migrated(event)
         elif isinstance(event, Opened) and event.what == "fleet":
             self._fleets.add(event.who)
         elif isinstance(event, Routed) and event.who not in self._fleets:
@@ -109,14 +120,29 @@ class Phases:
             return
         if not any((event.who, seq) in self._walks for seq in range(first, first + num)):
             del self._seqs[event.who, event.request]
+            self._settled.pop((event.who, event.request), None)
         end_at = event.at if event.last_token_at is None else event.last_token_at
         walk.end_at, walk.finished = max(end_at, walk.phases[-1][1]), event
         self._on_end(walk)
+
+    def _on_migrated(self, event: Migrated) -> None:
+        if event.outcome != "committed":
+            return
+        if (event.source, event.request) in self._seqs:
+            self._targets[event.source, event.request] = event.target
+        first, _ = self._seqs.get((event.target, event.request), (None, 0))
+        walk = None if first is None else self._walks.get((event.target, first))
+        if walk is not None:
+            walk.moved_from = event.source
 
     def _on_departed(self, event: Departed) -> None:
         """It goes on at another replica, where it is another walk."""
         self._seqs.pop((event.who, event.request), None)
         walk = self._walks.pop((event.who, event.seq), None)
+        target = self._targets.pop((event.who, event.request), None)
+        how = self._settled.pop((event.who, event.request), None)
         if walk is not None:
+            is_moved = target is not None or how == "release"
+            walk.left, walk.moved_to = "moved" if is_moved else "dropped", target
             walk.end_at = max(event.at, walk.phases[-1][1])
             self._on_end(walk)

@@ -161,6 +161,11 @@ def in_short(run: Facts) -> list[str]:
         lines.append(
             f"{share(found.prefix_hit_rate)} of the prompt tokens were found in the prefix cache."
         )
+    moved = [each for (_, outcome), each in run.movements.moved.items() if outcome == "committed"]
+    if moved:
+        pauses = [each.pauses_s.most for each in moved if each.pauses_s.num]
+        still = f", standing still for {seconds(max(pauses))} at most" if pauses else ""
+        lines.append(f"{sum(each.num for each in moved):,} movements between replicas{still}.")
     lost = found.num_refused + found.num_failed + found.num_cancelled
     if lost:
         lines.append(
@@ -182,6 +187,7 @@ def asked_words(told: Explanation) -> Words:
     if told.why_started:
         lines.append(f"Started by: {told.why_started}.")
     lines += [f"Preempted {each}." for each in told.evictions]
+    lines += [f"Moved {each}." for each in told.moves]
     return Words(
         title=f"Why did {told.request} take {seconds(told.e2e_s)}?",
         lines=tuple(lines),

@@ -40,7 +40,7 @@ def test_a_failed_step_leaves_nothing_in_the_prefix_cache() -> None:
         bench.replica.submit(alike("a"))
         bench.replica.submit(alike("b"))
         await bench.replica.drain()
-        bench.replica._is_draining = False
+        bench.replica.is_draining = False
         bench.replica.submit(alike("c"))
 
     drive(bench, scenario())
@@ -63,7 +63,7 @@ def test_whoever_shares_what_a_failed_job_was_to_write_fails_with_it() -> None:
         bench.replica.submit(alike("b"))
         bench.replica.submit(ask("other", 9, 3))
         await bench.replica.drain()
-        bench.replica._is_draining = False
+        bench.replica.is_draining = False
         bench.replica.submit(alike("c"))
 
     drive(bench, scenario())

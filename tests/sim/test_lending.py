@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from penstock.assemble import assemble, modelled_leaves
 from penstock.core.events import Event, Finished, Refused, Reported, Steered
 from penstock.core.lending import Loaned, LoanOver, Spilled
 from penstock.core.plans import Done, Opening, Plan, Work
@@ -275,3 +276,32 @@ def test_a_policy_lends_for_what_runs(tmp_path: Path) -> None:
     assert sum(names["lent"]) < sum(names["still"])
     for outcome in replay_log(log):
         assert outcome.difference is None, outcome
+
+
+def test_a_creditor_that_drains_waits_for_what_it_has_lent() -> None:
+    """It takes no requests and lends no more meanwhile, and the one that it keeps blocks for ends as ever."""
+
+    async def main() -> None:
+        config = deployment(
+            {"preset": "vllm-v1", "route": "least", "batch": {"max_tokens": 512}},
+            replicas=3,
+            lends=True,
+            cache={"num_blocks": 500, "prefix": False},
+        )
+        config = dataclasses.replace(config, is_checked=True)
+        service = await assemble(config, modelled_leaves(config, Ears()))
+        fleet = service.fleet("default")
+        (_, asked), *_ = Traffic({0: 10_000}, num=1)
+        serving = asyncio.ensure_future(service.submit(asked))
+        while not any(report.lent_blocks and report.away_blocks == 0 for report in fleet.reports()):
+            await asyncio.sleep(0.01)
+        creditor = next(each.replica for each in fleet.reports() if each.lent_blocks)
+        draining = asyncio.ensure_future(fleet.drain_replica(creditor))
+        await asyncio.wait((serving, draining), return_when=asyncio.FIRST_COMPLETED)
+        assert serving.done() and serving.exception() is None and not draining.done()
+        await asyncio.wait_for(draining, 1.0)
+        await asyncio.sleep(1.0)
+        assert not any(report.lent_blocks for report in fleet.reports())
+        await service.stop()
+
+    run(main())
