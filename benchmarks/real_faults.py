@@ -19,6 +19,7 @@ all of them have heard something the fault comes. Every caller is put into one c
     kill       SIGKILL to one replica           stop     SIGSTOP to one replica, for good
     pause      SIGSTOP for two seconds          deaf     a caller that never reads what it asked for (8 x megabytes)
     disk       the event log cannot be written  gateway  SIGKILL to the gateway, and another one on the same port
+    outlived   as `gateway`, with replicas that outlive it (serve.outlive), which the other one takes over
 """
 
 from __future__ import annotations
@@ -263,6 +264,9 @@ FAULTS: dict[str, Fault] = {
 }
 
 
+GATEWAY = ("gateway", "outlived")
+
+
 async def one_try(name: str, expected: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         is_full = name == "disk"
@@ -296,19 +300,27 @@ async def until_well(server: Server, began: float) -> float | None:
     return None
 
 
-async def gateway_try(expected: list[str]) -> dict[str, Any]:
-    """The gateway dies: its replicas must end with it, and another one must be able to take its place."""
-    async with serving() as server:
-        heard, tasks = await ask_all(server)
-        engines, port = server.engines(), int(server.url.rpartition(":")[2])
-        began = time.monotonic()
-        server.process.kill()
-        await asyncio.wait(tasks)
-        while any(map(is_running, engines)) and time.monotonic() < began + PATIENCE_S:
-            await asyncio.sleep(0.02)
-        assert not any(map(is_running, engines)), "a replica outlived its gateway"
-        async with serving(port=port) as second:
-            return counted(heard, expected, await until_well(second, began))
+async def gateway_try(expected: list[str], *, outlives: bool) -> dict[str, Any]:
+    """The gateway dies: its replicas must end with it, or not, and another one must be able to take its place."""
+    with tempfile.TemporaryDirectory() as folder:
+        args: tuple[str, ...] = ()
+        if outlives:
+            args = ("--set", "serve.outlive.name=faults", "--set", f"serve.outlive.folder={folder}")
+        async with serving(*args) as server:
+            heard, tasks = await ask_all(server)
+            engines, port = server.engines(), int(server.url.rpartition(":")[2])
+            began = time.monotonic()
+            server.process.kill()
+            await asyncio.wait(tasks)
+            while not outlives and any(map(is_running, engines)):
+                assert time.monotonic() < began + PATIENCE_S, "a replica outlived its gateway"
+                await asyncio.sleep(0.02)
+            async with serving(*args, port=port) as second:
+                well = await until_well(second, began)
+                assert not outlives or not second.engines(), "a replica was not taken over"
+                second.process.send_signal(signal.SIGTERM)
+                await second.process.wait()
+            return counted(heard, expected, well)
 
 
 async def texts() -> list[str]:
@@ -328,9 +340,10 @@ async def measure(names: list[str], tries: int) -> dict[str, list[dict[str, Any]
     for name in names:
         runs = found[name] = []
         for _ in range(tries):
-            runs.append(
-                await (gateway_try(expected) if name == "gateway" else one_try(name, expected))
-            )
+            if name in GATEWAY:
+                runs.append(await gateway_try(expected, outlives=name == "outlived"))
+            else:
+                runs.append(await one_try(name, expected))
         sums = "  ".join(f"{sum(each[which] for each in runs):7d}" for which in COLUMNS)
         wells = [each["well_s"] for each in runs]
         well = "NEVER" if None in wells else f"{min(wells):.1f} - {max(wells):.1f} s"
@@ -345,11 +358,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--tries", type=int, default=3)
-    parser.add_argument("--only", default=",".join((*FAULTS, "gateway")), help="faults, by comma")
+    parser.add_argument("--only", default=",".join((*FAULTS, *GATEWAY)), help="faults, by comma")
     parser.add_argument("--json", type=Path, help="write what was measured here")
     told = parser.parse_args()
     names = told.only.split(",")
-    unknown = set(names) - {*FAULTS, "gateway"}
+    unknown = set(names) - {*FAULTS, *GATEWAY}
     if unknown:
         parser.error(f"no such fault: {', '.join(sorted(unknown))}")
     found = asyncio.run(measure(names, told.tries))

@@ -39,13 +39,9 @@ class Movements:
         self.moved: defaultdict[tuple[str, str], Moved] = defaultdict(Moved)  # by mode, outcome
         self.reasons: Counter[tuple[str, str]] = Counter()  # what became of it, why
         self.denied: Counter[str] = Counter()  # by rule
-        self.scaled: Counter[tuple[str, str]] = Counter()  # what was decided, why
+        self.scaled: Counter[tuple[str, str]] = Counter()  # what else was decided, why; loans too
         self._wanted: dict[str, str] = {}  # why, of movements that are under way
         self._words: dict[str, list[str]] = {}
-
-    @property
-    def has_any(self) -> bool:
-        return bool(self.moved or self.denied or self.scaled)
 
     def on_migrated(self, event: Migrated) -> None:
         found = self.moved[event.mode, event.outcome]
@@ -71,6 +67,9 @@ class Movements:
             self._wanted[request] = event.why or event.cause
         for _, _, _, _, rule in event.denied:
             self.denied[rule] += 1
+        if isinstance(event.loans, tuple):
+            for _ in event.loans:
+                _count(self.scaled, "blocks lent", event.why or event.cause)
 
     def on_scaled(self, event: Scaled) -> None:
         for what in _decided(event):
