@@ -96,10 +96,12 @@ class SeenPrograms:
         self._silent: dict[str, float] = {}  # since when nothing of a run is under way, by its id
 
     def observe(self, event: Event) -> None:
+        if not self._of and type(event) is Finished:
+            return  # nobody comes from an agent
         if isinstance(event, Arrived):
             if event.program is not None:
                 self._arrive(event, event.program)
-        elif isinstance(event, Finished | Departed) and event.request in self._of:
+        elif isinstance(event, (Finished, Departed)) and event.request in self._of:
             self._end(event)
 
     def outlook(self, job: JobView) -> Outlook | None:

@@ -42,9 +42,11 @@ class StepFeatures(NamedTuple):
 
     def grown(self, steps: int) -> StepFeatures:
         """The features of the step `steps` later in a run of identical decode steps."""
-        return self._replace(
-            decode_context=self.decode_context + steps * self.num_decodes,
-            max_decode_context=self.max_decode_context + steps,
+        tokens, jobs, samples, decodes, context, longest, prefills, pairs, prefilled, layers = self
+        context += steps * decodes
+        longest += steps
+        return StepFeatures(
+            tokens, jobs, samples, decodes, context, longest, prefills, pairs, prefilled, layers
         )
 
 
@@ -134,7 +136,10 @@ class StepModel(Protocol):
     def seconds(self, features: StepFeatures, share: float = 1.0) -> float: ...
 
     def run_seconds(self, features: StepFeatures, count: int, share: float = 1.0) -> list[float]:
-        """Durations of `count` identical decode steps in a row, contexts growing by one each."""
+        """Durations of `count` identical decode steps in a row, contexts growing by one each.
+
+        A list for the caller to keep.
+        """
         ...
 
     def step(self, features: StepFeatures, share: float = 1.0) -> StepCost: ...

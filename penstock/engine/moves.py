@@ -32,12 +32,16 @@ class Moves:
         self.pauses = Pauses(parts, ask_again)
         self.partings = Partings(parts, self.pauses, ask_again)
         self.joinings = Joinings(parts, take_blocks, ask_again)
+        self._answering: list[Partings | Joinings | Loans] = [self.partings, self.joinings]
+        if self.loans is not None:
+            self._answering.append(self.loans)
 
     @property
     def is_waiting(self) -> bool:
         """Whether somebody waits to leave or to pause."""
-        is_owing = self.loans is not None and self.loans.has_debts
-        return self.partings.is_waiting or self.pauses.is_waiting or is_owing
+        if self.partings.is_waiting or self.pauses.is_waiting:
+            return True
+        return self.loans is not None and self.loans.has_debts
 
     @property
     def is_lending(self) -> bool:
@@ -76,8 +80,8 @@ class Moves:
             self.joinings.grant(now)
 
     def answer(self) -> None:
-        for told in (self.partings, self.joinings, self.loans):
-            if told is not None and told.answers:
+        for told in self._answering:
+            if told.answers:
                 answers, told.answers = told.answers, []
                 for answer in answers:
                     answer()

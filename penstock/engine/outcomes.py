@@ -43,12 +43,24 @@ class Outcomes:
 
     def apply_done(self, now: float, done: Done) -> None:
         flight = self._flights.running.pop(done.plan)
-        self._emit_completed(now, done)
+        counted = done if isinstance(done, Counted) else None
+        self._parts.emit_step(
+            Completed(
+                at=now,
+                who=self._parts.name,
+                plan=done.plan,
+                steps_run=done.steps_run,
+                ends=done.ends,
+                outputs=self._told(now, done) if counted is None else counted.counts,
+                errors=_errors_of(done) if counted is None else (),
+                error=done.error,
+            )
+        )
         self._parts.step_s = (done.ends[-1] - flight.launched_at) / done.steps_run
-        if isinstance(done, Counted):
-            self._apply_counts(now, flight, done)
-        else:
+        if counted is None:
             self._apply_outputs(now, flight, done)
+        else:
+            self._apply_counts(now, flight, counted)
 
     def _apply_counts(self, now: float, flight: Flight, done: Counted) -> None:
         """`_apply_outputs` for bare counts, which need no looking into."""
@@ -59,6 +71,9 @@ class Outcomes:
             self._ledger.extend_each(flight.jobs, steps)
         others, jobs, counts = flight.plan.work, flight.jobs, iter(done.counts)
         if isinstance(others, Decodes):
+            if not others.others:
+                self._apply_decodes(now, jobs, done)
+                return
             num = len(others.seqs)
             self._apply_decodes(now, jobs[:num], done)
             others, jobs, counts = others.others, jobs[num:], iter(done.counts[num:])
@@ -178,31 +193,14 @@ class Outcomes:
                 lost |= self._ledger.disown(job, work.start)
         return errors
 
-    def _emit_completed(self, now: float, done: Done) -> None:
-        told: tuple[tuple[int, int, bool, tuple[str, ...]], ...]
-        errors: tuple[tuple[int, str], ...] = ()
-        if isinstance(done, Counted):
-            told = done.counts
-        else:
-            told = tuple(
-                [
-                    (one.seq, one.tokens, one.is_stop, tuple([known.hex() for known in one.filled]))
-                    for one in done.outputs
-                ]
-            )
-            errors = tuple([(one.seq, one.error) for one in done.outputs if one.error is not None])
-            self._emit_drafted(now, done)
-        self._parts.emit_step(
-            Completed(
-                at=now,
-                who=self._parts.name,
-                plan=done.plan,
-                steps_run=done.steps_run,
-                ends=done.ends,
-                outputs=told,
-                errors=errors,
-                error=done.error,
-            )
+    def _told(self, now: float, done: Done) -> tuple[tuple[int, int, bool, tuple[str, ...]], ...]:
+        """For the event of a completion; what came of guesses is told before it."""
+        self._emit_drafted(now, done)
+        return tuple(
+            [
+                (one.seq, one.tokens, one.is_stop, tuple([known.hex() for known in one.filled]))
+                for one in done.outputs
+            ]
         )
 
     def apply_adapted(self, now: float, adapted: Adapted) -> None:
@@ -251,6 +249,10 @@ class Outcomes:
             self._ask_again()
             if job.is_cancelled:
                 self._parts.finish(now, job, "cancelled")
+
+
+def _errors_of(done: Done) -> tuple[tuple[int, str], ...]:
+    return tuple([(one.seq, one.error) for one in done.outputs if one.error is not None])
 
 
 def _reason_to_end(job: Job, sampled: Sampled, error: str | None) -> FinishReason | None:

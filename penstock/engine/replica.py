@@ -344,12 +344,13 @@ class Replica:
                 self._moves.apply(now, item)
             if self._roster.held or self._moves.is_waiting:
                 self._moves.look(now)
-        flights = self._flights
-        if flights.running:
-            flights.hurry()
-        has_idle_lane = len(flights.running) < self._executor.caps.max_lanes
-        is_idle = self._roster.is_empty or self._roster.is_all_blocked
-        if (has_idle_lane or self._interrupts) and not is_idle:
+        roster, running = self._roster, self._flights.running
+        if running:
+            self._flights.hurry()
+            can_step = self._interrupts or len(running) < self._executor.caps.max_lanes
+        else:
+            can_step = True
+        if can_step and not (roster.is_empty or roster.is_all_blocked):
             if not self._launch.step(now):
                 self._poke()
         self._settle()

@@ -39,8 +39,10 @@ class Reporter:
         waiting, running = roster.waiting.jobs, roster.running.jobs
         size = ledger.block_size
         prefill, decoding, context, urgent = _sums(running)
-        num_waiting = len(waiting) + roster.num_blocked + sum(one.n for one in arriving)
-        fresh = [one.prompt.num_tokens for one in arriving for _ in range(one.n)]
+        num_waiting, tokens, blocks = roster.num_blocked, 0, 0
+        if waiting or arriving:
+            num_waiting += len(waiting) + sum([one.n for one in arriving])
+            tokens, blocks = _queue(waiting, arriving, size)
         accepts = not num_waiting and not is_draining and prefill < self._room
         return Report(
             replica=parts.name,
@@ -48,7 +50,7 @@ class Reporter:
             is_draining=is_draining,
             num_running=len(running),
             num_waiting=num_waiting,
-            waiting_tokens=sum([job.todo for job in waiting]) + sum(fresh),
+            waiting_tokens=tokens,
             free_blocks=ledger.free,
             total_blocks=ledger.total,
             block_size=size,
@@ -62,8 +64,7 @@ class Reporter:
             num_decoding=decoding,
             decode_tokens=context,
             num_urgent=urgent,
-            waiting_blocks=sum([-(-job.known // size) for job in waiting])
-            + sum([-(-tokens // size) for tokens in fresh]),
+            waiting_blocks=blocks,
             head_blocks=-(-waiting[0].known // size) if waiting else 0,
             oldest_wait_s=now - min([job.arrived_at for job in waiting]) if waiting else 0.0,
             num_preemptions=roster.num_preemptions,
@@ -87,6 +88,18 @@ class Reporter:
         roster, held = self._parts.roster, self._parts.ledger.held
         jobs = (*roster.running.jobs, *roster.fetched.values(), *roster.waiting.jobs)
         return tuple([_told(job, now, held(job)) for job in jobs])
+
+
+def _queue(waiting: Sequence[Job], arriving: Sequence[Request], size: int) -> tuple[int, int]:
+    """Tokens to compute of those who wait, and the blocks that they will take."""
+    tokens = blocks = 0
+    for job in waiting:
+        tokens += job.todo
+        blocks -= -(job.num_prompt + job.num_output) // size
+    for one in arriving:
+        tokens += one.n * one.prompt.num_tokens
+        blocks += one.n * -(-one.prompt.num_tokens // size)
+    return tokens, blocks
 
 
 def _sums(running: Sequence[Job]) -> tuple[int, int, int, int]:

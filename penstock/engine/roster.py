@@ -65,8 +65,9 @@ class Roster:
     @property
     def is_all_blocked(self) -> bool:
         """Nobody can run: they wait for adapters, or are on their way from or to another replica."""
-        is_any = self.num_blocked > 0 or bool(self.held)
-        return is_any and not (self.running.jobs or self.waiting.jobs or self.fetched)
+        if self.running.jobs or self.waiting.jobs or self.fetched:
+            return False
+        return self.num_blocked > 0 or bool(self.held)
 
     def request_ids(self) -> tuple[str, ...]:
         return tuple(self._by_request)

@@ -54,12 +54,16 @@ class Account:
         self._child: _Child | None = None
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, Header):
+        events = self._events
+        if self._child is not None:
+            events.append(event)
+            if len(events) == MANY:
+                self._hand_over()
+            return
+        if type(event) is Header:
             self._begin(event)
             return
-        if self._child is None:
-            self._metrics.emit(event)
-        events = self._events
+        self._metrics.emit(event)
         events.append(event)
         if len(events) == MANY:
             self._hand_over()
@@ -83,7 +87,6 @@ class Account:
             self.close()
 
     def _begin(self, header: Header) -> None:
-        assert self._child is None, "a log has one header"
         self._digest.emit(header)
         if self._writer is not None:
             self._writer.emit(header)

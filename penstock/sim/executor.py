@@ -124,7 +124,6 @@ class ModelledExecutor:
     def launch(self, plan: Plan, repeat: int = 1) -> PlanId:
         caps = self._caps
         assert not self._is_stopped, "launched after stop"
-        assert plan.work, "a plan without work"
         assert 1 <= repeat <= caps.max_repeat, f"repeat {repeat}"
         assert plan.lane < caps.max_lanes and plan.lane not in self._busy, "no such idle lane"
         assert plan.nano in self._models, f"there is no template {plan.nano!r} of a step"
@@ -254,15 +253,12 @@ class ModelledExecutor:
 
     def _leg(self, run: _Run, features: StepFeatures, count: int) -> list[float]:
         """The instants at which the next `count` decode steps end."""
-        seconds, extra_s = (
-            self._models[run.plan.nano].run_seconds(features, count, run.plan.share),
-            run.extra_s,
-        )
+        plan, extra_s = run.plan, run.extra_s
+        seconds = self._models[plan.nano].run_seconds(features, count, plan.share)
         if extra_s:
             seconds = [one + extra_s for one in seconds]
-        ends = list(accumulate(seconds, initial=run.ends[-1] if run.ends else run.started_at))
-        del ends[0]
-        return ends
+        seconds[0] += run.ends[-1] if run.ends else run.started_at
+        return list(accumulate(seconds))
 
     def _finish(self, run: _Run) -> None:
         # They hold each other, and a plan should not wait for the collector of cycles.
@@ -278,9 +274,9 @@ class ModelledExecutor:
     def _measure(self, meter: Meter, run: _Run, steps: int) -> None:
         """Tell the meter of a completed launch. Lanes beside each other count by their shares."""
         seconds = (run.ends[steps - 1] - run.started_at - run.paused_s) * run.plan.share
-        layers = self._caps.num_layers
         for part in run.parts:
-            meter.add(part, steps, seconds * (part.layers or layers) / layers)
+            of_all = 1.0 if part.layers is None else part.layers / self._caps.num_layers
+            meter.add(part, steps, seconds * of_all)
 
     def _yield(self, run: _Run) -> None:
         run.timer, run.yielded_at = None, now()
@@ -302,13 +298,12 @@ class ModelledExecutor:
             work = _decodes_of(work)
         seqs, starts = work.seqs, work.starts
         num = len(seqs)
+        assert num, "a plan without work"
         features = _new_tuple(
             StepFeatures, (num, num, num, num, sum(starts) + num, max(starts) + 1, 0, 0, 0, None)
         )
         left = min(map(sub, map(self._stops.__getitem__, seqs), starts))
-        target = left if left < repeat else repeat
-        if target < 1:
-            target = 1
+        target = max(1, min(left, repeat))
         run = _Run(plan, at, [], seqs if target < left else (), (features,), target, extra_s)
         if target == 1:
             run.ends.append(at + (self._models[plan.nano].seconds(features, plan.share) + extra_s))
@@ -317,9 +312,13 @@ class ModelledExecutor:
         return run
 
     def _begin_mixed(self, plan: Plan, at: float, extra_s: float) -> _Run:
+        assert plan.work, "a plan without work"
         parts = self._parts(plan)
         seconds_of, share = self._models[plan.nano].seconds, plan.share
-        seconds = math.fsum([seconds_of(part, share) for part in parts])
+        if len(parts) == 1:
+            seconds = seconds_of(parts[0], share)
+        else:
+            seconds = math.fsum([seconds_of(part, share) for part in parts])
         return _Run(plan, at, [at + (seconds + extra_s)], (), parts, 1)
 
     def _parts(self, plan: Plan) -> Sequence[StepFeatures]:

@@ -11,19 +11,20 @@ rounding: a timer set for 5.0 fires when `time()` is 5.0. The rules, each held b
 
 The loop derives from asyncio's BaseEventLoop and replaces its `_run_once`, so it has no selector and no self-pipe. A
 simulation is little else than callbacks, so handles are made here, with asyncio's fields and without its checks for
-debugging: half the price. It leans on internals of CPython 3.11-3.14: `_ready`, `_run_once`, `_stopping`, `_closed` and
-the fields of handles.
+debugging: half the price. What is set without a context runs in the one that the loop runs in: copying one for each
+callback is for web frameworks, whose tasks bring their own. It leans on internals of CPython 3.11-3.14: `_ready`,
+`_run_once`, `_stopping`, `_closed` and the fields of handles.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextvars import Context, copy_context
-from typing import NoReturn, TypeVar, TypeVarTuple
+from contextvars import Context
+from heapq import heapify, heappop, heappush
+from typing import Any, NoReturn, TypeVar, TypeVarTuple
 
 from penstock.core.clock import announce
 
@@ -40,9 +41,10 @@ class _Soon(asyncio.Handle):
     _source_traceback = _repr = None  # what asyncio fills when debugging
 
     def __init__(
-        self, callback: Callable[..., object], args: tuple[object, ...], context: Context
+        self, callback: Callable[..., object], args: tuple[object, ...], context: Context | None
     ) -> None:
-        self._callback, self._args, self._context = callback, args, context
+        self._callback, self._args = callback, args
+        self._context = context
         self._cancelled = False
 
     def cancel(self) -> None:
@@ -61,10 +63,10 @@ class _Timer(asyncio.TimerHandle):
         callback: Callable[..., object],
         args: tuple[object, ...],
         loop: VirtualLoop,
-        context: Context,
+        context: Context | None,
     ) -> None:
-        self._when, self._callback, self._args = when, callback, args
-        self._loop, self._context = loop, context
+        self._when, self._callback, self._args, self._loop = when, callback, args, loop
+        self._context = context
         self._cancelled = False
         self._scheduled = True
 
@@ -108,9 +110,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.TimerHandle:
         if self._closed:
             raise RuntimeError("Event loop is closed")
-        timer = _Timer(when, callback, args, self, context or copy_context())
+        timer = _Timer(when, callback, args, self, context)
         self._num_set = number = self._num_set + 1
-        heapq.heappush(self._timers, (when, number, timer))
+        heappush(self._timers, (when, number, timer))
         return timer
 
     def call_soon(
@@ -121,7 +123,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     ) -> asyncio.Handle:
         if self._closed:
             raise RuntimeError("Event loop is closed")
-        handle = _Soon(callback, args, context or copy_context())
+        handle = _Soon(callback, args, context)
         self._ready.append(handle)
         return handle
 
@@ -140,11 +142,16 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         """Run until told to stop: what is ready in its order, and when nothing is, jump."""
         ready, jump = self._ready, self._jump
+        handle: Any  # with fields that asyncio does not tell of
         while True:
             for _ in range(len(ready)):
                 handle = ready.popleft()
-                if not handle._cancelled:
-                    handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+                if handle._cancelled:
+                    continue
+                if handle._context is None:
+                    handle._callback(*handle._args)
+                else:
+                    handle._context.run(handle._callback, *handle._args)
             if self._stopping:
                 return
             if not ready:
@@ -152,19 +159,22 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _jump(self) -> None:
         """Move the clock to the first live timer and make it, and all others that are due, ready."""
-        timers, ready, pop = self._timers, self._ready, heapq.heappop
-        while timers and timers[0][2]._cancelled:
-            pop(timers)
-            self._num_cancelled -= 1
-        if not timers:
-            raise RuntimeError(self._deadlock())
-        at = timers[0][0]
-        if at > self._now:
-            self._now = at
+        ready = self._ready
+        while self._timers:
+            at, _, timer = heappop(self._timers)
+            timer._scheduled = False
+            if timer._cancelled:
+                self._num_cancelled -= 1
+                continue
+            if at > self._now:
+                self._now = at
+            ready.append(timer)
+            break
         else:
-            at = self._now
+            raise RuntimeError(self._deadlock())
+        timers, at = self._timers, self._now
         while timers and timers[0][0] <= at:
-            timer = pop(timers)[2]
+            timer = heappop(timers)[2]
             timer._scheduled = False
             if timer._cancelled:
                 self._num_cancelled -= 1
@@ -176,7 +186,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._num_cancelled += 1
         if self._num_cancelled > PRUNE_AT and 2 * self._num_cancelled > len(self._timers):
             self._timers = [entry for entry in self._timers if not entry[2]._cancelled]
-            heapq.heapify(self._timers)
+            heapify(self._timers)
             self._num_cancelled = 0
 
     def _deadlock(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextvars import ContextVar, copy_context
 
 import pytest
 
@@ -139,6 +140,32 @@ def test_another_thread_may_not_call_in() -> None:
         return told
 
     assert "another thread" in run(main())[0]
+
+
+def test_tasks_have_contexts_of_their_own_and_callbacks_the_one_they_are_given() -> None:
+    word = ContextVar("word", default="none")
+    heard: list[str] = []
+
+    async def speak(own: str) -> None:
+        word.set(own)
+        await asyncio.sleep(1)
+        heard.append(word.get())
+
+    async def main() -> None:
+        await asyncio.gather(speak("one"), speak("two"))
+
+        def hear() -> None:
+            heard.append(word.get())
+
+        given = copy_context()
+        given.run(word.set, "given")
+        loop = asyncio.get_running_loop()
+        loop.call_soon(hear, context=given)
+        loop.call_later(1, hear, context=given)
+        await asyncio.sleep(2)
+
+    run(main())
+    assert heard == ["one", "two", "given", "given"]
 
 
 def test_a_callback_that_raises_ends_the_run() -> None:

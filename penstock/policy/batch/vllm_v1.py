@@ -81,22 +81,27 @@ class VllmV1:
         taken = self._taken(view) if self.is_ahead else len(running)
         may_admit = len(view.waiting) > 0 and taken < max_jobs
         fork = view.ledger.fork()
-        decodes = all_decodes(running, fork) if len(running) <= budget else None
-        if decodes and not (may_admit or self.is_ahead):
+        decodes: Singles | None = None
+        # The latest is the one that most likely is no decode: then nothing is booked in vain.
+        may_decode = len(running) <= budget and not (running and todo_of(running[-1]) > 1)
+        if may_decode:
+            decodes = all_decodes(running, fork)
+        has_decodes = decodes is not None and len(running) > 0
+        if decodes is not None and has_decodes and not (may_admit or self.is_ahead):
             return Decision(Batch((Lane(decodes),)), stable_for=STABLE, outlasts=not view.waiting)
         if decodes is not None:
-            draft = Draft(fork, budget - len(decodes), decodes)
+            draft = Draft(fork, budget - len(running), decodes)
         else:
-            draft = Draft(view.ledger.fork(), budget)
+            draft = Draft(view.ledger.fork() if may_decode else fork, budget)
             self._walk_running(view, draft)
         if may_admit and not draft.gone:
             self._walk_waiting(view, draft, max_jobs - taken)
-        if draft.decodes:
+        if draft.decodes is not None and has_decodes:
             chunks: tuple[Chunk, ...] | Singles
             chunks = Singles(draft.decodes.jobs, tuple(draft.planned.values()))
         else:
             chunks = columns_first(draft)
-        is_stable = decodes and not draft.admitted and (draft.is_held or not may_admit)
+        is_stable = has_decodes and not draft.admitted and (draft.is_held or not may_admit)
         if self.is_ahead and not self._is_settled(view, draft, taken, max_jobs):
             is_stable = False
         return Decision(
@@ -132,21 +137,23 @@ class VllmV1:
         return longest
 
     def _walk_running(self, view: View, draft: Draft) -> None:
+        gone, planned, reserve = draft.gone, draft.planned, draft.fork.reserve
         last = draft.fork.block_size - 1
         for job in view.running:
             if draft.budget < 1:
                 return
-            if job.seq in draft.gone:
+            if job.seq in gone:
                 continue
-            todo, start = job.todo, job.computed + job.in_flight
+            start = job.computed + job.in_flight
+            todo = job.num_prompt + job.num_output - start
             tokens = 1 if todo == 1 else min(self._limit(view, todo), draft.budget)
             if tokens < 1:
                 continue
             upto = start + tokens
             # As in decodes.all_decodes: of single positions the fork hears of those that begin or fill a block.
             is_quiet = tokens == 1 and 0 < start % (last + 1) < last
-            if is_quiet or draft.fork.reserve(job, upto) or make_room(view, draft, job, upto):
-                draft.planned[job.seq] = Chunk(job, tokens)
+            if is_quiet or reserve(job, upto) or make_room(view, draft, job, upto):
+                planned[job.seq] = Chunk(job, tokens)
                 draft.budget -= tokens
             elif self.stops_on_self:
                 return
@@ -179,6 +186,10 @@ class VllmV1:
             draft.budget -= tokens
 
 
+def todo_of(job: JobView) -> int:
+    return job.num_prompt + job.num_output - job.computed - job.in_flight
+
+
 def columns_first(draft: Draft) -> tuple[Chunk, ...] | Singles:
     """Decodes by columns if they come first, which they nearly always do."""
     chunks = tuple(draft.planned.values())
@@ -186,8 +197,9 @@ def columns_first(draft: Draft) -> tuple[Chunk, ...] | Singles:
     num = 0
     for chunk in chunks:
         job = chunk.job
-        is_decode = job.todo == 1 and (job.num_output > 0 or job.request.kind == "generate")
-        if job.seq in admitted or not is_decode:
+        if chunk.tokens > 1 or todo_of(job) != 1 or job.seq in admitted:
+            break
+        if not (job.num_output or job.request.kind == "generate"):
             break
         num += 1
     if not num:
