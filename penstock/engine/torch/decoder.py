@@ -142,8 +142,7 @@ class Decoder:
         `beside`: bytes of activations that whoever drives this holds besides.
         """
         each = x.numel() * x.element_size()
-        is_plain = step.adapters is None and step.away is None
-        if is_plain and (space := self._space_for(x)) is not None:
+        if step.away is None and (space := self._space_for(x, step.adapters)) is not None:
             return (yield from _through_space(space, Visit(step, len(x), x), layers, beside))
         part: Tensor | None = None
         held = self._layers_for(step)
@@ -165,8 +164,8 @@ class Decoder:
         assert part is not None, "no layers to pass"
         return x, part
 
-    def _space_for(self, x: Tensor) -> Space | None:
-        return None if self.spaces is None else self.spaces.find(x)
+    def _space_for(self, x: Tensor, adapters: AdapterRows | None) -> Space | None:
+        return None if self.spaces is None else self.spaces.find(x, adapters)
 
     def finish(self, x: Tensor, part: Tensor | None, rows: Tensor | None) -> Tensor:
         """The last norm, of `rows` only."""

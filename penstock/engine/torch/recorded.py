@@ -12,15 +12,18 @@ mixture's routing, latent heads, a linear layer of another library) is called in
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from penstock.engine.torch.adapters.rows import AdapterRows
 from penstock.engine.torch.heads import GroupedHeads
 from penstock.engine.torch.kernels import CpuPagedAttention, available
 from penstock.engine.torch.kernels.program import Recorder
+from penstock.engine.torch.kernels.recording import USER_ROWS, USER_SLOTS, USERS
 from penstock.engine.torch.mlp import PlainMlp
 from penstock.engine.torch.norms import Norm, RmsNorm
 from penstock.engine.torch.ports import StepMeta
@@ -44,21 +47,25 @@ class Visit:
 class Space:
     """Buffers, the program of all layers over them, and the visit whose rows they hold."""
 
-    def __init__(self, decoder: Decoder, backend: CpuPagedAttention) -> None:
-        self._decoder, self.backend = decoder, backend
+    def __init__(
+        self, decoder: Decoder, backend: CpuPagedAttention, layers: Sequence[Layer]
+    ) -> None:
+        self._decoder, self.backend, self.layers = decoder, backend, layers
         recorder = self._recorder = Recorder(MOST_ROWS, decoder.embedding.dtype)
         hidden = decoder.embedding.shape[1]
         self._x, self._part, self._normed = (recorder.buffer(hidden) for _ in range(3))
         self._visit: Visit | None = None
         self._turns: list[Tensor] = []
         self._nowhere = recorder.now.positions
-        for layer in decoder.layers:
+        for layer in layers:
             self._record(layer)
         self.program = recorder.program()
 
     def run(self, visit: Visit, piece: int, threads: int) -> None:
         if self._visit is not visit:
             self._exchange(visit)
+        if visit.step.adapters is not None:
+            visit.step.adapters.enter()  # for what is called in its place
         self.program.run(piece, threads)
 
     def end(self, visit: Visit) -> tuple[Tensor, Tensor]:
@@ -109,6 +116,7 @@ class Space:
                 "slots": meta.slots.data_ptr(),
             }
             | {table: found.data_ptr() for table, found in turns.items()}
+            | _told_of(step.adapters)
         )
 
     def _record(self, layer: Layer) -> None:
@@ -167,23 +175,43 @@ class Space:
         self._part[: self._rows].copy_(part)
 
 
+def _told_of(adapters: AdapterRows | None) -> dict[object, int]:
+    """What the calls of adapters are given."""
+    if adapters is None:
+        return {}
+    users = adapters.users
+    assert users is not None  # else the step runs plainly
+    return {
+        USERS: len(users.rows),
+        USER_ROWS: users.rows.data_ptr(),
+        USER_SLOTS: users.slots.data_ptr(),
+    }
+
+
 class Spaces:
-    """Those of one decoder, one for each thread that runs steps."""
+    """Those of one decoder, for each thread that runs steps: one of its layers, and one of those with adapters."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._of_thread = threading.local()
+        self.takes_adapters = False  # whether all that they add can be recorded
 
-    def find(self, x: Tensor) -> Space | None:
+    def find(self, x: Tensor, adapters: AdapterRows | None = None) -> Space | None:
         """The one for a step of rows x; None where it is to run plainly."""
+        layers: Sequence[Layer] | None = self._decoder.layers
+        if adapters is not None:
+            layers = self._decoder.adapted if adapters.users is not None else None
+        if layers is None or (adapters is not None and not self.takes_adapters):
+            return None
         backend = self._decoder.attention
         if len(x) > MOST_ROWS or not isinstance(backend, CpuPagedAttention):
             return None
         if not backend.can_record or torch.is_grad_enabled():
             return None
-        space: Space | None = getattr(self._of_thread, "space", None)
-        if space is None or space.backend is not backend:
-            space = self._of_thread.space = Space(self._decoder, backend)
+        kept: dict[bool, Space] = self._of_thread.__dict__.setdefault("spaces", {})
+        space: Space | None = kept.get(adapters is None)
+        if space is None or space.backend is not backend or space.layers is not layers:
+            space = kept[adapters is None] = Space(self._decoder, backend, layers)
         return space
 
 

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from penstock.engine.torch.adapters.rows import HERE, Group
+from penstock.engine.torch.kernels.program import Recorder
+from penstock.engine.torch.kernels.recording import MOST_RANK, record_adapter
 from penstock.engine.torch.ports import Linear
 
 
@@ -131,6 +133,21 @@ class Bank:
             down = zeros(form.slots, len(self.parts), form.rank, self.width)
         return _Held(down, tuple(ups))
 
+    @property
+    def can_record(self) -> bool:
+        widths = [self.width, *[edge for part in self.parts for edge in (part.start, part.stop)]]
+        fits = self.form.rank <= MOST_RANK and not any([width % 16 for width in widths])
+        return fits and self.form.dtype == torch.float32
+
+    def record(self, into: Recorder, x: Tensor, out: Tensor) -> None:
+        """As `add`, over buffers, with the arrays that are held now."""
+        held = self.held
+        if held is None:
+            return
+        for at, (part, up) in enumerate(zip(self.parts, held.ups, strict=True)):
+            if up is not None:
+                record_adapter(into, x, (held.down[:, at], up), out[:, part.start : part.stop])
+
     def add(self, x: Tensor, out: Tensor) -> None:
         """Add to out [M, out] what this thread's rows of x [M, in] ask for."""
         held = self.held
@@ -173,3 +190,7 @@ class AdaptedLinear:
         out = self.base(x)
         self.bank.add(x, out)
         return out
+
+    def record(self, into: Recorder, x: Tensor, out: Tensor) -> None:
+        into.linear(self.base, x, out)
+        self.bank.record(into, x, out)

@@ -30,6 +30,15 @@ class Places:
         return {part.name: (bank, part) for bank in self.banks[layer] for part in bank.parts}
 
     @property
+    def arrays(self) -> list[int]:
+        """Which arrays the banks hold now."""
+        return [id(bank.held) for banks in self.banks for bank in banks]
+
+    @property
+    def can_record(self) -> bool:
+        return all([bank.can_record for banks in self.banks for bank in banks])
+
+    @property
     def num_bytes(self) -> int:
         return sum([bank.num_bytes for banks in self.banks for bank in banks])
 

@@ -6,6 +6,9 @@ adapters of the run at once, and what a row got of adapters that are not its own
 adapter once, whatever the number of rows, which is what decides at decode; the products that are struck out cost
 rows * adapters * rank, little beside the base's.
 
+A step of few such rows on a CPU runs as recorded calls (recorded.py), in which a kernel adds what each row's adapter
+does; those of one slot pass it together.
+
 What a product adds is told by thread: each lane sets its step's rows before each piece of the forward.
 """
 
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 LONG = 16
+MOST_USERS = 32  # that the kernel takes; more of them are products of matrices
 SlotOf = int | None
 
 
@@ -34,10 +38,19 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Users:
+    """int32 [U]: rows that use an adapter, and the slots they use; those of a slot lie together."""
+
+    rows: Tensor
+    slots: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AdapterRows:
     """Of one step."""
 
     groups: tuple[Group, ...]
+    users: Users | None = None  # None: too many for products row by row, or not on a CPU
 
     def enter(self) -> None:
         """From now on this thread's products add what these rows ask for."""
@@ -70,7 +83,22 @@ def rows_of(
         if slot is not None:
             groups.append(Group(start, stop, slot, slot + 1))
     groups += _together(begin, [one for _, one in short], device)
-    return AdapterRows(tuple(groups)) if groups else None
+    if not groups:
+        return None
+    return AdapterRows(tuple(groups), _users(slots, query_start) if device.type == "cpu" else None)
+
+
+def _users(slots: Sequence[SlotOf], query_start: Sequence[int]) -> Users | None:
+    found = [
+        (slot, row)
+        for at, slot in enumerate(slots)
+        if slot is not None
+        for row in range(query_start[at], query_start[at + 1])
+    ]
+    if len(found) > MOST_USERS:
+        return None
+    told = torch.tensor(sorted(found), dtype=torch.int32).T.contiguous()
+    return Users(rows=told[1], slots=told[0])
 
 
 def _together(begin: int, slots: list[SlotOf], device: torch.device) -> list[Group]:

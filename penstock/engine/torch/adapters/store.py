@@ -41,12 +41,14 @@ class AdapterStore:
         if device.type == "cpu" and not has_bf16_instructions():
             dtype = torch.float32
         form = BankForm(slots=slots, rank=rank, dtype=dtype, device=device)
-        self._places, self._rank = places_of(decoder, form), rank
+        self._places, self._rank, self._decoder = places_of(decoder, form), rank, decoder
         self._folders = dict(folders)
         self._slots: dict[str, int] = {}
         self._guard = threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
         decoder.adapted = self._places.layers
+        if decoder.spaces is not None:
+            decoder.spaces.takes_adapters = self._places.can_record
         for key in folders:
             self.check(key)
 
@@ -105,6 +107,9 @@ class AdapterStore:
                 hint="unload it and load it again",
             )
         found = read_adapter(adapter_facts(folder), self._places, self._rank)
+        before = self._places.arrays
         with torch.inference_mode():
             for bank, factors in as_bank_entries(self._places, found):
                 bank.put(slot, factors)
+        if self._places.arrays != before:  # who has recorded them records anew
+            self._decoder.adapted = list(self._places.layers)

@@ -69,6 +69,16 @@ class GateCall(ctypes.Structure):
     ]
 
 
+class AdaptCall(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, c_void_p) for name in ("x", "out", "down", "up", "rows", "slots")),
+        *((f"num_{name}", c_int64) for name in ("users", "in", "out")),
+        *((name, c_int64) for name in ("rank", "x_stride", "out_stride")),
+        *((name, c_int64) for name in ("down_stride", "up_stride")),
+        ("bf16", c_int32),
+    ]
+
+
 class LinearCall(ctypes.Structure):
     _fields_: ClassVar = [
         *((name, c_void_p) for name in ("x", "weight", "bias", "out")),
@@ -111,11 +121,12 @@ class Library:
         self.rope = dll.penstock_rope
         self.gate = dll.penstock_gate
         self.linear = dll.penstock_linear
+        self.adapt = dll.penstock_adapt
         self.draw = dll.penstock_draw
         self.quantised = dll.penstock_quantised
         self.ban = dll.penstock_ban
         large, small = (self.attention, self.linear, self.quantised), (self.norm, self.rope)
-        for entry in (*large, *small, self.gate, self.draw, self.ban):
+        for entry in (*large, *small, self.gate, self.adapt, self.draw, self.ban):
             entry.argtypes = (c_void_p, c_void_p, ctypes.c_int)
             entry.restype = None
         self.program = dll.penstock_program

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from penstock.engine.torch.kernels import fused
+from penstock.engine.torch.kernels import library as native
 from penstock.engine.torch.kernels.program import Recorder, Turns
 
 Norm = tuple[Tensor, float]  # weight, epsilon
@@ -54,6 +55,43 @@ def record_rope(
         fused.qk_norm_rope_(q[:rows], k[:rows], norm, turns, now.positions)
 
     into.python(run)
+
+
+MOST_RANK = 256  # of adapters, as in source/adapt.h
+USERS, USER_ROWS, USER_SLOTS = (
+    "users",
+    "user_rows",
+    "user_slots",
+)  # of adapters, as each step has them
+
+
+def record_adapter(into: Recorder, x: Tensor, factors: tuple[Tensor, Tensor], out: Tensor) -> None:
+    """Adds to out what the adapters of a step's users add. Factors: fp32 [slots, rank, in], [slots, rank, out]."""
+    down, up = factors
+    assert (
+        down.stride(1) == down.shape[2] and up.is_contiguous() and x.stride(1) == out.stride(1) == 1
+    )
+    into.tensors += factors
+    nothing = into.now.positions
+    call = native.AdaptCall(
+        x.data_ptr(),
+        out.data_ptr(),
+        down.data_ptr(),
+        up.data_ptr(),
+        nothing.data_ptr(),
+        nothing.data_ptr(),
+        0,
+        down.shape[2],
+        up.shape[2],
+        down.shape[1],
+        x.stride(0),
+        out.stride(0),
+        down.stride(0),
+        up.stride(0),
+        native.is_bf16(x),
+    )
+    moving = {"num_users": USERS, "rows": USER_ROWS, "slots": USER_SLOTS}
+    into.call(into.library.adapt, call, moving)
 
 
 def record_gate(into: Recorder, gate_up: Tensor, out: Tensor, is_gelu: bool) -> None:

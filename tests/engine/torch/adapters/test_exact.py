@@ -12,6 +12,8 @@ import torch
 
 from penstock.core.plans import Adapted
 from penstock.engine.folder import model_facts
+from penstock.engine.torch import kernels
+from penstock.engine.torch.adapters.rows import rows_of
 from penstock.engine.torch.adapters.store import AdapterStore
 from penstock.engine.torch.build import Built, EngineConfig, build_decoder
 from penstock.engine.torch.decoder import Alone
@@ -92,6 +94,48 @@ def test_logits_are_the_merged_models(model_root: Path, tmp_path: Path, form: st
         assert rms(torch.cat(pieces) - want) < bound
     assert rms(logits_with(built, None, 0, 60) - base) < bound
     assert rms(want - base) > 1000 * bound
+
+
+def test_an_adapter_that_needs_new_arrays(model_root: Path, tmp_path: Path) -> None:
+    """Steps were recorded with arrays for two products; the next adapter changes all of them."""
+    folder, model = saved(model_root, "qwen3")
+    wanted = {
+        "a": write_adapter(tmp_path / "a", model, targets=("q_proj", "v_proj"), seed=1),
+        "b": write_adapter(tmp_path / "b", model, targets="all-linear", seed=2),
+    }
+    built = build_decoder(model_facts(folder), ENGINE, Alone(), None)
+    folders = {key: tmp_path / key for key in wanted}
+    store = AdapterStore(built.decoder, slots=3, rank=16, device=built.device, folders=folders)
+    for slot, key in ((1, "a"), (2, "b"), (1, "a")):
+        store._fill(key, slot)
+        with torch.inference_mode():
+            want = wanted[key](torch.tensor(IDS[:20])[None]).logits[0]
+        assert rms(logits_with(built, slot, 0, 20) - want) < 1e-5 * float(want.std())
+
+
+def test_all_that_they_add_to_few_rows_is_native(model_root: Path, tmp_path: Path) -> None:
+    if not kernels.available() or not kernels.linear.wins_on_this_machine(torch.bfloat16):
+        pytest.skip("this processor multiplies bfloat16 with another library")
+    folder, model = saved(model_root, "qwen3")
+    write_adapter(tmp_path / "a", model, targets="all-linear")
+    config = replace(ENGINE, dtype="bf16")
+    built = build_decoder(model_facts(folder), config, Alone(), None)
+    store = AdapterStore(
+        built.decoder, slots=3, rank=16, device=built.device, folders={"a": tmp_path / "a"}
+    )
+    store._fill("a", 1)
+    decoder = built.decoder
+    with torch.inference_mode():
+        rows = rows_of((1, None), [0, 5, 6], built.device)
+        assert decoder.spaces is not None and rows is not None
+        space = decoder.spaces.find(decoder.embed(torch.tensor(IDS[:6])), rows)
+        assert space is not None and space.program.num_python == 0
+        assert space.program.num_native == 2 * len(decoder.layers)  # one call a piece
+    recorded = logits_with(built, 1, 0, 20)
+    decoder.spaces = None
+    plain = logits_with(built, 1, 0, 20)
+    assert not recorded.equal(plain)  # sums run in another order
+    assert rms(recorded - plain) < 0.02 * rms(plain)
 
 
 def greedy(model: torch.nn.Module, ids: list[int], count: int) -> tuple[list[int], float]:

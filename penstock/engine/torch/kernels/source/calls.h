@@ -76,6 +76,16 @@ struct GateCall {
     int32_t gelu;  // its tanh form; else SiLU
 };
 
+// out[rows[u]] += up[slots[u]]^T (down[slots[u]] x[rows[u]]) for each user u: what an adapter of low rank adds.
+struct AdaptCall {
+    const void* x;
+    void* out;
+    const float *down, *up;  // of the first slot: [rank][num_in], [rank][num_out]
+    const int32_t *rows, *slots;
+    int64_t num_users, num_in, num_out, rank, x_stride, out_stride, down_stride, up_stride;  // of slots, the last two
+    int32_t bf16;
+};
+
 // out = x weight^T + bias, the weight packed in panels of 16 outputs: [num_out / 16][num_in / P][16][P].
 struct LinearCall {
     const void *x, *weight, *bias;  // bias null: none
@@ -143,6 +153,7 @@ struct Kernels {
     void (*norm)(const NormCall&, int64_t begin, int64_t end);
     void (*rope)(const RopeCall&, int64_t begin, int64_t end);
     void (*gate)(const GateCall&, int64_t begin, int64_t end);
+    void (*adapt)(const AdaptCall&, int64_t begin, int64_t end);  // users
     int64_t (*linear_scratch)();
     void (*linear)(const LinearCall&, int64_t row, int64_t panel, int panels, char* scratch);  // one tile
     void (*draw)(const DrawCall&, int64_t begin, int64_t end, char* scratch);  // a sum a run, or a candidate an entry

@@ -223,6 +223,12 @@ EXPORT void penstock_gate(const Kernels* kernels, const GateCall* call, int thre
               [&](int64_t begin, int64_t end) { kernels->gate(*call, begin, end); });
 }
 
+EXPORT void penstock_adapt(const Kernels* kernels, const AdaptCall* call, int threads) {
+    const int64_t chunk = std::max<int64_t>(1, (call->num_users + threads - 1) / std::max(1, threads));
+    over_range(call->num_users, chunk, threads,
+               [&](int64_t begin, int64_t end) { kernels->adapt(*call, begin, end); });
+}
+
 EXPORT void penstock_linear(const Kernels* kernels, const LinearCall* call, int threads) {
     const int64_t all = (call->num_out + GROUP - 1) / GROUP, down = (call->num_rows + LINEAR_ROWS - 1) / LINEAR_ROWS;
     // Wide tiles read their rows seldom; narrow ones leave something for every thread.
