@@ -168,8 +168,10 @@ async def serve(
 
 
 def _narrow(texts: Mapping[str, TextModel], config: Config, service: Fleets) -> None:
-    """A replica may hold less context than its model was made for."""
+    """A replica may hold less context than its model was made for. Where they lend, their fleet knows how much."""
     for fleet in _own(config):
+        if fleet.lends:
+            continue
         holds = min(report.max_context for report in service.fleet(fleet.served_name).reports())
         for name in _names(fleet):
             texts[name].context_tokens = min(texts[name].context_tokens, holds)

@@ -17,14 +17,16 @@ and joins the running when the copy is there; until then no policy sees it. Tran
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 from penstock.core.events import Stepped
 from penstock.core.plans import Decodes, Plan
 from penstock.core.ports import MovingExecutor
-from penstock.core.types import Job, PlanId
+from penstock.core.types import Caps, Job, PlanId
 from penstock.core.views import Lane, Singles
 from penstock.engine.flights import Flight, Flights, seen
+from penstock.engine.ledger import BlockLedger
 from penstock.engine.lending_ledger import LendingLedger
 from penstock.engine.parts import Parts
 from penstock.engine.roster import NOTHING
@@ -39,10 +41,12 @@ class Launch:
         self._parts, self._flights, self._council = parts, flights, council
         self._ledger, self._roster, self._swap = parts.ledger, parts.roster, parts.swap
         self._executor = parts.executor
+        self._narrow = _narrow(parts.executor.caps, parts.ledger)
 
     def step(self, now: float) -> bool:
         """One step of decisions. False: nothing runs now, and they are to be asked again at once."""
-        roster, caps, flights = self._roster, self._executor.caps, self._flights
+        roster, flights = self._roster, self._flights
+        caps = self._narrow or self._executor.caps
         if not (flights.running or flights.suspended):
             if self._council.goes_on(roster.running, roster.waiting):
                 self._decode_on(now)
@@ -222,3 +226,11 @@ class Launch:
                 share=1.0 if plan is None else plan.share,
             )
         )
+
+
+def _narrow(caps: Caps, ledger: BlockLedger) -> Caps | None:
+    """For a replica that lends: what a step computes must fit into what it keeps for its own; None for others."""
+    if not isinstance(ledger, LendingLedger):
+        return None
+    most = min(caps.max_batch_tokens, ledger.working * ledger.block_size)
+    return replace(caps, max_batch_tokens=most)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 Snapshot = Mapping[str, Any]
 NUM_RECENT = 8
+LONGEST = 28  # characters of a name
 
 
 def frame(snapshot: Snapshot, before: Snapshot | None = None, *, url: str = "") -> Group:
@@ -38,6 +39,11 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _short(name: str) -> str:
+    """Its end: names of foreign models are paths, and what tells replicas apart stands last."""
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+
+
 def _models(snapshot: Snapshot, before: Snapshot | None) -> Table:
     table = _table("model", "in flight", "tokens/s", "prompt tokens/s", "generated", "prefix hits")
     earlier = {each["name"]: each for each in before["models"]} if before is not None else {}
@@ -46,7 +52,7 @@ def _models(snapshot: Snapshot, before: Snapshot | None) -> Table:
         was = earlier.get(model["name"])
         looked_up = model["looked_up_tokens"]
         table.add_row(
-            Text(model["name"]),
+            Text(_short(model["name"])),
             f"{model['in_flight']:.0f}",
             _rate(model, was, "generated_tokens", seconds),
             _rate(model, was, "prompt_tokens", seconds),
@@ -66,12 +72,12 @@ def _replicas(replicas: Sequence[Snapshot]) -> Table:
     table = _table(
         "replica", "role", "state", "run", "wait", "prefill", "memory", "moving", "step ms", "age s"
     )  # fmt: skip
-    for each in replicas:
+    for each in sorted(replicas, key=lambda replica: replica["replica"]):
         total = each["total_blocks"]
         moving = f"{each['moving_in']} in {each['moving_out']} out"
         state, style = state_of(each)
         table.add_row(
-            Text(each["replica"]),
+            Text(_short(each["replica"])),
             each["role"],
             Text(state, style=style),
             f"{each['num_running']}",

@@ -124,3 +124,15 @@ def test_what_cannot_be_watched_is_told(capsys: pytest.CaptureFixture[str]) -> N
     assert run(["top", "http://127.0.0.1:1", "--once"]) == 2
     assert "penstock serve" in capsys.readouterr().err
     assert run(["top", "--every", "0"]) == 2
+
+
+def test_replicas_stand_by_name_and_long_names_keep_their_ends(
+    service: Scripted, text: TextModel
+) -> None:
+    told = snapshot_of(Told(service.script), text)
+    replicas = told["replicas"]
+    assert isinstance(replicas, list)
+    replicas[0]["replica"], replicas[1]["replica"] = "y-1", f"a/{'x' * 60}.gguf-0"
+    lines = shown(told).splitlines()
+    names = [line.split()[0] for line in lines[4:7]]
+    assert names == [f"…{'x' * 20}.gguf-0", "tiny-2", "y-1"]

@@ -305,3 +305,24 @@ def test_a_creditor_that_drains_waits_for_what_it_has_lent() -> None:
         await service.stop()
 
     run(main())
+
+
+def test_a_step_is_no_larger_than_what_a_home_keeps_for_its_own() -> None:
+    """The policy would take the whole prompt at once, and no home has room for it."""
+
+    async def main() -> None:
+        config = deployment(
+            {"preset": "vllm-v1", "route": "least", "batch": {"max_tokens": 1 << 20}},
+            replicas=2,
+            lends=True,
+            cache={"num_blocks": 500, "prefix": False},
+        )
+        ears = Ears()
+        config = dataclasses.replace(config, is_checked=True)
+        service = await assemble(config, modelled_leaves(config, ears))
+        (_, asked), *_ = Traffic({0: 10_000}, num=1)
+        await service.submit(asked)
+        await service.stop()
+        assert len(ears.of(Finished)) == 1
+
+    run(main())

@@ -5,6 +5,7 @@ target) do it; the thresholds around the target are ours.
 
 Idea: wanted = ceil(requests under way / target). More are added at once, up to the bounds; fewer only when the rest
 would still be below `slack` of the target, one at a time and the emptiest first, so that a short lull costs nothing.
+Of equals the last by name goes: those that came later have less in their caches.
 
 Parameters: `target` requests a replica; `slack` (share of the target) that one fewer must keep to; `every_s` between
 two looks.
@@ -44,6 +45,7 @@ class PerReplica:
             return Decision(add={"any": wanted - have}, why=why)
         can_shrink = len(active) > 1 and have > view.bounds.least
         if can_shrink and under_way <= self.slack * self.target * (have - 1):
-            emptiest = min(active, key=lambda each: view.outstanding.get(each.replica, 0))
-            return Decision(drain=(emptiest.replica,), why=why)
+            loads = [view.outstanding.get(report.replica, 0) for report in active]
+            emptiest = len(loads) - 1 - loads[::-1].index(min(loads))
+            return Decision(drain=(active[emptiest].replica,), why=why)
         return Decision()
