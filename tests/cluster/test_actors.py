@@ -185,6 +185,7 @@ def test_lending_is_refused_before_a_cluster_is_looked_for() -> None:
 @pytest.mark.slow
 @needs_model
 @pytest.mark.parametrize("kind", ["tcp", "auto"])
+@pytest.mark.timeout(400)
 async def test_a_request_moves_between_engines_on_two_nodes(cluster, kind: str) -> None:
     """tcp: no memory is shared. auto: nodes of one machine read each other's. The words are those of one replica."""
     for _ in range(2):
@@ -207,7 +208,7 @@ async def test_a_request_moves_between_engines_on_two_nodes(cluster, kind: str) 
         await service.stop()
 
 
-async def written(fleet: Fleet, name: str, *, moves: bool) -> list[int]:
+async def written(fleet: Fleet, name: str, *, moves: bool, tokens: int = 60) -> list[int]:
     over: list[Migrated] = []
     ids: list[int] = []
 
@@ -222,9 +223,35 @@ async def written(fleet: Fleet, name: str, *, moves: bool) -> list[int]:
         id=RequestId(name),
         model="default",
         prompt=TokenPrompt([7 * at % 3000 for at in range(1, 200)], salt=name),
-        sampling=Sampling(max_tokens=60, temperature=0.0, ignore_eos=True),
+        sampling=Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True),
     )
     await fleet.submit(request, hear)
     assert [each.outcome for each in over] == ["committed"] * moves, over
     assert not moves or over[0].num_blocks >= 12
     return ids
+
+
+@pytest.mark.slow
+@needs_model
+@pytest.mark.timeout(400)
+async def test_a_stream_goes_on_when_its_node_is_lost(cluster) -> None:
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=100_000_000) for _ in range(2)]
+    flags = {"fleet.0.replicas": 2, "serve.ray": {"address": cluster.address}}
+    sets = ["fleet.0.cache.num_blocks=200", 'fleet.0.policy.route="round-robin"']
+    config = load_config(sets=sets, flags=flags)
+    leaves, _ = process_leaves(config)
+    service = await assemble(config, leaves)
+    try:
+        fleet = service.fleet("default")
+        whole = await written(fleet, "w", moves=False, tokens=400)
+        told = [
+            asyncio.ensure_future(written(fleet, name, moves=False, tokens=400)) for name in "ab"
+        ]
+        await until(lambda: len({*fleet.holders().values()}) == 2)
+        await until(lambda: all(each.is_heard for each in fleet._tickets.values()))
+        assert len(fleet.holders()) == 2, "both are under way"
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        assert await asyncio.wait_for(asyncio.gather(*told), 60.0) == [whole, whole]
+        assert sum(report.is_alive for report in fleet.reports()) == 1
+    finally:
+        await service.stop()

@@ -66,6 +66,8 @@ def test_a_salted_prompt_is_found_by_the_salt_that_is_told() -> None:
     assert news[2:] == [BlockNews(plain[:2])]
     blocks.hear([stored(21, [[["an image", 0]], None]), stored(31, [["mine", b"embedded"], None])])
     assert len(news) == 3, "neither of these is a prompt of text"
+    blocks.hear([Cleared(), stored(41, [None, ["an image, as older versions name it"]])])
+    assert news[-1] == BlockNews(plain[:1]), "its second block is not"
 
 
 def test_where_salts_are_not_told_nothing_is_believed_once_there_are_any() -> None:
