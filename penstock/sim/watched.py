@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from penstock.sim.loop import VirtualLoop
 
@@ -21,12 +21,17 @@ class WatchedLoop(VirtualLoop):
 
     def _run_once(self) -> None:
         ready, jump = self._ready, self._jump
+        handle: Any  # with fields that asyncio does not tell of
         while True:
             for _ in range(len(ready)):
                 handle = ready.popleft()
-                if not handle._cancelled:
-                    handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
-                    self._after()
+                if handle._cancelled:
+                    continue
+                if handle._context is None:
+                    handle._callback(*handle._args)
+                else:
+                    handle._context.run(handle._callback, *handle._args)
+                self._after()
             if self._stopping:
                 return
             if not ready:
