@@ -69,6 +69,17 @@ class Flights:
                 if steps is not None:
                     self._parts.ledger.extend_each(flight.jobs, steps)
 
+    def written(self, table: Sequence[int]) -> int:
+        """The first so many of these blocks that no plan under way is writing: of a prompt that others share, blocks
+        have names before they are written."""
+        size, tables = self._parts.ledger.block_size, self._parts.ledger.tables
+        writing: set[int] = set()
+        for flight in (*self.running.values(), *self.suspended.values()):
+            for work in flight.plan.work:
+                end = -(-(work.start + work.tokens * flight.repeat) // size)
+                writing.update(tables.get(work.seq, [])[work.start // size : end])
+        return next((at for at, block in enumerate(table) if block in writing), len(table))
+
     def interrupt(self, plan: PlanId) -> None:
         flight = self.running[plan]
         if not flight.is_stopping:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from penstock.core.moving import Settled
+from penstock.engine.flights import Flights
 from penstock.engine.joinings import Joinings, Landing, Taking
 from penstock.engine.loans import Borrowing, Copied, Lending, LoanOrder, Loans, Returning
 from penstock.engine.partings import Offering, Partings, Settling
@@ -20,17 +21,18 @@ class Moves:
     def __init__(
         self,
         parts: Parts,
-        take_blocks: Callable[[], None],
+        flights: Flights,
         ask_again: Callable[[], None],
         put: Callable[[LoanOrder], None],
     ) -> None:
-        """`take_blocks`: what plans under way will need is taken before others get blocks."""
+        """What plans under way will need is taken before others get blocks, and what they write does not travel."""
+        take_blocks = flights.take_blocks
         self.loans = (
             Loans(parts, put, take_blocks, ask_again) if parts.executor.caps.lends else None
         )
         self._emit, self._name = parts.emit, parts.name
         self.pauses = Pauses(parts, ask_again)
-        self.partings = Partings(parts, self.pauses, ask_again)
+        self.partings = Partings(parts, self.pauses, ask_again, flights.written)
         self.joinings = Joinings(parts, take_blocks, ask_again)
         self._answering: list[Partings | Joinings | Loans] = [self.partings, self.joinings]
         if self.loans is not None:

@@ -11,7 +11,7 @@ after every input of a turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 from msgspec import Struct
@@ -52,7 +52,15 @@ class _Held(NamedTuple):
 class Partings:
     """One per replica. `answers` are given when a turn has told all outputs that came before."""
 
-    def __init__(self, parts: Parts, pauses: Pauses, ask_again: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        pauses: Pauses,
+        ask_again: Callable[[], None],
+        written: Callable[[Sequence[int]], int],
+    ) -> None:
+        """`written`: so many of the first of some blocks are not being written now."""
+        self._written = written
         self._parts, self._pauses, self._ask_again = parts, pauses, ask_again
         self._asked: dict[int, Offering] = {}
         self._held: dict[int, _Held] = {}
@@ -77,7 +85,10 @@ class Partings:
             asked.on_offered(Offered(asked.move, False, JobState()))
             return
         size = self._parts.ledger.block_size
-        full = job.computed // size * size if job.status == "running" else 0
+        full = 0
+        if job.status == "running":
+            table = self._parts.ledger.tables.get(job.seq, [])[: job.computed // size]
+            full = self._written(table) * size
         asked.on_offered(self._offered(now, asked, job, full))
 
     def depart(self, now: float) -> None:

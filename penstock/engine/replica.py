@@ -122,7 +122,7 @@ class Replica:
             parts, self._flights, max_context=self.max_context,
             prompt_room=getattr(policies.batch, "max_tokens", None) or 1, tells=config.tells,
         )  # fmt: skip
-        self._moves = Moves(parts, self._flights.take_blocks, self._council.ask_again, self._put)
+        self._moves = Moves(parts, self._flights, self._council.ask_again, self._put)
         if self._moves.loans is not None:
             self._roster.room_of = self._moves.loans.room_of
         self._inbox: list[Arrival | str | Completion | Order] = []

@@ -38,3 +38,8 @@ def test_a_seed_is_one_run_and_every_kind_of_fault_has_its_turn() -> None:
     found = [run_seed(seed) for seed in range(len(KINDS))]
     assert [ran.about for ran in found] == list(KINDS)
     assert found == [run_seed(seed) for seed in range(len(KINDS))]
+
+
+def test_a_stage_takes_no_block_that_is_being_written() -> None:
+    """Found by this seed: a request offered blocks that it shared with one whose prompt the same step computed."""
+    check(range(1229, 1230))
