@@ -35,11 +35,15 @@ class Line:
 
     def send(self, kind: int, *bodies: Body) -> None:
         """Raises ReplicaLost."""
-        num_bytes = sum([memoryview(each).nbytes for each in bodies])
+        parts = [memoryview(each).cast("B") for each in bodies if len(each)]
+        parts.insert(0, memoryview(_HEAD.pack(kind, sum(map(len, parts)))))
         try:
-            self._link.sendall(_HEAD.pack(kind, num_bytes))
-            for each in bodies:
-                self._link.sendall(each)
+            while parts:  # all at once: whoever waits wakes up once
+                sent = self._link.sendmsg(parts)
+                while parts and sent >= len(parts[0]):
+                    sent -= len(parts.pop(0))
+                if sent:
+                    parts[0] = parts[0][sent:]
         except OSError as error:
             raise _lost(error) from None
 

@@ -52,6 +52,7 @@ class _Asked:
     loan: _Loan
     blocks: Tensor
     spare: int
+    meta: StepMeta | None = None  # of the questions so far, which layers share
 
 
 class Lender:
@@ -108,7 +109,7 @@ class Lender:
                     self._copy(line, asked, body)
                 elif kind == TABLE:
                     chosen = np.array(loan.blocks, np.int32)[np.frombuffer(body, np.int32)]
-                    asked.blocks = torch.from_numpy(chosen)[None]
+                    asked.blocks, asked.meta = torch.from_numpy(chosen)[None], None
                 else:
                     line.send(ATTEND, *self._attend(asked, body))
 
@@ -131,8 +132,18 @@ class Lender:
         told = torch.frombuffer(body, dtype=dtype, offset=QUESTION.size)
         q = told.view(rows, heads, dim)
         unread = q.new_zeros(rows, self._kv_heads, dim)
+        meta = asked.meta
+        if meta is None or meta.max_query != rows:
+            meta = asked.meta = self._meta(asked, rows)
+        mask = Mask(kind="full", cap=None if cap == float("inf") else cap)
+        values = unread if self._latent is None else unread[..., : self._latent]
+        out, lse = self._backend(layer, q, unread, values, meta, mask, scale)
+        assert lse is not None
+        return bytes_of(out), bytes_of(lse)
+
+    def _meta(self, asked: _Asked, rows: int) -> StepMeta:
         count = asked.blocks.shape[1] * self._size
-        meta = StepMeta(
+        return StepMeta(
             query_start=torch.tensor([0, rows], dtype=torch.int32),
             context=torch.tensor([count], dtype=torch.int32),
             block_table=asked.blocks,
@@ -140,11 +151,6 @@ class Lender:
             max_query=rows,
             max_context=count,
         )
-        mask = Mask(kind="full", cap=None if cap == float("inf") else cap)
-        values = unread if self._latent is None else unread[..., : self._latent]
-        out, lse = self._backend(layer, q, unread, values, meta, mask, scale)
-        assert lse is not None
-        return bytes_of(out), bytes_of(lse)
 
     def _query_dtype(self, num_bytes: int, count: int) -> torch.dtype:
         return torch.bfloat16 if num_bytes == 2 * count else torch.float32
