@@ -15,6 +15,7 @@ What is away comes back never: the context of a request that was preempted is co
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain, islice
 from typing import cast
 
 from msgspec import Struct
@@ -149,7 +150,7 @@ class Loans:
             if job.status != "running" or job.in_flight or job.carried or job.is_cancelled:
                 continue
             if ledger.free < ledger.working:
-                self._spill(job, self._numbers(request))
+                self._spill(job)
 
     # ------------------------------------------------------------------ as creditor
 
@@ -191,23 +192,25 @@ class Loans:
 
     # ------------------------------------------------------------------ as debtor
 
-    def _numbers(self, request: str) -> list[int]:
-        """All that its blocks can be called when they are away, in order."""
+    def _numbers(self, request: str, first: int, count: int) -> list[int]:
+        """So many, from the first on, of what its blocks are called when they are away."""
         debts = [each for each in self._debts.values() if each.request == request]
-        return [each.first + at for each in debts for at in range(each.count)]
+        known = chain.from_iterable([range(each.first, each.first + each.count) for each in debts])
+        return list(islice(known, first, first + count))
 
-    def _spill(self, job: Job, numbers: list[int]) -> None:
-        ledger = self._ledger
+    def _spill(self, job: Job) -> None:
+        ledger, request = self._ledger, job.request.id
         away = ledger.away.get(job.seq, 0)
-        count = min(job.computed // ledger.block_size, len(numbers)) - away
+        room = ledger.credit.get(request, 0)
+        count = min(job.computed // ledger.block_size, room) - away
         if count < LEAST_BLOCKS and (count < 1 or ledger.free > ledger.total // KEPT):
             return
         if not ledger.unname(job):
             return  # others read these blocks too
         table = ledger.tables[job.seq]
-        pairs = zip(table[away : away + count], numbers[away : away + count], strict=True)
+        numbers = self._numbers(request, away, count)
+        pairs = zip(table[away : away + count], numbers, strict=True)
         self._parts.roster.hold(job)
-        request = job.request.id
         self._moving[request] = job
         self._sharing.spill(
             [(block, number, 1) for block, number in pairs],
@@ -233,7 +236,6 @@ class Loans:
             parts.finish(now, job, "error", error=told.error)
         else:
             first = ledger.away.get(job.seq, 0)
-            numbers = self._numbers(told.request)[first : first + told.num_blocks]
-            ledger.spill(job, numbers)
+            ledger.spill(job, self._numbers(told.request, first, told.num_blocks))
             parts.briefing.retell(job)
         self._ask_again()

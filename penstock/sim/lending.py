@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
 from msgspec import Struct
 
 from penstock.core.plans import Decodes, Done, Plan, Sampled, Work
@@ -82,8 +83,10 @@ class ModelledSharing:
 
     def kept_by(self, numbers: Sequence[int]) -> Kept:
         found: dict[str, int] = {}
+        asked = np.array(numbers, np.int64)
         for debt in self.debts.values():
-            count = sum([debt.first <= number < debt.first + debt.count for number in numbers])
+            inside = (asked >= debt.first) & (asked < debt.first + debt.count)
+            count = int(inside.sum())
             if count:
                 found[debt.address] = found.get(debt.address, 0) + count
         return tuple(found.items())

@@ -84,6 +84,8 @@ class InfiniteLlm:
         if cost is None or view.experts is not None:
             return Decision()
         able = [each for each in view.reports if each.is_alive and each.lent_blocks is not UNSET]
+        if not any([_is_short(report) for report in able]):
+            return Decision()
         replicas = {report.replica: self._replica(report) for report in able}
         most = self.small * saturated(cost)
         debtors = [each for each in replicas.values() if _is_short(each.report)]
