@@ -68,6 +68,14 @@ class Executor(Protocol):
         ...
 
 
+class RepeatingExecutor(Executor, Protocol):
+    """An executor with `caps.max_repeat` > 1."""
+
+    def num_ended(self, plan: PlanId) -> int:
+        """Steps of a repeated plan that have ended, and of which nothing was said yet; one still runs."""
+        ...
+
+
 class MovingExecutor(Executor, Protocol):
     """An executor with slower memory behind the device's (`caps.host_blocks` > 0).
 

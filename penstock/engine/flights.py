@@ -8,11 +8,13 @@ it. When the last of its jobs is cancelled it is aborted. A plan that somebody e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from msgspec import Struct
 
 from penstock.core.events import Suspended
 from penstock.core.plans import Plan, Yielded
+from penstock.core.ports import RepeatingExecutor
 from penstock.core.types import Job, PlanId
 from penstock.core.views import Chunk, Flying, Singles
 from penstock.engine.parts import Parts
@@ -79,6 +81,15 @@ class Flights:
                 end = -(-(work.start + work.tokens * flight.repeat) // size)
                 writing.update(tables.get(work.seq, [])[work.start // size : end])
         return next((at for at, block in enumerate(table) if block in writing), len(table))
+
+    def ahead(self) -> dict[int, int]:
+        """Steps of repeated plans that have ended and were not told, by job: what is known of it is so far behind."""
+        found: dict[int, int] = {}
+        for plan, flight in self.running.items():
+            if flight.repeat > 1:
+                steps = cast(RepeatingExecutor, self._executor).num_ended(plan)
+                found.update([(job.seq, steps) for job in flight.jobs if steps])
+        return found
 
     def interrupt(self, plan: PlanId) -> None:
         flight = self.running[plan]

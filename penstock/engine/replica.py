@@ -120,7 +120,8 @@ class Replica:
         self._launch = Launch(parts, self._flights, self._council)
         self._reporter = Reporter(
             parts, self._flights, max_context=self.max_context,
-            prompt_room=getattr(policies.batch, "max_tokens", None) or 1, tells=config.tells,
+            prompt_room=getattr(policies.batch, "max_tokens", None) or 1,
+            head=self._council.head, tells=config.tells,
         )  # fmt: skip
         self._moves = Moves(parts, self._flights, self._council.ask_again, self._put)
         if self._moves.loans is not None:

@@ -4,16 +4,20 @@ One pass over the jobs a report, and reports are made at most every `report_s` s
 blocks hold already is looked up only in replicas that tell of their blocks, and single jobs are listed only where
 somebody chooses among them (ReplicaConfig.tells). A report is due when something happened to somebody outside; where
 memory that fills up step by step matters, one is due every `report_s` seconds while there is work ("steady").
+
+Steps that repeat are booked when the last of them has ended (engine.launch). A report in between adds those that ended,
+so that it says what it would say had they been launched one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
 from penstock.core.types import Job, JobReport, Report, Request
+from penstock.core.views import JobView
 from penstock.engine.flights import Flights
 from penstock.engine.parts import Parts
 
@@ -22,15 +26,18 @@ Tells = Literal["blocks", "jobs", "steady"]
 
 
 class Reporter:
-    """`prompt_room`: tokens of prompts that fit into one step, as far as the batch policy says."""
+    """`prompt_room`: tokens of prompts that fit into one step, as far as the batch policy says.
+
+    `head`: who waits and was ranked first when that was last asked.
+    """
 
     def __init__(
         self, parts: Parts, flights: Flights, *, max_context: int, prompt_room: int,
-        tells: Sequence[Tells] = (),
+        head: Callable[[], JobView | None], tells: Sequence[Tells] = (),
     ) -> None:  # fmt: skip
         self._parts, self._flights = parts, flights
         self._max_context, self._room = max_context, prompt_room
-        self._tells = tells
+        self._tells, self._head = tells, head
         self._seen: dict[int, int] = {}  # tokens that waiting jobs would find here, by seq
 
     def report(self, now: float, arriving: Sequence[Request], *, is_draining: bool) -> Report:
@@ -43,6 +50,7 @@ class Reporter:
         if waiting or arriving:
             num_waiting += len(waiting) + sum([one.n for one in arriving])
             tokens, blocks = _queue(waiting, arriving, size)
+        ahead = self._flights.ahead()
         accepts = not num_waiting and not is_draining and prefill < self._room
         return Report(
             replica=parts.name,
@@ -51,7 +59,7 @@ class Reporter:
             num_running=len(running),
             num_waiting=num_waiting,
             waiting_tokens=tokens,
-            free_blocks=ledger.free,
+            free_blocks=ledger.free - sum([self._more(job, ahead) for job in running if ahead]),
             total_blocks=ledger.total,
             block_size=size,
             max_context=self._max_context,
@@ -62,15 +70,22 @@ class Reporter:
             prefill_tokens=prefill,
             cached_tokens=self._cached(waiting) if "blocks" in self._tells else 0,
             num_decoding=decoding,
-            decode_tokens=context,
+            decode_tokens=context + sum(ahead.values()),
             num_urgent=urgent,
             waiting_blocks=blocks,
-            head_blocks=-(-waiting[0].known // size) if waiting else 0,
+            head_blocks=-(-(self._head() or waiting[0]).known // size) if waiting else 0,
             oldest_wait_s=now - min([job.arrived_at for job in waiting]) if waiting else 0.0,
             num_preemptions=roster.num_preemptions,
             is_accepting=accepts,
-            jobs=self._jobs(now),
+            jobs=self._jobs(now, ahead),
         )
+
+    def _more(self, job: Job, ahead: Mapping[int, int]) -> int:
+        """Blocks that a job took in steps which are not booked yet, the one that runs now included."""
+        steps, ledger = ahead.get(job.seq, 0), self._parts.ledger
+        if not steps:
+            return 0
+        return max(0, -(-(job.computed + steps + 1) // ledger.block_size) - ledger.held(job))
 
     def _cached(self, waiting: Sequence[Job]) -> int:
         """Tokens that waiting prompts would find: looked up anew for the first NEAR, once for those behind them."""
@@ -82,12 +97,17 @@ class Reporter:
                 found[job.seq] = fork.cached(job) if known is None else known
         return sum(found.values())
 
-    def _jobs(self, now: float) -> tuple[JobReport, ...] | UnsetType:
+    def _jobs(self, now: float, ahead: Mapping[int, int]) -> tuple[JobReport, ...] | UnsetType:
         if "jobs" not in self._tells:
             return UNSET
         roster, held = self._parts.roster, self._parts.ledger.held
         jobs = (*roster.running.jobs, *roster.fetched.values(), *roster.waiting.jobs)
-        return tuple([_told(job, now, held(job)) for job in jobs])
+        return tuple(
+            [
+                _told(job, now, held(job) + self._more(job, ahead), ahead.get(job.seq, 0))
+                for job in jobs
+            ]
+        )
 
 
 def _queue(waiting: Sequence[Job], arriving: Sequence[Request], size: int) -> tuple[int, int]:
@@ -117,8 +137,8 @@ def _sums(running: Sequence[Job]) -> tuple[int, int, int, int]:
     return prefill, decoding, context, urgent
 
 
-def _told(job: Job, now: float, num_blocks: int) -> JobReport:
+def _told(job: Job, now: float, num_blocks: int, steps: int) -> JobReport:
     return JobReport(
-        job.request.id, job.answer, job.status, job.priority, now - job.arrived_at,
-        job.num_prompt, job.num_output, job.max_tokens, job.computed, num_blocks,
+        job.request.id, job.answer, job.status, job.priority, now - job.arrived_at, job.num_prompt,
+        job.num_output + steps, job.max_tokens, job.computed + steps, num_blocks,
     )  # fmt: skip

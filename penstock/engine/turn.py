@@ -117,6 +117,7 @@ class Council:
         if is_checked or not is_known:
             ledger.choose_idle = self._choose_idle
         # Views are valid during the call only, so one of each is enough; what changes is set for each step.
+        self._ranking: Sequence[JobView] = ()
         self._order_view = order.View(
             now=0.0,
             rng=self._rng["order"],
@@ -210,7 +211,12 @@ class Council:
             self._trace.extend(job.seq for job in decision.ranking)
         if decision.why:
             self._whys.append(decision.why)
+        self._ranking = decision.ranking
         return decision.ranking, decision.stable_for
+
+    def head(self) -> JobView | None:
+        """Who waits and was ranked before all others that still do."""
+        return next((job for job in self._ranking if job.status == "waiting"), None)
 
     def _admit(self, job: JobView, tokens: int, fork: LedgerFork) -> Answer:
         view = admit.View(

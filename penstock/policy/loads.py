@@ -98,17 +98,29 @@ def kv_ratio_projected(report: Report, sent: Sent = NOTHING_SENT) -> float:
     return (used_blocks(report) + waiting + rest + sent.blocks) / total
 
 
-def neg_freeness(report: Report, headroom_blocks: int = 0) -> float:
+def neg_freeness(report: Report, urgent_blocks: int | None = None) -> float:
     """Steps that the batch can go on before memory ends, negated.
 
-    The virtual usage of what runs is what it holds, and `headroom_blocks` in all while anything urgent does; of what
-    waits it is that of the first, so that somebody who cannot start makes a replica look full. inf: it is draining.
+    The virtual usage of what runs is what it holds and what the rest of its prompt will take; with `urgent_blocks`, all
+    memory but those while anything urgent runs, so that others stay away. Of what waits it is that of the first, so
+    that somebody who cannot start makes a replica look full. inf: it is draining.
     """
     if report.is_draining:
         return inf
-    headroom = headroom_blocks if report.num_urgent else 0
-    free = report.free_blocks - report.head_blocks - headroom
-    return -free / max(1, report.num_running)
+    free = report.free_blocks - report.head_blocks - rest_blocks(report)
+    if report.num_urgent and urgent_blocks is not None:
+        free -= max(0, report.total_blocks - urgent_blocks)
+    return -free / freeness_jobs(report)
+
+
+def rest_blocks(report: Report) -> int:
+    """What running prompts will take that are not computed to their end."""
+    return -(-report.prefill_tokens // report.block_size)
+
+
+def freeness_jobs(report: Report) -> int:
+    """Those that share what is left: who runs, and the first who waits."""
+    return max(1, report.num_running + (report.num_waiting > 0))
 
 
 def neg_steps(report: Report, sent: Sent = NOTHING_SENT) -> float:

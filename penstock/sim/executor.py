@@ -170,6 +170,11 @@ class ModelledExecutor:
         run.timer = asyncio.get_running_loop().call_at(yield_at, self._yield, run)
         return run.target
 
+    def num_ended(self, plan: PlanId) -> int:
+        run = self._runs[plan]
+        known = min(run.target, len(run.ends))
+        return bisect_left(run.ends, now(), hi=known - 1)
+
     def resume(self, plan: PlanId) -> None:
         run = self._runs[plan]
         assert run.yielded_at is not None, "the plan has not yielded"

@@ -29,7 +29,7 @@ name = "default"
 replicas = 3
 executor = {{kind = "modelled", gpu = "l4"}}
 cache = {{num_blocks = 60, prefix = false}}
-policy = {{route = "round-robin", move = {{name = "llumnix", headroom_blocks = 8}}}}
+policy = {{route = "round-robin", move = {{name = "llumnix", urgent_blocks = 52}}}}
 moves = {{slots = 2, cooldown_s = 0.2}}
 """
 

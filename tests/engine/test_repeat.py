@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from penstock.core.events import Event, Finished, Stepped
+from penstock.core.events import Event, Finished, Reported, Stepped
 from penstock.core.prompt import TracedPrompt
 from penstock.core.rng import stream
 from penstock.core.types import Caps, Request, RequestId, Sampling, Slo
@@ -83,6 +83,7 @@ def simulate(
     *,
     is_checked: bool = False,
     asked: list[Asked] | None = None,
+    reports_every_s: float | None = None,
 ) -> list[Event]:
     order, admit, batch, evict = PRESETS[preset]
     shape, card = shape_of("llama-3.1-8b"), card_of("a100-80g")
@@ -102,12 +103,13 @@ def simulate(
         asked.append(Asked(policies.batch))
         policies = dataclasses.replace(policies, batch=asked[0])
     predictors = Predictors(cost=StepPredictor(cost, shape.layers), lengths=RecentLengths())
-    config = ReplicaConfig(num_blocks=num_blocks, seed=seed, is_checked=is_checked)
+    config = ReplicaConfig(num_blocks=num_blocks, seed=seed, is_checked=is_checked, tells=("jobs",))
     chance = stream(seed, "traffic")
 
     async def main() -> None:
         replica = Replica(config, executor, policies, predictors, log=book)
         ended = asyncio.get_running_loop().create_task(replica.run())
+        looks = asyncio.get_running_loop().create_task(look(replica))
         for number in range(60):
             await asyncio.sleep(chance.expovariate(3.0))
             prompt = TracedPrompt(chance.randrange(1, 900), (number % 5,), 512)
@@ -124,8 +126,15 @@ def simulate(
                 replica.cancel(f"r{number - 2}")
         await replica.drain()
         replica.check()
+        looks.cancel()
         await replica.stop()
         await ended
+
+    async def look(replica: Replica) -> None:
+        while reports_every_s is not None:
+            await asyncio.sleep(reports_every_s)
+            report = replica.report()
+            book.emit(Reported(at=report.at, who="test", report=report))
 
     run(main())
     return book.events
@@ -161,6 +170,24 @@ def test_repeated_steps_equal_single_ones(preset: str, num_blocks: int) -> None:
         assert num_steps[1] < num_steps[0] / 2
     if num_blocks == 140 and preset == "vllm":
         assert sum(event.num_preemptions for event in ends[0]) > 0
+
+
+@pytest.mark.parametrize("num_blocks", [140, 4000])
+def test_reports_do_not_show_whether_steps_repeat(num_blocks: int) -> None:
+    """Every 0.37 s; how long the last step took is known when a plan has ended, so that may differ."""
+    single, repeated = (
+        simulate("vllm", num_blocks, most, seed=3, reports_every_s=0.37) for most in (1, 1 << 30)
+    )
+    told = [
+        [
+            structs.replace(event.report, step_s=0.0)
+            for event in events
+            if isinstance(event, Reported)
+        ]
+        for events in (single, repeated)
+    ]
+    assert told[0] == told[1]
+    assert len(told[0]) > 60 and len({report.free_blocks for report in told[0]}) > 20
 
 
 @pytest.mark.parametrize("batch", ["vllm", "past-future-10", "conservative-split"])

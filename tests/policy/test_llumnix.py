@@ -80,6 +80,25 @@ def test_nobody_goes_where_it_does_not_fit_or_twice_or_before_its_prompt_is_done
     assert moved(full, report("b", 90)) == []
 
 
+def test_what_a_running_prompt_will_take_is_not_free() -> None:
+    jobs = [job("r", num_blocks=30), job("s", computed=3)]
+    prompt = report("a", 40, jobs, prefill_tokens=16 * 36)
+    assert moved(prompt, report("b", 90)) == [("r", "a", "b", "live")]
+    taker = report("b", 60, [job("x", computed=3)], prefill_tokens=16 * 35)
+    assert moved(report("a", 1, [job("r", num_blocks=30)]), taker) == []
+
+
+def test_who_was_preempted_gets_room_and_nobody_comes_where_somebody_waits() -> None:
+    back = job("back", status="waiting", num_output=5, num_blocks=0)
+    short = report("a", 60, [job("r", num_blocks=30), back], num_waiting=1)
+    assert moved(short, report("b", 90)) == [("r", "a", "b", "live")]
+    fresh = job("new", status="waiting", num_output=0, num_blocks=0)
+    usual = report("a", 60, [job("r", num_blocks=30), fresh], num_waiting=1)
+    assert moved(usual, report("b", 90)) == []
+    busy = report("b", 90, [job("y")], num_waiting=1)
+    assert moved(report("a", 1, [job("r")]), busy) == []
+
+
 def test_all_leave_a_replica_that_drains_and_none_come() -> None:
     leaving = report("a", 95, [job("r")], is_draining=True)
     assert moved(leaving, report("b", 50)) == [("r", "a", "b", "blocking")]
@@ -114,7 +133,7 @@ def test_requests_go_where_each_job_has_most_left() -> None:
     assert routed(many, few, metric="kv_ratio") == "a"
     assert routed(many, few, sent={"b": Sent(2, 400, 30)}) == "a"  # it has not said so yet
     urgent = report("b", 40, [JOB] * 2, num_urgent=1)
-    assert routed(many, urgent) == "a"  # headroom keeps usual requests off
+    assert routed(many, urgent, urgent_blocks=50) == "a"  # headroom keeps usual requests off
     waiting = report("b", 40, [JOB] * 2, num_waiting=3, waiting_blocks=39, head_blocks=9)
     assert routed(many, waiting, metric="steps") == "a"
 
@@ -143,7 +162,7 @@ def test_sizes_follow_the_mean_freeness() -> None:
         ("move", {"low": 4.0}),
         ("move", {"every_s": 0.0}),
         ("scale", {"least": 70.0}),
-        ("route", {"headroom_blocks": -1}),
+        ("route", {"urgent_blocks": -1}),
     ],
 )
 def test_parameters_that_make_no_sense_are_refused(kind: str, field: dict[str, Any]) -> None:

@@ -30,9 +30,11 @@ def test_scalars() -> None:
     assert loads.kv_ratio(REPORT) == pytest.approx((60 + 20) / 100)
     assert loads.kv_ratio(REPORT, SENT) == pytest.approx(0.9)
     assert loads.kv_ratio_projected(REPORT, SENT) == pytest.approx((60 + 20 - 4 + 5 + 10) / 100)
-    assert loads.neg_freeness(REPORT) == pytest.approx(-(40 - 8) / 6)
+    assert loads.neg_freeness(REPORT) == pytest.approx(-(40 - 8 - 5) / 7)
+    assert loads.neg_freeness(REPORT, urgent_blocks=80) == loads.neg_freeness(REPORT)
     REPORT.num_urgent = 1
-    assert loads.neg_freeness(REPORT, headroom_blocks=20) == pytest.approx(-2.0)
+    assert loads.neg_freeness(REPORT, urgent_blocks=80) == pytest.approx(-1.0)
+    assert loads.neg_freeness(REPORT, urgent_blocks=200) == loads.neg_freeness(REPORT)
     REPORT.num_urgent = 0
     assert loads.neg_steps(REPORT, SENT) == pytest.approx(-(40 - 20 - 10) / 10)
     assert loads.neg_steps(Report(replica="b", at=0.0)) == -inf

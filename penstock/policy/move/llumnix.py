@@ -8,20 +8,22 @@ Idea: freeness is how many steps a replica's batch can go on before its memory e
 
     (total - sum of virtual usages) / jobs
 
-What runs counts with what it holds, what waits at the head of a queue with what it asks for: so a replica whose
-head-of-line request does not fit looks full, others send nothing there and it sends away (defragmentation). While
-urgent jobs run, `headroom_blocks` more count as used, which keeps others off (priorities). A replica that drains has
-no freeness at all: everything leaves it (scaling in). Each period replicas below `low` are paired with those above
-`high`, the fullest with the freest, and each source gives the request that costs least: the least urgent, then the
-shortest.
+What runs counts with what it holds and what the rest of its prompt will take, what waits at the head of a queue with
+what it asks for: so a replica whose head-of-line request does not fit looks full, others send nothing there and it
+sends away (defragmentation). While urgent jobs run, all but `urgent_blocks` of a replica's memory counts as used, which
+keeps others off (priorities). A replica that drains has no freeness at all: everything leaves it (scaling in). Each
+period replicas below `low`, and those where somebody was preempted and waits, are paired with those above `high` where
+nobody waits, the fullest with the freest, and each source gives the request that costs least: the least urgent, then
+the shortest.
 
-Parameters: `low`, `high` (blocks a job: sources and targets), `headroom_blocks` while urgent jobs run, `every_s`
-(period), `last_blocks`: requests of up to so many blocks are copied while they stand still, as their pause is one
-last stage anyway.
+Parameters: `low`, `high` (blocks a job: sources and targets), `urgent_blocks` that a replica with urgent jobs is to
+hold at most (None: no headroom for them; the paper's is 1,600 tokens), `every_s` (period), `last_blocks`: requests of
+up to so many blocks are copied while they stand still, as their pause is one last stage anyway.
 
 Where we differ: v1 picks the request inside the replica, at the moment of moving; here the policy picks it from the
-last report, and a request that has ended meanwhile simply does not move. A request goes only where it fits with the
-head of that queue. Pairing is that of v1's default; its "balanced" variant is `balanced = true`.
+last report, and a request that has ended meanwhile simply does not move. The rest of prompts is counted because prompts
+are computed in chunks here, and take memory as they go; there they take all of it at once. Pairing is that of v1's
+default; its "balanced" variant is `balanced = true`.
 
 Does not: dispatch (route "llumnix") or scale (scale "llumnix"); move what waits (they would gain nothing here that a
 better dispatch would not).
@@ -36,7 +38,7 @@ from typing import ClassVar
 from msgspec import UNSET
 
 from penstock.core.types import JobReport, Report, RequestId
-from penstock.policy.loads import neg_freeness
+from penstock.policy.loads import neg_freeness, rest_blocks
 from penstock.policy.move import Cause, Decision, Move, MoveMode, View
 
 
@@ -44,7 +46,7 @@ from penstock.policy.move import Cause, Decision, Move, MoveMode, View
 class Llumnix:
     low: float = 3.0
     high: float = 3.0
-    headroom_blocks: int = 100
+    urgent_blocks: int | None = 100
     every_s: float = 0.05
     last_blocks: int = 16
     balanced: bool = False
@@ -57,22 +59,27 @@ class Llumnix:
             raise ValueError(f"every_s must be a positive number of seconds, got {self.every_s}")
         if self.high < self.low:
             raise ValueError(f"high must be at least low ({self.low}), got {self.high}")
-        if self.headroom_blocks < 0 or self.last_blocks < 0:
-            raise ValueError("headroom_blocks and last_blocks must be at least 0")
+        if self.last_blocks < 0 or (self.urgent_blocks or 0) < 0:
+            raise ValueError("urgent_blocks and last_blocks must be at least 0")
 
     def decide(self, view: View) -> Decision:
         free = {
-            report.replica: -neg_freeness(report, self.headroom_blocks)
+            report.replica: -neg_freeness(report, self.urgent_blocks)
             for report in view.reports
             if report.is_alive
         }
         by_name = {report.replica: report for report in view.reports}
         order = sorted(free, key=lambda name: (free[name], name))
-        sources = [name for name in order if free[name] < self.low and by_name[name].num_running]
+        sources = [
+            name
+            for name in order
+            if by_name[name].num_running and (free[name] < self.low or _is_short(by_name[name]))
+        ]
         targets = [
             name
             for name in reversed(order)
-            if free[name] > self.high and not by_name[name].is_draining
+            if free[name] > self.high
+            and not (by_name[name].is_draining or by_name[name].num_waiting)
         ]
         moves: list[Move] = []
         for source, target in zip(sources, targets, strict=False):
@@ -90,7 +97,7 @@ class Llumnix:
     def _pick(self, view: View, source: Report, target: Report) -> JobReport | None:
         """The least urgent and then the shortest that decodes, is not moving and fits."""
         jobs: Sequence[JobReport] = () if source.jobs is UNSET else source.jobs
-        room = target.free_blocks - target.head_blocks
+        room = target.free_blocks - rest_blocks(target)
         able = [
             job
             for job in jobs
@@ -119,3 +126,9 @@ class Llumnix:
         right = free[target] * max(1, taker.num_running) - job.num_blocks
         after = right / jobs[1] - left / jobs[0]
         return 0 <= after < before
+
+
+def _is_short(report: Report) -> bool:
+    """Whether somebody was preempted there, and waits."""
+    jobs: Sequence[JobReport] = () if report.jobs is UNSET else report.jobs
+    return any(job.status == "waiting" and job.num_output > 0 for job in jobs)

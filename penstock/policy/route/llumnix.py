@@ -12,7 +12,8 @@ requests there are. `metric` says what that is measured by (policy.loads):
 
 What was sent since a replica reported counts as waiting. Among equals the replicas take turns.
 
-Parameters: `metric`, `headroom_blocks` that count as used while urgent jobs run (freeness only).
+Parameters: `metric`, `urgent_blocks` that a replica with urgent jobs is to hold at most (freeness only; None: no
+headroom for them).
 
 Where we differ: v1 draws among the best `k`; k is 1 there too unless told otherwise.
 
@@ -25,20 +26,20 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from penstock.core.types import Report
-from penstock.policy.loads import NOTHING_SENT, kv_ratio, neg_freeness, neg_steps
+from penstock.policy.loads import NOTHING_SENT, freeness_jobs, kv_ratio, neg_freeness, neg_steps
 from penstock.policy.route import Decision, View, after
 
 
 @dataclass(slots=True)
 class Llumnix:
     metric: Literal["freeness", "steps", "kv_ratio"] = "freeness"
-    headroom_blocks: int = 100
+    urgent_blocks: int | None = 100
     _last: str | None = field(default=None, init=False)
     needs_steady: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.headroom_blocks < 0:
-            raise ValueError(f"headroom_blocks must be at least 0, got {self.headroom_blocks}")
+        if self.urgent_blocks is not None and self.urgent_blocks < 0:
+            raise ValueError(f"urgent_blocks must be at least 0, got {self.urgent_blocks}")
 
     def decide(self, view: View) -> Decision:
         able = view.candidates()
@@ -55,6 +56,5 @@ class Llumnix:
             return kv_ratio(report, sent)
         if self.metric == "steps":
             return neg_steps(report, sent)
-        told = neg_freeness(report, self.headroom_blocks)
-        running = max(1, report.num_running)
-        return (told * running + sent.blocks) / (running + sent.num)
+        told, jobs = neg_freeness(report, self.urgent_blocks), freeness_jobs(report)
+        return (told * jobs + sent.blocks) / (jobs + sent.num)

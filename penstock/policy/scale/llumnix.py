@@ -7,7 +7,8 @@ Idea: freeness (policy.move.llumnix) says how many steps replicas can go on; whe
 requests move (move "llumnix") it empties at once, as a replica that drains has no freeness; otherwise it ends what it
 has.
 
-Parameters: `least`, `most` (blocks a job), `headroom_blocks` while urgent jobs run, `every_s` (period).
+Parameters: `least`, `most` (blocks a job), `urgent_blocks` that a replica with urgent jobs is to hold
+at most (None: no headroom), `every_s` (period).
 
 Where we differ: a replica without jobs counts as one job's, so an idle one has its whole memory as freeness; means are
 cut at `most` times two for each replica, or one idle replica would hide that the others are full.
@@ -28,7 +29,7 @@ from penstock.policy.scale import Decision, View
 class Llumnix:
     least: float = 10.0
     most: float = 60.0
-    headroom_blocks: int = 100
+    urgent_blocks: int | None = 100
     every_s: float = 10.0
     needs_steady: ClassVar[bool] = True
 
@@ -45,7 +46,7 @@ class Llumnix:
         if not active:
             return Decision()
         cap = 2 * self.most
-        found = [min(cap, -neg_freeness(each, self.headroom_blocks)) for each in active]
+        found = [min(cap, -neg_freeness(each, self.urgent_blocks)) for each in active]
         mean = (sum(found) + cap * coming) / have
         why = f"mean freeness {mean:.1f} of {have} replicas"
         if mean < self.least and have < view.bounds.most:
