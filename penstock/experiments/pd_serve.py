@@ -80,8 +80,9 @@ RATIOS: dict[str, dict[str, object] | None] = {
         "fixed_s": 0.02,
         "token_s": 1.3e-4,
         "step_s": 0.045,
-        "window_s": 15,
-        "every_s": 2,
+        "window_s": 4,
+        "every_s": 1,
+        "most": 3,
     },
     "trend": {"name": "pd-ratio", "rule": "trend", "window_s": 15, "every_s": 2},
 }
@@ -212,14 +213,16 @@ def served(settings: Settings, scale: Scale, folder: Path) -> tuple[int, int]:
         "route": "least",
     }
     scaler = RATIOS.get(variant)
+    more: dict[str, object] = {}
     if scaler is not None:
         policy["scale"] = scaler
+        more["size"] = {"least": REPLICAS, "most": REPLICAS}
     config = fleet_of(
         folder,
         0.1,
         policy=policy,
         roles={"prefill": prefill, "decode": REPLICAS - prefill},
-        size={"least": REPLICAS, "most": REPLICAS},
+        **more,
     )
     kept = Kept(split_at=span_s)
     sent = spliced(phases, span_s, int(number(settings, "seed")), scale)
