@@ -1,6 +1,8 @@
-"""The same requests in the simulator: one colocated replica, with blocks, admission, batches and a router.
+"""The same requests in the simulator: one colocated replica or a pair, with blocks, admission, batches and a router.
 
-What the queues of lab.phases leave out is in here, so the two differ by exactly that. Pipelines are not simulated.
+What the queues of lab.phases leave out is in here, so the two differ by exactly that: of a pair also the hand-over of
+each request behind its first token, for which the decode replica pulls blocks over a link when it has room. Pipelines
+are not simulated, nor pairs of unequal degree, as replicas of one fleet are alike.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ PROMPTS_FIRST: dict[str, object] = {
     "preset": "vllm-v1",
     "batch": {"name": "prefill-first", "max_tokens": 1 << 20, "max_jobs": 4096},
 }
+LINK_BYTES_S = 300e9  # NVLink, one way
 
 
 @dataclass
@@ -48,9 +51,15 @@ class Drawn:
 
 
 def simulated_tails(
-    asked: Asked, rate_per_s: float, *, tables: str, tp: int, model: str = "opt-13b"
+    asked: Asked,
+    rate_per_s: float,
+    *,
+    tables: str,
+    tp: int,
+    model: str = "opt-13b",
+    is_pair: bool = False,
 ) -> tuple[float, float]:
-    """The P90 of TTFT and of TPOT of whole prompts first, which is what the judge's colocated instance does."""
+    """The P90 of TTFT and of TPOT of whole prompts first, which is what the judge's instances do."""
     fleet: dict[str, object] = {
         "name": "default",
         "executor": {
@@ -59,8 +68,12 @@ def simulated_tails(
         "cache": {"prefix": False},
         "policy": PROMPTS_FIRST,
     }  # fmt: skip
+    if is_pair:
+        fleet |= {"replicas": 2, "roles": {"prefill": 1, "decode": 1}}
+        fleet["policy"] = {**PROMPTS_FIRST, "route": "least", "route_decode": "least"}
+    flags: dict[str, object] = {f"fleet.0.{name}": told for name, told in fleet.items()}
     config = load_config(
-        model=model, flags={f"fleet.0.{name}": told for name, told in fleet.items()}
+        model=model, flags={**flags, "net.latency_s": 1e-4, "net.kv_bytes_per_s": LINK_BYTES_S}
     )
     kept = Kept()
     simulate(config, Drawn(asked, rate_per_s), has_gaps=False, listeners=(kept,))

@@ -92,3 +92,16 @@ def test_the_simulator_agrees_where_both_can_tell() -> None:
     judged = Judge(hardware=found, asked=asked).tails(unit, 2.0)
     told = simulated_tails(asked, 2.0, tables="distserve", tp=2)
     assert told == pytest.approx(judged, rel=0.06)
+
+
+def test_the_simulator_agrees_on_pairs() -> None:
+    """Roles, the hand-over and the pull of blocks add next to nothing, at a load where decodes feel each other."""
+    lengths = Lognormal(
+        prompt_median=400, output_median=100, prompt_sigma=0.6, output_sigma=0.6, most=900
+    )
+    found = hardware("opt-13b", spec_of("a100-80g", "distserve"))
+    asked = Asked(lengths=lengths, ttft_s=1, tpot_s=1, num=150)
+    unit = Unit(way="disaggregated", parallel=Parallel(1), decode=Parallel(1))
+    judged = Judge(hardware=found, asked=asked).tails(unit, 4.0)
+    told = simulated_tails(asked, 4.0, tables="distserve", tp=1, is_pair=True)
+    assert told == pytest.approx(judged, rel=0.05)
