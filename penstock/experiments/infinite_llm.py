@@ -160,7 +160,7 @@ def fleet(variant: str, budget: int | None = None) -> Config:
     policy["route"] = {"name": "llumnix", "metric": "steps"}
     net = LENDING.get(variant, FAR)
     if variant == "llumnix":
-        policy["move"] = {"name": "llumnix", "headroom_blocks": 0}
+        policy["move"] = {"name": "llumnix", "urgent_blocks": None}
     elif variant in LENDING and variant != "admission":
         policy["move"] = {"name": "infinite-llm", "hop_s": 2 * 32 * net["latency_s"]}
     config = deployment(
