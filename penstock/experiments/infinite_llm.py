@@ -307,7 +307,8 @@ def judge(rows: Sequence[Row]) -> Verdict:
     why = (
         f"an idle fleet takes {mean(longer):.1f}x the context of one instance; requests a second with {SHARE:.0%} of "
         f"both classes in time: {told}; with round trips of 0.2 ms {lost:.0%} of the conversations are in time at "
-        f"{RATES['long'][1]:g} requests a second"
+        f"{RATES['long'][1]:g} requests a second; {MORE:g}x is reached with the network of "
+        + (" and ".join([each for each, value in more.items() if value >= MORE]) or "neither")
     )
     held = (mean(longer) >= LONGER) + (best >= MORE)
     return Verdict(outcome=outcome_of(held, 2), why=why, ratios=tuple(ratios))
