@@ -118,6 +118,7 @@ def replica_specs(
             has_prefix_cache=fleet.cache.prefix,
             store=fleet.cache.store,
             swap=fleet.cache.swap,
+            tiers=fleet.cache.tiers,
             lends=fleet.lends,
             adapters={each.key: Path(each.folder) for each in adapters},
             max_adapters=slots_of(config, fleet),

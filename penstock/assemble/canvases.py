@@ -52,7 +52,8 @@ def canvas_outside(
             "a modelled diffusion language model needs `gpu`, and runs on one",
             hint='for example --set fleet.0.executor.gpu="l40s"',
         )
-    if spec.swap.host_blocks or (executor.lanes or 1) > 1 or executor.templates:
+    has_slower = spec.swap.host_blocks or spec.tiers.host_bytes is not None
+    if has_slower or (executor.lanes or 1) > 1 or executor.templates:
         raise BadConfig("a diffusion language model has no host memory, lanes or templates")
     card = card_of(executor.gpu)
     memory = CanvasMemory(shape=shape, card=card, logits=Logits(), rule=executor.canvas)

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast, get_args
 
+from penstock.assemble.cache_config import CacheConfig
 from penstock.assemble.presets import GUESSING, bring_host_memory, guessing, policy_tables
 from penstock.cluster.arbiter import MoveRules
 from penstock.cluster.bundles import RayConfig
@@ -45,7 +46,6 @@ from penstock.core.errors import BadConfig
 from penstock.core.schema import check_schema
 from penstock.core.types import SCHEMA, Role
 from penstock.cost.lengths import History
-from penstock.engine.swap import Store, SwapConfig
 from penstock.gateway.config import GatewayConfig
 from penstock.net.config import NetConfig
 from penstock.policy.scale import Bounds
@@ -104,30 +104,6 @@ class HubConfig:
     def __post_init__(self) -> None:
         if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
             raise ValueError(f"endpoint must be a URL (http or https), got {self.endpoint!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheConfig:
-    """Blocks of KV memory of one replica. Both sizes None: what fits beside the weights.
-
-    `swap`: host memory that jobs are evicted to instead of being computed again; see engine.swap. `store`: how prompts
-    are found again, by the hashes of their blocks (engine.ledger) or in a tree of prefixes (engine.radix).
-    """
-
-    block_size: int = 16
-    num_blocks: int | None = None
-    memory_bytes: int | None = None
-    prefix: bool = True
-    store: Store = "hash"
-    swap: SwapConfig = SwapConfig()
-
-    def __post_init__(self) -> None:
-        if self.block_size < 1:
-            raise ValueError(f"block_size must be at least 1, got {self.block_size}")
-        if self.num_blocks is not None and self.num_blocks < 1:
-            raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
-        if self.memory_bytes is not None and self.memory_bytes < 1:
-            raise ValueError(f"memory_bytes must be at least 1, got {self.memory_bytes}")
 
 
 THEIRS = (
@@ -217,13 +193,11 @@ class FleetConfig:
             return
         if self.replicas < 2:
             raise ValueError("lends needs at least 2 replicas")
-        if (
-            self.cache.swap.host_blocks
-            or self.speculation is not None
-            or self.cache.store != "hash"
-        ):
+        cache = self.cache
+        has_slower = cache.swap.host_blocks or cache.tiers.host_bytes is not None
+        if has_slower or self.speculation is not None or cache.store != "hash":
             raise ValueError(
-                "lends goes with neither cache.swap, speculation nor cache.store radix"
+                "lends goes with neither cache.swap, cache.tiers, speculation nor cache.store radix"
             )
 
     def _check_roles(self) -> None:

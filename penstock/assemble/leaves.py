@@ -157,6 +157,8 @@ def modelled_outside(
         lanes = 1  # nobody asked for more, and how they slow each other down depends on the card
     templates = templates_of(executor, shape, lanes)
     _check_named(spec, templates)
+    block_bytes = round(shape.kv_bytes * spec.block_size)
+    tier_blocks, disk_blocks = spec.tiers.blocks(block_bytes)
     caps = Caps(
         num_layers=shape.layers,
         max_context=context,
@@ -166,6 +168,8 @@ def modelled_outside(
         has_layer_ranges=True,
         yield_grain="operator",
         host_blocks=spec.swap.host_blocks,
+        tier_blocks=tier_blocks,
+        disk_blocks=disk_blocks,
         link=_host_link(spec, shape),
         templates=tuple(templates),
         max_adapters=spec.max_adapters,
@@ -185,6 +189,7 @@ def modelled_outside(
         fabric=fabric,
     )
     made.adapter_load_s = executor.adapter_load_s
+    made.disk_block_s = block_bytes / (1e9 * spec.tiers.disk_gb_s)
     return Outside(
         executor=made,
         num_blocks=_num_blocks(spec, shape),
@@ -221,12 +226,13 @@ def _check_named(spec: ReplicaSpec, templates: Iterable[StepTemplate]) -> None:
 
 def _host_link(spec: ReplicaSpec, shape: ModelShape) -> HostLink | None:
     """Every device moves its part over a wire of its own."""
-    swap, devices = spec.swap, spec.executor.tensor_parallel
-    if not swap.host_blocks:
+    swap, tiers, devices = spec.swap, spec.tiers, spec.executor.tensor_parallel
+    if not swap.host_blocks and tiers.host_bytes is None:
         return None
+    is_swap = swap.host_blocks > 0
     return HostLink(
-        dispatch_s=swap.dispatch_s,
-        bytes_per_s=devices * swap.gb_s * 1e9,
+        dispatch_s=swap.dispatch_s if is_swap else tiers.dispatch_s,
+        bytes_per_s=devices * (swap.gb_s if is_swap else tiers.host_gb_s) * 1e9,
         block_bytes=round(shape.kv_bytes * spec.block_size),
         pieces=shape.kv_pieces,
     )

@@ -11,14 +11,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from penstock import policy
 from penstock.core.clock import now
 from penstock.core.config import Table, build
 from penstock.core.drafts import Speculation
 from penstock.core.errors import BadConfig
-from penstock.core.ports import Channel, Executor, Log, Transport
+from penstock.core.ports import Channel, Executor, FilingExecutor, Log, Transport
 from penstock.core.reshaping import Reshaper
 from penstock.core.types import CanvasRule, Role
 from penstock.cost.lengths import History
@@ -28,6 +28,7 @@ from penstock.engine.limits import BoundLimits
 from penstock.engine.replica import OnOutputs, Replica, ReplicaConfig
 from penstock.engine.reports import Tells
 from penstock.engine.swap import Store, SwapConfig
+from penstock.engine.tier_config import TiersConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.net.kv_link import KvLink
 from penstock.report.made import MadeReplica, opened
@@ -40,6 +41,7 @@ SLOTS: dict[str, str] = {  # slot -> kind of policy
     "blocks": "evict",
     "route": "route",
     "limit": "limit",
+    "fetch": "fetch",
     "route_decode": "route",
     "move": "move",
     "scale": "scale",
@@ -171,6 +173,7 @@ class ReplicaSpec:
     has_prefix_cache: bool = True
     store: Store = "hash"
     swap: SwapConfig = SwapConfig()
+    tiers: TiersConfig = TiersConfig()
     lends: bool = False
     adapters: dict[str, Path] = field(default_factory=dict)
     max_adapters: int = 0
@@ -202,6 +205,8 @@ class ReplicaSpec:
             del told["neighbours"]
         if not self.tells:
             del told["tells"]
+        if self.tiers == TiersConfig():
+            del told["tiers"]
         if not self.lends:
             del told["lends"]
         if self.kv == KvLink():
@@ -249,8 +254,9 @@ def policy_of(slot: str, table: Mapping[str, object], where: str) -> object:
 def policies_of(
     tables: Mapping[str, Mapping[str, object]], where: str = "policy"
 ) -> ReplicaPolicies:
-    """The five policies of a replica."""
-    slots = (name for name in SLOTS if name not in (*FLEET_SLOTS, "limit"))
+    """The policies of a replica."""
+    slots = [name for name in SLOTS if name not in (*FLEET_SLOTS, "limit", "fetch")]
+    slots += ["fetch"] if "fetch" in tables else []
     made = {slot: policy_of(slot, tables[slot], f"{where}.{slot}") for slot in slots}
     bind = getattr(made["batch"], "bind_limits", None)
     limit = tables.get("limit", {"name": "fixed"})
@@ -300,7 +306,12 @@ def open_host(
 
     plain = dataclasses.replace(spec, config="", log_dir=None, neighbours=Neighbours())
     told = json.loads(plain.to_json())
-    made = MadeReplica(spec=told, num_blocks=outside.num_blocks, caps=outside.executor.caps)
+    caps, found = outside.executor.caps, None
+    if caps.disk_blocks:
+        found = tuple(
+            (name.hex(), slot) for name, slot in cast(FilingExecutor, outside.executor).found
+        )
+    made = MadeReplica(spec=told, num_blocks=outside.num_blocks, caps=caps, found=found)
     outside.log.emit(opened(now(), spec.name, made))
 
     def open_replica(on_outputs: OnOutputs) -> Replica:

@@ -77,6 +77,8 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         must_have_lanes=wanted.lanes is not None,
         host_blocks=spec.swap.host_blocks,
         copy_threads=spec.swap.threads,
+        tiers=spec.tiers,
+        name=spec.name,
         max_adapters=spec.max_adapters,
         adapter_rank=spec.adapter_rank,
         adapters=spec.adapters,
@@ -131,6 +133,11 @@ def _check(spec: ReplicaSpec, caps: Caps) -> None:
         raise BadConfig(
             "this kind of model cannot move jobs to host memory",
             hint="leave cache.swap.host_blocks out",
+        )
+    if spec.tiers.host_bytes is not None and not caps.tier_blocks:
+        raise BadConfig(
+            "this kind of model has no blocks that could be kept in host memory",
+            hint="leave cache.tiers out",
         )
 
 

@@ -232,16 +232,35 @@ class Suspended(Struct, kw_only=True, gc=False):
 
 
 class Transferred(Struct, kw_only=True, gc=False):
-    """A copy of a job's blocks to host memory, or back, has ended (input). `num_runs` pieces of consecutive blocks."""
+    """A copy of blocks to host memory, or back, has ended (input). `num_runs` pieces of consecutive blocks.
+
+    `seq` None: of cached blocks, which no job holds.
+    """
 
     kind: Literal["transferred"] = "transferred"
     at: float
     who: str
     transfer: int
-    seq: int
+    seq: int | None
     is_out: bool
     num_blocks: int
     num_runs: int
+
+
+class FiledAway(Struct, kw_only=True, gc=False):
+    """Cached blocks were written to disk (`is_out`) or read back (input).
+
+    `bad`: those that could not be, by their place; `error`: why nothing more is written.
+    """
+
+    kind: Literal["filed_away"] = "filed_away"
+    at: float
+    who: str
+    filing: int
+    is_out: bool
+    num_blocks: int
+    bad: tuple[int, ...] = ()
+    error: str | None = None
 
 
 class AdapterLoaded(Struct, kw_only=True, frozen=True, gc=False):
@@ -344,6 +363,7 @@ Event = (
     | Stepped
     | Suspended
     | Transferred
+    | FiledAway
     | AdapterLoaded
     | Drafted
     | Completed

@@ -146,13 +146,14 @@ class Counted(Done):
 
 
 class Transfer(Struct, frozen=True, gc=False):
-    """Blocks of one job to be copied to slower memory (`is_out`) or back: `runs` of (device block, host block, count).
+    """Blocks to be copied to slower memory (`is_out`) or back: `runs` of (device block, host block, count).
 
-    `is_sync`: no plan that is launched later begins before it has ended. `threads` start the copies side by side.
+    `seq`: the job that holds them; None of cached blocks, which nobody holds. `is_sync`: no plan that is launched later
+    begins before it has ended. `threads` start the copies side by side.
     """
 
     id: int
-    seq: int
+    seq: int | None
     is_out: bool
     runs: tuple[tuple[int, int, int], ...]
     is_sync: bool = False
@@ -168,6 +169,27 @@ class Moved(Struct, frozen=True, gc=False):
 
     transfer: int
     at: float
+
+
+class Filing(Struct, frozen=True, gc=False):
+    """Host blocks to be written to disk (`is_out`) or read back: `pairs` of (host block, slot), and their names."""
+
+    id: int
+    is_out: bool
+    pairs: tuple[tuple[int, int], ...]
+    names: tuple[BlockHash, ...]
+
+
+class Filed(Struct, frozen=True, gc=False):
+    """A filing has ended. `bad`: places in its `pairs` that were not written, or do not hold what they should.
+
+    `error`: why the disk takes no more; it is asked for nothing further to be written.
+    """
+
+    filing: int
+    at: float
+    bad: tuple[int, ...] = ()
+    error: str | None = None
 
 
 class Adapted(Struct, frozen=True, gc=False):

@@ -19,11 +19,11 @@ from penstock.core.errors import PenstockError
 from penstock.core.events import Event
 from penstock.core.messages import BlockNews, Offered, Taken
 from penstock.core.moving import JobState, KvCard, SettleHow
-from penstock.core.plans import Adapted, Done, Moved, Plan, Transfer, Yielded
+from penstock.core.plans import Adapted, Done, Filed, Filing, Moved, Plan, Transfer, Yielded
 from penstock.core.reshaping import NewShape, Placing
-from penstock.core.types import Caps, Output, PlanId, Report, Request, Role
+from penstock.core.types import BlockHash, Caps, Output, PlanId, Report, Request, Role
 
-Completion = Done | Yielded | Moved | Adapted
+Completion = Done | Yielded | Moved | Filed | Adapted
 Grain = Literal["step", "layer", "operator"]
 
 
@@ -77,7 +77,7 @@ class RepeatingExecutor(Executor, Protocol):
 
 
 class MovingExecutor(Executor, Protocol):
-    """An executor with slower memory behind the device's (`caps.host_blocks` > 0).
+    """An executor with slower memory behind the device's (`caps.host_blocks` or `caps.tier_blocks` > 0).
 
     Transfers run beside plans and each other, and what they touch is never in use by two at once:
 
@@ -90,6 +90,21 @@ class MovingExecutor(Executor, Protocol):
     """
 
     def transfer(self, transfer: Transfer) -> None: ...
+
+
+class FilingExecutor(MovingExecutor, Protocol):
+    """One with a disk behind its host memory (`caps.disk_blocks` > 0).
+
+    Filings run beside everything else, one after the other. Whoever asks sees to it that nothing else touches
+    their host blocks meanwhile. Filed comes to the listener, once, unless the executor is stopped.
+    """
+
+    @property
+    def found(self) -> Sequence[tuple[BlockHash, int]]:
+        """Names and slots that the disk held when it was opened, the longest unused first."""
+        ...
+
+    def file(self, filing: Filing) -> None: ...
 
 
 class AdaptingExecutor(Executor, Protocol):

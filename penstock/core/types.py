@@ -261,6 +261,7 @@ class Caps:
     """What an executor can do. Batch policies must stay inside it; the replica validates.
 
     `host_blocks`: slower memory that blocks can be copied to, 0 = none; `link`: what that takes, None = not known.
+    `tier_blocks`: so many more behind these, for cached blocks; `disk_blocks`: on disk behind those (engine.tiers).
     `templates`: pipelines that a step may be run under (`Batch.nano`), the smallest first.
     """
 
@@ -278,6 +279,8 @@ class Caps:
         None  # how answers are filled in; None = they are written from left to right
     )
     host_blocks: int = 0
+    tier_blocks: int = 0
+    disk_blocks: int = 0
     max_adapters: int = 0  # that can be resident at once, and so be used in one step
     link: HostLink | None = None
     templates: tuple[StepTemplate, ...] = ()

@@ -13,6 +13,7 @@ A job that is dropped while somebody writes into its blocks keeps them until tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from msgspec import Struct
 
@@ -96,9 +97,10 @@ class Joinings:
         self.grant(now)
 
     def grant(self, now: float) -> None:
-        """Give blocks to whoever asks, in the order in which they came."""
+        """Give blocks to whoever asks, in the order in which they came; not while some are still being saved."""
+        tiers = self._parts.tiers
         for move, coming in list(self._incoming.items()):
-            if not coming.is_asking:
+            if not coming.is_asking or (tiers is not None and tiers.is_moving):
                 continue
             pairs: Pairs | None = ()
             if coming.asked.state.computed:
@@ -174,7 +176,9 @@ class Joinings:
             coming.has_blocks = True
             job.computed = ledger.adopt(job)
         begin = job.computed // size
-        ledger.extend(job, upto)
+        tiers = self._parts.tiers
+        with nullcontext() if tiers is None else tiers.aside():  # peers' copies wait for nobody
+            ledger.extend(job, upto)
         table = ledger.tables[job.seq]
         return _runs(asked.blocks, table, range(begin, -(-upto // size)))
 

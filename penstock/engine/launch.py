@@ -40,7 +40,7 @@ class Launch:
     def __init__(self, parts: Parts, flights: Flights, council: Council) -> None:
         self._parts, self._flights, self._council = parts, flights, council
         self._ledger, self._roster, self._swap = parts.ledger, parts.roster, parts.swap
-        self._executor = parts.executor
+        self._executor, self._tiers = parts.executor, parts.tiers
         self._narrow = _narrow(parts.executor.caps, parts.ledger)
 
     def step(self, now: float) -> bool:
@@ -154,6 +154,8 @@ class Launch:
         plan, left = parts.briefing.decodes(jobs)
         repeat = self._num_steps(jobs, left)
         self._flights.running[plan.id] = Flight(plan, jobs, repeat, now, Singles(jobs))
+        if self._tiers is not None:
+            self._tiers.begin(now)
         parts.emit_step(
             Stepped(
                 at=now,
@@ -181,6 +183,8 @@ class Launch:
         repeat = self._num_steps(jobs, most) if most > 1 else 1
         self._flights.running[plan.id] = Flight(plan, jobs, repeat, now, lane.chunks)
         self._emit_stepped(now, verdict, plan, repeat, chunks)
+        if self._tiers is not None:
+            self._tiers.begin(now)
         self._executor.launch(plan, repeat)
 
     def _num_steps(self, jobs: Sequence[Job], most: int) -> int:

@@ -6,18 +6,14 @@ A block is in one of three states:
     idle      nobody holds it, its contents are still known by hash: a prefix cache hit revives it
     unused    contents unknown or worthless
 
-Taking a block uses unused ones first (latest freed first), then asks the `blocks` policy which idle ones lose
-their contents; with LRU that is vLLM v1's order. A job's blocks are given back tail first, so that the end of a
-sequence is forgotten before its beginning. A full block is registered under its hash when the step that computes
-its last position is planned: a later chunk of the same step may already share it, because every layer writes all keys
-and values of a step before it reads any. Two blocks may carry the same hash (two jobs computed the same prompt at
-once); both are remembered, the first serves.
+Taking a block uses unused ones first (latest freed first), then asks the `blocks` policy which idle ones lose their
+contents; with LRU that is vLLM v1's order. A job's blocks are given back tail first, so that the end of a sequence is
+forgotten before its beginning. A full block is registered when the step that computes its last position is planned: a
+later chunk of the step may already share it, as every layer writes all keys and values of a step before it reads any.
+Two blocks may carry the same hash (two jobs computed one prompt at once); both are remembered, the first serves.
+Without prefix caching a block is forgotten as soon as nobody holds it; the answers of one request share all the same.
 
-Without prefix caching a block is forgotten as soon as nobody holds it; sharing between living jobs (the answers of
-one request) works all the same.
-
-All of this is true block by block, and kept run by run (engine.run), so that it costs the same for long prompts and for
-short ones:
+All of this is true block by block, and kept run by run (engine.run), so that long prompts cost what short ones do:
 
     a job's named blocks are the blocks of whole runs, one behind the other; `starts` finds a run by its first block
     what behind them the job holds is its own and has no name
@@ -29,7 +25,6 @@ short ones:
     copies of the same contents (twins) have their borders at the same places; one is in the index
 
 Where hashes do not name prefixes, which no prompt does, less may be found than is there. engine.radix is another store.
-
 Source: vLLM v1 block pool and KV cache manager semantics (v1/core/block_pool, kv_cache_manager), own code.
 """
 
@@ -72,6 +67,7 @@ class BlockLedger:
         self.choose_idle: ChooseIdle | None = None  # None = the longest unused
         self.news: NewsDesk | Silence = SILENCE
         self.copies: dict[int, HostCopy] = {}  # by job; see engine.swap
+        self.on_emptied: Callable[[Run, int], None] | None = None  # see engine.tiers
 
     @property
     def free(self) -> int:
@@ -205,6 +201,8 @@ class BlockLedger:
         while short > 0:
             run = self._idle.oldest
             over = len(run.blocks) - short
+            if self.on_emptied is not None and run.first not in self._twins:
+                self.on_emptied(run, max(0, over))
             if over > 0 and not (self._twins and run.first in self._twins):
                 self.news.forget(run, over)
                 self._unused += self._idle.trim(run, short)
@@ -225,6 +223,8 @@ class BlockLedger:
                 continue
             for part in self._parts(run, left):
                 if part.blocks[0] in left:
+                    if self.on_emptied is not None:
+                        self.on_emptied(part, 0)
                     left.difference_update(part.blocks)
                     self._idle.remove(part)
                     self._end(part)
@@ -324,7 +324,7 @@ class BlockLedger:
         return bool(gone)
 
     def release(self, job: Job, computed: int | None = None) -> int:
-        """Take all blocks from `job`; how many became free. Blocks beyond `computed` positions are forgotten."""
+        """Take all blocks from `job`; how many became free. Those beyond `computed` positions are forgotten."""
         table, before = self.tables.pop(job.seq, []), self.free
         named = self.registered.pop(job.seq, 0)
         if not named:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from penstock.core.canvas import CanvasJob
 from penstock.core.events import AdapterLoaded, Completed, Drafted, Transferred
-from penstock.core.plans import Adapted, Counted, Decodes, Done, Moved, Sampled, Work
+from penstock.core.plans import Adapted, Counted, Decodes, Done, Filed, Moved, Sampled, Work
 from penstock.core.types import FinishReason, Job
 from penstock.engine.flights import Flight, Flights
 from penstock.engine.parts import Parts
@@ -203,7 +203,7 @@ class Outcomes:
             ]
         )
 
-    def apply_adapted(self, now: float, adapted: Adapted) -> None:
+    def _apply_adapted(self, now: float, adapted: Adapted) -> None:
         told = AdapterLoaded(
             at=now,
             who=self._parts.name,
@@ -227,8 +227,11 @@ class Outcomes:
             parts.num_right += sum([right for _, _, right in told])
             parts.emit(Drafted(at=now, who=parts.name, plan=done.plan, guesses=tuple(told)))
 
-    def apply_moved(self, now: float, moved: Moved) -> None:
-        swap = self._parts.swap
+    def _apply_moved(self, now: float, moved: Moved) -> None:
+        swap, tiers = self._parts.swap, self._parts.tiers
+        if tiers is not None and tiers.has(moved.transfer):
+            tiers.moved(now, moved)
+            return
         assert swap is not None
         transfer, job, _ = swap.moved(moved.transfer)
         transferred = Transferred(
@@ -249,6 +252,16 @@ class Outcomes:
             self._ask_again()
             if job.is_cancelled:
                 self._parts.finish(now, job, "cancelled")
+
+    def apply_copied(self, now: float, told: Moved | Filed | Adapted) -> None:
+        """Something that was copied beside the steps is there."""
+        if isinstance(told, Moved):
+            self._apply_moved(now, told)
+        elif isinstance(told, Adapted):
+            self._apply_adapted(now, told)
+        else:
+            assert self._parts.tiers is not None, "there is no disk"
+            self._parts.tiers.filed(now, told)
 
 
 def _errors_of(done: Done) -> tuple[tuple[int, str], ...]:

@@ -85,8 +85,9 @@ class Partings:
             asked.on_offered(Offered(asked.move, False, JobState()))
             return
         size = self._parts.ledger.block_size
-        full = 0
-        if job.status == "running":
+        full, tiers = 0, self._parts.tiers
+        is_brought = tiers is not None and tiers.is_moving  # what it shares may not be written yet
+        if job.status == "running" and not is_brought:
             table = self._parts.ledger.tables.get(job.seq, [])[: job.computed // size]
             full = self._written(table) * size
         asked.on_offered(self._offered(now, asked, job, full))

@@ -8,9 +8,10 @@ launch     what the policies decided becomes evictions, admissions and plans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import get_args
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, get_args
 
 from msgspec import UNSET, UnsetType
 
@@ -23,6 +24,9 @@ from penstock.engine.briefing import Briefing
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.roster import NOTHING, Roster
 from penstock.engine.swap import Swap
+
+if TYPE_CHECKING:
+    from penstock.engine.tiers import Tiers
 
 Emit = Callable[[Event], None]
 
@@ -58,6 +62,7 @@ class Parts:
 
     emit_step: as `emit`, for Stepped and Completed, which are most events and which few want to hear.
     names_ahead: full blocks get their names when they are planned; else when they are written.
+    numbers: of transfers.
     step_s: what the last step took. num_drafted, num_right: guesses that were verified so far, and the right ones.
     """
 
@@ -73,6 +78,8 @@ class Parts:
     step_s: float = 0.0
     num_drafted: int = 0
     num_right: int = 0
+    tiers: Tiers | None = None
+    numbers: Iterator[int] = field(default_factory=count)
 
     @property
     def drafts(self) -> tuple[int, int] | UnsetType:
@@ -91,13 +98,17 @@ class Parts:
         """End one answer, wherever it stands."""
         self.briefing.ended(job)
         self.roster.finish(now, job, reason, sampled, error, code)
+        self._forget_copies(job)
+
+    def _forget_copies(self, job: Job) -> None:
         if self.swap is not None:
             self.swap.forget(job.seq)
+        if self.tiers is not None:
+            self.tiers.forget(job.seq)
 
     def forget(self, now: float, job: Job) -> None:
         """It goes on elsewhere, or never began here: its caller is not told."""
         self.briefing.ended(job)
         self.roster.let_go(job)
-        if self.swap is not None:
-            self.swap.forget(job.seq)
+        self._forget_copies(job)
         self.emit(Departed(at=now, who=self.name, request=job.request.id, seq=job.seq))

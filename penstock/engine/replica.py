@@ -23,31 +23,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 from penstock.core.clock import now as loop_now
 from penstock.core.errors import ContextTooLong, Draining, Overloaded
-from penstock.core.events import Cancelled, Completed, Refused, Stepped
+from penstock.core.events import Cancelled, Refused
 from penstock.core.messages import BlockNews
 from penstock.core.moving import JobState
-from penstock.core.plans import Adapted, Done, Moved, Yielded
-from penstock.core.ports import AdaptingExecutor, Completion, Executor, Log
+from penstock.core.plans import Adapted, Done, Filed, Moved, Yielded
+from penstock.core.ports import Completion, Executor, Log
 from penstock.core.types import Output, Report, Request, Role
 from penstock.engine.block_news import NewsDesk
-from penstock.engine.briefing import Briefing
 from penstock.engine.flights import Flights
 from penstock.engine.joinings import Taking
 from penstock.engine.launch import Launch
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.loans import Borrowing
+from penstock.engine.making import add_tiers, make_parts
 from penstock.engine.moves import Moves, Order
 from penstock.engine.outcomes import Outcomes
 from penstock.engine.partings import Offering
-from penstock.engine.parts import Ears, Parts
+from penstock.engine.parts import Ears
 from penstock.engine.reports import Reporter, Tells
-from penstock.engine.residents import Residents
-from penstock.engine.roster import Roster
-from penstock.engine.swap import Store, Swap, SwapConfig, ledger_of
+from penstock.engine.swap import Store, SwapConfig, ledger_of
 from penstock.engine.turn import Council, Predictors, ReplicaPolicies
 
 OnOutputs = Callable[[tuple[tuple[str, Output], ...]], None]
@@ -107,12 +104,16 @@ class Replica:
         learners = (*policies.all(), predictors.cost, predictors.lengths, predictors.programs)
         ears = Ears(learners, log)
         self._interrupts: bool = getattr(policies.batch, "interrupts", False)
-        self._parts = parts = self._make_parts(ears)
+        self._parts = parts = make_parts(
+            config.name, self.ledger, executor, ears,
+            swap=config.swap, max_context=self.max_context, interrupts=self._interrupts,
+        )  # fmt: skip
         self._roster, self._briefing, self._swap = parts.roster, parts.briefing, parts.swap
         self._council = Council(
             policies, self.ledger, predictors, seed=config.seed, name=config.name,
             is_checked=config.is_checked,
         )  # fmt: skip
+        self._tiers = add_tiers(parts, self._council, predictors, seed=config.seed)
         self._flights = Flights(parts, self._interrupts)
         self._outcomes = Outcomes(
             parts, self._flights, config.has_prefix_cache, ask_again=self._council.ask_again
@@ -137,35 +138,6 @@ class Replica:
         if "blocks" in config.tells:
             self.ledger.news = NewsDesk()
         executor.listen(self._put)
-
-    def _make_parts(self, ears: Ears) -> Parts:
-        config, executor, ledger = self.config, self._executor, self.ledger
-        caps, emit = executor.caps, ears.emitter()
-        residents = None
-        if caps.max_adapters:
-            residents = Residents(caps.max_adapters, cast(AdaptingExecutor, executor).load_adapter)
-        roster = Roster(
-            config.name, ledger, emit, max_context=self.max_context, canvas=caps.canvas, residents=residents,
-        )  # fmt: skip
-        # Beside a plan that is suspended or in another lane nobody may share what it has not written yet.
-        names_ahead = ledger.names_ahead and caps.max_lanes == 1 and not self._interrupts
-        ledger.names_ahead = names_ahead
-        briefing = Briefing(ledger, caps.num_layers, names_ahead=names_ahead)
-        swap = None
-        if config.swap.host_blocks:
-            assert caps.host_blocks >= config.swap.host_blocks, "no such host memory"
-            swap = Swap(config.swap, ledger, caps.link)
-        return Parts(
-            name=config.name,
-            ledger=ledger,
-            roster=roster,
-            briefing=briefing,
-            executor=executor,
-            swap=swap,
-            emit=emit,
-            emit_step=ears.emitter(Stepped, Completed),
-            names_ahead=names_ahead,
-        )
 
     # ------------------------------------------------------------------ what others call
 
@@ -263,6 +235,8 @@ class Replica:
         self._roster.check()
         if self._swap is not None:
             self._swap.check()
+        if self._tiers is not None:
+            self._tiers.check()
         self._flights.check(self._roster.running.jobs)
 
     # ------------------------------------------------------------------ turns
@@ -335,10 +309,8 @@ class Replica:
                 self._arrive(now, *item)
             elif isinstance(item, str):
                 self._apply_cancel(now, item)
-            elif isinstance(item, Moved):
-                self._outcomes.apply_moved(now, item)
-            elif isinstance(item, Adapted):
-                self._outcomes.apply_adapted(now, item)
+            elif isinstance(item, (Moved, Filed, Adapted)):
+                self._outcomes.apply_copied(now, item)
             elif isinstance(item, Yielded):
                 self._flights.apply_yielded(now, item)
             else:
@@ -346,6 +318,8 @@ class Replica:
             if self._roster.held or self._moves.is_waiting:
                 self._moves.look(now)
         roster, running = self._roster, self._flights.running
+        if self._tiers is not None and roster.waiting.jobs:
+            self._tiers.prepare(now)
         if running:
             self._flights.hurry()
             can_step = self._interrupts or len(running) < self._executor.caps.max_lanes

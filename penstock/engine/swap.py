@@ -26,7 +26,9 @@ Source: FastSwitch; the rule of "adaptive" is ours where the paper describes one
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal, NamedTuple
 
 from penstock.core.plans import Transfer
@@ -79,7 +81,14 @@ class Under(NamedTuple):
 class Swap:
     """One per replica with host memory. Decides where copies go; the executor makes them."""
 
-    def __init__(self, config: SwapConfig, ledger: BlockLedger, link: HostLink | None) -> None:
+    def __init__(
+        self,
+        config: SwapConfig,
+        ledger: BlockLedger,
+        link: HostLink | None,
+        numbers: Iterator[int] | None = None,
+    ) -> None:
+        """`numbers`: of transfers; others may draw from them too."""
         self.config = config
         self._ledger, self._link = ledger, link
         self._copies = ledger.copies
@@ -87,7 +96,7 @@ class Swap:
         self._kept: dict[int, HostCopy] = {}  # of running jobs, those fetched longest ago first
         self._under: dict[int, Under] = {}
         self._leaving: dict[int, HostCopy] = {}  # dropped while something of them is under way
-        self._next_id = 0
+        self._numbers = count() if numbers is None else numbers
 
     @property
     def is_moving(self) -> bool:
@@ -178,7 +187,7 @@ class Swap:
         table, first = self._ledger.tables[job.seq], copy.first
         pairs = [(table[place], copy.blocks[place - first]) for place in places]
         transfer = Transfer(
-            self._next_id,
+            next(self._numbers),
             job.seq,
             is_out,
             joined(pairs)
@@ -187,7 +196,6 @@ class Swap:
             is_sync,
             self.config.threads,
         )
-        self._next_id += 1
         copy.num_moving += 1
         self._under[transfer.id] = Under(transfer, job, copy)
         return transfer
@@ -199,9 +207,9 @@ class Swap:
         copy.num_moving -= 1
         if copy.is_dropped:
             if not copy.num_moving:
-                self._free(self._leaving, transfer.seq, copy)
+                self._free(self._leaving, job.seq, copy)
         elif not transfer.is_out and not self.config.keeps_copies:
-            self._drop(transfer.seq)
+            self._drop(job.seq)
         return under
 
     def forget(self, seq: int) -> None:
@@ -248,9 +256,9 @@ def joined(pairs: list[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:
     runs: list[tuple[int, int, int]] = []
     for device, host in pairs:
         if runs:
-            first, start, count = runs[-1]
-            if device == first + count and host == start + count:
-                runs[-1] = first, start, count + 1
+            first, start, size = runs[-1]
+            if device == first + size and host == start + size:
+                runs[-1] = first, start, size + 1
                 continue
         runs.append((device, host, 1))
     return tuple(runs)

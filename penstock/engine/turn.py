@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import get_args
 
@@ -35,7 +35,8 @@ from penstock.core.views import (
 )
 from penstock.engine.joblist import JobList
 from penstock.engine.ledger import BlockLedger
-from penstock.policy import admit, batch, evict, order
+from penstock.policy import admit, batch, evict, fetch, order
+from penstock.policy.fetch.cheaper import Cheaper
 
 PHASES = get_args(Phase)
 FOREVER = 1 << 30  # steps for which nothing is ranked as before
@@ -44,16 +45,17 @@ Chunks = tuple[tuple[int, int], ...]  # (seq, tokens) of one lane, in order
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaPolicies:
-    """The five decisions inside a replica. `evict` is about running jobs, `blocks` about idle cached blocks."""
+    """The decisions inside a replica. `evict`: running jobs, `blocks`: idle cached blocks, `fetch`: back from tiers."""
 
     order: order.Policy
     admit: admit.Policy
     batch: batch.Policy
     blocks: evict.Policy
     evict: evict.Policy
+    fetch: fetch.Policy = field(default_factory=Cheaper)
 
     def all(self) -> tuple[object, ...]:
-        return self.order, self.admit, self.batch, self.evict, self.blocks
+        return self.order, self.admit, self.batch, self.evict, self.blocks, self.fetch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -207,7 +207,7 @@ EXPERIMENT = Experiment(
     constants=(
         ("replicas", "OPT-13B on A100-80G each, step times that DistServe published; 200 GB/s for keys and values"),
         ("fixed roles", "least requests on either side, chunks of 2,048 tokens, as all others"),
-        ("packing", "decode replicas up to 0.8 of the promised pace (source: 1.0)"),
+        ("packing", "decode replicas up to 0.7 of the promised pace (source: 1.0)"),
         ("EPLB", "one redundant slot a device; 'lpt' without one; in-sample plans know the tested tokens"),
     ),
     traces=(CONV, "expert_traces/intent_layer2.txt.gz"),

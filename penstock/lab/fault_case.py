@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from penstock import policy
-from penstock.assemble.config import CacheConfig, Config, FleetConfig
+from penstock.assemble.cache_config import CacheConfig
+from penstock.assemble.config import Config, FleetConfig
 from penstock.cluster.movement import MoveBounds
 from penstock.cluster.spec import ExecutorSpec
 from penstock.core.config import Table

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.assemble import Config, FleetConfig
-from penstock.assemble.config import CacheConfig
+from penstock.assemble.cache_config import CacheConfig
 from penstock.cluster.spec import ExecutorSpec
 from penstock.core.config import Table
 from penstock.core.errors import BadConfig

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from penstock.core.events import Arrived, Completed, Event, Refused
 from penstock.core.lending import Loaned, LoanOver, Owed, Spilled
 from penstock.core.moving import JobState, Landed, MoveAsked, PauseAsked, Settled, Took, WentOn
-from penstock.core.plans import Done, Plan, Sampled, Transfer
+from penstock.core.plans import Done, Filing, Plan, Sampled, Transfer
 from penstock.core.ports import Completion, Grain
 from penstock.core.prompt import HashedPrompt, TracedPrompt
 from penstock.core.types import (
@@ -52,8 +52,8 @@ class ReplayedSharing:
 class ReplayedExecutor:
     """The executor port's third leaf: takes plans and runs nothing; the log says what came of them."""
 
-    def __init__(self, caps: Caps) -> None:
-        self.caps, self.sharing = caps, ReplayedSharing()
+    def __init__(self, caps: Caps, found: Sequence[tuple[BlockHash, int]] = ()) -> None:
+        self.caps, self.found, self.sharing = caps, found, ReplayedSharing()
         self.complete: Callable[[Completion], None] = lambda completion: None
         self.steps_of: Callable[[PlanId], int | None] = lambda plan: None
 
@@ -80,6 +80,9 @@ class ReplayedExecutor:
         """Its end is in the log."""
 
     def transfer(self, transfer: Transfer) -> None:
+        pass
+
+    def file(self, filing: Filing) -> None:
         pass
 
     def take_out(self, seq: int, num_output: int) -> tuple[tuple[int, ...], int | None]:

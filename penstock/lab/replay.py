@@ -29,6 +29,7 @@ from penstock.core.events import (
     Completed,
     Drafted,
     Event,
+    FiledAway,
     Finished,
     Header,
     Opened,
@@ -38,8 +39,8 @@ from penstock.core.events import (
     Transferred,
 )
 from penstock.core.moving import Departed, Granted, Parted
-from penstock.core.plans import Adapted, Moved, Yielded
-from penstock.core.types import Caps, PlanId, Request
+from penstock.core.plans import Adapted, Filed, Moved, Yielded
+from penstock.core.types import BlockHash, Caps, PlanId, Request
 from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.turn import Predictors, ReplicaPolicies
 from penstock.lab.inputs import (
@@ -85,6 +86,7 @@ class ReplicaParts:
     policies: ReplicaPolicies
     predictors: Predictors
     notes: tuple[str, ...] = ()
+    found: tuple[tuple[BlockHash, int], ...] = ()
 
 
 def parts_of(made: MadeReplica, profile: str = "") -> ReplicaParts:
@@ -118,6 +120,7 @@ def parts_of(made: MadeReplica, profile: str = "") -> ReplicaParts:
         policies=policies,
         predictors=predictors_of_model(spec.executor, spec.model, spec.lengths),
         notes=tuple(notes),
+        found=tuple((BlockHash(bytes.fromhex(name)), slot) for name, slot in made.found or ()),
     )
 
 
@@ -150,7 +153,7 @@ class Foreseen(Iterator[E]):
 
 
 async def _feed(events: Iterable[Event], parts: ReplicaParts, judge: Judge) -> None:
-    executor = ReplayedExecutor(parts.caps)
+    executor = ReplayedExecutor(parts.caps, parts.found)
     replica = Replica(parts.config, executor, parts.policies, parts.predictors, log=judge)
     size = parts.config.block_size
     told = Foreseen(event for event in events if not isinstance(event, UNFED))
@@ -181,6 +184,8 @@ async def _feed(events: Iterable[Event], parts: ReplicaParts, judge: Judge) -> N
             executor.complete(Yielded(PlanId(event.plan), event.at, event.activation_bytes))
         elif isinstance(event, Transferred):
             executor.complete(Moved(event.transfer, event.at))
+        elif isinstance(event, FiledAway):
+            executor.complete(Filed(event.filing, event.at, event.bad, event.error))
         elif isinstance(event, AdapterLoaded):
             executor.complete(Adapted(event.adapter, event.slot, event.at, event.error))
         elif isinstance(event, Stepped):

@@ -16,7 +16,7 @@ from types import ModuleType
 
 KINDS = (
     "order", "admit", "batch", "evict", "route", "choose",
-    "move", "scale", "place", "limit", "merge", "guard",
+    "move", "scale", "place", "limit", "fetch", "merge", "guard",
 )  # fmt: skip
 
 TABLE: dict[str, dict[str, str]] = {
@@ -105,6 +105,11 @@ TABLE: dict[str, dict[str, str]] = {
     "place": {
         "distserve": "penstock.policy.place.distserve:DistServe",
         "colocated": "penstock.policy.place.colocated:Colocated",
+    },
+    "fetch": {
+        "cheaper": "penstock.policy.fetch.cheaper:Cheaper",
+        "always": "penstock.policy.fetch.always:Always",
+        "never": "penstock.policy.fetch.never:Never",
     },
     "limit": {
         "fixed": "penstock.policy.limit.fixed:Fixed",

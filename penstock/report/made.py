@@ -16,11 +16,15 @@ from penstock.core.types import Caps
 
 @dataclass(frozen=True, kw_only=True)
 class MadeReplica:
-    """`spec`: the replica's ReplicaSpec as a table. `num_blocks` and `caps` are what its executor said."""
+    """`spec`: the replica's ReplicaSpec as a table. `num_blocks` and `caps` are what its executor said.
+
+    `found`: names (hex) and slots of what a disk of cached blocks held; None: there is no disk.
+    """
 
     spec: dict[str, object]
     num_blocks: int
     caps: Caps
+    found: tuple[tuple[str, int], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +50,7 @@ class MadeFleet:
 def opened(at: float, who: str, made: MadeReplica | MadeFleet) -> Opened:
     """The event that records `made`; what it has not is left out."""
     told = msgspec.to_builtins(made)
-    if isinstance(made, MadeFleet):
-        told = {name: value for name, value in told.items() if value is not None}
+    told = {name: value for name, value in told.items() if value is not None}
     return Opened(
         at=at,
         who=who,

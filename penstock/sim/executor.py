@@ -15,8 +15,8 @@ The first leg is short, since most runs are interrupted early, and each further 
 Scheduler time is charged for each step, from a stored profile, by the plan's num_running and num_waiting. Lanes
 run side by side, each at the speed that its share gives it in the cost model. A plan may yield at the boundary of a
 layer or operator; both are modelled as equal pieces of its step. Transfers to host memory and back are timed by
-sim.wires; a plan that has to wait for some begins when they have ended. Nobody guesses here (sim.drafts does): of a
-chunk to verify only its own token comes back.
+sim.wires; a plan that has to wait for some begins when they have ended. A disk takes filings one by one. Nobody guesses
+here (sim.drafts does): of a chunk to verify only its own token comes back.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ from penstock.core.plans import (
     Count,
     Counted,
     Decodes,
+    Filed,
+    Filing,
     Moved,
     Plan,
     Transfer,
@@ -45,7 +47,7 @@ from penstock.core.plans import (
     Yielded,
 )
 from penstock.core.ports import Completion, Grain
-from penstock.core.types import Caps, PlanId, Request
+from penstock.core.types import BlockHash, Caps, PlanId, Request
 from penstock.cost.step import StepFeatures, StepModel, features_of, layer_segments
 from penstock.sim.wires import Wires
 
@@ -108,8 +110,13 @@ class ModelledExecutor:
         self._stops: dict[int, int] = {}  # seq -> position whose step draws the last token
         self._runs: dict[PlanId, _Run] = {}
         self._busy: dict[int, PlanId] = {}  # lane -> plan
-        self._wires = Wires(caps.link) if caps.host_blocks and caps.link is not None else None
+        has_host = caps.host_blocks > 0 or caps.tier_blocks > 0
+        self._wires = Wires(caps.link) if has_host and caps.link is not None else None
         self._moving: dict[int, asyncio.TimerHandle] = {}
+        self.disk_block_s = 0.0
+        self.found: tuple[tuple[BlockHash, int], ...] = ()  # a modelled disk is empty at first
+        self._filing: dict[int, asyncio.TimerHandle] = {}
+        self._disk_free_at = 0.0
         self.adapter_load_s = 0.0
         self._loading: dict[int, asyncio.TimerHandle] = {}  # by slot
         self._is_stopped = False
@@ -213,6 +220,18 @@ class ModelledExecutor:
         assert self._tell is not None, "nobody listens"
         self._tell(Moved(transfer, end))
 
+    def file(self, filing: Filing) -> None:
+        assert not self._is_stopped and filing.pairs, "asked for after stop, or for nothing"
+        loop = asyncio.get_running_loop()
+        end = max(loop.time(), self._disk_free_at) + self.disk_block_s * len(filing.pairs)
+        self._disk_free_at = end
+        self._filing[filing.id] = loop.call_at(end, self._filed, filing.id, end)
+
+    def _filed(self, filing: int, end: float) -> None:
+        del self._filing[filing]
+        assert self._tell is not None, "nobody listens"
+        self._tell(Filed(filing, end))
+
     def load_adapter(self, adapter: str, slot: int) -> None:
         assert not self._is_stopped and 0 <= slot < self._caps.max_adapters
         loop = asyncio.get_running_loop()
@@ -231,10 +250,10 @@ class ModelledExecutor:
     async def stop(self) -> None:
         for plan in list(self._runs):
             self.abort(plan)
-        for timer in (*self._moving.values(), *self._loading.values()):
-            timer.cancel()
-        self._moving.clear()
-        self._loading.clear()
+        for timers in (self._moving, self._filing, self._loading):
+            for timer in timers.values():
+                timer.cancel()
+            timers.clear()
         self._stops.clear()
         self._is_stopped = True
 

@@ -33,6 +33,8 @@ from penstock.core.moving import KvCard
 from penstock.core.plans import (
     Adapted,
     Done,
+    Filed,
+    Filing,
     Moved,
     Opening,
     Plan,
@@ -41,7 +43,7 @@ from penstock.core.plans import (
     Work,
     Yielded,
 )
-from penstock.core.ports import Completion, Executor, Grain, MovingExecutor, Runs, Transport
+from penstock.core.ports import Completion, Executor, FilingExecutor, Grain, Runs, Transport
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import BlockHash, Caps, PlanId
 from penstock.sim.transport import Fabric
@@ -73,6 +75,10 @@ def said(prompt: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(answer[:count])
 
 
+def _empty(num_blocks: int, size: int) -> Slots:
+    return [[None] * size for _ in range(num_blocks)]
+
+
 class Unwritten(AssertionError):
     """Keys and values were read that nobody has written."""
 
@@ -88,13 +94,21 @@ class _Job:
 
 
 class Speaker:
-    """An executor around another one; see the module's text. Implements core.ports.MovingExecutor."""
+    """An executor around another one; see the module's text. Implements core.ports.FilingExecutor."""
 
     def __init__(
-        self, inner: Executor, *, num_blocks: int, block_size: int, host_blocks: int = 0
+        self,
+        inner: Executor,
+        *,
+        num_blocks: int,
+        block_size: int,
+        host_blocks: int = 0,
+        disk_blocks: int = 0,
     ) -> None:
-        self.slots: Slots = [[None] * block_size for _ in range(num_blocks)]
-        self.host: Slots = [[None] * block_size for _ in range(host_blocks)]
+        self.slots = _empty(num_blocks, block_size)
+        self.host, self.disk = _empty(host_blocks, block_size), _empty(disk_blocks, block_size)
+        self.spoilt: set[int] = set()  # slots of the disk that do not hold what was written
+        self._filings: dict[int, Filing] = {}
         self._inner, self._size = inner, block_size
         self._caps = replace(inner.caps, max_repeat=1, has_layer_ranges=False, yield_grain="step")
         self._tell: Callable[[Completion], None] | None = None
@@ -115,7 +129,8 @@ class Speaker:
     @property
     def is_clear(self) -> bool:
         """Whether nothing of any job is left but what blocks hold."""
-        return not (self._jobs or self._plans or self._transfers or self._held)
+        under_way = self._transfers or self._filings
+        return not (self._jobs or self._plans or under_way or self._held)
 
     def listen(self, on_completion: Callable[[Completion], None]) -> None:
         self._tell = on_completion
@@ -175,13 +190,21 @@ class Speaker:
 
     def transfer(self, transfer: Transfer) -> None:
         self._transfers[transfer.id] = transfer
-        cast(MovingExecutor, self._inner).transfer(transfer)
+        cast(FilingExecutor, self._inner).transfer(transfer)
+
+    @property
+    def found(self) -> Sequence[tuple[BlockHash, int]]:
+        return cast(FilingExecutor, self._inner).found
+
+    def file(self, filing: Filing) -> None:
+        self._filings[filing.id] = filing
+        cast(FilingExecutor, self._inner).file(filing)
 
     async def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for each in (self._jobs, self._plans, self._transfers, self._held):
+        for each in (self._jobs, self._plans, self._transfers, self._filings, self._held):
             each.clear()
         await self._inner.stop()
 
@@ -225,6 +248,8 @@ class Speaker:
         if isinstance(completion, Moved):
             self._copy(self._transfers.pop(completion.transfer))
             return completion
+        if isinstance(completion, Filed):
+            return self._filed(completion)
         if isinstance(completion, Yielded | Adapted):
             return completion
         plan = self._plans.pop(completion.plan)
@@ -300,6 +325,18 @@ class Speaker:
                     there[:] = here
                 else:
                     here[:] = there
+
+    def _filed(self, told: Filed) -> Filed:
+        filing, bad = self._filings.pop(told.filing), []
+        for place, (host, slot) in enumerate(filing.pairs):
+            if filing.is_out:
+                self.disk[slot][:] = self.host[host]
+                self.spoilt.discard(slot)
+            elif slot in self.spoilt:
+                bad.append(place)
+            else:
+                self.host[host][:] = self.disk[slot]
+        return Filed(told.filing, told.at, tuple(bad), told.error)
 
 
 @dataclass(slots=True)

@@ -52,11 +52,11 @@ def turned(*reports: Report, **parameters: Any) -> Mapping[str, str]:
 
 
 def test_answers_are_packed_until_the_pace_is_gone() -> None:
-    """40 ms are 0.8 of the promise: 29 jobs and this one take them, 30 and this one do not."""
-    first, second = report("a", "decode", 29), report("b", "decode")
+    """35 ms are 0.7 of the promise: 23 jobs and this one keep it, 26 do not."""
+    first, second = report("a", "decode", 23), report("b", "decode")
     assert routed([second, first], "decode") == ("a", False)
-    assert routed([report("a", "decode", 30), second], "decode") == ("b", False)
-    assert routed([first, second], "decode", {"a": 30}) == ("b", False)  # one is on its way to it
+    assert routed([report("a", "decode", 26), second], "decode") == ("b", False)
+    assert routed([first, second], "decode", {"a": 26}) == ("b", False)  # one is on its way to it
     assert routed([report("a", "decode", 3, free=6), second], "decode") == ("b", False)  # no room
     full = [report("a", "decode", 50), report("b", "decode", 40)]
     assert routed(full, "decode") == ("b", False)
@@ -77,11 +77,11 @@ def test_a_prompt_spills_over_to_an_idle_writer_and_only_then() -> None:
 
 def test_roles_change_by_need_and_keep_their_floors() -> None:
     slow, idle = report("d", "decode", 60), report("e", "decode")
-    p, q = report("p", "prefill", waiting=600), report("q", "prefill", waiting=100)
+    p, q = report("p", "prefill", waiting=1000), report("q", "prefill", waiting=100)
     assert turned(p, q, slow) == {"q": "decode"}
     assert turned(p, slow) == {}  # the last that computes prompts
     assert turned(p, q, report("d", "decode", 5)) == {}
-    assert turned(p, q, slow, idle) == {"e": "prefill"}  # 350 ms is above 0.2 of the promise
+    assert turned(p, q, slow, idle) == {"e": "prefill"}  # 550 ms is above half of the promise
     assert turned(report("p", "prefill"), q, slow, idle) == {}  # nobody needs it
     assert turned(p, q, slow, idle, least_decode=2) == {}
 

@@ -12,6 +12,7 @@ import torch
 from penstock.core.drafts import Speculation
 from penstock.core.errors import BadConfig
 from penstock.engine.folder import ModelFacts
+from penstock.engine.tier_config import TiersConfig
 from penstock.engine.torch.attention import TRITON, KvLayout, choose_backend
 from penstock.engine.torch.decoder import Decoder, Rank
 from penstock.engine.torch.families import Shape
@@ -56,6 +57,7 @@ class EngineConfig:
     must_have_lanes   False: where two lanes cannot be had there is one, and the notes say why
     graphs      "auto": decode steps of up to `graph_batch` jobs become CUDA graphs where they can; see cuda/graphs.py
     host_blocks, copy_threads   blocks of host memory that jobs may be moved to (0 = none), and who copies; see mover.py
+    tiers       host memory and disk for cached blocks, kept in files of that `name`; see slow_memory.py
     max_adapters, adapter_rank, adapters   LoRA adapters that can be resident at once (0 = none), the largest rank, and
         the folders of those that are known from the start, by key; see adapters/
     speculation  who guesses tokens ahead, None = nobody; see drafts/ (how many is said by each plan)
@@ -91,6 +93,8 @@ class EngineConfig:
     graph_batch: int = 128
     host_blocks: int = 0
     copy_threads: int = 4
+    tiers: TiersConfig = TiersConfig()
+    name: str = "replica"
     max_adapters: int = 0
     adapter_rank: int = 16
     adapters: Mapping[str, Path] = field(default_factory=dict)

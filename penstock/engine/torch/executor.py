@@ -26,11 +26,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
-from penstock.core.errors import BadConfig, StepFailed
-from penstock.core.plans import Adapted, Done, Moved, Plan, Sampled, Transfer, Yielded
+from penstock.core.errors import StepFailed
+from penstock.core.plans import Adapted, Done, Filing, Plan, Sampled, Transfer, Yielded
 from penstock.core.ports import Completion, Grain
 from penstock.core.rng import stream
-from penstock.core.types import Caps, PlanId
+from penstock.core.types import BlockHash, Caps, PlanId
 from penstock.engine.folder import ModelFacts
 from penstock.engine.grammar import Grammars
 from penstock.engine.torch.adapters.store import AdapterStore
@@ -44,10 +44,9 @@ from penstock.engine.torch.encoders.pooling import Pooler
 from penstock.engine.torch.jobs import JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
 from penstock.engine.torch.layered import forward_in_groups, settled
-from penstock.engine.torch.mover import Mover
 from penstock.engine.torch.outputs import embedded, gather, note, score
-from penstock.engine.torch.ports import Movable
 from penstock.engine.torch.sampler import Drawn, draw
+from penstock.engine.torch.slow_memory import open_behind
 from penstock.engine.torch.step import StepArrays, lay_out
 
 
@@ -104,6 +103,7 @@ class TorchExecutor:
             self._table.slot_of = self.adapters.slot_of
         self.drafter = drafter_of(config.speculation)
         self._seeds = stream(config.seed, "sampling")
+        self._memory = open_behind(built.decoder.attention, facts.folder, config, self._hear)
         room = math.inf if built.sharing else built.num_blocks * config.block_size
         self._caps = Caps(
             num_layers=facts.num_layers,
@@ -111,6 +111,8 @@ class TorchExecutor:
             has_layer_ranges=crew is None,
             yield_grain="operator" if crew is None else "step",
             host_blocks=config.host_blocks,
+            tier_blocks=0 if self._memory is None else self._memory.tier_blocks,
+            disk_blocks=0 if self._memory is None else self._memory.disk_blocks,
             max_adapters=config.max_adapters,
             max_lanes=config.lanes,
             max_total_share=float(config.lanes),
@@ -118,7 +120,6 @@ class TorchExecutor:
             lends=built.sharing is not None,
         )
         self.transport, self.sharing = built.transport, built.sharing
-        self._mover = self._open_mover()
         self._due: dict[PlanId, Due] = {}
         self._leaving: list[tuple[Lane, threading.Event]] = []  # of plans that were aborted
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -181,8 +182,8 @@ class TorchExecutor:
         lane = self._live[plan.id] = self._lanes[plan.lane]
         self._leaving = [each for each in self._leaving if not each[1].is_set()]
         waits = [left for other, left in self._leaving if other is not lane]
-        if self._mover is not None:
-            waits += self._mover.waits_of(plan)
+        if self._memory is not None:
+            waits += self._memory.waits_of(plan)
         if waits or plan.opened:
             # Drawn here, so that who is opened first does not depend on which lane is faster.
             seeds = [self._seeds.getrandbits(64) for _ in plan.opened]
@@ -215,34 +216,21 @@ class TorchExecutor:
         with self._guard:
             return self._table.take_out(seq, num_output)
 
-    def _open_mover(self) -> Mover | None:
-        config = self.config
-        if not config.host_blocks:
-            return None
-        backend = self._decoder.attention
-        if not isinstance(backend, Movable):
-            raise BadConfig("this kind of model cannot move jobs to host memory")
-        return Mover(
-            backend.arena, config.host_blocks, threads=config.copy_threads, tell=self._tell_moved
-        )
-
     def transfer(self, transfer: Transfer) -> None:
-        assert not self._is_stopped, "asked for after stop"
-        assert self._mover is not None, "this executor has no host memory"
-        assert transfer.runs, "a transfer of nothing"
-        self._loop = asyncio.get_running_loop()
-        self._mover.begin(transfer)
+        assert self._memory is not None, "this executor has no host memory"
+        self._memory.transfer(transfer)
 
-    def _tell_moved(self, transfer: int) -> None:
-        """On a worker's thread."""
-        assert self._loop is not None
-        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self._moved, transfer)
+    @property
+    def found(self) -> Sequence[tuple[BlockHash, int]]:
+        return () if self._memory is None else self._memory.found
 
-    def _moved(self, transfer: int) -> None:
-        if not self._is_stopped:
-            assert self._on_completion is not None, "nobody listens"
-            self._on_completion(Moved(transfer, asyncio.get_running_loop().time()))
+    def file(self, filing: Filing) -> None:
+        assert self._memory is not None, "this executor has no disk"
+        self._memory.file(filing)
+
+    def _hear(self, told: Completion) -> None:
+        assert self._on_completion is not None, "nobody listens"
+        self._on_completion(told)
 
     def load_adapter(self, adapter: str, slot: int) -> None:
         assert self.adapters is not None and 0 <= slot < self._caps.max_adapters
@@ -269,8 +257,8 @@ class TorchExecutor:
             running = () if self._crew else tuple(self._live)
             await asyncio.gather(*(lane.stop(running) for lane in self._lanes))
             self._live.clear()
-            if self._mover is not None:
-                self._mover.close()
+            if self._memory is not None:
+                self._memory.close()
             if self.adapters is not None:
                 self.adapters.close()
             if self.sharing is not None:

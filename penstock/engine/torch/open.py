@@ -61,10 +61,10 @@ def open_leaf(
     if facts.canvas is not None:
         opened, num_blocks = open_diffusion(facts, config)
         return DiffusionExecutor(opened, num_blocks, facts, config, rule or CanvasRule())
-    if config.host_blocks and config.tensor_parallel > 1:
+    if (config.host_blocks or config.tiers.host_bytes) and config.tensor_parallel > 1:
         raise BadConfig(
-            "jobs cannot be moved to host memory when a model is split over several processes",
-            hint="leave cache.swap.host_blocks out, or use one process",
+            "nothing can be moved to host memory when a model is split over several processes",
+            hint="leave out cache.swap.host_blocks and cache.tiers, or use one process",
         )
     if config.tensor_parallel > 1:
         draft_facts(config, facts)  # which refuses a model that would guess here

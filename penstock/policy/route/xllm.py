@@ -41,7 +41,7 @@ class Xllm:
     needs_cost: ClassVar[bool] = True
     ttft_s: float = 1.0
     tpot_s: float = 0.05
-    fill: float = 0.8
+    fill: float = 0.7
 
     def __post_init__(self) -> None:
         if not self.ttft_s > 0 or not self.tpot_s > 0:

@@ -10,7 +10,9 @@ follow the promises. With n_p and n_d replicas:
     d -> p    a d has no request, and the mean queue of the p is above `share` of ttft_s: that one
     floors    `least_prefill`, `least_decode` (the report: 2 of the latter)
 
-Parameters: the promises `ttft_s` and `tpot_s`, `fill` (as of route xllm), `share`, the floors, `every_s` between looks.
+Parameters: the promises `ttft_s` and `tpot_s`, `fill` (1.0: a change comes only when the promise itself is
+out of reach, while route xllm packs replicas less than that), `share` (0.5), the floors, `every_s` between looks. With
+0.8 and 0.2 too many became decode replicas, and none of them was ever idle again.
 
 Where we differ: the source looks at each request it dispatches, here it is as often as replicas report. An idle decode
 replica there may turn at once; here somebody must need it. A request more is one of the mean length there.
@@ -36,8 +38,8 @@ class Xllm:
     needs_cost: ClassVar[bool] = True
     ttft_s: float = 1.0
     tpot_s: float = 0.05
-    fill: float = 0.8
-    share: float = 0.2
+    fill: float = 1.0
+    share: float = 0.5
     least_prefill: int = 1
     least_decode: int = 1
     every_s: float = 0.1

@@ -12,6 +12,7 @@ from dataclasses import replace
 from penstock.core.drafts import Speculation
 from penstock.core.errors import BadConfig
 from penstock.engine.folder import ModelFacts, model_facts
+from penstock.engine.tier_config import TiersConfig
 from penstock.engine.torch.build import EngineConfig, build_decoder, choose_device, choose_dtype
 from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.drafts import Drafter
@@ -94,6 +95,7 @@ def open_draft_model(facts: ModelFacts, config: EngineConfig, num_blocks: int) -
         max_context=max_context,
         lanes=1,
         host_blocks=0,
+        tiers=TiersConfig(),
         max_adapters=0,
         graphs="off",
     )

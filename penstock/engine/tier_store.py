@@ -1,0 +1,232 @@
+"""What host memory and disk hold of cached blocks, by name: numbers only, never the memory itself.
+
+    host    name -> host block. The longest unused go first; those that are on disk too lose nothing by it
+    disk    name -> slot of a file. The same
+    dirty   in host memory and not on disk: to be written there before they have to go, the longest unused first
+
+A block may be in both, and on the device as well. Nothing that is being copied is given up: `busy` counts the copies
+under way that touch a host block or a slot. A name's contents never change, so no copy is ever out of date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from penstock.core.types import BlockHash
+
+
+class Kept(Struct, gc=False):
+    """One block, in host memory or on disk. `coming`: number of the filing that reads or writes it there, if any."""
+
+    block: int
+    busy: int = 0
+    coming: int | None = None
+
+
+class TierStore:
+    """See the module's text. `changed` collects names whose places have changed, for whoever tells others."""
+
+    def __init__(self, num_host: int, num_slots: int) -> None:
+        self.num_host, self.num_slots = num_host, num_slots
+        self.host: dict[BlockHash, Kept] = {}
+        self.disk: dict[BlockHash, Kept] = {}
+        self.dirty: dict[BlockHash, None] = {}
+        self._free_host = list(range(num_host))  # given from the end, as the ledger empties runs
+        self._free_slots = list(range(num_slots))
+        self.has_disk = num_slots > 0
+        self.changed: dict[BlockHash, None] = {}
+
+    def is_low(self) -> bool:
+        """Whether what is dirty should be written, so that there is room when it is needed."""
+        return self.has_disk and len(self._free_host) + len(self.host) - len(self.dirty) < (
+            self.num_host // 2
+        )
+
+    # ------------------------------------------------------------------ looking up
+
+    def in_host(self, names: Sequence[BlockHash], start: int, limit: int) -> int:
+        """How many of names[start:limit] host memory holds in a row, ready to be copied."""
+        host, at = self.host, start
+        while at < limit:
+            kept = host.get(names[at])
+            if kept is None or kept.coming is not None:
+                break
+            at += 1
+        return at - start
+
+    def behind(
+        self, names: Sequence[BlockHash], start: int, limit: int
+    ) -> tuple[list[BlockHash], set[int]]:
+        """From names[start] on: those on disk only, and the filings that read others to host memory just now.
+
+        Up to the first that is in neither. What host memory holds in between needs nothing.
+        """
+        to_read: list[BlockHash] = []
+        coming: set[int] = set()
+        for name in names[start:limit]:
+            kept = self.host.get(name)
+            if kept is not None:
+                if kept.coming is not None:
+                    coming.add(kept.coming)
+                continue
+            there = self.disk.get(name)
+            if there is None or there.coming is not None:
+                break
+            to_read.append(name)
+        return to_read, coming
+
+    def touch(self, names: Iterable[BlockHash]) -> None:
+        """They were used; the last ones count as used last."""
+        for name in names:
+            for each in (self.host, self.disk):
+                kept = each.pop(name, None)
+                if kept is not None:
+                    each[name] = kept
+            if name in self.dirty:
+                del self.dirty[name]
+                self.dirty[name] = None
+
+    def place_of(self, name: BlockHash) -> str | None:
+        """Whichever is nearer, once it is there."""
+        for place, each in (("host", self.host), ("disk", self.disk)):
+            kept = each.get(name)
+            if kept is not None and kept.coming is None:
+                return place
+        return None
+
+    # ------------------------------------------------------------------ host memory
+
+    def keep(self, name: BlockHash) -> int | None:
+        """A host block for contents that leave the device; None: they are kept already, or there is no room."""
+        if name in self.host or name in self.disk:
+            self.touch((name,))
+            return None
+        block = self._host_block()
+        if block is not None:
+            self.host[name] = Kept(block, 1)
+            self.changed[name] = None
+        return block
+
+    def kept(self, name: BlockHash) -> None:
+        """What leaves the device is in host memory."""
+        self.host[name].busy -= 1
+        if self.has_disk and name not in self.disk:
+            self.dirty[name] = None
+
+    def _host_block(self) -> int | None:
+        if self._free_host:
+            return self._free_host.pop()
+        for name, kept in self.host.items():
+            if not kept.busy:
+                self._leave_host(name)
+                return self._free_host.pop()
+        return None
+
+    def _leave_host(self, name: BlockHash) -> None:
+        self._free_host.append(self.host.pop(name).block)
+        self.dirty.pop(name, None)
+        self.changed[name] = None
+
+    # ------------------------------------------------------------------ disk
+
+    def to_write(self, most: int) -> list[BlockHash]:
+        """The dirty ones that have been unused longest."""
+        found: list[BlockHash] = []
+        for name in self.dirty:
+            if len(found) == most:
+                break
+            if not self.host[name].busy:
+                found.append(name)
+        return found
+
+    def write(self, filing: int, names: Sequence[BlockHash]) -> list[tuple[int, int]]:
+        """Host blocks and the slots that they are written to; fewer than asked for when the disk is busy."""
+        pairs: list[tuple[int, int]] = []
+        for name in names:
+            slot = self._slot()
+            if slot is None:
+                break
+            self.host[name].busy += 1
+            self.disk[name] = Kept(slot, 1, filing)
+            self.dirty.pop(name, None)
+            pairs.append((self.host[name].block, slot))
+        return pairs
+
+    def _slot(self) -> int | None:
+        if self._free_slots:
+            return self._free_slots.pop()
+        for name, there in self.disk.items():
+            if not there.busy:
+                self.leave_disk(name)
+                return self._free_slots.pop()
+        return None
+
+    def leave_disk(self, name: BlockHash) -> None:
+        """It does not become dirty again where host memory has it: a small disk would be written for ever."""
+        self._free_slots.append(self.disk.pop(name).block)
+        self.changed[name] = None
+
+    def written(self, name: BlockHash, is_good: bool) -> None:
+        kept, there = self.host[name], self.disk[name]
+        kept.busy -= 1
+        there.busy, there.coming = there.busy - 1, None
+        self.changed[name] = None
+        if not is_good:
+            self.leave_disk(name)
+
+    def read(self, filing: int, names: Sequence[BlockHash]) -> list[tuple[int, int]]:
+        """Host blocks and the slots that they are read from; fewer than asked for when there is no room."""
+        pairs: list[tuple[int, int]] = []
+        for name in names:
+            block = self._host_block()
+            if block is None:
+                break
+            there = self.disk[name]
+            there.busy += 1
+            self.host[name] = Kept(block, 1, filing)
+            pairs.append((block, there.block))
+        return pairs
+
+    def was_read(self, name: BlockHash, is_good: bool) -> None:
+        kept, there = self.host[name], self.disk[name]
+        kept.busy, kept.coming = kept.busy - 1, None
+        there.busy -= 1
+        self.changed[name] = None
+        if not is_good:
+            self._leave_host(name)
+            if not there.busy:
+                self.leave_disk(name)
+
+    def close_disk(self) -> None:
+        """Nothing more is written; what is there can still be read."""
+        self.has_disk = False
+        self.dirty.clear()
+
+    def restore(self, slots: Iterable[tuple[BlockHash, int]]) -> None:
+        """What the disk held when it was opened, the longest unused first."""
+        for name, slot in slots:
+            self.disk[name] = Kept(slot)
+            self.changed[name] = None
+        taken = {there.block for there in self.disk.values()}
+        self._free_slots = [slot for slot in self._free_slots if slot not in taken]
+
+    def clear(self) -> None:
+        """Forget all that nothing is copying."""
+        for name in [name for name, kept in self.host.items() if not kept.busy]:
+            self._leave_host(name)
+        for name in [name for name, there in self.disk.items() if not there.busy]:
+            self.leave_disk(name)
+
+    def check(self) -> None:
+        """Every host block and every slot is one name's, or free; nothing is dirty that is not in host memory."""
+        for each, free, total in (
+            (self.host, self._free_host, self.num_host),
+            (self.disk, self._free_slots, self.num_slots),
+        ):
+            held = [kept.block for kept in each.values()]
+            assert sorted([*held, *free]) == list(range(total)), "a block of a tier is lost"
+            assert all(kept.busy >= 0 for kept in each.values()), "a copy has ended twice"
+        for name in self.dirty:
+            assert name in self.host and name not in self.disk, "what is dirty is written already"

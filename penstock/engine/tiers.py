@@ -1,0 +1,327 @@
+"""Cached prefixes that outlive the device's memory: they go to host memory, from there to disk, and come back.
+
+    leave     idle blocks that lose their place on the device are copied to host memory (bounded; engine.tier_store)
+    file      what host memory will have to give up is written to disk in good time, FILED blocks at once
+    read      a prompt that waits continues what the device and host memory hold with blocks on disk: it is held back
+              until they are in host memory again, once
+    promote   a prompt that waits continues what the device holds with blocks in host memory: they are copied back and
+              count as cached from that moment. Policies see nothing but a longer cached prefix
+
+Nobody holds a block that is brought back: it is idle and known by name, like any other cached one, so it can be shared
+by all who wait for it. That its copy may still be under way is the executor's affair: no plan reads a block before
+copies to it have ended, and no copy overtakes another one of the same block (core.ports.MovingExecutor). Therefore
+blocks may leave only where whoever gets them next goes through the executor too; `aside` is for those who do not.
+
+Looked at are the first NEAR jobs that wait, in the order in which they came, and only while the whole prompt of one
+would fit: what is brought for others would be gone when their turn comes. Whether a copy is worth it is for the policy
+of kind `fetch` to say, which is told what copies took lately and what the cost model says of computing.
+
+What goes wrong on disk costs a computation and nothing else: a block that was not written, or does not hold what it
+should when it is read, is forgotten there; a disk that takes no more is written to no more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+from msgspec import Struct
+
+from penstock.core.events import FiledAway, Transferred
+from penstock.core.plans import Filed, Filing, Moved, Transfer
+from penstock.core.ports import FilingExecutor
+from penstock.core.types import BlockHash, Job
+from penstock.core.views import Chunk, Cost, Rng
+from penstock.engine.parts import Parts
+from penstock.engine.run import Run
+from penstock.engine.swap import joined
+from penstock.engine.tier_store import TierStore
+from penstock.policy import fetch
+
+NEAR = 4  # waiting jobs
+FILED = 32  # blocks of one filing
+MEMORY = 0.8  # of the mean of what a block takes
+_log = logging.getLogger("penstock.engine")
+
+
+class _Copy(Struct, gc=False):
+    transfer: Transfer
+    names: Sequence[BlockHash]
+    begun_at: float
+
+
+class _Held(Struct, gc=False):
+    """A job that waits for filings."""
+
+    job: Job
+    filings: set[int]
+
+
+class Tiers:
+    """One per replica with memory for cached blocks behind the device's. All calls on the loop's thread."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        policy: fetch.Policy,
+        cost: Cost,
+        rng: Rng,
+        *,
+        numbers: Iterator[int],
+        ask_again: Callable[[], None],
+    ) -> None:
+        """`numbers`: of transfers, none of which is given twice."""
+        caps = parts.executor.caps
+        self._parts, self._policy, self._cost, self._rng = parts, policy, cost, rng
+        self._numbers, self._ask_again = numbers, ask_again
+        self._executor = cast(FilingExecutor, parts.executor)
+        self.store = TierStore(caps.tier_blocks, caps.disk_blocks)
+        if caps.disk_blocks:
+            self.store.restore(self._executor.found)
+        self._first = caps.host_blocks  # of ours; those before it are engine.swap's
+        self._leaving: list[tuple[int, int, BlockHash]] = []  # device block, host block
+        self._copies: dict[int, _Copy] = {}
+        self._filings: dict[int, tuple[Filing, float]] = {}
+        self._next_filing = 0
+        self._held: dict[int, _Held] = {}
+        self._was_held: set[int] = set()
+        self._block_s: dict[fetch.Place, float] = {}
+        self._is_aside = False
+        link = caps.link
+        if link is not None:
+            self._block_s["host"] = link.seconds(1, FILED, 1) / FILED
+        parts.ledger.on_emptied = self._leave
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether blocks of the device are being copied."""
+        return bool(self._copies or self._leaving)
+
+    def has(self, transfer: int) -> bool:
+        return transfer in self._copies
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Meanwhile blocks are forgotten as if there were no tiers."""
+        self._is_aside = True
+        try:
+            yield
+        finally:
+            self._is_aside = False
+
+    def _leave(self, run: Run, start: int) -> None:
+        """The contents of a run from its block number `start` on lose their place on the device."""
+        if self._is_aside:
+            return
+        keep, first = self.store.keep, self._first
+        pairs = zip(reversed(run.blocks[start:]), reversed(run.hashes()[start:]), strict=True)
+        for block, name in pairs:
+            host = keep(name)
+            if host is not None:
+                self._leaving.append((block, first + host, name))
+
+    def begin(self, now: float) -> None:
+        """Copy what has left, before anything else touches its blocks."""
+        if not self._leaving:
+            return
+        leaving, self._leaving = sorted(self._leaving), []
+        self._copy(now, True, [one[:2] for one in leaving], [one[2] for one in leaving])
+
+    def _copy(
+        self, now: float, is_out: bool, pairs: list[tuple[int, int]], names: Sequence[BlockHash]
+    ) -> None:
+        transfer = Transfer(next(self._numbers), None, is_out, joined(pairs))
+        self._copies[transfer.id] = _Copy(transfer, names, now)
+        self._executor.transfer(transfer)
+
+    # ------------------------------------------------------------------ back
+
+    def prepare(self, now: float) -> None:
+        """Bring what those who wait could use."""
+        if self.store.host or self.store.disk:
+            for job in self._parts.roster.waiting.jobs[:NEAR]:
+                self._bring(now, job)
+        self.begin(now)
+
+    def _bring(self, now: float, job: Job) -> None:
+        ledger, store, names = self._parts.ledger, self.store, job.hashes
+        limit = min((job.known - 1) // ledger.block_size, len(names))
+        if limit < 1 or job.seq in ledger.copies:
+            return
+        here = sum(ledger.find(names, 0, limit).values())
+        if here >= limit or not self._fits(job, here):
+            return
+        ready = store.in_host(names, here, limit)
+        if store.disk and self._is_read(now, job, here + ready, limit):
+            return
+        if ready and self._wants(now, "host", job, here, ready):
+            self._promote(now, job, ready)
+
+    def _fits(self, job: Job, here: int) -> bool:
+        parts = self._parts
+        need = -(-job.known // parts.ledger.block_size)
+        return need + len(parts.roster.running) <= parts.ledger.free + here
+
+    def _wants(self, now: float, place: fetch.Place, job: Job, have: int, more: int) -> bool:
+        size, per_block = self._parts.ledger.block_size, self._block_s.get(place)
+        predict, cached, tokens = self._cost.predict, have * size, more * size
+        before_s = predict((Chunk(job, cached),)) if cached else 0.0
+        view = fetch.View(
+            now=now,
+            rng=self._rng,
+            place=place,
+            tokens=tokens,
+            cached=cached,
+            copy_s=None if per_block is None else per_block * more,
+            compute_s=max(0.0, predict((Chunk(job, cached + tokens),)) - before_s),
+        )
+        return self._policy.decide(view).fetches
+
+    def _is_read(self, now: float, job: Job, have: int, limit: int) -> bool:
+        """Whether a job waits for the disk from now on."""
+        store, names = self.store, job.hashes
+        if job.seq in self._was_held:
+            return False
+        to_read, coming = store.behind(names, have, limit)
+        if to_read and not self._wants(now, "disk", job, have, len(to_read)):
+            to_read = []
+        if to_read:
+            store.touch(reversed(names[:have]))
+            number = self._next_filing
+            pairs = store.read(number, to_read)
+            if pairs:
+                self._file(now, False, pairs, to_read)
+                coming.add(number)
+        if not coming:
+            return False
+        self._was_held.add(job.seq)
+        self._held[job.seq] = _Held(job, coming)
+        self._parts.roster.hold(job)
+        return True
+
+    def _promote(self, now: float, job: Job, ready: int) -> None:
+        """Copy blocks back that continue what the device holds, and let them be found."""
+        ledger, store, names, first = self._parts.ledger, self.store, job.hashes, self._first
+        size = ledger.block_size
+        have = ledger.adopt(job) // size  # held meanwhile, so that room is not made of it
+        fresh = names[have : have + min(ready, ledger.free)]
+        store.touch(reversed(names[: have + len(fresh)]))
+        ledger.extend(job, (have + len(fresh)) * size)
+        self.begin(now)
+        pairs = []
+        for block, name in zip(ledger.tables[job.seq][have:], fresh, strict=True):
+            kept = store.host.get(name)
+            if kept is None:  # room was made of it
+                break
+            kept.busy += 1
+            pairs.append((block, first + kept.block))
+        upto = (have + len(pairs)) * size
+        if pairs:
+            self._copy(now, False, pairs, fresh[: len(pairs)])
+            ledger.register(job, upto)
+        ledger.release(job, upto)
+
+    # ------------------------------------------------------------------ disk
+
+    def _file(
+        self, now: float, is_out: bool, pairs: list[tuple[int, int]], names: Sequence[BlockHash]
+    ) -> None:
+        first = self._first
+        told = tuple([(first + host, slot) for host, slot in pairs])
+        filing = Filing(self._next_filing, is_out, told, tuple(names[: len(pairs)]))
+        self._next_filing += 1
+        self._filings[filing.id] = filing, now
+        self._executor.file(filing)
+
+    def _write_some(self, now: float) -> None:
+        """One filing at a time, so that reads do not wait long."""
+        store = self.store
+        if not store.is_low() or any(filing.is_out for filing, _ in self._filings.values()):
+            return
+        names = store.to_write(FILED)
+        pairs = store.write(self._next_filing, names)
+        if pairs:
+            self._file(now, True, pairs, names)
+
+    # ------------------------------------------------------------------ what has ended
+
+    def moved(self, now: float, moved: Moved) -> None:
+        copy = self._copies.pop(moved.transfer)
+        transfer = copy.transfer
+        told = Transferred(
+            at=now,
+            who=self._parts.name,
+            transfer=transfer.id,
+            seq=None,
+            is_out=transfer.is_out,
+            num_blocks=transfer.num_blocks,
+            num_runs=len(transfer.runs),
+        )
+        self._parts.emit(told)
+        if transfer.is_out:
+            for name in copy.names:
+                self.store.kept(name)
+        else:
+            self._learn("host", (now - copy.begun_at) / len(copy.names))
+            for name in copy.names:
+                self.store.host[name].busy -= 1
+        self._write_some(now)
+
+    def filed(self, now: float, filed: Filed) -> None:
+        filing, begun_at = self._filings.pop(filed.filing)
+        told = FiledAway(
+            at=now,
+            who=self._parts.name,
+            filing=filing.id,
+            is_out=filing.is_out,
+            num_blocks=len(filing.pairs),
+            bad=filed.bad,
+            error=filed.error,
+        )
+        self._parts.emit(told)
+        store, bad = self.store, set(filed.bad)
+        for place, name in enumerate(filing.names):
+            if filing.is_out:
+                store.written(name, place not in bad)
+            else:
+                store.was_read(name, place not in bad)
+        if filed.error is not None:
+            store.close_disk()
+        if not filing.is_out:
+            self._learn("disk", (now - begun_at) / len(filing.names))
+            self._let_go(now, filing.id)
+        self._write_some(now)
+
+    def _let_go(self, now: float, filing: int) -> None:
+        """Whoever waited for it can be planned."""
+        for seq, held in list(self._held.items()):
+            held.filings.discard(filing)
+            if held.filings:
+                continue
+            del self._held[seq]
+            self._parts.roster.take_back(held.job, "waiting")
+            self._ask_again()
+            if held.job.is_cancelled:
+                self._parts.finish(now, held.job, "cancelled")
+
+    def _learn(self, place: fetch.Place, block_s: float) -> None:
+        known = self._block_s.get(place)
+        fresh = block_s if known is None else MEMORY * known + (1 - MEMORY) * block_s
+        self._block_s[place] = fresh
+
+    def forget(self, seq: int) -> None:
+        """The job has ended."""
+        self._was_held.discard(seq)
+
+    def check(self) -> None:
+        """Recompute the invariants, and that every copy under way is counted."""
+        store = self.store
+        store.check()
+        busy = [name for copy in self._copies.values() for name in copy.names]
+        busy += [name for filing, _ in self._filings.values() for name in filing.names]
+        busy += [name for _, _, name in self._leaving]
+        assert sum(kept.busy for kept in store.host.values()) == len(busy), "a copy is miscounted"
+        num_filed = sum(len(filing.names) for filing, _ in self._filings.values())
+        assert sum(there.busy for there in store.disk.values()) == num_filed, "a filing is lost"

@@ -1,0 +1,16 @@
+"""Compute everything again: what tiers and peers hold is never used.
+
+Parameters: none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.policy.fetch import Decision, View
+
+
+@dataclass(slots=True)
+class Never:
+    def decide(self, view: View) -> Decision:
+        return Decision(False)

@@ -1,0 +1,246 @@
+"""Cached blocks that leave the device and come back: the words stay the same, and no block is lost or doubled.
+
+Words are those of penstock.sim.speech, which depend on what every block holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from penstock.core.clock import sleep_until
+from penstock.core.events import Event, FiledAway, Finished, Transferred
+from penstock.core.prompt import TokenPrompt
+from penstock.core.types import Caps, HostLink, Output, Request, RequestId, Sampling
+from penstock.cost.fitted import Fitted
+from penstock.cost.lengths import RecentLengths
+from penstock.cost.predict import StepPredictor
+from penstock.engine.replica import Replica, ReplicaConfig
+from penstock.engine.swap import SwapConfig
+from penstock.engine.tier_store import TierStore
+from penstock.engine.turn import Predictors, ReplicaPolicies
+from penstock.policy import find
+from penstock.sim.executor import ModelledExecutor
+from penstock.sim.loop import run
+from penstock.sim.speech import Speaker, said
+
+MODEL = Fitted({"step": 0.01, "token": 1e-3}, name="", digest="", num_layers=1)
+LINK = HostLink(dispatch_s=1e-4, bytes_per_s=1e6, block_bytes=1000, pieces=2)
+SIZE = 4
+NO_SWAP = SwapConfig()
+
+
+class Book:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+class World:
+    """One replica whose device has `num_blocks`, with tiers behind it."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 24,
+        tier_blocks: int = 64,
+        disk_blocks: int = 0,
+        fetch: str = "always",
+        swap: SwapConfig = NO_SWAP,
+        disk_block_s: float = 0.004,
+    ) -> None:
+        caps = Caps(
+            num_layers=1,
+            max_context=1 << 12,
+            host_blocks=swap.host_blocks,
+            tier_blocks=tier_blocks,
+            disk_blocks=disk_blocks,
+            link=LINK,
+        )
+        inner = ModelledExecutor(MODEL, caps=caps)
+        inner.disk_block_s = disk_block_s
+        self.book = Book()
+        self.speaker = Speaker(
+            inner,
+            num_blocks=num_blocks,
+            block_size=SIZE,
+            host_blocks=swap.host_blocks + tier_blocks,
+            disk_blocks=disk_blocks,
+        )
+        self.told: dict[str, list[int]] = {}
+        swaps = swap.host_blocks > 0
+        self.replica = Replica(
+            ReplicaConfig(num_blocks=num_blocks, block_size=SIZE, swap=swap, is_checked=True),
+            self.speaker,
+            ReplicaPolicies(
+                order=find("order", "fcfs")(),
+                admit=find("admit", "full-fit")(),
+                batch=find("batch", "vllm-v1")(max_tokens=64, max_jobs=8),
+                evict=find("evict", "fastswitch")() if swaps else find("evict", "recompute-last")(),
+                blocks=find("evict", "lru")(),
+                fetch=find("fetch", fetch)(),
+            ),
+            Predictors(cost=StepPredictor(MODEL, 1), lengths=RecentLengths()),
+            log=self.book,
+            on_outputs=self.hear,
+        )
+
+    def hear(self, outputs: Sequence[tuple[str, Output]]) -> None:
+        for name, output in outputs:
+            assert output.error is None, output.error
+            self.told.setdefault(name, []).extend(output.ids)
+
+    @property
+    def store(self) -> TierStore:
+        tiers = self.replica._parts.tiers
+        assert tiers is not None
+        return tiers.store
+
+    async def ask(self, name: str, ids: Sequence[int], output: int, at: float = 0.0) -> None:
+        await sleep_until(at)
+        self.replica.submit(
+            Request(
+                id=RequestId(name),
+                model="m",
+                prompt=TokenPrompt(ids),
+                sampling=Sampling(max_tokens=output),
+                true_output=output,
+            )
+        )
+
+    async def over(self) -> None:
+        await self.replica.drain()
+        await asyncio.sleep(1.0)  # copies that nobody waits for
+        self.replica.check()
+        tables = self.replica.ledger.tables
+        assert not tables and self.replica.ledger.free == self.replica.ledger.total
+
+    def cached(self) -> dict[str, int]:
+        return {one.request: one.num_cached for one in self.book.of(Finished)}
+
+
+def prompt(group: int, size: int, tail: int = 0) -> list[int]:
+    """The first `size` tokens are the same for all of a group."""
+    return [1 + group * 1000 + at for at in range(size)] + [7 + tail] * 3
+
+
+async def in_turn(world: World, groups: Sequence[int], size: int = 40, step_s: float = 2.0) -> None:
+    for place, group in enumerate(groups):
+        ids = prompt(group, size, place)
+        await world.ask(f"{place}", ids, 3, at=1.0 + place * step_s)
+    await world.over()
+
+
+@pytest.mark.parametrize("fetch", ["always", "cheaper", "never"])
+def test_a_prefix_that_was_evicted_comes_back_from_host_memory(fetch: str) -> None:
+    world = World(fetch=fetch)
+    run(in_turn(world, [0, 1, 2, 0]))
+    cached = world.cached()
+    assert cached["1"] == cached["2"] == 0
+    assert cached["3"] < 20 if fetch == "never" else cached["3"] == 40
+    for place, group in enumerate([0, 1, 2, 0]):
+        assert world.told[f"{place}"] == list(said(prompt(group, 40, place), 3))
+
+
+def test_what_is_not_worth_a_copy_is_computed() -> None:
+    """Copies of LINK take 1.2 ms a block and a block 4 ms to compute; here they take 2000 times that."""
+    world = World(fetch="cheaper")
+    tiers = world.replica._parts.tiers
+    assert tiers is not None
+    tiers._block_s["host"] = 2.0
+    run(in_turn(world, [0, 1, 2, 0]))
+    assert world.cached()["3"] < 20
+
+
+def test_blocks_go_on_to_disk_and_come_back_from_there() -> None:
+    world = World(tier_blocks=24, disk_blocks=200)
+    groups = [0, 1, 2, 3, 4, 5, 6, 7, 0]
+    run(in_turn(world, groups))
+    assert world.cached()["8"] == 40
+    reads = [event for event in world.book.of(FiledAway) if not event.is_out]
+    assert sum(event.num_blocks for event in reads) >= 6 and not any(each.bad for each in reads)
+    for place, group in enumerate(groups):
+        assert world.told[f"{place}"] == list(said(prompt(group, 40, place), 3))
+
+
+def test_a_block_that_is_spoilt_on_disk_is_computed_again() -> None:
+    world = World(tier_blocks=24, disk_blocks=200)
+    groups = [0, 1, 2, 3, 4, 5, 6, 7, 0]
+
+    async def main() -> None:
+        for place, group in enumerate(groups):
+            if place == len(groups) - 1:
+                world.speaker.spoilt.update(range(200))
+            await world.ask(f"{place}", prompt(group, 40, place), 3, at=1.0 + place * 2.0)
+        await world.over()
+
+    run(main())
+    assert any(event.bad for event in world.book.of(FiledAway))
+    assert world.cached()["8"] < 40
+    assert world.told["8"] == list(said(prompt(0, 40, 8), 3))
+    bad = sum(len(event.bad) for event in world.book.of(FiledAway))
+    names = TokenPrompt(prompt(0, 40, 8)).blocks(SIZE)
+    assert bad and sum(name in world.store.disk for name in names) <= len(names) - bad
+
+
+def test_those_who_wait_for_one_prefix_share_what_is_brought() -> None:
+    world = World(num_blocks=40)
+
+    async def main() -> None:
+        await world.ask("first", prompt(0, 80), 3, at=1.0)
+        await world.ask("other", prompt(1, 120), 3, at=3.0)
+        for name in range(4):
+            await world.ask(f"late {name}", prompt(0, 80, name), 3, at=5.0)
+        await world.over()
+
+    run(main())
+    assert [world.cached()[f"late {name}"] for name in range(4)] == [80] * 4
+    back = [event for event in world.book.of(Transferred) if not event.is_out]
+    assert sum(event.num_blocks for event in back) <= 20
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_at_random_the_words_are_those_without_tiers(seed: int) -> None:
+    """Small memories everywhere, spoilt slots, cancelled requests; and swapping beside it."""
+    rng = random.Random(seed)
+    swap = SwapConfig(host_blocks=16, group_blocks=2) if seed % 3 == 0 else SwapConfig()
+    world = World(
+        num_blocks=rng.choice((16, 24, 40)),
+        tier_blocks=rng.choice((3, 8, 30)),
+        disk_blocks=rng.choice((0, 5, 40)),
+        fetch=rng.choice(("always", "always", "cheaper")),
+        swap=swap,
+        disk_block_s=rng.choice((0.0, 0.001, 0.05)),
+    )
+    asked: dict[str, tuple[list[int], int]] = {}
+
+    async def main() -> None:
+        at, cancelled = 0.0, set()
+        for place in range(40):
+            at += rng.choice((0.0, 0.02, 0.3))
+            ids = prompt(rng.randrange(5), rng.choice((8, 20, 37)), rng.randrange(3))
+            output = rng.randint(1, 12)
+            asked[f"{place}"] = ids, output
+            await world.ask(f"{place}", ids, output, at=at)
+            if rng.random() < 0.15:
+                gone = f"{rng.randint(0, place)}"
+                world.replica.cancel(gone)
+                cancelled.add(gone)
+            if world.store.num_slots and rng.random() < 0.3:
+                world.speaker.spoilt.add(rng.randrange(world.store.num_slots))
+        await world.over()
+        for name, (ids, output) in asked.items():
+            told, right = world.told.get(name, []), list(said(ids, output))
+            assert told == (right[: len(told)] if name in cancelled else right), name
+
+    run(main())
+    assert not any(kept.busy for kept in (*world.store.host.values(), *world.store.disk.values()))
