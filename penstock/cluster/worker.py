@@ -30,7 +30,7 @@ from penstock.cluster.silence import BEAT_S
 from penstock.cluster.spec import Outside, ReplicaSpec, lanes_of, open_host
 from penstock.core.errors import BadConfig, PenstockError, missing_extra
 from penstock.core.messages import Failed, Message
-from penstock.core.ports import Channel
+from penstock.core.ports import Channel, Log
 from penstock.core.rng import stream
 from penstock.core.types import Caps
 from penstock.engine.host import Host
@@ -101,19 +101,23 @@ def open_torch(spec: ReplicaSpec) -> Outside:
     _check(spec, executor.caps)
     for subject, note in executor.notes.items():
         _log.info("%s: %s", subject, note)
-    profile = profile_of(spec.executor)
-    header = header_of(
-        spec.name, config=spec.config, seed=spec.seed, profile=profile.digest if profile else ""
-    )
     return Outside(
         executor=executor,
         num_blocks=executor.num_blocks,
         predictors=predictors_of_model(spec.executor, spec.model, spec.lengths),
-        log=open_log(spec.log_dir, header),
+        log=_open_log(spec),
         about=f"{executor.notes['device']}, {executor.notes['dtype'].partition(':')[0]}",
         adapters=getattr(executor, "adapters", None),
         transport=getattr(executor, "transport", None),
         reshaper=getattr(executor, "reshaper", None),
+    )
+
+
+def _open_log(spec: ReplicaSpec) -> Log:
+    profile = profile_of(spec.executor)
+    digest = profile.digest if profile else ""
+    return open_log(
+        spec.log_dir, header_of(spec.name, config=spec.config, seed=spec.seed, profile=digest)
     )
 
 

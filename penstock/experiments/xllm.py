@@ -1,6 +1,6 @@
 """xLLM: roles that follow the load, offline work in what online work leaves, experts dealt out anew.
 
-Source: xLLM (JD, 2025; report arXiv:2510.14686) and jd-opensource/xllm, xllm-service. Three of its claims that need no
+Source: xLLM (JD, 2025; report arXiv:2510.14686) and jd-opensource/xllm, xllm-service. Claims that need no
 accelerator, each a part of its own:
 
     roles      8 replicas, either promised first tokens and paces kept by 90 % of the answers: the highest mean rate of
@@ -9,6 +9,8 @@ accelerator, each a part of its own:
     offline    online conversations at a rate that one replica keeps its promises at, beside a supply of offline prompts
                without end: offline tokens a second in what each step leaves (batch "leftover") over those of offline
                work that runs only while nobody is online
+    evictions  little memory and many conversations: admission that looks 256 tokens ahead against one that takes
+               whoever fits now; how often jobs are preempted in a crowd, and the rate at which promises are kept
     experts    peak over mean load of devices, experts placed by EPLB from half of the sequences and tested on the other
 
 What cannot be repeated: Ascend devices, JD's traffic, and Azure's code trace whole: the repository holds 191 requests
@@ -38,6 +40,7 @@ from penstock.lab.experiment import (
 )
 from penstock.lab.expert_balance import DEVICES, PLANS, Balance
 from penstock.lab.role_flips import Flips, Turns
+from penstock.lab.zero_evict import ADMISSIONS, Crowd
 
 CONV, CONV_SAMPLE, CODE_SAMPLE = (
     "azure_2023_conv.csv", "azure_2023_conv_200.csv", "azure_2023_code_191.csv",
@@ -51,6 +54,7 @@ SPLITS = {
 PROMISE = Slo(ttft_s=1.0, tpot_s=0.05)
 WON = {"code": 1.3, "conv": 1.0}
 OFFLINE_WON, ONLINE_KEPT = 1.5, 0.99
+RATE_KEPT = 0.97  # of what is served without looking ahead
 EXPERTS_WON = {8: 1.35, 16: 1.7}
 
 
@@ -65,6 +69,9 @@ def plan(scale: Scale, prepared: Settings) -> Sequence[Settings]:
         for variant in OFFLINE:
             num = 200 if scale.is_full else 60
             found.append({"part": "offline", "variant": variant, "num": num, "seed": seed})
+        for variant in ADMISSIONS:
+            num = 300 if scale.is_full else 80
+            found.append({"part": "evictions", "variant": variant, "num": num, "seed": seed})
         if scale.data is not None:
             found.append({"part": "experts", "variant": "eplb", "seed": seed})
     return found
@@ -78,6 +85,8 @@ def work(settings: Settings, scale: Scale) -> Mapping[str, object]:
     num = int(number(settings, "num"))
     if settings["part"] == "offline":
         return beside(variant, conv=conv, num=num, seed=seed)
+    if settings["part"] == "evictions":
+        return Crowd(variant, conv, num, seed).figures()
     offered = Turns(
         kinds=TRAFFIC[str(settings["traffic"])],
         code=SAMPLES / CODE_SAMPLE,
@@ -150,6 +159,25 @@ def offline_told(rows: Sequence[Row]) -> str:
     return "Offline: " + "; ".join(told)
 
 
+def evictions_told(rows: Sequence[Row]) -> tuple[Ratio, Mapping[str, bool], str]:
+    """The ratio of rates, what holds, and how often jobs were preempted; "" where that part was not run."""
+    looking, greedy = ({"part": "evictions", "variant": name} for name in ADMISSIONS)
+    ratio = Ratio(
+        name="rate: admission 256 tokens ahead / of whoever fits",
+        values=paired(rows, "rate", looking, greedy),
+    )
+    if not ratio.values:
+        return ratio, {}, ""
+    evicted = [by_seed(rows, "preemptions", **where).values() for where in (looking, greedy)]
+    holds = {
+        "evictions: none": not any(evicted[0]),
+        f"evictions: at least {RATE_KEPT:g} of the rate": ratio.mean >= RATE_KEPT,
+    }
+    pairs = zip(ADMISSIONS, evicted, strict=True)
+    told = ", ".join(f"{name} {mean(times):.1f}" for name, times in pairs)
+    return ratio, holds, f"Preemptions in a crowd: {told}"
+
+
 def judge(rows: Sequence[Row]) -> Verdict:
     ratios: list[Ratio] = []
     parts: dict[str, bool] = {}
@@ -175,6 +203,11 @@ def judge(rows: Sequence[Row]) -> Verdict:
             mean(kept.values()) >= ONLINE_KEPT
         )
         told.append(offline_told(rows))
+    ratio, passed, said = evictions_told(rows)
+    if said:
+        ratios.append(ratio)
+        parts |= passed
+        told.append(said)
     if by_seed(rows, "contiguous 8", part="experts"):
         for devices, least in EXPERTS_WON.items():
             ratios.append(experts_ratio(rows, "held-out", devices))
@@ -198,12 +231,13 @@ EXPERIMENT = Experiment(
     "experts are rebalanced while serving.",
     criterion="Roles: at least 1.3 times the rate of the best fixed split on code, at least 1.0 on conversations. "
     f"Offline: at least {OFFLINE_WON:g} times the tokens of 'only when idle' with {100 * ONLINE_KEPT:.0f} % of online "
-    "promises kept. Experts: peak load over contiguous at least 1.35 times lower on 8 devices and 1.7 on 16, on tokens "
-    "that the plan was not made from.",
+    "promises kept. Evictions: none where admission looks ahead, at 0.97 of the rate at least. Experts: peak load over "
+    "contiguous at least 1.35 times lower on 8 devices and 1.7 on 16, on tokens that the plan was not made from.",
     workload="Roles: 400 requests (shift: 200 and 200), 90 % within 1 s and 50 ms; code: lengths of 191 requests, "
     "Poisson in stays of 10 s with pauses of 20 s; conversations: Azure's own arrivals, stretched; prompts cut at "
-    "2,048 with their answers. Offline: 200 conversations, 0.5 a second, 1 s and 60 ms. Experts: routing of four "
-    "tasks in five layers, halves drawn by seed.",
+    "2,048 with their answers. Offline: 200 conversations, 0.5 a second, 1 s and 60 ms. Evictions: 300 "
+    "conversations, 1,000 blocks, 2 s and 60 ms; preemptions at 3.1 a second. Experts: routing of four tasks in five "
+    "layers, halves drawn by seed.",
     constants=(
         ("replicas", "OPT-13B on A100-80G each, step times that DistServe published; 200 GB/s for keys and values"),
         ("fixed roles", "least requests on either side, chunks of 2,048 tokens, as all others"),

@@ -35,6 +35,7 @@ from penstock.policy import (
     admit,
     batch,
     evict,
+    fetch,
     find,
     limit,
     move,
@@ -334,6 +335,18 @@ def route_view(rng: random.Random) -> route.View:
     )
 
 
+def fetch_view(rng: random.Random) -> fetch.View:
+    return fetch.View(
+        now=rng.uniform(0, 1000),
+        rng=rng,
+        place=rng.choice(("host", "disk", "peer")),
+        tokens=rng.randint(1, 4000),
+        cached=rng.choice((0, rng.randint(0, 4000))),
+        copy_s=rng.choice((None, rng.uniform(0, 2))),
+        compute_s=rng.uniform(0, 2),
+    )
+
+
 def limit_view(rng: random.Random) -> limit.View:
     """Two lanes of one device, which may overlap or not, with what they did."""
     uses = {
@@ -445,6 +458,7 @@ VIEWS: dict[str, Callable[[random.Random], Any]] = {
     "evict": evict_view,
     "route": route_view,
     "limit": limit_view,
+    "fetch": fetch_view,
     "scale": scale_view,
     "place": place_view,
     "move": move_view,
