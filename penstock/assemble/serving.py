@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import secrets
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -20,10 +19,10 @@ from pathlib import Path
 
 from penstock.assemble import assemble
 from penstock.assemble.config import Config, FleetConfig
+from penstock.assemble.hash_keys import hash_key_of
 from penstock.assemble.leaves import process_leaves
 from penstock.assemble.presets import policy_tables
 from penstock.assemble.remotes import Remotes
-from penstock.cluster.deployment import key_of
 from penstock.cluster.fleets import Fleets
 from penstock.cluster.keeper import Runtime
 from penstock.core.errors import BadConfig
@@ -128,8 +127,7 @@ async def serve(
     on_ready: Callable[[Ready], None],
 ) -> bool:
     """Start the engines of a localised configuration and serve; see `run`."""
-    outlive = config.serve.outlive
-    hash_key = secrets.token_bytes(16) if outlive is None else key_of(outlive)
+    hash_key = hash_key_of(config)
     remotes = Remotes(hash_key)
     try:
         config = await remotes.expand(config, on_phase)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from penstock.assemble import load_config
 from penstock.core.clock import sleep_until
 from penstock.core.events import Event, FiledAway, Finished, Transferred
-from penstock.core.prompt import TokenPrompt
+from penstock.core.prompt import TokenPrompt, TracedPrompt
 from penstock.core.types import Caps, HostLink, Output, Request, RequestId, Sampling
 from penstock.cost.fitted import Fitted
 from penstock.cost.lengths import RecentLengths
@@ -23,10 +25,14 @@ from penstock.engine.replica import Replica, ReplicaConfig
 from penstock.engine.swap import SwapConfig
 from penstock.engine.tier_store import TierStore
 from penstock.engine.turn import Predictors, ReplicaPolicies
+from penstock.lab.replay import replay_log
+from penstock.lab.simulate import simulate
 from penstock.policy import find
+from penstock.report.log import LogReader
 from penstock.sim.executor import ModelledExecutor
 from penstock.sim.loop import run
 from penstock.sim.speech import Speaker, said
+from penstock.traffic import TraceMeta
 
 MODEL = Fitted({"step": 0.01, "token": 1e-3}, name="", digest="", num_layers=1)
 LINK = HostLink(dispatch_s=1e-4, bytes_per_s=1e6, block_bytes=1000, pieces=2)
@@ -206,6 +212,50 @@ def test_those_who_wait_for_one_prefix_share_what_is_brought() -> None:
     assert [world.cached()[f"late {name}"] for name in range(4)] == [80] * 4
     back = [event for event in world.book.of(Transferred) if not event.is_out]
     assert sum(event.num_blocks for event in back) <= 20
+
+
+def test_the_log_of_a_replica_with_tiers_replays(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    sets = (
+        "fleet.0.policy.fetch='always'",
+        "fleet.0.executor.kind='modelled'",
+        "fleet.0.executor.gpu='a100-80g'",
+        "fleet.0.cache.num_blocks=300",
+        "fleet.0.cache.tiers.host_bytes=14000000",
+        "fleet.0.cache.tiers.disk_bytes=400000000",
+    )
+    config = load_config(sets=sets)
+    trace = Shared(num=40)
+    simulate(config, trace, log_path=path)
+    events = list(LogReader(path))
+    assert any(isinstance(event, FiledAway) and not event.is_out for event in events)
+    assert any(isinstance(event, Transferred) and not event.is_out for event in events)
+    for each in replay_log(path):
+        assert each.difference is None, each.difference
+
+
+class Shared:
+    """Prompts of eight conversations in turn, with pauses."""
+
+    def __init__(self, num: int) -> None:
+        self._num = num
+        self.meta = TraceMeta("conversations in turn", "drawn", num, num)
+
+    def __iter__(self) -> Iterator[tuple[float, Request]]:
+        rng = random.Random(0)
+        for place in range(self._num):
+            group = rng.randrange(8)
+            ids = (*range(group * 100, group * 100 + 3), 1000 + place)
+            yield (
+                place * 0.7,
+                Request(
+                    id=RequestId(f"{place}"),
+                    model="default",
+                    prompt=TracedPrompt(3 * 512 + 20, ids, 512),
+                    sampling=Sampling(max_tokens=20),
+                    true_output=20,
+                ),
+            )
 
 
 @pytest.mark.parametrize("seed", range(24))

@@ -1,5 +1,9 @@
 """Bring back whatever is kept: for those who know that copies are cheap, and as the other end of comparisons.
 
+Source: none; ours.
+
+Idea: yes, whatever it takes.
+
 Parameters: none.
 """
 

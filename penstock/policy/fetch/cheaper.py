@@ -2,6 +2,8 @@
 
 Source: the rule of Mooncake's and xLLM's global KV caches, in its simplest form.
 
+Idea: a copy and a computation give the same bytes, so the quicker one is taken.
+
     yes     copy_s is not known yet, or copy_s < share * compute_s
     no      otherwise, and for fewer than `least_tokens`
 

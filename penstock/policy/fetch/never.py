@@ -1,5 +1,9 @@
 """Compute everything again: what tiers and peers hold is never used.
 
+Source: none; ours.
+
+Idea: no, whatever it takes.
+
 Parameters: none.
 """
 
