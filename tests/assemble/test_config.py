@@ -142,7 +142,8 @@ def test_presets_fill_every_slot_of_a_replica(preset: str) -> None:
         "route_decode",
         "move",
         "scale",
-    }  # a fleet's, for those who name one
+        "fetch",
+    }  # a fleet's, or of tiers, for those who name one
     assert tables["order"] == {"name": "edf"}
     made = policies_of(tables)
     assert all(made.all())

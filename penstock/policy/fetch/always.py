@@ -5,6 +5,8 @@ Source: none; ours.
 Idea: yes, whatever it takes.
 
 Parameters: none.
+
+Where we differ: nothing is given by a source.
 """
 
 from __future__ import annotations

@@ -9,6 +9,9 @@ Idea: a copy and a computation give the same bytes, so the quicker one is taken.
 
 Parameters: `share` (1.0): below 1, copying has to win clearly; `least_tokens` (1).
 
+Where we differ: Mooncake compares the whole time to the first token of each replica; here the replica is chosen, and
+copies are judged by what they took lately.
+
 Does not: ask what else the device would compute meanwhile. A copy mostly goes on beside the steps, so what it really
 costs is less.
 """
