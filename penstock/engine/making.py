@@ -58,9 +58,7 @@ def make_parts(
     )
 
 
-def add_tiers(
-    parts: Parts, council: Council, predictors: Predictors, *, seed: int
-) -> Tiers | None:
+def add_tiers(parts: Parts, council: Council, predictors: Predictors, *, seed: int) -> Tiers | None:
     """Memory for cached blocks behind the device's, where the executor has some."""
     if parts.executor.caps.tier_blocks:
         parts.tiers = Tiers(
