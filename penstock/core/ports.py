@@ -93,17 +93,14 @@ class MovingExecutor(Executor, Protocol):
 
 
 class FilingExecutor(MovingExecutor, Protocol):
-    """One with a disk behind its host memory (`caps.disk_blocks` > 0).
+    """One with a disk behind its host memory (`caps.disk_blocks` > 0), which held `found` (names, slots) when opened.
 
-    Filings run beside everything else, one after the other. Whoever asks sees to it that nothing else touches
-    their host blocks meanwhile. Filed comes to the listener, once, unless the executor is stopped.
+    Filings run beside all else, one after the other; whoever asks sees to it that nothing else touches their host
+    blocks. Filed comes to the listener, once, unless the executor is stopped.
     """
 
     @property
-    def found(self) -> Sequence[tuple[BlockHash, int]]:
-        """Names and slots that the disk held when it was opened, the longest unused first."""
-        ...
-
+    def found(self) -> Sequence[tuple[BlockHash, int]]: ...
     def file(self, filing: Filing) -> None: ...
 
 
