@@ -95,8 +95,7 @@ class MovingExecutor(Executor, Protocol):
 class FilingExecutor(MovingExecutor, Protocol):
     """One with a disk behind its host memory (`caps.disk_blocks` > 0), which held `found` (names, slots) when opened.
 
-    Filings run beside all else, one after the other; whoever asks sees to it that nothing else touches their host
-    blocks. Filed comes to the listener, once, unless the executor is stopped.
+    Filings run beside all else, one by one; nothing else may touch their host blocks. Filed comes to the listener once.
     """
 
     @property
