@@ -198,7 +198,13 @@ def judge(rows: Sequence[Row]) -> Verdict:
     if gained.values:
         ratios.append(gained)
         kept = by_seed(rows, "attainment", **pair[0])
-        parts[f"offline: at least {OFFLINE_WON:g} times"] = gained.mean >= OFFLINE_WON
+        # Of all seeds together: "only when idle" writes next to nothing with some of them.
+        ours, theirs = (
+            sum(by_seed(rows, "offline_tokens_per_s", **each).values()) for each in pair
+        )
+        parts[f"offline: at least {OFFLINE_WON:g} times, over all seeds"] = (
+            ours >= OFFLINE_WON * theirs
+        )
         parts[f"offline: {100 * ONLINE_KEPT:.0f} % of online promises kept"] = (
             mean(kept.values()) >= ONLINE_KEPT
         )
