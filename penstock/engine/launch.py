@@ -71,7 +71,7 @@ class Launch:
             roster.start(now, admitted)  # type: ignore[arg-type]
         lanes: Sequence[Lane] = decision.batch.lanes
         if self._swap is not None and decision.admitted:
-            lanes = self._fetch(self._swap, verdict)
+            lanes = self._fetch(now, self._swap, verdict)
         places = (place for place in range(caps.max_lanes) if place not in busy)
         has_launched = False
         for lane, chunks in zip(lanes, verdict.chunks, strict=True):
@@ -111,7 +111,7 @@ class Launch:
             self._parts.briefing.preempted(job)
         verdict.offloaded = tuple(offloaded)
 
-    def _fetch(self, swap: Swap, verdict: Verdict) -> Sequence[Lane]:
+    def _fetch(self, now: float, swap: Swap, verdict: Verdict) -> Sequence[Lane]:
         """Begin to fetch the blocks of admitted jobs; the lanes, without jobs whose blocks come later."""
         admitted: Sequence[Job] = verdict.decision.admitted  # type: ignore[assignment]
         lanes = verdict.decision.batch.lanes
@@ -128,6 +128,8 @@ class Launch:
         for job, chunk in zip(coming, chunks, strict=True):
             self._parts.briefing.fetching(job)
             transfer = swap.fetch(job, 0 if chunk is None else chunk.tokens, waits)
+            if self._tiers is not None:
+                self._tiers.begin(now)  # what lay in these blocks leaves before they are written to
             cast(MovingExecutor, self._executor).transfer(transfer)
             if not waits:
                 self._roster.wait_for_blocks(job)

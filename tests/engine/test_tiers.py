@@ -17,7 +17,7 @@ from penstock.assemble import load_config
 from penstock.core.clock import sleep_until
 from penstock.core.events import Event, FiledAway, Finished, Transferred
 from penstock.core.prompt import TokenPrompt, TracedPrompt
-from penstock.core.types import Caps, HostLink, Output, Request, RequestId, Sampling
+from penstock.core.types import BlockHash, Caps, HostLink, Output, Request, RequestId, Sampling
 from penstock.cost.fitted import Fitted
 from penstock.cost.lengths import RecentLengths
 from penstock.cost.predict import StepPredictor
@@ -31,7 +31,7 @@ from penstock.policy import find
 from penstock.report.log import LogReader
 from penstock.sim.executor import ModelledExecutor
 from penstock.sim.loop import run
-from penstock.sim.speech import Speaker, said
+from penstock.sim.speech import Speaker, mix, said
 from penstock.traffic import TraceMeta
 
 MODEL = Fitted({"step": 0.01, "token": 1e-3}, name="", digest="", num_layers=1)
@@ -137,6 +137,16 @@ class World:
 def prompt(group: int, size: int, tail: int = 0) -> list[int]:
     """The first `size` tokens are the same for all of a group."""
     return [1 + group * 1000 + at for at in range(size)] + [7 + tail] * 3
+
+
+def contents(ids: Sequence[int]) -> Iterator[tuple[BlockHash, list[int]]]:
+    """Keys and values of every full block, by its name."""
+    total, kv = 0, []
+    for place, token in enumerate(ids):
+        kv.append(mix(token, place, total))
+        total += kv[-1]
+    for place, name in enumerate(TokenPrompt(ids).blocks(SIZE)):
+        yield name, kv[place * SIZE : (place + 1) * SIZE]
 
 
 async def in_turn(world: World, groups: Sequence[int], size: int = 40, step_s: float = 2.0) -> None:
@@ -293,4 +303,10 @@ def test_at_random_the_words_are_those_without_tiers(seed: int) -> None:
             assert told == (right[: len(told)] if name in cancelled else right), name
 
     run(main())
+    held = {}
+    for ids, output in asked.values():
+        held.update(contents([*ids, *said(ids, output)]))
+    first = swap.host_blocks
+    for name, kept in world.store.host.items():
+        assert world.speaker.host[first + kept.block] == held[name], "not what its name says"
     assert not any(kept.busy for kept in (*world.store.host.values(), *world.store.disk.values()))
