@@ -26,7 +26,7 @@ class Kept(Struct, gc=False):
 
 
 class TierStore:
-    """See the module's text. `changed` collects names whose places have changed, for whoever tells others."""
+    """See the module's text."""
 
     def __init__(self, num_host: int, num_slots: int) -> None:
         self.num_host, self.num_slots = num_host, num_slots
@@ -36,7 +36,6 @@ class TierStore:
         self._free_host = list(range(num_host))  # given from the end, as the ledger empties runs
         self._free_slots = list(range(num_slots))
         self.has_disk = num_slots > 0
-        self.changed: dict[BlockHash, None] = {}
 
     def is_low(self) -> bool:
         """Whether what is dirty should be written, so that there is room when it is needed."""
@@ -88,14 +87,6 @@ class TierStore:
                 del self.dirty[name]
                 self.dirty[name] = None
 
-    def place_of(self, name: BlockHash) -> str | None:
-        """Whichever is nearer, once it is there."""
-        for place, each in (("host", self.host), ("disk", self.disk)):
-            kept = each.get(name)
-            if kept is not None and kept.coming is None:
-                return place
-        return None
-
     # ------------------------------------------------------------------ host memory
 
     def keep(self, name: BlockHash) -> int | None:
@@ -106,7 +97,6 @@ class TierStore:
         block = self._host_block()
         if block is not None:
             self.host[name] = Kept(block, 1)
-            self.changed[name] = None
         return block
 
     def kept(self, name: BlockHash) -> None:
@@ -127,7 +117,6 @@ class TierStore:
     def _leave_host(self, name: BlockHash) -> None:
         self._free_host.append(self.host.pop(name).block)
         self.dirty.pop(name, None)
-        self.changed[name] = None
 
     # ------------------------------------------------------------------ disk
 
@@ -166,13 +155,11 @@ class TierStore:
     def leave_disk(self, name: BlockHash) -> None:
         """It does not become dirty again where host memory has it: a small disk would be written for ever."""
         self._free_slots.append(self.disk.pop(name).block)
-        self.changed[name] = None
 
     def written(self, name: BlockHash, is_good: bool) -> None:
         kept, there = self.host[name], self.disk[name]
         kept.busy -= 1
         there.busy, there.coming = there.busy - 1, None
-        self.changed[name] = None
         if not is_good:
             self.leave_disk(name)
 
@@ -193,7 +180,6 @@ class TierStore:
         kept, there = self.host[name], self.disk[name]
         kept.busy, kept.coming = kept.busy - 1, None
         there.busy -= 1
-        self.changed[name] = None
         if not is_good:
             self._leave_host(name)
             if not there.busy:
@@ -208,16 +194,8 @@ class TierStore:
         """What the disk held when it was opened, the longest unused first."""
         for name, slot in slots:
             self.disk[name] = Kept(slot)
-            self.changed[name] = None
         taken = {there.block for there in self.disk.values()}
         self._free_slots = [slot for slot in self._free_slots if slot not in taken]
-
-    def clear(self) -> None:
-        """Forget all that nothing is copying."""
-        for name in [name for name, kept in self.host.items() if not kept.busy]:
-            self._leave_host(name)
-        for name in [name for name, there in self.disk.items() if not there.busy]:
-            self.leave_disk(name)
 
     def check(self) -> None:
         """Every host block and every slot is one name's, or free; nothing is dirty that is not in host memory."""

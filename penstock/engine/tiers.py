@@ -296,7 +296,7 @@ class Tiers:
 
     def _let_go(self, now: float, filing: int) -> None:
         """Whoever waited for it can be planned."""
-        for seq, held in list(self._held.items()):
+        for seq, held in reversed(list(self._held.items())):  # each goes to the front
             held.filings.discard(filing)
             if held.filings:
                 continue

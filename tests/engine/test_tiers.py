@@ -208,6 +208,65 @@ def test_a_block_that_is_spoilt_on_disk_is_computed_again() -> None:
     assert bad and sum(name in world.store.disk for name in names) <= len(names) - bad
 
 
+def test_nothing_that_is_being_copied_is_given_up() -> None:
+    one, two, three = (BlockHash(bytes([number]) * 16) for number in range(3))
+    store = TierStore(2, 2)
+    assert store.keep(one) is not None and store.keep(two) is not None
+    assert store.keep(three) is None, "both host blocks are being written to"
+    store.kept(one)
+    ((_, slot),) = store.write(0, [one])
+    assert store.keep(three) is None, "one is being read for the disk"
+    store.written(one, True)
+    assert store.keep(three) == 1 and one not in store.host and store.disk[one].block == slot
+    store.kept(two)
+    (pair,) = store.read(1, [one])
+    assert pair == (0, slot) and two not in store.host
+    store.check()
+    other = BlockHash(bytes(16 * [9]))
+    assert store.keep(other) is None, "one is being read into, the other one is on its way"
+    assert not store.write(2, []) and store.disk[one].busy == 1
+    store.was_read(one, True)
+    assert store.keep(other) == 0 and one not in store.host
+    store.check()
+
+
+def test_a_slot_that_is_being_read_or_written_is_no_other_block_s() -> None:
+    names = [BlockHash(bytes([number]) * 16) for number in range(3)]
+    store = TierStore(3, 1)
+    for name in names:
+        assert store.keep(name) is not None
+        store.kept(name)
+    assert len(store.write(0, names[:1])) == 1
+    assert not store.write(1, names[1:2]), "its only slot is being written to"
+    store.written(names[0], True)
+    assert len(store.write(1, names[1:2])) == 1 and names[0] not in store.disk
+    store.written(names[1], False)
+    assert not store.disk, "what was not written is not there"
+    store.check()
+
+
+def test_those_who_waited_for_the_disk_go_on_in_the_order_in_which_they_came() -> None:
+    world = World(num_blocks=40, tier_blocks=24, disk_blocks=200, disk_block_s=0.05)
+
+    async def main() -> None:
+        for place in range(5):
+            await world.ask(f"{place}", prompt(place, 80, place), 3, at=1.0 + place * 4.0)
+        for name in ("a", "b", "c"):
+            await world.ask(name, prompt(0, 80, 9), 3, at=30.0)
+        await world.over()
+
+    run(main())
+    began = [
+        each.admitted_at
+        for name in ("a", "b", "c")
+        for each in world.book.of(Finished)
+        if each.request == name
+    ]
+    assert any(not event.is_out for event in world.book.of(FiledAway))
+    assert began == sorted(began)
+    assert [each.request for each in world.book.of(Finished)][-3:] == ["a", "b", "c"]
+
+
 def test_those_who_wait_for_one_prefix_share_what_is_brought() -> None:
     world = World(num_blocks=40)
 
