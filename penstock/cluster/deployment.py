@@ -5,7 +5,7 @@
     NAME.socket   an engine listens here for whoever comes next (cluster.doorway); NAME is made of the replica's
     NAME.log      what it writes, as there may be nobody to read a pipe
 
-Only this user may enter the folder. A server that ends in order ends its engines and empties it.
+Only this user may enter the folder. A server that ends in order ends its engines and takes these files away, no others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 
 from penstock.core.errors import BadConfig
 
-NAMES = re.compile(r"[A-Za-z0-9._-]{1,40}")
+NAMES = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,40}")  # a name, not the way to another folder
+OURS = ("*.socket", "*.log", "key", "lock")
 PRIVATE = 0o700
 KEY_BYTES = 16
 
@@ -41,7 +42,8 @@ class Outlive:
     def __post_init__(self) -> None:
         if not NAMES.fullmatch(self.name):
             raise ValueError(
-                f"outlive.name must be 1 to 40 letters, digits, dots, dashes or underscores, got {self.name!r}"
+                f"outlive.name must be 1 to 40 letters, digits, dots, dashes or underscores,"
+                f" and neither . nor .., got {self.name!r}"
             )
         if not 0 < self.for_s < float("inf"):
             raise ValueError(
@@ -80,7 +82,7 @@ class Deployment:
 
     def close(self) -> None:
         """Its engines have ended: nothing is left for the next server."""
-        for path in list(self.folder.iterdir()):
+        for path in [path for name in OURS for path in self.folder.glob(name)]:
             with suppress(OSError):
                 path.unlink()
         with suppress(OSError):
@@ -89,13 +91,29 @@ class Deployment:
 
 
 def key_of(outlive: Outlive) -> bytes:
-    """What this deployment hashes prompts with, from its first server on."""
-    path = opened_folder(outlive) / "key"
-    with suppress(FileExistsError):
-        made = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        os.write(made, secrets.token_bytes(KEY_BYTES))
-        os.close(made)
-    return path.read_bytes()
+    """What this deployment hashes prompts with, from its first server on. Raises BadConfig."""
+    return kept_key(opened_folder(outlive) / "key", hint="set serve.outlive.folder")
+
+
+def kept_key(path: Path, *, hint: str) -> bytes:
+    """The secret in a file, which whoever comes first makes. Raises BadConfig where that cannot be."""
+    import fcntl  # not on every platform
+
+    try:
+        file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)  # nobody reads what another one has not written yet
+            key = os.read(file, KEY_BYTES + 1)
+            if not key:
+                key = secrets.token_bytes(KEY_BYTES)
+                os.write(file, key)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise BadConfig(f"{path} cannot be used: {error.strerror}", hint=hint) from None
+    if len(key) != KEY_BYTES:
+        raise BadConfig(f"{path} holds no key", hint="delete it, and what else is in its folder")
+    return key
 
 
 def opened_folder(outlive: Outlive) -> Path:
@@ -103,12 +121,17 @@ def opened_folder(outlive: Outlive) -> Path:
     place = outlive.place
     try:
         place.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
-        found = place.stat()
+        found = place.lstat()  # a link would lead to a folder of somebody else's choice
     except OSError as error:
         raise BadConfig(
             f"the folder of the deployment cannot be made: {place}: {error.strerror or error}",
             hint="set serve.outlive.folder",
         ) from None
+    if outlive.folder is None and place.parent.lstat().st_uid != os.getuid():
+        raise BadConfig(
+            f"{place.parent} is another user's, who could put something else in place of {place}",
+            hint="set serve.outlive.folder",
+        )
     if found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise BadConfig(
             f"{place} is not this user's alone: its owner or its mode lets others in",

@@ -147,12 +147,14 @@ async def find(path: Path) -> tuple[Survivor, dict[str, object]] | None:
     try:
         survivor = Survivor(pid, writer)
     except ProcessLookupError:
+        writer.close()
         return None
     try:
         told = json.loads(await asyncio.wait_for(reader.readline(), ANSWER_S))
     except (OSError, TimeoutError, ValueError):  # it stands still, or dies
         survivor.kill()
         await survivor.wait()
+        writer.close()
         return None
     return survivor, told
 

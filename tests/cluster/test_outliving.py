@@ -90,3 +90,32 @@ def test_a_folder_that_lets_others_in_is_refused(tmp_path: Path) -> None:
         Deployment(outlive(tmp_path))
     with pytest.raises(ValueError, match="letters"):
         Outlive(name="a/b")
+    for name in (".", ".."):
+        with pytest.raises(ValueError, match="neither"):
+            Outlive(name=name)
+    (tmp_path / "mine").mkdir(mode=0o700)
+    (tmp_path / "linked").symlink_to(tmp_path / "mine")
+    with pytest.raises(BadConfig, match="not this user's alone"):
+        Deployment(Outlive(name="linked", folder=tmp_path))
+
+
+def test_only_its_own_files_go_with_a_deployment(tmp_path: Path) -> None:
+    told = outlive(tmp_path)
+    deployment, folder = Deployment(told), tmp_path / "d"
+    key_of(told)
+    deployment.log("m-0").touch()
+    (folder / "letters.txt").write_text("somebody's")
+    deployment.close()
+    assert [path.name for path in folder.iterdir()] == ["letters.txt"]
+
+
+def test_a_key_that_was_not_written_is_made_and_half_a_key_is_none(tmp_path: Path) -> None:
+    told = outlive(tmp_path)
+    Deployment(told)
+    path = tmp_path / "d" / "key"
+    path.touch(mode=0o600)  # its server had no time, or no room, to write it
+    key = key_of(told)
+    assert len(key) == 16 and key_of(told) == key == path.read_bytes()
+    path.write_bytes(b"short")
+    with pytest.raises(BadConfig, match="holds no key"):
+        key_of(told)

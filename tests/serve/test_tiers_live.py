@@ -70,6 +70,8 @@ def test_the_key_of_blocks_on_disk_stays(tmp_path: Path) -> None:
     key = hash_key_of(load_config(sets=sets))
     assert len(key) == 16 and hash_key_of(load_config(sets=sets)) == key
     assert hash_key_of(load_config()) != hash_key_of(load_config())
+    lives = (*sets, "serve.outlive.name='d'", f"serve.outlive.folder='{tmp_path}'")
+    assert hash_key_of(load_config(sets=lives)) == key, "a deployment's own key ends with it"
     (tmp_path / "deep" / "key").write_bytes(b"short")
     with pytest.raises(BadConfig, match="holds no key"):
         hash_key_of(load_config(sets=sets))

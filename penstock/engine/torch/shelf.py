@@ -142,6 +142,8 @@ class Shelf:
             os.pwrite(self._file, page, 0)
             return []
         size = os.fstat(self._file).st_size
+        if size > self._at(self.num_slots):  # it was allowed more before
+            os.ftruncate(self._file, self._at(self.num_slots))
         self._num_there = min(self.num_slots, max(0, size - PAGE) // self._stride)
         found: dict[BlockHash, tuple[int, int]] = {}
         for slot in range(self._num_there):

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from penstock.core.errors import BadConfig
 from penstock.core.plans import Filed, Filing, Moved, Plan, Transfer
@@ -68,7 +69,7 @@ class SlowMemory:
             about = f"{behind.identity}, {type(backend).__name__}, {arena.dtype}, {tuple(arena.shape[2:])}"
             digest = hashlib.sha256(about.encode()).hexdigest()
             self._shelf = Shelf(
-                tiers.folder / f"{behind.name}.kv",
+                tiers.folder / f"{quote(behind.name, safe='')}.kv",
                 region_of(self._mover.host),
                 num_slots=self.disk_blocks,
                 identity=digest,
@@ -126,7 +127,7 @@ def open_behind(
     """None where nothing is asked for."""
     if not config.host_blocks and config.tiers.host_bytes is None:
         return None
-    facts = (config.weights, config.kv, config.block_size, config.max_context)
+    facts = (config.dtype, config.weights, config.kv, config.block_size, config.max_context)
     behind = Behind(
         host_blocks=config.host_blocks,
         copy_threads=config.copy_threads,

@@ -106,6 +106,18 @@ def test_the_next_process_finds_what_is_whole(tmp_path: Path) -> None:
     other.shelf.close()
 
 
+def test_a_file_that_may_hold_less_than_before_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "x.kv"
+    disk = Disk(path)
+    disk.file([(0, 1), (1, 3)], [name(0), name(1)], is_out=True)
+    assert path.stat().st_size > PAGE + 2 * disk.shelf._stride
+    disk.shelf.close()
+    again = Disk(path, num_slots=2)
+    assert path.stat().st_size == PAGE + 2 * again.shelf._stride
+    assert again.shelf.found == [(name(0), 1)]
+    again.shelf.close()
+
+
 def test_a_full_disk_is_written_to_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk(tmp_path / "x.kv", num_slots=GROWTH + 8)
     disk.file([(0, 0)], [name(0)], is_out=True)
@@ -146,6 +158,7 @@ async def written(folder: Path, num_blocks: int, tiers: TiersConfig, kv: str = "
         block_size=BLOCK,
         tiers=tiers,
         kv=kv,  # type: ignore[arg-type]
+        name="org/model-0",
     )
     executor = open_executor(str(folder), config)
     served = Served([[] for _ in PROMPTS])
@@ -208,6 +221,7 @@ def test_the_text_is_the_same_with_tiers(folder: Path, tmp_path: Path, kv: str) 
     again = asyncio.run(written(folder, 8, small, kv))
     for at in range(len(PROMPTS)):
         assert plain.ids(at) == short.ids(at) == filed.ids(at) == again.ids(at)
+    assert [path.name for path in tmp_path.iterdir()] == ["org%2Fmodel-0.kv"]
     assert cached(plain) == [0, 0, 0, 0, 64, 0, 64, 64]
     assert cached(short) == cached(plain)
     assert any(isinstance(event, Transferred) and not event.is_out for event in short.events)
