@@ -55,7 +55,7 @@ class Shelf:
         self.path, self._region, self._tell = path, region, tell
         self.num_slots = num_slots
         self._length = int(region.shape[0] * region.shape[2])
-        self._stride = -(-(HEAD.size + self._length) // PAGE) * PAGE
+        self._stride = stride_of(self._length)
         self._stamp = self._num_there = 0
         self._error: str | None = None
         self._file = _open(path)
@@ -152,6 +152,11 @@ class Shelf:
                 found[head[0]] = head[1], slot
                 self._stamp = max(self._stamp, head[1])
         return [(name, slot) for name, (_, slot) in sorted(found.items(), key=lambda one: one[1])]
+
+
+def stride_of(length: int) -> int:
+    """What a block of `length` bytes takes of the file."""
+    return -(-(HEAD.size + length) // PAGE) * PAGE
 
 
 def _open(path: Path) -> int:

@@ -27,7 +27,7 @@ from penstock.engine.tier_config import TiersConfig
 from penstock.engine.torch.mover import Mover
 from penstock.engine.torch.ports import Movable
 from penstock.engine.torch.shared import region_of
-from penstock.engine.torch.shelf import Shelf
+from penstock.engine.torch.shelf import Shelf, stride_of
 
 if TYPE_CHECKING:
     from penstock.engine.torch.build import EngineConfig
@@ -58,7 +58,8 @@ class SlowMemory:
             )
         arena, tiers = backend.arena, behind.tiers
         block_bytes = arena.numel() * arena.element_size() // arena.shape[1]
-        self.tier_blocks, self.disk_blocks = tiers.blocks(block_bytes)
+        self.tier_blocks, _ = tiers.blocks(block_bytes)
+        _, self.disk_blocks = tiers.blocks(stride_of(block_bytes))
         self._tell = tell
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopped = False
