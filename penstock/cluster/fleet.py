@@ -82,7 +82,7 @@ class Fleet:
         self._waiting = Waiting(lambda ticket: self._place(ticket, now(), None))
         self._moves = Moves(self._ports, router, self._tickets, moves or MoveBounds())
         self._lendings = Lendings(self._ports, router, is_on=lends)
-        self._hand_off = HandOff(self._ports, router, self._moves, self._has)
+        self._hand_off = HandOff(self._ports, router, self._moves, self._has, steering)
         reshapes = Reshapes(self._ports, router)
         self.reshape, self.devices, self.lent = reshapes.reshape, reshapes.now, self._lendings.lent
         self._is_draining = False

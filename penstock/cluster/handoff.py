@@ -5,6 +5,9 @@ When that token is heard the route policy is asked again, for stage "decode", an
 with its blocks as soon as it has room (cluster.movement); until then the blocks stay where they are, so that what is
 not pulled keeps prefill replicas from taking more. When a movement comes to nothing another replica is tried, and when
 none is left the request goes on where it is.
+
+Offline requests (priority above 0) stay where their prompt was computed if the fleet's move policy `keeps_offline`, as
+it says itself when one goes elsewhere.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 from penstock.cluster.movement import refusal
 from penstock.cluster.moves import Moves
 from penstock.cluster.router import Router
+from penstock.cluster.steering import Steering
 from penstock.core.clock import now
 from penstock.core.moving import Migrated
 from penstock.core.ports import MovingPort, ReplicaPort
@@ -37,12 +41,16 @@ class HandOff:
         router: Router,
         moves: Moves,
         is_open: Callable[[Ticket], bool],
+        steering: Steering | None = None,
     ) -> None:
         self._ports, self._router, self._moves, self._is_open = ports, router, moves, is_open
+        self._keeps_offline = steering is not None and steering.keeps_offline
 
     def pauses(self, ticket: Ticket, replica: str) -> bool:
         """Whether a request that goes to this replica is to be handed on from there."""
         if self._router.reports[replica].role != "prefill":
+            return False
+        if self._keeps_offline and ticket.request.priority > 0:
             return False
         return any(self._can_take(ticket, report) for report in self._router.reports.values())
 

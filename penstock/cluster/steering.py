@@ -72,6 +72,11 @@ class Steering:
         return bool(getattr(self._scaler, "hears_tokens", False))
 
     @property
+    def keeps_offline(self) -> bool:
+        """The move policy takes offline requests from where their prompts were computed."""
+        return bool(getattr(self._mover, "keeps_offline", False))
+
+    @property
     def causes(self) -> frozenset[Cause]:
         """What the move policy wants to be asked on, beside the passing of time."""
         return frozenset(getattr(self._mover, "causes", ()))

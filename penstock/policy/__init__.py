@@ -94,6 +94,7 @@ TABLE: dict[str, dict[str, str]] = {
         "infinite-llm": "penstock.policy.move.infinite_llm:InfiniteLlm",
         "eplb": "penstock.policy.move.eplb:Eplb",
         "elastic-moe": "penstock.policy.move.elastic_moe:ElasticMoe",
+        "offline": "penstock.policy.move.offline:Offline",
     },
     "scale": {
         "elastic": "penstock.policy.scale.elastic:Elastic",

@@ -6,23 +6,28 @@ Copies between replicas are made when they end: what the source wrote there mean
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.cluster.fleet import Fleet
 from penstock.cluster.link import ReplicaLink
 from penstock.cluster.movement import MoveBounds
+from penstock.cluster.rounds import Rounds
 from penstock.cluster.router import Router
+from penstock.cluster.sight import Sight
 from penstock.cluster.spec import Outside, ReplicaSpec, open_host, policies_of
+from penstock.cluster.steering import Steering, Steers
 from penstock.core.errors import PenstockError
 from penstock.core.events import Event, Opened
 from penstock.core.moving import KvCard, Migrated
 from penstock.core.plans import Plan
 from penstock.core.ports import Runs
 from penstock.core.prompt import TokenPrompt
-from penstock.core.types import Caps, Output, Request, RequestId, Sampling
+from penstock.core.types import Caps, Output, Request, RequestId, Role, Sampling
 from penstock.cost.fitted import Fitted
 from penstock.cost.lengths import RecentLengths
+from penstock.cost.phases import Phases
 from penstock.cost.predict import StepPredictor
 from penstock.engine.replica import ReplicaConfig
 from penstock.engine.turn import Predictors
@@ -107,25 +112,47 @@ class Asked:
 
 class World:
     def __init__(
-        self, count: int = 3, *, num_blocks: int = 40, seed: int = 0, **bounds: Any
+        self,
+        count: int = 3,
+        *,
+        num_blocks: int = 40,
+        seed: int = 0,
+        roles: Sequence[Role] = (),
+        mover: Any = None,
+        policies: dict[str, Any] = POLICIES,
+        **bounds: Any,
     ) -> None:
+        self.roles: Sequence[Role] = roles or ("any",) * count
+        self.policies = policies
         self.fabric = Fabric(Link(latency_s=1e-4, bytes_per_s=2e4))
         self.arenas: dict[str, Any] = {}
         self.num_blocks, self.seed = num_blocks, seed
         self.log = Log()
         self.asked: dict[str, Asked] = {}
-        self.router = Router("fleet", find("route", "round-robin")(), log=self.log, is_checked=True)
+        routes = find("route", "round-robin")()
+        cost = Phases(prefill=(0.01, 1e-4, 0.0), decode=(0.01, 0.0, 1e-4))  # of MODEL
+        sight = Sight((routes,), cost=cost) if mover else None
+        self.router = Router("fleet", routes, log=self.log, is_checked=True, sight=sight)
+        steers = Steers(mover=mover)
+        steering = Steering(self.router, steers, log=self.log, is_checked=True) if mover else None
         self.links = [ReplicaLink(f"r{place}") for place in range(count)]
         self.sites: dict[str, Site] = {}
         self.fleet = Fleet(
-            "m", self.links, self.router, moves=MoveBounds(**{"last_blocks": 2, **bounds})
+            "m",
+            self.links,
+            self.router,
+            steering=steering,
+            moves=MoveBounds(**{"last_blocks": 2, **bounds}),
         )
+        self.rounds = Rounds(self.fleet, steering, mover=self.fleet) if steering else None
         self._generation = 0
         self.over: list[Migrated] = []
 
     async def start(self) -> None:
         for link in self.links:
             await self.bring_up(link)
+        if self.rounds is not None:
+            self.rounds.start()
 
     async def bring_up(self, link: ReplicaLink) -> None:
         self._generation += 1
@@ -140,10 +167,12 @@ class World:
         spec = ReplicaSpec(
             name=link.name,
             model="m",
-            policies=POLICIES,
+            policies=self.policies,
             block_size=SIZE,
             is_checked=True,
             report_s=0.02,
+            role=self.roles[self.links.index(link)],
+            tells=("jobs", "steady") if self.rounds else (),
         )
         transport = Copying(self.fabric, card, self.arenas)
         outside = Outside(
@@ -159,12 +188,22 @@ class World:
         link.attach(near)
         await link.ready()
 
-    def ask(self, name: str, prompt: list[int], length: int, n: int = 1, **sampling: Any) -> Asked:
+    def ask(
+        self,
+        name: str,
+        prompt: list[int],
+        length: int,
+        n: int = 1,
+        *,
+        priority: int = 0,
+        **sampling: Any,
+    ) -> Asked:
         request = Request(
             id=RequestId(name),
             model="m",
             prompt=TokenPrompt(prompt),
             n=n,
+            priority=priority,
             sampling=Sampling(max_tokens=length, **{"temperature": 0.0, **sampling}),
         )
         asked = self.asked[name] = Asked(request)
@@ -214,6 +253,8 @@ class World:
             replica.check()
 
     async def stop(self) -> None:
+        if self.rounds is not None:
+            await self.rounds.stop()
         await self.fleet.stop()
         await asyncio.gather(*(site.task for site in self.sites.values()))
 
@@ -234,7 +275,7 @@ class World:
         return ReplicaParts(
             config=ReplicaConfig(name=who, num_blocks=made.num_blocks, block_size=SIZE),
             caps=made.caps,
-            policies=policies_of(POLICIES),
+            policies=policies_of(self.policies),
             predictors=predictors(),
         )
 
