@@ -339,7 +339,7 @@ def fetch_view(rng: random.Random) -> fetch.View:
     return fetch.View(
         now=rng.uniform(0, 1000),
         rng=rng,
-        place=rng.choice(("host", "disk", "peer")),
+        place=rng.choice(("host", "disk")),
         tokens=rng.randint(1, 4000),
         cached=rng.choice((0, rng.randint(0, 4000))),
         copy_s=rng.choice((None, rng.uniform(0, 2))),

@@ -1,7 +1,6 @@
 """Are cached blocks brought back from where they lie, or computed again? Asked for each stretch that could be.
 
-Where: host memory behind the device, the disk behind that (engine.tiers), or the memory of another replica
-(cluster.fetches).
+Where: host memory behind the device, or the disk behind that (engine.tiers).
 
 Law: there is something to bring, and what it takes is no negative number.
 """
@@ -15,7 +14,7 @@ from msgspec import Struct
 
 from penstock.core.views import Rng
 
-Place = Literal["host", "disk", "peer"]
+Place = Literal["host", "disk"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

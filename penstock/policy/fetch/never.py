@@ -1,4 +1,4 @@
-"""Compute everything again: what tiers and peers hold is never used.
+"""Compute everything again: what the tiers hold is never used.
 
 Source: none; ours.
 
