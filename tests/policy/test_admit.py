@@ -69,3 +69,16 @@ def test_watermark_keeps_a_share_free_unless_nothing_runs() -> None:
     assert answer("watermark", job, ledger, fraction=0.02, runs=False) == "yes"
     with pytest.raises(ValueError, match="fraction"):
         find("admit", "watermark")(fraction=1.0)
+
+
+@pytest.mark.parametrize(("ahead", "expected"), [(None, "later"), (8, "yes"), (20, "later")])
+def test_looking_ahead_counts_only_so_many_tokens_of_each(ahead: int | None, expected: str) -> None:
+    """40 positions; two prompts of 8 with answers of up to 20: 56 in the end, and 32 when both have written 8."""
+    ledger = ModelLedger(10, 4)
+    first, second = (make_job(seq, 8, max_tokens=20) for seq in (1, 2))
+    assert ledger.reserve(first, 8)
+    first.computed = 7
+    view = admit.View(0.0, random.Random(0), second, 1, ledger.fork(), (first,), HalfLengths())
+    decision = find("admit", "conservative")(ahead_tokens=ahead).decide(view)
+    admit.law(view, decision)
+    assert decision.answer == expected
