@@ -16,6 +16,8 @@ knows (cluster.dispatches). With NOTHING_SENT they are what the report says and 
     neg_steps            -(free - waiting blocks) / jobs; -inf of an idle one                  Llumnix v1
     adaptive_decode      128 when idle, else 128 - jobs, from 128 jobs on jobs                 Llumnix v1
 
+`saturated` is no load but a batch, read off the cost model.
+
 Sources: Llumnix (Sun et al., OSDI 2024; v1 and v2 code), xLLM, Mooncake, DualMap; see the policies that use them.
 """
 
@@ -27,6 +29,8 @@ from msgspec import Struct
 
 from penstock.core.types import Report
 from penstock.core.views import PhaseCost
+
+LARGEST = 4096  # jobs, when a batch counts as saturated at the latest
 
 FULL_BATCH = 128  # jobs that Llumnix takes for a full decode batch
 
@@ -133,3 +137,11 @@ def adaptive_decode(num_jobs: int, full: int = FULL_BATCH) -> int:
     if not num_jobs:
         return full
     return num_jobs if num_jobs >= full else full - num_jobs
+
+
+def saturated(cost: PhaseCost) -> int:
+    """The batch from which a step grows in proportion to it: twice as many jobs take half as long again."""
+    batch = 1
+    while batch < LARGEST and cost.decode_s(2 * batch, 0) < 1.5 * cost.decode_s(batch, 0):
+        batch *= 2
+    return batch

@@ -35,9 +35,9 @@ from msgspec import UNSET, Struct
 
 from penstock.core.types import JobReport, Report, RequestId
 from penstock.core.views import PhaseCost
+from penstock.policy.loads import saturated
 from penstock.policy.move import Decision, Loan, View
 
-LARGEST = 4096  # jobs, when a batch counts as saturated at the latest
 KEPT = 8  # a creditor keeps 1 / KEPT of its memory whatever `full` says (engine.loans)
 
 
@@ -151,14 +151,6 @@ class InfiniteLlm:
             left, hop_s = left - best, 0.0
             owes.setdefault(name, set()).add(other)
         return loans
-
-
-def saturated(cost: PhaseCost) -> int:
-    """The batch from which a step grows in proportion to it: twice as many jobs take half as long again."""
-    batch = 1
-    while batch < LARGEST and cost.decode_s(2 * batch, 0) < 1.5 * cost.decode_s(batch, 0):
-        batch *= 2
-    return batch
 
 
 def debts_of(

@@ -39,8 +39,8 @@ from msgspec import UNSET, Struct
 
 from penstock.core.types import JobReport, Report, RequestId
 from penstock.core.views import PhaseCost
+from penstock.policy.loads import saturated
 from penstock.policy.move import Decision, Move, View
-from penstock.policy.move.infinite_llm import saturated
 
 
 class _Strict(Struct, gc=False):
