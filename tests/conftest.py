@@ -1,4 +1,8 @@
-"""Where the published data lies for tests that use it: --penstock-data or PENSTOCK_DATA. Without it they skip."""
+"""Where the published data lies for tests that use it: --penstock-data or PENSTOCK_DATA. Without it they skip.
+
+Examples of hypothesis may take as long as they like: a busy machine stretches one beyond any bound, which says nothing
+of the code.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -37,6 +37,7 @@ from penstock.cluster.reshapes import Reshapes
 from penstock.cluster.router import Router
 from penstock.cluster.steering import Steering
 from penstock.cluster.ticket import Ticket
+from penstock.cluster.told_adapters import ToldAdapters
 from penstock.cluster.waiting import Waiting
 from penstock.core.clock import now
 from penstock.core.errors import (
@@ -50,7 +51,7 @@ from penstock.core.errors import (
 )
 from penstock.core.messages import BlockNews
 from penstock.core.moving import Migrated, MoveMode
-from penstock.core.ports import AdapterPort, MovingPort, OnEnded, OnOutput, ReplicaPort
+from penstock.core.ports import MovingPort, OnEnded, OnOutput, ReplicaPort
 from penstock.core.types import Report, Request
 from penstock.policy.move import Cause, Move
 
@@ -85,6 +86,7 @@ class Fleet:
         self._hand_off = HandOff(self._ports, router, self._moves, self._has, steering)
         reshapes = Reshapes(self._ports, router)
         self.reshape, self.devices, self.lent = reshapes.reshape, reshapes.now, self._lendings.lent
+        self.adapters = ToldAdapters(self._ports)
         self._is_draining = False
         self._on_happened: OnHappened | None = None
         self._hears_all = steering is not None and steering.hears_tokens
@@ -142,21 +144,6 @@ class Fleet:
         else:
             self._place(ticket, at, None)
         return ticket
-
-    async def take_adapter(self, adapter: str, folder: str) -> None:
-        """Tell all replicas of an adapter; if one refuses, none has it. Raises why."""
-        ports = [cast(AdapterPort, port) for port in self._ports.values()]
-        told = await asyncio.gather(
-            *(port.take_adapter(adapter, folder) for port in ports), return_exceptions=True
-        )
-        errors = [each for each in told if isinstance(each, BaseException)]
-        if errors:
-            self.drop_adapter(adapter)
-            raise errors[0]
-
-    def drop_adapter(self, adapter: str) -> None:
-        for port in self._ports.values():
-            cast(AdapterPort, port).drop_adapter(adapter)
 
     async def drain(self) -> None:
         """Refuse new requests; return when the running ones have ended."""
@@ -286,10 +273,18 @@ class Fleet:
         if report.is_suspect and not self._router.has_other(report):
             report = replace(report, is_suspect=UNSET)  # a doubtful one is better than none
         self._router.hear(now(), report)
+        if not report.is_alive or report.is_draining:
+            self._trust_those_left()
         if before is not None and before.is_alive and not report.is_alive:
             self.happen("lost", report.replica)
         elif report.is_draining and not (before is not None and before.is_draining):
             self.happen("draining", report.replica)
+
+    def _trust_those_left(self) -> None:
+        """A replica was doubtful while another one could take its requests."""
+        for each in list(self._router.reports.values()):
+            if each.is_suspect and not self._router.has_other(each):
+                self._router.hear(now(), replace(each, is_suspect=UNSET))
 
     def _hear_blocks(self, replica: str, news: BlockNews) -> None:
         self._router.tell(now(), replica, news)

@@ -75,18 +75,18 @@ class Fleets:
         try:
             key = await asyncio.to_thread(adapter_key, name, Path(folder))
             if before is None or before.key != key:
-                await fleet.take_adapter(key, folder)
+                await fleet.adapters.take(key, folder)
         finally:
             self._coming.discard(name)
         self._adapters[name] = Adapter(name, fleet.name, key, folder)
         if before is not None and before.key != key:
-            self.fleet(before.model).drop_adapter(before.key)
+            self.fleet(before.model).adapters.drop(before.key)
 
     def unload_adapter(self, name: str) -> None:
         found = self._adapters.pop(name, None)
         if found is None:
             raise UnknownModel(f"no adapter is named {name!r}", param="lora_name")
-        self.fleet(found.model).drop_adapter(found.key)
+        self.fleet(found.model).adapters.drop(found.key)
 
     async def reshape(
         self,

@@ -100,7 +100,7 @@ class Keeper:
                 return False
             try:
                 await self._launch()
-            except PenstockError as error:
+            except (PenstockError, OSError) as error:  # the disk for its sockets may be full
                 ending = f"did not start: {error}"
                 failures += 1
                 continue

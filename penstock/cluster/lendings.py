@@ -146,8 +146,8 @@ class Lendings:
         while borrower.creditors:
             name = borrower.creditors.pop(0)
             report = self._router.reports.get(name)
-            if report is None or name not in self._ports:
-                continue
+            if report is None or name not in self._ports or not _can_lend(report, borrower.home):
+                continue  # it was up when it was listed
             count = min(borrower.missing, self._room(report))
             if count < min(borrower.missing, max(1, report.total_blocks // LEAST)):
                 continue

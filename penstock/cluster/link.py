@@ -17,9 +17,8 @@ from msgspec.structs import replace
 from penstock.cluster.moving_end import SMALL_BYTES, TOKEN_BYTES, MovingEnd
 from penstock.cluster.reshapes import ReshapingEnd
 from penstock.cluster.silence import Patience, Silence
-from penstock.core import errors
 from penstock.core.clock import now
-from penstock.core.errors import PenstockError, ReplicaLost, SchemaMismatch, StepFailed
+from penstock.core.errors import PenstockError, ReplicaLost, SchemaMismatch, error_class
 from penstock.core.messages import (
     AdapterTaken,
     BlockNews,
@@ -57,14 +56,6 @@ class _Held:
 
     def __init__(self, on_output: OnOutput, on_failed: OnFailed, left: int) -> None:
         self.on_output, self.on_failed, self.left = on_output, on_failed, left
-
-
-def error_class(code: str) -> type[PenstockError]:
-    """The class of an error that travelled by its name; an unknown one is a failure of ours."""
-    found = getattr(errors, code, None)
-    if isinstance(found, type) and issubclass(found, PenstockError):
-        return found
-    return StepFailed
 
 
 class ReplicaLink(MovingEnd, ReshapingEnd):

@@ -11,6 +11,7 @@ from penstock.cluster.router import Router
 from penstock.core.clock import now
 from penstock.core.moving import Migrated, MoveMode
 from penstock.core.ports import MovingPort, ReplicaPort
+from penstock.core.types import Report, Stage
 from penstock.policy.move import Move
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Moves:
             ticket = next(
                 filter(lambda each: _can_leave(each, name, tried), self._tickets.values()), None
             )
-            target = self._emptiest(name)
+            target = None if ticket is None else self._emptiest(ticket)
             if ticket is None or target is None:
                 return
             tried.add(ticket.request.id)
@@ -123,14 +124,20 @@ class Moves:
             self.begin(ticket.request.id, target, mode, over.set_result)
             await over
 
-    def _emptiest(self, name: str) -> str | None:
-        """Of the other replicas, the one with the fewest requests."""
+    def _emptiest(self, ticket: Ticket) -> str | None:
+        """Of the other replicas, the one with the fewest requests; those of its stage's role first."""
+        stage: Stage = "decode" if ticket.is_heard else "prefill"
+
+        def rank(report: Report) -> tuple[bool, int]:
+            return report.role not in ("any", stage), self._router.outstanding[report.replica]
+
         able = [
-            report.replica
+            report
             for report in self._router.reports.values()
-            if report.replica != name and report.is_alive and not report.is_draining
+            if report.is_alive and not report.is_draining and not report.is_suspect
         ]
-        return min(able, key=self._router.outstanding.__getitem__, default=None)
+        others = [report for report in able if report.replica != ticket.replica]
+        return min(others, key=rank).replica if others else None
 
 
 def _can_leave(ticket: Ticket, name: str, tried: set[str]) -> bool:

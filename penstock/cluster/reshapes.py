@@ -7,9 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from penstock.cluster.router import Router
-from penstock.core import errors
 from penstock.core.clock import now
-from penstock.core.errors import BadRequest, Overloaded, PenstockError, ReplicaLost, StepFailed
+from penstock.core.errors import BadRequest, Overloaded, PenstockError, ReplicaLost, error_class
 from penstock.core.messages import Reshape, ReshapeDone
 from penstock.core.ports import ReplicaPort, ReshapingPort
 from penstock.core.reshaping import NewShape, Placing, Reshaped
@@ -22,6 +21,10 @@ class ReshapingEnd(ABC):
         self._told: tuple[int, Placing] | None = None  # its successor is told again
         self._reshaping: asyncio.Future[NewShape] | None = None
 
+    @property
+    @abstractmethod
+    def is_alive(self) -> bool: ...
+
     @abstractmethod
     def _put(self, message: object, num_bytes: int = 0) -> None:
         """Say it, unless there is nobody to say it to."""
@@ -30,6 +33,8 @@ class ReshapingEnd(ABC):
         """See core.ports.ReshapingPort."""
         if self._reshaping is not None:
             raise Overloaded("its devices are being changed already", retry_after_s=1.0)
+        if not self.is_alive:
+            raise ReplicaLost("the replica is not running", hint="try again when it is up")
         self._reshaping = asyncio.get_running_loop().create_future()
         self._put(Reshape(devices, placing))
         try:
@@ -46,10 +51,7 @@ class ReshapingEnd(ABC):
         if told.shape is not None:
             waiting.set_result(told.shape)
             return
-        found = getattr(errors, told.code, StepFailed)
-        is_ours = isinstance(found, type) and issubclass(found, PenstockError)
-        kind = found if is_ours else StepFailed
-        waiting.set_exception(kind(told.message, hint=told.hint))
+        waiting.set_exception(error_class(told.code)(told.message, hint=told.hint))
 
     def _reshape_again(self) -> None:
         if self._told is not None:

@@ -72,20 +72,23 @@ class Rounds:
     def tell(self, cause: Cause, about: str) -> None:
         """Something happened that a policy may want to move requests for."""
         if cause in self._causes:
-            self._ask(cause, about)
+            self._guarded("move", lambda: self._ask(cause, about))
 
     def _again(self, name: str, every_s: float | None, act: Callable[[], None]) -> None:
         if every_s is None:
             return
 
         def ring() -> None:
-            try:
-                act()
-            except Exception:  # noqa: BLE001 - the policy's own; the fleet goes on without its answer
-                _log.exception("the %s policy of %s failed", name, self._fleet.name)
+            self._guarded(name, act)
             self._again(name, every_s, act)
 
         self._timers[name] = asyncio.get_running_loop().call_later(every_s, ring)
+
+    def _guarded(self, name: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception:  # noqa: BLE001 - the policy's own; the fleet goes on without its answer
+            _log.exception("the %s policy of %s failed", name, self._fleet.name)
 
     def _move(self) -> None:
         if self._fleet.num_outstanding:

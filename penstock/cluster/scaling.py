@@ -83,6 +83,7 @@ class Scaling:
         try:
             spec = replace(self._spec, name=name, role=role, neighbours=place, is_added=True)
             await self._start(spec, link)
+            await self._fleet.adapters.introduce(link)
         except PenstockError as error:
             _log.warning("the replica %s does not start: %s", name, error)
             await link.stop()

@@ -46,6 +46,9 @@ SLOTS: dict[str, str] = {  # slot -> kind of policy
     "move": "move",
     "scale": "scale",
 }
+UNTOLD = frozenset(  # fields that came later: unset, they leave logs what they were before
+    {"speculation", "max_open", "role", "neighbours", "tells", "tiers", "lends", "kv", "is_added"}
+)
 FLEET_SLOTS = ("route", "route_decode", "move", "scale")  # the others are a replica's
 
 
@@ -193,26 +196,9 @@ class ReplicaSpec:
 
     def to_json(self) -> str:
         told = dataclasses.asdict(self)
-        if (
-            self.speculation is None
-        ):  # so that the logs of those who do not guess are what they were
-            del told["speculation"]
-        if self.max_open is None:
-            del told["max_open"]
-        if self.role == "any":  # likewise
-            del told["role"]
-        if self.neighbours == Neighbours():  # as above
-            del told["neighbours"]
-        if not self.tells:
-            del told["tells"]
-        if self.tiers == TiersConfig():
-            del told["tiers"]
-        if not self.lends:
-            del told["lends"]
-        if self.kv == KvLink():
-            del told["kv"]
-        if not self.is_added:
-            del told["is_added"]
+        for each in dataclasses.fields(self):
+            if each.name in UNTOLD and getattr(self, each.name) == each.default:
+                del told[each.name]
         return json.dumps(told, default=str)
 
     @classmethod

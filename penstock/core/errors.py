@@ -108,6 +108,14 @@ class UpstreamFailed(PenstockError):
     retry = "elsewhere"
 
 
+def error_class(code: str) -> type[PenstockError]:
+    """The class of an error that travelled by its name; an unknown one is a failure of ours."""
+    found = globals().get(code)
+    if isinstance(found, type) and issubclass(found, PenstockError):
+        return found
+    return StepFailed
+
+
 def missing_extra(package: str, extra: str) -> MissingExtra:
     """The error for an optional dependency that is not installed."""
     return MissingExtra(

@@ -15,7 +15,7 @@ same name may come on the next channel.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
 
@@ -168,7 +168,8 @@ class Host:
         elif isinstance(message, Cancel):
             self.replica.cancel(message.request)
         elif isinstance(message, TakeAdapter):
-            self._spawn(self._take_adapter(message))
+            taken = self._adapters.take(message.adapter, Path(message.folder))
+            self._spawn(self._answer_taken(message.adapter, taken))
         elif isinstance(message, DropAdapter):
             self._adapters.folders.pop(message.adapter, None)
         elif isinstance(message, GoOn):
@@ -204,12 +205,12 @@ class Host:
             )
             self._outbox.put(refusal, SMALL_BYTES)
 
-    async def _take_adapter(self, told: TakeAdapter) -> None:
-        answer = AdapterTaken(told.adapter)
+    async def _answer_taken(self, adapter: str, taken: Awaitable[None]) -> None:
+        answer = AdapterTaken(adapter)
         try:
-            await self._adapters.take(told.adapter, Path(told.folder))
+            await taken
         except PenstockError as error:
-            answer = AdapterTaken(told.adapter, type(error).__name__, error.message, error.hint)
+            answer = AdapterTaken(adapter, type(error).__name__, error.message, error.hint)
         self._outbox.put(answer, SMALL_BYTES)
 
     def _hash(self, request: Request) -> None:

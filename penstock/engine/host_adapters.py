@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -37,20 +37,25 @@ class HostAdapters:
         self._slots, self._reader = slots, reader
         self.folders = dict(folders or {})
 
-    async def take(self, key: str, folder: Path) -> None:
-        """Requests for it are taken at once, as a replica that was started again knows it from before.
+    def take(self, key: str, folder: Path) -> Coroutine[None, None, None]:
+        """From this call on requests for it are taken, as a replica that was started again knows it from before.
 
-        Raises BadModel, BadRequest.
+        What it returns reads the adapter, when awaited. That raises BadModel, BadRequest.
         """
+        if self._slots:
+            self.folders[key] = folder
+            if self._reader is not None:
+                self._reader.know(key, folder)
+        return self._read(key)
+
+    async def _read(self, key: str) -> None:
         if not self._slots:
             raise BadRequest(
                 "this model is served without adapters",
                 hint="set max_adapters of its fleet, or name one in its adapters",
             )
-        self.folders[key] = folder
         if self._reader is None:
             return
-        self._reader.know(key, folder)
         try:
             await asyncio.to_thread(self._reader.check, key)
         except PenstockError:

@@ -2,8 +2,8 @@
 
     ray_map(work, items, "auto", on_result)
 
-Rules - This Penstock travels with the work: nodes need Python, ray and Penstock's dependencies, and see files under
-the same
+Rules
+- This Penstock travels with the work: nodes need Python, ray and Penstock's dependencies, and see files under the same
   paths as here.
 - As many items are under way as the cluster has cores; the next is sent when one is done.
 - An item whose process or node dies is tried once more, by Ray; then its result is the words that say why.

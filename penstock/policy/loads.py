@@ -97,9 +97,8 @@ def kv_ratio_projected(report: Report, sent: Sent = NOTHING_SENT) -> float:
     total = report.total_blocks
     if not total:
         return 0.0
-    rest = -(-report.prefill_tokens // report.block_size)
     waiting = report.waiting_blocks - report.cached_tokens // report.block_size
-    return (used_blocks(report) + waiting + rest + sent.blocks) / total
+    return (used_blocks(report) + waiting + rest_blocks(report) + sent.blocks) / total
 
 
 def neg_freeness(report: Report, urgent_blocks: int | None = None) -> float:

@@ -131,13 +131,18 @@ def told_of(event: Snapshot) -> str:
         denied = [
             f"{each[0]}: {each[1]} -> {each[2]} denied by {each[-1]}" for each in event["denied"]
         ]
-        told = "; ".join((*moves, *denied)) or "nothing moves"
+        loans = [
+            f"{name}: {creditor} keeps {count} blocks for {debtor}"
+            for name, debtor, creditor, count in event.get("loans", ())
+        ]
+        told = "; ".join((*moves, *loans, *denied)) or "nothing moves"
     elif kind == "migrated":
         told = _migrated(event)
     elif kind == "scaled":
         parts = [f"+{count} {role}" for role, count in event["add"]]
         parts += [f"drain {name}" for name in event["drain"]]
         parts += [f"{name} becomes {role}" for name, role in event["roles"]]
+        parts += [f"{name} gets {count} devices" for name, count in event.get("devices", ())]
         told = ", ".join(parts)
     elif kind == "left":
         told = f"{event['replica']} left"

@@ -12,14 +12,16 @@ from penstock.cluster.fleets import Fleets
 from penstock.cluster.inside import Inside
 from penstock.cluster.link import ReplicaLink
 from penstock.cluster.router import Router
+from penstock.cluster.scaling import Scaling
 from penstock.cluster.spec import Outside, ReplicaSpec
 from penstock.core.errors import BadModel, BadRequest, UnknownModel
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Caps, Output, Request, RequestId, Sampling
 from penstock.engine.adapter_folder import CONFIG, WEIGHTS
+from penstock.engine.host_adapters import HostAdapters
 from penstock.engine.turn import Predictors
 from penstock.net import local
-from penstock.policy import find
+from penstock.policy import find, scale
 from penstock.report.log import Memory
 from penstock.sim.executor import ModelledExecutor
 from tests.cluster.test_link_and_host import POLICIES
@@ -147,3 +149,30 @@ async def test_a_fleet_without_room_for_adapters_says_so(folder: Path) -> None:
     with pytest.raises(BadRequest, match="served without adapters"):
         await world.fleets.load_adapter("sql", str(folder))
     await world.fleets.stop()
+
+
+async def test_a_replica_that_joins_later_knows_what_the_others_know(folder: Path) -> None:
+    world = World()
+    await world.start()
+    await world.fleets.load_adapter("sql", str(folder))
+    fleet = world.fleets.fleet("m")
+    scaling = Scaling(fleet, world.inside.start, world.specs[0], 2)
+    scaling.carry_out(scale.Decision(add={"any": 1}))
+    async with asyncio.timeout(10):
+        while len(fleet.reports()) < 3:
+            await asyncio.sleep(0.01)
+    for name in ("r0", "r1"):  # so that only the new one is left
+        await fleet.drain_replica(name)
+    assert (await world.ask("sql"))[-1].finish == "length"
+    world.fleets.unload_adapter("sql")
+    await world.fleets.stop()
+
+
+async def test_a_request_right_behind_an_adapter_is_not_refused(folder: Path) -> None:
+    """Both may be heard in one turn: of a successor, which is told of adapters when it greets."""
+    adapters = HostAdapters(slots=1, reader=Reader(0))
+    reading = adapters.take("sql@1", folder)
+    adapters.refuse_if_unknown(
+        Request(id=RequestId("a"), model="m", prompt=TracedPrompt(8), adapter="sql@1")
+    )
+    await reading

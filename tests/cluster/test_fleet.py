@@ -468,3 +468,15 @@ async def test_a_suspect_gets_no_requests_unless_it_is_the_last() -> None:
     world.ask("e")
     await settle()
     assert first.seen == ["e"]
+
+
+@in_virtual_time
+async def test_a_suspect_is_trusted_again_when_the_others_are_gone() -> None:
+    world = World(2)
+    first, second = world.replicas
+    first.is_suspect = True
+    first.say()
+    second.lose()
+    world.ask("a")
+    await settle()
+    assert first.seen == ["a"], "a doubtful replica is better than none"

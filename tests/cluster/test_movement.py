@@ -244,3 +244,22 @@ def test_the_scripts_reach_all_ends() -> None:
         outcomes.update(event.outcome for event in world.log.events if isinstance(event, Migrated))
     assert set(typing.get_args(MoveOutcome)) - set(outcomes) <= {"source_aborted"}, outcomes
     assert outcomes["committed"] > 100, outcomes
+
+
+def test_a_drained_replica_sends_requests_to_those_of_their_stage_first() -> None:
+    async def main() -> None:
+        world = World(4, num_blocks=200, roles=("any", "any", "prefill", "decode"))
+        await world.start()
+        world.ask("a", list(range(20)), 80)
+        await asyncio.sleep(0.2)
+        ticket = world.fleet._tickets["a"]
+        assert ticket.replica == "r0" and ticket.is_heard
+        world.ask("b", list(range(20)), 80)  # so that the other one of any role is busier
+        await asyncio.sleep(0.1)
+        await world.fleet.drain_replica("r0")
+        assert ticket.replica == "r3"
+        await world.end()
+        world.check_texts()
+        await world.stop()
+
+    run(main())

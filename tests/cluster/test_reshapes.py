@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from penstock.assemble import assemble, load_config, modelled_leaves
-from penstock.core.errors import BadRequest
+from penstock.cluster.link import ReplicaLink
+from penstock.core.errors import BadRequest, ReplicaLost
 from penstock.core.events import Completed, Scaled
 from penstock.core.prompt import TracedPrompt
 from penstock.core.reshaping import NewShape, Reshaped
@@ -133,3 +134,11 @@ def test_the_estimator_goes_by_attainment_and_use(
     assert decide(10.0).devices == ({} if devices is None else {"r": devices})
     assert not decide(69.0).devices  # it cools down
     assert decide(71.0).devices == ({} if devices is None else {"r": devices})
+
+
+def test_of_a_replica_that_is_not_running_the_caller_hears_at_once() -> None:
+    async def main() -> None:
+        with pytest.raises(ReplicaLost, match="not running"):
+            await ReplicaLink("r0").reshape(3, "elastic-moe")
+
+    run(main())

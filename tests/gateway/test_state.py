@@ -6,6 +6,7 @@ import io
 import json
 
 import httpx
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -88,6 +89,18 @@ def test_a_frame_shows_replicas_rates_and_reasons(service: Scripted, text: TextM
         "2 s  fleet-tiny: req-1: tiny-0 -> tiny-1 (live) committed, 40 blocks in 2 stages, paused 2.1 ms"
     )
     assert lines[11].endswith("req-1: tiny-0 -> tiny-1 (live) - tiny-0 is 1.8 times as loaded")
+
+
+def test_loans_and_devices_are_told(service: Scripted, text: TextModel) -> None:
+    told = snapshot_of(service, text)
+    lent = Steered(
+        at=1.0, who="f", cause="tick", about="", moving=(), moves=(), loans=(("req-1", "a", "b", 32),)
+    )  # fmt: skip
+    grown = Scaled(at=2.0, who="f", starting=(), devices=(("a", 3),))
+    told["recent"] = [{**msgspec.to_builtins(each), "ago_s": 1.0} for each in (lent, grown)]
+    lines = [line.strip() for line in shown(told).splitlines()]
+    assert "1 s  f: req-1: b keeps 32 blocks for a" in lines
+    assert "1 s  f: a gets 3 devices" in lines
 
 
 def test_without_an_earlier_look_there_are_no_rates(service: Scripted, text: TextModel) -> None:

@@ -193,7 +193,9 @@ class Lane:
 def step_back(niceness: int) -> None:
     """Lower the calling thread's priority, and with it that of the OpenMP threads it will start."""
     try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+        here = threading.get_native_id()
+        niceness = max(niceness, os.getpriority(os.PRIO_PROCESS, here))  # root could come forward
+        os.setpriority(os.PRIO_PROCESS, here, niceness)
     except (
         AttributeError,
         OSError,

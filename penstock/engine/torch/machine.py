@@ -1,7 +1,8 @@
 """One of several replicas on a machine: which cores, which card and how much memory are its own.
 
-    CPU    every replica gets the same number of threads, together as many as torch would start for one; where lanes are
-           bound to cores, every replica is bound to cores of its own
+    CPU    every replica gets the same number of threads, together as many as torch would start for one, or as the
+           process may use at a time where its control group has a quota (a container's limit): more would be stopped
+           for most of every period; where lanes are bound to cores, every replica is bound to cores of its own
     CUDA   cards go round: of R replicas of T cards each on N cards, replica i begins at card (i mod N // T) * T
 
 For keys and values each sets aside an equal part of the memory that one alone would take. What is said (threads, also
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -20,13 +22,19 @@ from penstock.engine.torch.build import EngineConfig, choose_device
 from penstock.engine.torch.cores import CAN_BIND, cores_here
 from penstock.engine.torch.memory import FREE_SHARE
 
+QUOTAS: tuple[tuple[Path, Path | None], ...] = (
+    (Path("/sys/fs/cgroup/cpu.max"), None),
+    (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+)
+
 
 def among(config: EngineConfig, *, count: int, index: int) -> EngineConfig:
     """The configuration of replica number `index` of `count`. May bind this process to cores."""
     assert 0 <= index < count
-    if count == 1:
-        return config
     device = choose_device(config.device)
+    if count == 1:
+        threads = config.threads if device.type == "cuda" else threads_of(config, 1)
+        return config if threads == config.threads else replace(config, threads=threads)
     if device.type == "cuda":
         name, sharers = card_of(
             config, count=count, index=index, num_cards=torch.cuda.device_count()
@@ -46,7 +54,25 @@ def threads_of(config: EngineConfig, count: int) -> int | None:
     """Of each process of each of `count` replicas."""
     if config.threads is not None or "OMP_NUM_THREADS" in os.environ:
         return config.threads
-    return max(1, torch.get_num_threads() // (count * config.tensor_parallel))
+    most, allowed = torch.get_num_threads(), quota_cores()
+    if allowed is not None and allowed < most:
+        most = allowed
+    elif count == 1:
+        return None  # as torch does by itself
+    return max(1, most // (count * config.tensor_parallel))
+
+
+def quota_cores() -> int | None:
+    """Cores' worth of time that this process's control group may use, rounded up; None: as much as there is."""
+    for quota, period in QUOTAS:
+        try:
+            told = quota.read_text(encoding="ascii").split()
+            told += [] if period is None else period.read_text(encoding="ascii").split()
+        except OSError:
+            continue
+        if len(told) == 2 and all(each.isdecimal() for each in told):
+            return -(-int(told[0]) // int(told[1]))
+    return None
 
 
 def part_of(cores: tuple[int, ...], count: int, index: int) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ from msgspec import UNSET, Struct
 
 from penstock.core.types import JobReport, Report, RequestId
 from penstock.core.views import PhaseCost
-from penstock.policy.loads import saturated
+from penstock.policy.loads import saturated, used_blocks
 from penstock.policy.move import Decision, Loan, View
 
 KEPT = 8  # a creditor keeps 1 / KEPT of its memory whatever `full` says (engine.loans)
@@ -108,7 +108,7 @@ class InfiniteLlm:
         )
         total, is_up = report.total_blocks, not (report.is_draining or report.is_suspect is True)
         lendable = min(
-            int(self.full * total) - (total - report.free_blocks),
+            int(self.full * total) - used_blocks(report),
             report.free_blocks - total // KEPT - 2 * report.num_running - 1,
         )
         return _Replica(

@@ -39,7 +39,7 @@ from msgspec import UNSET, Struct
 
 from penstock.core.types import JobReport, Report, RequestId
 from penstock.core.views import PhaseCost
-from penstock.policy.loads import saturated
+from penstock.policy.loads import saturated, used_blocks
 from penstock.policy.move import Decision, Move, View
 
 
@@ -124,7 +124,7 @@ class Offline:
         if any([job.priority > 0 for job in coming]):
             return None
         here = [job for job in _jobs(report) if job.status == "running"]
-        used = report.total_blocks - report.free_blocks
+        used = used_blocks(report)
         if not used < self.full * report.total_blocks:
             return None
         taken = used + sum([job.num_blocks for job in coming])

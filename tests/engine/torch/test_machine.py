@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from penstock.engine.folder import model_facts
-from penstock.engine.torch import kernels, packed
+from penstock.engine.torch import kernels, machine, packed
 from penstock.engine.torch.build import EngineConfig, build_decoder
 from penstock.engine.torch.cores import CAN_BIND
 from penstock.engine.torch.decoder import Alone
@@ -22,18 +22,52 @@ from tests.engine.torch.models import saved
 CPU = EngineConfig(device="cpu")
 
 
-def test_one_replica_is_left_as_it_is() -> None:
+def test_one_replica_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "QUOTAS", ())
     assert among(CPU, count=1, index=0) is CPU
 
 
 def test_threads_together_are_as_many_as_one_would_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
+    monkeypatch.setattr(machine, "QUOTAS", ())
     assert [threads_of(CPU, count) for count in (2, 3, 5, 24)] == [6, 4, 2, 1]
     assert threads_of(EngineConfig(device="cpu", tensor_parallel=2), 3) == 2
     assert threads_of(EngineConfig(device="cpu", threads=9), 3) == 9
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert threads_of(CPU, 3) is None, "whoever sets it means it for each process"
+
+
+@pytest.mark.parametrize(
+    ("quota", "most", "count", "threads"),
+    [
+        ("400000 100000", 64, 1, 4),
+        ("400000 100000", 64, 2, 2),
+        ("250000 100000", 64, 1, 3),
+        ("50000 100000", 64, 3, 1),
+        ("6400000 100000", 64, 1, None),
+        ("max 100000", 64, 1, None),
+        ("max 100000", 64, 2, 32),
+    ],
+)
+def test_threads_are_no_more_than_a_container_may_run(
+    quota: str,
+    most: int,
+    count: int,
+    threads: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: most)
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(machine, "QUOTAS", ((tmp_path / "cpu.max", None),))
+    assert among(CPU, count=count, index=0).threads == threads
+    first, second = quota.replace("max", "-1").split()
+    (tmp_path / "quota").write_text(first)
+    (tmp_path / "period").write_text(second)
+    monkeypatch.setattr(machine, "QUOTAS", ((tmp_path / "quota", tmp_path / "period"),))
+    assert among(CPU, count=count, index=0).threads == threads
 
 
 def test_free_memory_is_divided_and_said_memory_is_not() -> None:

@@ -38,8 +38,9 @@ async def test_the_lane_and_its_team_step_back(model_root: Path, niceness: int) 
     await driver.step([(job, 300)])
     new = {task: nice for task, nice in threads_here().items() if task not in before}
     lane = executor._lanes[0]._thread
-    assert new[lane.native_id or 0] == niceness
-    assert set(new.values()) == {niceness}
+    wanted = max(niceness, os.getpriority(os.PRIO_PROCESS, 0))  # of a nice test run
+    assert new[lane.native_id or 0] == wanted
+    assert set(new.values()) == {wanted}
     assert len(new) <= 2, "a lane of two threads has itself and one more"
     assert {task: threads_here()[task] for task in before} == before
     await executor.stop()
