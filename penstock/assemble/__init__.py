@@ -119,6 +119,7 @@ def replica_specs(
             store=fleet.cache.store,
             swap=fleet.cache.swap,
             tiers=fleet.cache.tiers,
+            peers=fleet.cache.peers,
             lends=fleet.lends,
             adapters={each.key: Path(each.folder) for each in adapters},
             max_adapters=slots_of(config, fleet),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from penstock.engine.peers import PeersConfig
 from penstock.engine.swap import Store, SwapConfig
 from penstock.engine.tier_config import TiersConfig
 
@@ -15,6 +16,7 @@ class CacheConfig:
     `swap`: host memory that jobs are evicted to instead of being computed again; see engine.swap. `store`: how prompts
     are found again, by the hashes of their blocks (engine.ledger) or in a tree of prefixes (engine.radix).
     `tiers`: host memory and disk that cached prefixes go to and come back from; see engine.tiers.
+    `peers`: replicas fetch cached prefixes from each other ({} as it is, None: never); see engine.seeks.
     """
 
     block_size: int = 16
@@ -24,6 +26,7 @@ class CacheConfig:
     store: Store = "hash"
     swap: SwapConfig = SwapConfig()
     tiers: TiersConfig = TiersConfig()
+    peers: PeersConfig | None = None
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
@@ -34,3 +37,5 @@ class CacheConfig:
             raise ValueError(f"memory_bytes must be at least 1, got {self.memory_bytes}")
         if self.tiers.host_bytes is not None and not (self.prefix and self.store == "hash"):
             raise ValueError('tiers keep cached prefixes: they need prefix = true and store "hash"')
+        if self.peers is not None and not (self.prefix and self.store == "hash"):
+            raise ValueError('peers show cached prefixes: they need prefix = true and store "hash"')

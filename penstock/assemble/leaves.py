@@ -211,7 +211,7 @@ def _transport(spec: ReplicaSpec, shape: ModelShape, fabric: Fabric) -> Modelled
         block_size=spec.block_size,
         block_bytes=round(shape.kv_bytes * spec.block_size),
     )
-    return ModelledTransport(fabric, card)
+    return ModelledTransport(fabric, card, behind=_num_blocks(spec, shape))
 
 
 def _check_named(spec: ReplicaSpec, templates: Iterable[StepTemplate]) -> None:

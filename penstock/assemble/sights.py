@@ -26,7 +26,7 @@ def tells_of(config: Config, index: int) -> tuple[Tells, ...]:
     """What replicas are to say besides plain reports."""
     policies = steering_policies(config, index).values()
     told: list[Tells] = []
-    if needs(policies, "blocks"):
+    if needs(policies, "blocks") or config.fleet[index].cache.peers is not None:
         told.append("blocks")
     if needs(policies, "jobs"):
         told.append("jobs")
@@ -44,4 +44,11 @@ def cost_of(config: Config, index: int) -> Phases | None:
 
 
 def sight_of(config: Config, index: int, policies: Sequence[object]) -> Sight:
-    return Sight(policies, config.fleet[index].dispatch, cost_of(config, index))
+    fleet = config.fleet[index]
+    return Sight(
+        policies,
+        fleet.dispatch,
+        cost_of(config, index),
+        peers=fleet.cache.peers,
+        has_tiers=fleet.cache.tiers.host_bytes is not None,
+    )

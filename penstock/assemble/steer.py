@@ -43,6 +43,8 @@ def made_fleet(config: Config, index: int) -> MadeFleet:
         decode=None if cost is None else cost.decode,
         rules=dataclasses.asdict(fleet.moves or MoveRules()) if is_steered else None,
         bounds=dataclasses.asdict(bounds_of(fleet)) if is_steered else None,
+        finds_peers=fleet.cache.peers is not None or None,
+        has_tiers=fleet.cache.tiers.host_bytes is not None or None,
     )
 
 

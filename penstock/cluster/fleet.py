@@ -29,6 +29,7 @@ from typing import cast
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from penstock.cluster.fetches import Fetches
 from penstock.cluster.handoff import HandOff
 from penstock.cluster.lendings import Lendings
 from penstock.cluster.movement import MoveBounds
@@ -83,6 +84,7 @@ class Fleet:
         self._waiting = Waiting(lambda ticket: self._place(ticket, now(), None))
         self._moves = Moves(self._ports, router, self._tickets, moves or MoveBounds())
         self._lendings = Lendings(self._ports, router, is_on=lends)
+        self._fetches = Fetches(self._ports, router)
         self._hand_off = HandOff(self._ports, router, self._moves, self._has, steering)
         reshapes = Reshapes(self._ports, router)
         self.reshape, self.devices, self.lent = reshapes.reshape, reshapes.now, self._lendings.lent
@@ -261,6 +263,7 @@ class Fleet:
         listen_blocks = getattr(port, "listen_blocks", None)
         if listen_blocks is not None:
             listen_blocks(partial(self._hear_blocks, port.name))
+        self._fetches.listen(port)
         port.listen(self._hear)
 
     def _has(self, ticket: Ticket) -> bool:
@@ -358,6 +361,7 @@ class Fleet:
             submit: Callable[..., None] = port.submit
             if ticket.pauses:
                 submit = partial(cast(MovingPort, port).submit, pauses=True)
+            self._fetches.hint(request, chosen)
             wants_all = self._hears_all or ticket.on_output is not None
             submit(request, ticket.hear, on_failed=ticket.fail, every_token=wants_all, seq=seq)
         elif getattr(port, "kv", None) is not None:

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from penstock.cluster.fetching_end import FetchingEnd
 from penstock.cluster.moving_end import SMALL_BYTES, TOKEN_BYTES, MovingEnd
 from penstock.cluster.reshapes import ReshapingEnd
 from penstock.cluster.silence import Patience, Silence
 from penstock.core.clock import now
 from penstock.core.errors import PenstockError, ReplicaLost, SchemaMismatch, error_class
+from penstock.core.fetching import Leave, Seek, Shown
 from penstock.core.messages import (
     AdapterTaken,
     BlockNews,
@@ -58,12 +60,13 @@ class _Held:
         self.on_output, self.on_failed, self.left = on_output, on_failed, left
 
 
-class ReplicaLink(MovingEnd, ReshapingEnd):
+class ReplicaLink(MovingEnd, ReshapingEnd, FetchingEnd):
     """The near end of a replica's channel; a core.ports.MovingPort."""
 
     def __init__(self, name: str) -> None:
         MovingEnd.__init__(self)
         ReshapingEnd.__init__(self)
+        FetchingEnd.__init__(self)
         self._name = name
         self.is_stopped = False  # by us: nobody should bring it up again
         self._held: dict[str, _Held] = {}
@@ -172,6 +175,7 @@ class ReplicaLink(MovingEnd, ReshapingEnd):
             one.on_failed(lost)
         self._lose_moves(lost)
         self._lose_shape(lost)
+        self._hear_fetch(lost)
 
     # ---------------------------------------------------------------- core.ports.ReplicaPort
 
@@ -291,6 +295,8 @@ class ReplicaLink(MovingEnd, ReshapingEnd):
             self._hear_refusal(message)
         elif isinstance(message, (Offered, Taken, Lent)):
             self._hear_move(message)
+        elif isinstance(message, (Seek, Shown, Leave)):
+            self._hear_fetch(message)
         elif isinstance(message, AdapterTaken):
             self._hear_taken(message)
         elif isinstance(message, ReshapeDone):

@@ -29,7 +29,7 @@ from penstock.core.events import (
     Reported,
     Routed,
 )
-from penstock.core.messages import BlockNews
+from penstock.core.messages import BlockNews, Changes
 from penstock.core.moving import Migrated
 from penstock.core.ports import Log
 from penstock.core.rng import stream
@@ -67,6 +67,7 @@ class Router:
         self._is_checked = is_checked
         self.sight = Sight((policy, decode)) if sight is None else sight
         self.moves: tuple[Move, ...] = ()  # that the last decision asked for
+        self.held: tuple[str, Mapping[str, int]] = "", {}  # a request, and who had what of it then
         self._alternates: dict[str, tuple[str, ...]] = {}
         self._coming: dict[str, str] = {}  # requests that a replica is about to take over
         self.again_s: float | None = None  # of the last decision
@@ -119,12 +120,14 @@ class Router:
         self.sight.tell(replica, news)
         if not self._is_read:
             return
-        stored, removed = ([each.hex() for each in part] for part in news)
+        stored, removed = _hex(Changes(*news[:2]))
         self._emit(
             BlocksTold(
-                at=now, who=self.name, replica=replica, stored=tuple(stored), removed=tuple(removed)
+                at=now, who=self.name, replica=replica, stored=stored, removed=removed,
+                host=_hex(news.host) if any(news.host) else UNSET,
+                disk=_hex(news.disk) if any(news.disk) else UNSET,
             )
-        )
+        )  # fmt: skip
 
     def arrive(self, now: float, request: Request) -> None:
         """Raises BadRequest, and writes nothing, when the prompt has no hashes for blocks of this fleet's size."""
@@ -175,6 +178,8 @@ class Router:
             self._count(chosen, 1)
             report = self.reports[chosen]
             hit = 0 if self.sight.blocks is None else view.hit(report)
+            if self.sight.peers is not None:
+                self.held = request.id, self.sight.held(request, report.block_size)
             self.sight.send(now, request, report, hit)
         return chosen
 
@@ -306,3 +311,8 @@ class Router:
                 self._observe(event)
             except Exception:  # noqa: BLE001 - the policy's own; what is written here has happened
                 _log.exception("the route policy of %s cannot take in %s", self.name, event.kind)
+
+
+def _hex(change: Changes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    stored, removed = (tuple([each.hex() for each in part]) for part in change)
+    return stored, removed

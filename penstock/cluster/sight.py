@@ -1,7 +1,7 @@
 """What a fleet's policies see beside plain reports, kept up to date by the calls that the router gets anyway.
 
     dispatches   what was sent and no report holds yet               always, unless told not to (`counts`)
-    blocks       what replicas hold by hash                          where the policy `needs_blocks`
+    blocks       what replicas hold by hash                          where the policy `needs_blocks`, or peers fetch
     queued       what waits at a replica as the fleet sees it        where the policy `needs_queued`
     token_s      what a prompt token takes, by the predictions made for what was sent lately
     ages         seconds since each report, to look ahead from it    where `foresees`
@@ -18,9 +18,11 @@ from penstock.cluster.dispatches import Dispatches
 from penstock.core.messages import BlockNews
 from penstock.core.types import Report, Request
 from penstock.core.views import PhaseCost
-from penstock.policy.block_index import TTL_S, BlockIndex
+from penstock.engine.peers import PeersConfig
+from penstock.policy.block_index import TTL_S
 from penstock.policy.loads import Sent
 from penstock.policy.route import Queued
+from penstock.policy.tier_index import TierIndex
 
 USUAL_PROMPT = 1024  # tokens, until some were sent
 MEMORY = 0.98  # of the mean of what a token takes
@@ -57,10 +59,17 @@ class Sight:
         policies: Sequence[object],
         config: DispatchConfig = DispatchConfig(),
         cost: PhaseCost | None = None,
+        *,
+        peers: PeersConfig | None = None,
+        has_tiers: bool = False,
     ) -> None:
+        """`peers`: replicas fetch from each other; `has_tiers`: they tell of host memory and disk too."""
         self._config = config
+        self.peers = peers
         self.cost = cost  # whoever of the fleet's policies needs it
-        self.blocks = BlockIndex(config.block_ttl_s) if needs(policies, "blocks") else None
+        self.blocks: TierIndex | None = None
+        if peers is not None or needs(policies, "blocks"):
+            self.blocks = TierIndex(config.block_ttl_s, has_tiers=has_tiers)
         self.dispatches = Dispatches(counts=config.counts, keeps_queue=needs(policies, "queued"))
         self.token_s = (
             0.0 if self.cost is None else self.cost.prefill_s(USUAL_PROMPT) / USUAL_PROMPT
@@ -100,6 +109,11 @@ class Sight:
     def tell(self, replica: str, news: BlockNews) -> None:
         if self.blocks is not None:
             self.blocks.tell(replica, news)
+
+    def held(self, request: Request, block_size: int) -> Mapping[str, int]:
+        """Blocks of a prompt's beginning that each replica has in memory which peers can read, or is about to have."""
+        hashes = request.prompt.blocks(block_size)
+        return self.blocks.match_near(hashes) if self.blocks is not None and hashes else {}
 
     def send(self, now: float, request: Request, report: Report, hit: int) -> None:
         """A request goes to the replica of `report`, which seems to hold `hit` tokens of its prompt."""

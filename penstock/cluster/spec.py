@@ -25,6 +25,7 @@ from penstock.cost.lengths import History
 from penstock.engine.host import Host
 from penstock.engine.host_adapters import HostAdapters, Reader
 from penstock.engine.limits import BoundLimits
+from penstock.engine.peers import PeersConfig
 from penstock.engine.replica import OnOutputs, Replica, ReplicaConfig
 from penstock.engine.reports import Tells
 from penstock.engine.swap import Store, SwapConfig
@@ -47,7 +48,18 @@ SLOTS: dict[str, str] = {  # slot -> kind of policy
     "scale": "scale",
 }
 UNTOLD = frozenset(  # fields that came later: unset, they leave logs what they were before
-    {"speculation", "max_open", "role", "neighbours", "tells", "tiers", "lends", "kv", "is_added"}
+    {
+        "speculation",
+        "max_open",
+        "role",
+        "neighbours",
+        "tells",
+        "tiers",
+        "lends",
+        "kv",
+        "is_added",
+        "peers",
+    }
 )
 FLEET_SLOTS = ("route", "route_decode", "move", "scale")  # the others are a replica's
 
@@ -177,6 +189,7 @@ class ReplicaSpec:
     store: Store = "hash"
     swap: SwapConfig = SwapConfig()
     tiers: TiersConfig = TiersConfig()
+    peers: PeersConfig | None = None
     lends: bool = False
     adapters: dict[str, Path] = field(default_factory=dict)
     max_adapters: int = 0
@@ -322,7 +335,7 @@ def open_host(
         beat_s=beat_s,
     )
     if outside.transport is not None:
-        host.use(outside.transport)
+        host.use(outside.transport, spec.peers)
     if outside.reshaper is not None:
         host.spread(outside.reshaper)
     return host

@@ -91,6 +91,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         graph_batch=wanted.graph_batch,
         shares_kv=spec.neighbours.count > 1 or spec.kv.reaches_far,
         kv_link=spec.kv,
+        shows_host=spec.peers is not None,
         lends=spec.lends,
         expert_devices=wanted.expert_devices,
         expert_standby=wanted.expert_standby,

@@ -18,6 +18,7 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from penstock.core.fetching import FetchEvent
 from penstock.core.heard import Begun as Begun
 from penstock.core.heard import BlocksTold as BlocksTold
 from penstock.core.lending import Loaned as Loaned
@@ -382,6 +383,7 @@ Event = (
     | Owed
     | Spilled
     | LoanOver
+    | FetchEvent
     | Reported
     | BlocksTold
     | Begun

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
+
+Told = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class BlocksTold(Struct, kw_only=True, gc=False):
-    """A fleet heard which blocks a replica holds since the last time, and which no more (input). Hex hashes."""
+    """A fleet heard which blocks a replica holds since the last time, and which no more (input). Hex hashes.
+
+    `host`, `disk`: the same two lists of the memory behind the device's.
+    """
 
     kind: Literal["blocks_told"] = "blocks_told"
     at: float
@@ -16,6 +21,8 @@ class BlocksTold(Struct, kw_only=True, gc=False):
     replica: str
     stored: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    host: Told | UnsetType = UNSET
+    disk: Told | UnsetType = UNSET
 
 
 class Begun(Struct, kw_only=True, gc=False):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from penstock.core.fetching import Hint, Leave, Seek, Show, Shown
 from penstock.core.moving import JobState, KvCard, SettleHow
 from penstock.core.reshaping import NewShape, Placing
 from penstock.core.types import SCHEMA, BlockHash, Output, Report, Request, Role
@@ -260,11 +261,32 @@ class Hello:
     kind: Literal["hello"] = "hello"
 
 
-class BlockNews(NamedTuple):
-    """Blocks that can be found by hash since the last time, and those that cannot any more."""
+class Changes(NamedTuple):
+    """Blocks that came to a place, and those that left it."""
 
     stored: tuple[BlockHash, ...] = ()
     removed: tuple[BlockHash, ...] = ()
+
+
+NO_CHANGES = Changes()
+
+
+class BlockNews(NamedTuple):
+    """Blocks that can be found by hash since the last time, and those that cannot any more: on the device.
+
+    `host`, `disk`: the same of the memory behind it.
+    """
+
+    stored: tuple[BlockHash, ...] = ()
+    removed: tuple[BlockHash, ...] = ()
+    host: Changes = NO_CHANGES
+    disk: Changes = NO_CHANGES
+
+    @property
+    def num_blocks(self) -> int:
+        """That are told of."""
+        places = (self, self.host, self.disk)
+        return sum([len(each.stored) + len(each.removed) for each in places])
 
 
 @dataclass(slots=True)
@@ -310,6 +332,11 @@ Message = (
     | Borrow
     | GiveBack
     | Lent
+    | Hint
+    | Seek
+    | Show
+    | Shown
+    | Leave
     | Offered
     | Taken
     | Outputs

@@ -21,6 +21,8 @@ from penstock.core.messages import BlockNews, Offered, Taken
 from penstock.core.moving import JobState, KvCard, SettleHow
 from penstock.core.plans import Adapted, Done, Filed, Filing, Moved, Plan, Transfer, Yielded
 from penstock.core.reshaping import NewShape, Placing
+from penstock.core.transport import Runs as Runs
+from penstock.core.transport import Transport as Transport
 from penstock.core.types import BlockHash, Caps, Output, PlanId, Report, Request, Role
 
 Completion = Done | Yielded | Moved | Filed | Adapted
@@ -157,28 +159,6 @@ class LendingExecutor(Executor, Protocol):
 
     @property
     def sharing(self) -> ContextSharing: ...
-
-
-Runs = Sequence[tuple[int, int, int]]  # first block there, first block here, count
-
-
-class Transport(Protocol):
-    """Brings blocks of other replicas' KV memory into this one's. Whoever has room asks: nothing is pushed.
-
-    The peer holds the blocks, unchanged, until it is told that they came: that is its replica's affair. A peer that
-    dies meanwhile makes `pull` raise, or hands over what it held, which is as good.
-    """
-
-    @property
-    def card(self) -> KvCard:
-        """Ours, by which peers find us."""
-        ...
-
-    async def pull(self, address: str, runs: Runs) -> None:
-        """Copy them; return when they are here. Raises ReplicaLost."""
-        ...
-
-    async def close(self) -> None: ...
 
 
 class Channel(Protocol):

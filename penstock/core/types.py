@@ -323,6 +323,17 @@ class JobReport(Struct, array_like=True, gc=False):
     num_blocks: int
 
 
+class BroughtReport(NamedTuple):
+    """What came from one place ("host", "disk", "peer"): seconds are those of the copies, `num_failed` blocks of host
+    and disk, or fetches from peers, that came to nothing."""
+
+    place: str
+    num_blocks: int
+    num_bytes: int
+    seconds: float
+    num_failed: int
+
+
 class Report(Struct, kw_only=True, gc=False):
     """What a replica last said about itself: possibly stale, the only thing other machines see. Read-only.
 
@@ -331,6 +342,7 @@ class Report(Struct, kw_only=True, gc=False):
     `cached_tokens`: of `waiting_tokens`, those not to be computed; counted by replicas that tell of their blocks.
     `is_accepting`: nobody waits, and its next step has room for another prompt.
     `absorbed`: the highest number among the requests it was sent (Submit.seq); None: it does not look at numbers.
+    `brought`: cached blocks that came from other places than the device since it began; not written where none did.
     `jobs`: only where a policy wants them (engine.reports).
     """
 
@@ -368,5 +380,6 @@ class Report(Struct, kw_only=True, gc=False):
     absorbed: int | None = None
     lent_blocks: int | UnsetType = UNSET  # kept for other replicas' requests, where it can lend
     away_blocks: int | UnsetType = UNSET  # of its own requests, kept by others
+    brought: tuple[BroughtReport, ...] | UnsetType = UNSET
     jobs: tuple[JobReport, ...] | UnsetType = UNSET
     schema: int = SCHEMA

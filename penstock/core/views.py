@@ -193,11 +193,28 @@ class Loan(Struct, frozen=True, gc=False):
     num_blocks: int
 
 
+class InTiers(NamedTuple):
+    """Blocks of a prompt in a row: on the device, behind them in host memory, and behind those on disk."""
+
+    device: int = 0
+    host: int = 0
+    disk: int = 0
+
+
 class BlockFinder(Protocol):
     """What replicas hold by hash, as far as anybody heard: the blocks of chained hashes that each has in a row."""
 
     def match(self, hashes: Sequence[BlockHash]) -> Mapping[str, int]:
-        """Blocks of the beginning of `hashes`, by replica; those that hold none are left out."""
+        """Blocks of the beginning of `hashes` on the device, by replica; those that hold none are left out."""
+        ...
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether replicas tell of memory behind the device's."""
+        ...
+
+    def tiers(self, hashes: Sequence[BlockHash]) -> Mapping[str, InTiers]:
+        """The same, with what lies behind the device's memory."""
         ...
 
 

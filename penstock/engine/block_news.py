@@ -8,7 +8,9 @@ early, which is the moment from which the replica itself would share it.
 
 from __future__ import annotations
 
-from penstock.core.messages import BlockNews
+from collections.abc import Iterable
+
+from penstock.core.messages import NO_CHANGES, BlockNews, Changes
 from penstock.core.types import BlockHash
 from penstock.engine.run import Run
 
@@ -81,3 +83,33 @@ class NewsDesk:
     def contents(self) -> set[BlockHash]:
         """All hashes that are here."""
         return set(self._counts)
+
+
+class PlaceNews:
+    """Hears which blocks came to one place behind the device's memory, and left it; `take` says what changed."""
+
+    def __init__(self) -> None:
+        self._stored: dict[BlockHash, None] = {}
+        self._removed: dict[BlockHash, None] = {}
+
+    def came(self, name: BlockHash) -> None:
+        if self._removed.pop(name, self) is self:
+            self._stored[name] = None
+
+    def went(self, name: BlockHash) -> None:
+        if self._stored.pop(name, self) is self:
+            self._removed[name] = None
+
+    def take(self) -> Changes:
+        """What changed since the last call."""
+        if not (self._stored or self._removed):
+            return NO_CHANGES
+        changes = Changes(tuple(self._stored), tuple(self._removed))
+        self._stored.clear()
+        self._removed.clear()
+        return changes
+
+    def restart(self, held: Iterable[BlockHash]) -> None:
+        """Somebody new listens: all that is here is news."""
+        self._stored = dict.fromkeys(held)
+        self._removed.clear()

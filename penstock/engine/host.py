@@ -21,6 +21,7 @@ from pathlib import Path
 
 from penstock.core.clock import now, running_loop
 from penstock.core.errors import BadRequest, PenstockError
+from penstock.core.fetching import Hint, Leave, Show, Shown
 from penstock.core.messages import (
     AdapterTaken,
     Borrow,
@@ -50,8 +51,10 @@ from penstock.core.prompt import HASH_BYTES
 from penstock.core.reshaping import Reshaper
 from penstock.core.types import Output, Report, Request
 from penstock.engine.host_adapters import HostAdapters
+from penstock.engine.host_fetches import HostFetches
 from penstock.engine.host_moves import HostMoves
 from penstock.engine.host_shape import HostShape
+from penstock.engine.peers import PeersConfig
 from penstock.engine.replica import OnOutputs, Replica
 from penstock.net.outbox import Outbox
 
@@ -75,6 +78,7 @@ class Host:
     ) -> None:
         self.replica = open_replica(self._send_outputs)
         self._moves = HostMoves(self.replica, None, self._put, self._touch)
+        self._fetches = HostFetches(self.replica, None, self._put)
         self._shape = HostShape(None, self._put)
         self._channel = channel
         self._outbox = Outbox(channel)
@@ -90,9 +94,12 @@ class Host:
         self._orphans: set[str] = set()  # requests whose callers are gone, until they are freed
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def use(self, transport: Transport) -> None:
-        """Requests move with their keys and values from now on; before `run`."""
+    def use(self, transport: Transport, peers: PeersConfig | None = None) -> None:
+        """Requests move with their keys and values from now on, and cached prefixes come alone; before `run`."""
         self._moves = HostMoves(self.replica, transport, self._put, self._touch)
+        self._fetches = HostFetches(
+            self.replica, transport, self._put, self._touch, peers or PeersConfig()
+        )
 
     def spread(self, reshaper: Reshaper) -> None:
         """Its devices can be changed; before `run`."""
@@ -131,7 +138,7 @@ class Host:
         channel.watch(partial(self._lose, channel))
         channel.listen(self._hear)
         self._absorbed = 0  # whoever listens now counts anew, and knows of no block
-        self.replica.ledger.news.restart()
+        self.replica.restart_news()
         hello = Hello(self._report(), about=self._about, kv=self._moves.card)
         self._outbox.put(hello, SMALL_BYTES)
         if self._beat_s is not None:
@@ -151,6 +158,7 @@ class Host:
         """Neither say nor hear anything there; closing takes a turn, in which something may still come."""
         channel.listen(_ignore)
         self._moves.abandon()
+        self._fetches.abandon()
         for request in self.replica.requests():
             self._orphans.add(request)
             self.replica.cancel(request)
@@ -165,6 +173,8 @@ class Host:
             self._submit(message)
         elif isinstance(message, (Offer, Take, Settle, Lend, Borrow, GiveBack)):
             self._moves.hear(message)
+        elif isinstance(message, (Hint, Show, Shown, Leave)):
+            self._fetches.hear(message)
         elif isinstance(message, Cancel):
             self.replica.cancel(message.request)
         elif isinstance(message, TakeAdapter):
@@ -194,6 +204,7 @@ class Host:
             self.replica.submit(request, every_token=told.every_token, state=told.state)
             if told.pauses:
                 self._moves.pause(request.id)
+            self._fetches.submitted(request.id)
         except PenstockError as error:
             refusal = Refuse(
                 request.id,
@@ -258,7 +269,7 @@ class Host:
         self._timer = None
         self._said_at = now()
         news = self.replica.news()
-        num_hashes = 0 if news is None else len(news.stored) + len(news.removed)
+        num_hashes = 0 if news is None else news.num_blocks
         self._outbox.put(Say(self._report(), news), SMALL_BYTES + HASH_BYTES * num_hashes)
         if self._beat_s is not None:
             if self._beat is not None:
@@ -281,6 +292,7 @@ class Host:
         for timer in (self._timer, self._beat, self._orphaned):
             if timer is not None:
                 timer.cancel()
+        await self._fetches.close()
         await self._moves.close()
         await self._outbox.flush()
         self._outbox.close()

@@ -98,9 +98,8 @@ class Joinings:
 
     def grant(self, now: float) -> None:
         """Give blocks to whoever asks, in the order in which they came; not while some are still being saved."""
-        tiers = self._parts.tiers
         for move, coming in list(self._incoming.items()):
-            if not coming.is_asking or (tiers is not None and tiers.is_moving):
+            if not coming.is_asking or self._parts.is_copying:
                 continue
             pairs: Pairs | None = ()
             if coming.asked.state.computed:

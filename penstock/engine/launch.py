@@ -89,7 +89,7 @@ class Launch:
             return True
         if decision.evicted or verdict.refused or decision.resume:
             return False
-        is_moving = bool(roster.held) or (self._swap is not None and self._swap.is_moving)
+        is_moving = roster.held or roster.stand_ins or (self._swap and self._swap.is_moving)
         is_lent = isinstance(self._ledger, LendingLedger) and bool(self._ledger.lent)
         assert is_moving or is_lent, (
             f"nothing runs and nothing was planned: {verdict.why or 'no reason given'}"

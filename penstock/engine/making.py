@@ -9,6 +9,7 @@ from penstock.core.events import Completed, Stepped
 from penstock.core.ports import AdaptingExecutor, Executor
 from penstock.core.rng import stream
 from penstock.engine.briefing import Briefing
+from penstock.engine.bringing import Bringing
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.parts import Ears, Parts
 from penstock.engine.residents import Residents
@@ -58,15 +59,14 @@ def make_parts(
     )
 
 
-def add_tiers(parts: Parts, council: Council, predictors: Predictors, *, seed: int) -> Tiers | None:
+def bringing_of(parts: Parts, council: Council, predictors: Predictors, *, seed: int) -> Bringing:
+    """Who says what is brought from elsewhere."""
+    rng = stream(seed, parts.name, "fetch")
+    return Bringing(parts, council.policies.fetch, predictors.cost, rng)
+
+
+def add_tiers(parts: Parts, council: Council, bringing: Bringing) -> Tiers | None:
     """Memory for cached blocks behind the device's, where the executor has some."""
     if parts.executor.caps.tier_blocks:
-        parts.tiers = Tiers(
-            parts,
-            council.policies.fetch,
-            predictors.cost,
-            stream(seed, parts.name, "fetch"),
-            numbers=parts.numbers,
-            ask_again=council.ask_again,
-        )
+        parts.tiers = Tiers(parts, bringing, numbers=parts.numbers, ask_again=council.ask_again)
     return parts.tiers

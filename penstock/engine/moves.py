@@ -1,18 +1,24 @@
-"""Movements as one replica sees them: whom it lets go (partings), whom it takes in (joinings)."""
+"""Movements as one replica sees them: whom it lets go (partings), whom it takes in (joinings); and cached blocks that
+it fetches from peers (seeks) or keeps for them (pins)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from penstock.core.moving import Settled
+from penstock.engine.bringing import Bringing
 from penstock.engine.flights import Flights
 from penstock.engine.joinings import Joinings, Landing, Taking
 from penstock.engine.loans import Borrowing, Copied, Lending, LoanOrder, Loans, Returning
 from penstock.engine.partings import Offering, Partings, Settling
 from penstock.engine.parts import Parts
 from penstock.engine.pauses import GoingOn, Pauses, Pausing
+from penstock.engine.pins import Pinning, Pins, Unpinning
+from penstock.engine.seeks import SeekOrder, Seeks
+from penstock.engine.stand_ins import StandIns
 
-Order = Offering | Taking | Landing | Settling | Pausing | GoingOn | LoanOrder
+FetchOrder = SeekOrder | Pinning | Unpinning
+Order = Offering | Taking | Landing | Settling | Pausing | GoingOn | LoanOrder | FetchOrder
 
 
 class Moves:
@@ -22,6 +28,7 @@ class Moves:
         self,
         parts: Parts,
         flights: Flights,
+        bringing: Bringing,
         ask_again: Callable[[], None],
         put: Callable[[LoanOrder], None],
     ) -> None:
@@ -34,20 +41,29 @@ class Moves:
         self.pauses = Pauses(parts, ask_again)
         self.partings = Partings(parts, self.pauses, ask_again, flights.written)
         self.joinings = Joinings(parts, take_blocks, ask_again)
-        self._answering: list[Partings | Joinings | Loans] = [self.partings, self.joinings]
+        stand_ins = StandIns(parts, take_blocks)
+        self.pins = Pins(parts, stand_ins, flights.written)
+        self.seeks = parts.seeks = Seeks(parts, stand_ins, bringing, take_blocks, ask_again)
+        if parts.tiers is not None:
+            parts.tiers.read_by_peers = self.pins.held
+        self._answering: list[Partings | Joinings | Loans | Pins | Seeks] = [
+            self.partings, self.joinings, self.pins, self.seeks
+        ]  # fmt: skip
         if self.loans is not None:
             self._answering.append(self.loans)
 
     @property
     def is_waiting(self) -> bool:
         """Whether somebody waits to leave or to pause."""
-        if self.partings.is_waiting or self.pauses.is_waiting:
+        if self.partings.is_waiting or self.pauses.is_waiting or not self.seeks.is_empty:
             return True
         return self.loans is not None and self.loans.has_debts
 
     @property
     def is_lending(self) -> bool:
-        """Whether blocks of others are kept here."""
+        """Whether blocks are kept here for others, or are on their way from there."""
+        if not (self.pins.is_empty and self.seeks.is_empty):
+            return True
         return self.loans is not None and self.loans.is_lending
 
     def apply(self, now: float, order: Order) -> None:
@@ -60,6 +76,12 @@ class Moves:
         elif isinstance(order, (Lending, Borrowing, Returning, Copied)):
             assert self.loans is not None, "this replica does not lend"
             self.loans.apply(now, order)
+        elif isinstance(order, Pinning):
+            self.pins.pin(now, order)
+        elif isinstance(order, Unpinning):
+            self.pins.unpin(now, order)
+        elif isinstance(order, SeekOrder):
+            self.seeks.apply(now, order)
         elif isinstance(order, Landing):
             self.joinings.land(now, order)
         else:
@@ -80,6 +102,8 @@ class Moves:
             self.partings.depart(now)
         if self.joinings.is_waiting:
             self.joinings.grant(now)
+        if not self.seeks.is_empty:
+            self.seeks.look(now)
 
     def answer(self) -> None:
         for told in self._answering:

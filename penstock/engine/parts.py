@@ -26,6 +26,7 @@ from penstock.engine.roster import NOTHING, Roster
 from penstock.engine.swap import Swap
 
 if TYPE_CHECKING:
+    from penstock.engine.seeks import Seeks
     from penstock.engine.tiers import Tiers
 
 Emit = Callable[[Event], None]
@@ -79,12 +80,19 @@ class Parts:
     num_drafted: int = 0
     num_right: int = 0
     tiers: Tiers | None = None
+    seeks: Seeks | None = None
     numbers: Iterator[int] = field(default_factory=count)
 
     @property
     def drafts(self) -> tuple[int, int] | UnsetType:
         """For reports."""
         return (self.num_drafted, self.num_right) if self.num_drafted else UNSET
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether blocks are being copied beside the steps: whoever else writes into blocks waits for that."""
+        swap, tiers = self.swap, self.tiers
+        return (swap is not None and swap.is_moving) or (tiers is not None and tiers.is_moving)
 
     def finish(
         self,
@@ -105,6 +113,8 @@ class Parts:
             self.swap.forget(job.seq)
         if self.tiers is not None:
             self.tiers.forget(job.seq)
+        if self.seeks is not None:
+            self.seeks.forget(job)
 
     def forget(self, now: float, job: Job) -> None:
         """It goes on elsewhere, or never began here: its caller is not told."""

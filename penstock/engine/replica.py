@@ -38,13 +38,14 @@ from penstock.engine.joinings import Taking
 from penstock.engine.launch import Launch
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.loans import Borrowing
-from penstock.engine.making import add_tiers, make_parts
+from penstock.engine.making import add_tiers, bringing_of, make_parts
 from penstock.engine.moves import Moves, Order
 from penstock.engine.outcomes import Outcomes
 from penstock.engine.partings import Offering
 from penstock.engine.parts import Ears
 from penstock.engine.reports import Reporter, Tells
 from penstock.engine.swap import Store, SwapConfig, ledger_of
+from penstock.engine.tiers import news_of
 from penstock.engine.turn import Council, Predictors, ReplicaPolicies
 
 OnOutputs = Callable[[tuple[tuple[str, Output], ...]], None]
@@ -113,7 +114,8 @@ class Replica:
             policies, self.ledger, predictors, seed=config.seed, name=config.name,
             is_checked=config.is_checked,
         )  # fmt: skip
-        self._tiers = add_tiers(parts, self._council, predictors, seed=config.seed)
+        self._bringing = bringing = bringing_of(parts, self._council, predictors, seed=config.seed)
+        self._tiers = add_tiers(parts, self._council, bringing)
         self._flights = Flights(parts, self._interrupts)
         self._outcomes = Outcomes(
             parts, self._flights, config.has_prefix_cache, ask_again=self._council.ask_again
@@ -124,7 +126,7 @@ class Replica:
             prompt_room=getattr(policies.batch, "max_tokens", None) or 1,
             head=self._council.head, tells=config.tells,
         )  # fmt: skip
-        self._moves = Moves(parts, self._flights, self._council.ask_again, self._put)
+        self._moves = Moves(parts, self._flights, bringing, self._council.ask_again, self._put)
         if self._moves.loans is not None:
             self._roster.room_of = self._moves.loans.room_of
         self._inbox: list[Arrival | str | Completion | Order] = []
@@ -137,6 +139,8 @@ class Replica:
         self._drained: list[asyncio.Future[None]] = []
         if "blocks" in config.tells:
             self.ledger.news = NewsDesk()
+            if self._tiers is not None:
+                self._tiers.store.tell_news()
         executor.listen(self._put)
 
     # ------------------------------------------------------------------ what others call
@@ -179,14 +183,20 @@ class Replica:
         if self._num_arriving:
             arriving = [item[0] for item in self._inbox if type(item) is tuple]
         report = self._reporter.report(loop_now(), arriving, is_draining=self.is_draining)
-        report.role = self.role
+        report.role, report.brought = self.role, self._bringing.told
         if self._moves.loans is not None:
             report.lent_blocks, report.away_blocks = self._moves.loans.counts
         return report
 
     def news(self) -> BlockNews | None:
         """What its blocks hold since the last call, and what they no longer do; None = nobody asked, or nothing."""
-        return self.ledger.news.take()
+        return news_of(self.ledger, self._tiers)
+
+    def restart_news(self) -> None:
+        """Somebody new listens."""
+        self.ledger.news.restart()
+        if self._tiers is not None:
+            self._tiers.store.restart_news()
 
     def requests(self) -> tuple[str, ...]:
         """Ids of all that it holds, also of those that have just come."""
@@ -318,8 +328,8 @@ class Replica:
             if self._roster.held or self._moves.is_waiting:
                 self._moves.look(now)
         roster, running = self._roster, self._flights.running
-        if self._tiers is not None and roster.waiting.jobs:
-            self._tiers.prepare(now)
+        if roster.waiting.jobs:
+            self._bring(now)
         if running:
             self._flights.hurry()
             can_step = self._interrupts or len(running) < self._executor.caps.max_lanes
@@ -329,6 +339,13 @@ class Replica:
             if not self._launch.step(now):
                 self._poke()
         self._settle()
+
+    def _bring(self, now: float) -> None:
+        """What those who wait could use of what lies elsewhere."""
+        if self._tiers is not None:
+            self._tiers.prepare(now)
+        if self._moves.seeks.has_hints:
+            self._moves.seeks.prepare(now)
 
     def _settle(self) -> None:
         outputs = self._roster.outputs

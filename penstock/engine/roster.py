@@ -48,6 +48,7 @@ class Roster:
         self.running = JobList(is_live=True)
         self.fetched: dict[int, Job] = {}  # admitted, and their blocks are on the way to the device
         self.held: dict[int, Job] = {}  # on their way to another replica, or from one
+        self.stand_ins: set[int] = set()  # see engine.stand_ins
         self.outputs: list[tuple[str, Output]] = []
         self._by_request: dict[str, list[Job]] = {}
         self._next_seq = 0
@@ -384,7 +385,8 @@ class Roster:
             self.residents.check([*self.running, *self.waiting, *fetched])
         assert len(set(listed)) == len(listed), "a job stands in two lists"
         holders = (*self.running, *fetched)
-        assert set(self._ledger.tables) <= {job.seq for job in holders}, "a stranger holds blocks"
+        known = {job.seq for job in holders} | self.stand_ins
+        assert set(self._ledger.tables) <= known, "a stranger holds blocks"
         for job in holders:
             room = self._ledger.held(job) * self._ledger.block_size
             is_canvas = isinstance(job, CanvasJob)  # computes more than it keeps

@@ -14,7 +14,9 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
+from penstock.core.messages import NO_CHANGES, Changes
 from penstock.core.types import BlockHash
+from penstock.engine.block_news import PlaceNews
 
 
 class Kept(Struct, gc=False):
@@ -33,15 +35,40 @@ class TierStore:
         self.host: dict[BlockHash, Kept] = {}
         self.disk: dict[BlockHash, Kept] = {}
         self.dirty: dict[BlockHash, None] = {}
+        self.arriving: set[BlockHash] = set()  # on their way from the device to host memory
         self._free_host = list(range(num_host))  # given from the end, as the ledger empties runs
         self._free_slots = list(range(num_slots))
         self.has_disk = num_slots > 0
+        self._news: tuple[PlaceNews, PlaceNews] | None = None  # of host memory, of the disk
 
     def is_low(self) -> bool:
         """Whether what is dirty should be written, so that there is room when it is needed."""
         return self.has_disk and len(self._free_host) + len(self.host) - len(self.dirty) < (
             self.num_host // 2
         )
+
+    # ------------------------------------------------------------------ news
+
+    def tell_news(self) -> None:
+        """Somebody wants to know what is here."""
+        self._news = PlaceNews(), PlaceNews()
+        self.restart_news()
+
+    def restart_news(self) -> None:
+        """Somebody new listens: all that is here is news."""
+        if self._news is not None:
+            host, disk = self._news
+            host.restart([name for name in self.host if self._is_settled(name)])
+            disk.restart([name for name, there in self.disk.items() if there.coming is None])
+
+    def take_news(self) -> tuple[Changes, Changes]:
+        """What changed since the last call, in host memory and on disk."""
+        if self._news is None:
+            return NO_CHANGES, NO_CHANGES
+        return self._news[0].take(), self._news[1].take()
+
+    def _is_settled(self, name: BlockHash) -> bool:
+        return self.host[name].coming is None and name not in self.arriving
 
     # ------------------------------------------------------------------ looking up
 
@@ -51,6 +78,15 @@ class TierStore:
         while at < limit:
             kept = host.get(names[at])
             if kept is None or kept.coming is not None:
+                break
+            at += 1
+        return at - start
+
+    def settled(self, names: Sequence[BlockHash], start: int) -> int:
+        """How many from names[start] on host memory holds in a row, all of each of them written."""
+        at = start
+        while at < len(names):
+            if names[at] not in self.host or not self._is_settled(names[at]):
                 break
             at += 1
         return at - start
@@ -97,11 +133,15 @@ class TierStore:
         block = self._host_block()
         if block is not None:
             self.host[name] = Kept(block, 1)
+            self.arriving.add(name)
         return block
 
     def kept(self, name: BlockHash) -> None:
         """What leaves the device is in host memory."""
         self.host[name].busy -= 1
+        self.arriving.remove(name)
+        if self._news is not None:
+            self._news[0].came(name)
         if self.has_disk and name not in self.disk:
             self.dirty[name] = None
 
@@ -114,7 +154,9 @@ class TierStore:
                 return self._free_host.pop()
         return None
 
-    def _leave_host(self, name: BlockHash) -> None:
+    def _leave_host(self, name: BlockHash, *, was_there: bool = True) -> None:
+        if self._news is not None and was_there:
+            self._news[0].went(name)
         self._free_host.append(self.host.pop(name).block)
         self.dirty.pop(name, None)
 
@@ -152,8 +194,10 @@ class TierStore:
                 return self._free_slots.pop()
         return None
 
-    def leave_disk(self, name: BlockHash) -> None:
+    def leave_disk(self, name: BlockHash, *, was_there: bool = True) -> None:
         """It does not become dirty again where host memory has it: a small disk would be written for ever."""
+        if self._news is not None and was_there:
+            self._news[1].went(name)
         self._free_slots.append(self.disk.pop(name).block)
 
     def written(self, name: BlockHash, is_good: bool) -> None:
@@ -161,7 +205,9 @@ class TierStore:
         kept.busy -= 1
         there.busy, there.coming = there.busy - 1, None
         if not is_good:
-            self.leave_disk(name)
+            self.leave_disk(name, was_there=False)
+        elif self._news is not None:
+            self._news[1].came(name)
 
     def read(self, filing: int, names: Sequence[BlockHash]) -> list[tuple[int, int]]:
         """Host blocks and the slots that they are read from; fewer than asked for when there is no room."""
@@ -181,9 +227,11 @@ class TierStore:
         kept.busy, kept.coming = kept.busy - 1, None
         there.busy -= 1
         if not is_good:
-            self._leave_host(name)
+            self._leave_host(name, was_there=False)
             if not there.busy:
                 self.leave_disk(name)
+        elif self._news is not None:
+            self._news[0].came(name)
 
     def close_disk(self) -> None:
         """Nothing more is written; what is there can still be read."""

@@ -30,17 +30,18 @@ from typing import cast
 from msgspec import Struct
 
 from penstock.core.events import FiledAway, Transferred
+from penstock.core.messages import NO_CHANGES, BlockNews
 from penstock.core.plans import Filed, Filing, Moved, Transfer
 from penstock.core.ports import FilingExecutor
 from penstock.core.types import BlockHash, Job
-from penstock.core.views import Chunk, Cost, Rng
+from penstock.engine.bringing import NEAR, Bringing
+from penstock.engine.ledger import BlockLedger
 from penstock.engine.parts import Parts
 from penstock.engine.run import Run
 from penstock.engine.swap import joined
 from penstock.engine.tier_store import TierStore
 from penstock.policy import fetch
 
-NEAR = 4  # waiting jobs
 FILED = 32  # blocks of one filing
 MEMORY = 0.8  # of the mean of what a block takes
 _log = logging.getLogger("penstock.engine")
@@ -65,22 +66,20 @@ class Tiers:
     def __init__(
         self,
         parts: Parts,
-        policy: fetch.Policy,
-        cost: Cost,
-        rng: Rng,
+        bringing: Bringing,
         *,
         numbers: Iterator[int],
         ask_again: Callable[[], None],
     ) -> None:
         """`numbers`: of transfers, none of which is given twice."""
         caps = parts.executor.caps
-        self._parts, self._policy, self._cost, self._rng = parts, policy, cost, rng
+        self._parts, self._bringing = parts, bringing
         self._numbers, self._ask_again = numbers, ask_again
         self._executor = cast(FilingExecutor, parts.executor)
         self.store = TierStore(caps.tier_blocks, caps.disk_blocks)
         if caps.disk_blocks:
             self.store.restore(self._executor.found)
-        self._first = caps.host_blocks  # of ours; those before it are engine.swap's
+        self.first = caps.host_blocks  # of ours; those before it are engine.swap's
         self._leaving: list[tuple[int, int, BlockHash]] = []  # device block, host block
         self._copies: dict[int, _Copy] = {}
         self._filings: dict[int, tuple[Filing, float]] = {}
@@ -93,11 +92,19 @@ class Tiers:
         if link is not None:
             self._block_s["host"] = link.seconds(1, FILED, 1) / FILED
         parts.ledger.on_emptied = self._leave
+        self.read_by_peers: Callable[[], list[BlockHash]] = list
 
     @property
     def is_moving(self) -> bool:
         """Whether blocks of the device are being copied."""
         return bool(self._copies or self._leaving)
+
+    def coming(self) -> set[int]:
+        """Device blocks into which something is being copied."""
+        inward = [each.transfer for each in self._copies.values() if not each.transfer.is_out]
+        return {
+            first + at for each in inward for first, _, count in each.runs for at in range(count)
+        }
 
     def has(self, transfer: int) -> bool:
         return transfer in self._copies
@@ -115,7 +122,7 @@ class Tiers:
         """The contents of a run from its block number `start` on lose their place on the device."""
         if self._is_aside:
             return
-        keep, first = self.store.keep, self._first
+        keep, first = self.store.keep, self.first
         pairs = zip(reversed(run.blocks[start:]), reversed(run.hashes()[start:]), strict=True)
         for block, name in pairs:
             host = keep(name)
@@ -151,7 +158,7 @@ class Tiers:
         if limit < 1 or job.seq in ledger.copies:
             return
         here = sum(ledger.find(names, 0, limit).values())
-        if here >= limit or not self._fits(job, here):
+        if here >= limit or not self._bringing.fits(job, here):
             return
         ready = store.in_host(names, here, limit)
         if store.disk and self._is_read(now, job, here + ready, limit):
@@ -159,25 +166,10 @@ class Tiers:
         if ready and self._wants(now, "host", job, here, ready):
             self._promote(now, job, ready)
 
-    def _fits(self, job: Job, here: int) -> bool:
-        parts = self._parts
-        need = -(-job.known // parts.ledger.block_size)
-        return need + len(parts.roster.running) <= parts.ledger.free + here
-
     def _wants(self, now: float, place: fetch.Place, job: Job, have: int, more: int) -> bool:
-        size, per_block = self._parts.ledger.block_size, self._block_s.get(place)
-        predict, cached, tokens = self._cost.predict, have * size, more * size
-        before_s = predict((Chunk(job, cached),)) if cached else 0.0
-        view = fetch.View(
-            now=now,
-            rng=self._rng,
-            place=place,
-            tokens=tokens,
-            cached=cached,
-            copy_s=None if per_block is None else per_block * more,
-            compute_s=max(0.0, predict((Chunk(job, cached + tokens),)) - before_s),
-        )
-        return self._policy.decide(view).fetches
+        block_s = self._block_s.get(place)
+        copy_s = None if block_s is None else block_s * more
+        return self._bringing.wants(now, place, job, have=have, more=more, copy_s=copy_s)
 
     def _is_read(self, now: float, job: Job, have: int, limit: int) -> bool:
         """Whether a job waits for the disk from now on."""
@@ -203,7 +195,7 @@ class Tiers:
 
     def _promote(self, now: float, job: Job, ready: int) -> None:
         """Copy blocks back that continue what the device holds, and let them be found."""
-        ledger, store, names, first = self._parts.ledger, self.store, job.hashes, self._first
+        ledger, store, names, first = self._parts.ledger, self.store, job.hashes, self.first
         size = ledger.block_size
         have = ledger.adopt(job) // size  # held meanwhile, so that room is not made of it
         fresh = names[have : have + min(ready, ledger.free)]
@@ -228,7 +220,7 @@ class Tiers:
     def _file(
         self, now: float, is_out: bool, pairs: list[tuple[int, int]], names: Sequence[BlockHash]
     ) -> None:
-        first = self._first
+        first = self.first
         told = tuple([(first + host, slot) for host, slot in pairs])
         filing = Filing(self._next_filing, is_out, told, tuple(names[: len(pairs)]))
         self._next_filing += 1
@@ -264,7 +256,7 @@ class Tiers:
             for name in copy.names:
                 self.store.kept(name)
         else:
-            self._learn("host", (now - copy.begun_at) / len(copy.names))
+            self._learn("host", len(copy.names), now - copy.begun_at)
             for name in copy.names:
                 self.store.host[name].busy -= 1
         self._write_some(now)
@@ -290,7 +282,7 @@ class Tiers:
         if filed.error is not None:
             store.close_disk()
         if not filing.is_out:
-            self._learn("disk", (now - begun_at) / len(filing.names))
+            self._learn("disk", len(filing.names), now - begun_at, len(bad))
             self._let_go(now, filing.id)
         self._write_some(now)
 
@@ -306,10 +298,14 @@ class Tiers:
             if held.job.is_cancelled:
                 self._parts.finish(now, held.job, "cancelled")
 
-    def _learn(self, place: fetch.Place, block_s: float) -> None:
-        known = self._block_s.get(place)
-        fresh = block_s if known is None else MEMORY * known + (1 - MEMORY) * block_s
+    def _learn(self, place: fetch.Place, num_blocks: int, seconds: float, failed: int = 0) -> None:
+        known, fresh = self._block_s.get(place), seconds / num_blocks
+        if known is not None:
+            fresh = MEMORY * known + (1 - MEMORY) * fresh
         self._block_s[place] = fresh
+        link, good = self._parts.executor.caps.link, num_blocks - failed
+        num_bytes = 0 if link is None else link.block_bytes * good
+        self._bringing.count(place, good, num_bytes, seconds, failed)
 
     def forget(self, seq: int) -> None:
         """The job has ended."""
@@ -322,6 +318,19 @@ class Tiers:
         busy = [name for copy in self._copies.values() for name in copy.names]
         busy += [name for filing, _ in self._filings.values() for name in filing.names]
         busy += [name for _, _, name in self._leaving]
+        busy += self.read_by_peers()
         assert sum(kept.busy for kept in store.host.values()) == len(busy), "a copy is miscounted"
         num_filed = sum(len(filing.names) for filing, _ in self._filings.values())
         assert sum(there.busy for there in store.disk.values()) == num_filed, "a filing is lost"
+
+
+def news_of(ledger: BlockLedger, tiers: Tiers | None) -> BlockNews | None:
+    """What changed since the last call; None: nothing, or nobody asked."""
+    news = ledger.news.take()
+    if tiers is None:
+        return news
+    host, disk = tiers.store.take_news()
+    if news is None and host is NO_CHANGES and disk is NO_CHANGES:
+        return None
+    stored, removed = NO_CHANGES if news is None else news[:2]
+    return BlockNews(stored, removed, host, disk)

@@ -158,6 +158,7 @@ class _Live(Collector):
         )
         yield _lanes("lane_tokens", "Tokens of the step that a lane runs.", reports, 1)
         yield from _adapters(reports)
+        yield from _brought(reports)
         generated = CounterMetricFamily(
             "penstock:generation_tokens", "Tokens generated.", labels=("model_name",)
         )
@@ -222,6 +223,26 @@ def _adapters(reports: Sequence[Report]) -> Iterable[Metric]:
             loads.add_metric((report.replica,), report.adapters.num_loads)
             evictions.add_metric((report.replica,), report.adapters.num_evictions)
     return (resident, loads, evictions)
+
+
+def _brought(reports: Sequence[Report]) -> Iterable[Metric]:
+    """Of replicas that fetched cached blocks from somewhere; the others have no such series."""
+    told = [(each.replica, each.brought) for each in reports if each.brought is not UNSET]
+    families = [
+        CounterMetricFamily(f"penstock:kv_fetch_{name}", about, labels=("engine", "place"))
+        for name, about in (
+            ("blocks", "Cached blocks brought to the device from there."),
+            ("bytes", "Their bytes."),
+            ("seconds", "What their copies took."),
+            ("failures", "Blocks, or fetches from peers, that could not be had."),
+        )
+    ]
+    for replica, places in told:
+        assert not isinstance(places, UnsetType)
+        for place, *numbers in places:
+            for family, number in zip(families, numbers, strict=True):
+                family.add_metric((replica, place), number)
+    return families if told else ()
 
 
 def _running(report: Report) -> float:

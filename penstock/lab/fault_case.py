@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from penstock import policy
@@ -21,7 +21,9 @@ from penstock.core.config import Table
 from penstock.core.prompt import TokenPrompt
 from penstock.core.rng import Stream, stream
 from penstock.core.types import Request, RequestId, Sampling
+from penstock.engine.peers import PeersConfig
 from penstock.engine.swap import Store, SwapConfig
+from penstock.engine.tier_config import TiersConfig
 from penstock.net.config import NetConfig
 from penstock.sim.channel import Link
 from penstock.sim.faults import KINDS, Fault, draw_faults
@@ -29,6 +31,7 @@ from penstock.sim.speech import VOCABULARY
 
 MODEL = "llama-2-7b"
 CARD = "a100-80g"
+BYTES_A_TOKEN = 1 << 19  # of its keys and values
 ARRIVING_S = 1.0
 FAULTY_S = 1.3
 MOVING = frozenset({"move", "wire"})  # requests of one answer can
@@ -75,6 +78,8 @@ def draw_case(seed: int, kinds: Sequence[str] = KINDS) -> Case:
     more = rng.sample(kinds, min(len(kinds), rng.choice((0, 0, 1, 2))))
     chosen = tuple(dict.fromkeys((about, *more)))
     config = _config(rng, seed, chosen)
+    if "fetch" in chosen:
+        config = _fetching(config, stream(seed, "faults", "fetch"))
     fleet = config.fleet[0]
     return Case(
         seed=seed,
@@ -131,6 +136,29 @@ def _config(rng: Stream, seed: int, kinds: Sequence[str]) -> Config:
         net=NetConfig(report_s=rng.choice((0.02, 0.1)), latency_s=rng.choice((0.0, 0.0005, 0.01))),
         fleet=(fleet,),
     )
+
+
+def _fetching(config: Config, rng: Stream) -> Config:
+    """The same with replicas that fetch cached prefixes from each other, and perhaps with memory behind the device."""
+    (fleet,) = config.fleet
+    size = fleet.cache.block_size
+    block_bytes = size * BYTES_A_TOKEN
+    tiers = TiersConfig()
+    if rng.random() < 0.6:
+        disk_bytes = rng.choice((None, 24 * block_bytes))
+        host_bytes = rng.choice((8, 40)) * block_bytes
+        tiers = TiersConfig(host_bytes=host_bytes, disk_bytes=disk_bytes, disk_gb_s=50.0)
+    cache = replace(
+        fleet.cache,
+        prefix=True,
+        store="hash",
+        tiers=tiers,
+        peers=PeersConfig(timeout_s=rng.choice((0.02, 0.2, 0.5)), least_blocks=1),
+    )
+    policy = Table({**fleet.policy, "fetch": rng.choice(("always", "always", "cheaper"))})
+    replicas = rng.choice((2, 3)) if fleet.replicas == 1 else fleet.replicas
+    fleet = replace(fleet, cache=cache, policy=policy, replicas=replicas)
+    return replace(config, fleet=(fleet,))
 
 
 def _asks(rng: Stream, kinds: Sequence[str]) -> list[Ask]:

@@ -121,7 +121,8 @@ class Site:
             opened.executor,
             num_blocks=opened.num_blocks,
             block_size=spec.block_size,
-            host_blocks=spec.swap.host_blocks,
+            host_blocks=spec.swap.host_blocks + opened.executor.caps.tier_blocks,
+            disk_blocks=opened.executor.caps.disk_blocks,
         )
         assert opened.transport is not None
         self.transport = SpeechTransport(opened.transport, speaker, fabric)
@@ -227,6 +228,18 @@ class Site:
             self.transport.broken_until = now() + for_s
         elif self.transport is not None:
             self.transport.hung_until = now() + for_s
+
+    def disturb_fetches(self, for_s: float, luck: float) -> None:
+        """What it fetches or shows goes wrong, or it forgets what it said to hold."""
+        if self.transport is None or self.host is None:
+            return
+        if luck < 0.4:
+            self.transport.spoilt_until = now() + for_s
+        elif luck < 0.7:
+            self.host.replica.ledger.reset_cache()
+            self.host._touch()
+        else:
+            self.break_wire(for_s, (luck - 0.7) / 0.3)
 
     def mute(self, for_s: float) -> None:
         """Its reports come late."""

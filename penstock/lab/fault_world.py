@@ -27,8 +27,9 @@ from penstock.core.events import Completed, Event, Stepped
 from penstock.core.messages import Message
 from penstock.core.moving import Migrated, MoveMode
 from penstock.core.rng import stream
-from penstock.core.types import RequestId
+from penstock.core.types import BlockHash, RequestId
 from penstock.engine.block_news import NewsDesk
+from penstock.engine.replica import Replica
 from penstock.lab.fault_callers import Broken, Caller, moody
 from penstock.lab.fault_case import Ask, Case
 from penstock.lab.fault_site import Site
@@ -179,6 +180,7 @@ class World:
             "wire": lambda: self._break_wire(site, fault),
             "scale": lambda: self._scale(site),
             "restart": self._restart,
+            "fetch": lambda: site.disturb_fetches(fault.for_s, fault.luck),
         }
         befall[fault.kind]()
 
@@ -353,9 +355,24 @@ class World:
             known = self._router.reports[site.name]
             if (known.free_blocks, known.is_alive) != (report.free_blocks, True):
                 leaks.append(f"the last report of {site.name} is not what it is: {known}")
-            index, news = self._router.sight.blocks, replica.ledger.news
-            if index is not None and isinstance(news, NewsDesk):
-                if index.told(site.name) != news.contents():
-                    leaks.append(f"the index of blocks is wrong about {site.name}")
+            leaks += self._told_wrongly(site.name, replica)
+            if not (replica._moves.pins.is_empty and replica._moves.seeks.is_empty):
+                leaks.append(f"{site.name} keeps blocks for peers, or waits for some")
         if leaks:
             raise Broken("leaked", "; ".join(leaks))
+
+    def _told_wrongly(self, name: str, replica: Replica) -> list[str]:
+        """Where the fleet's index differs from what a replica holds."""
+        index, news, leaks = self._router.sight.blocks, replica.ledger.news, []
+        if index is not None and isinstance(news, NewsDesk):
+            if index.told(name) != news.contents():
+                leaks.append(f"the index of blocks is wrong about {name}")
+            if index.told_behind(name) != _behind(replica):
+                leaks.append(f"the index of tiers is wrong about {name}")
+        return leaks
+
+
+def _behind(replica: Replica) -> tuple[set[BlockHash], set[BlockHash]]:
+    """What its host memory and its disk hold."""
+    tiers = replica._tiers
+    return (set(), set()) if tiers is None else (set(tiers.store.host), set(tiers.store.disk))

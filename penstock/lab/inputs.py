@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from penstock.core.events import Arrived, Completed, Event, Refused
+from penstock.core.fetching import (
+    BlocksBrought,
+    Hinted,
+    Pinned,
+    SeekAnswered,
+    SeekLate,
+    Unpinned,
+)
 from penstock.core.lending import Loaned, LoanOver, Owed, Spilled
 from penstock.core.moving import JobState, Landed, MoveAsked, PauseAsked, Settled, Took, WentOn
 from penstock.core.plans import Done, Filing, Plan, Sampled, Transfer
@@ -23,9 +31,11 @@ from penstock.core.types import (
 )
 from penstock.engine.joinings import Landing, Taking
 from penstock.engine.loans import Borrowing, Copied, Lending, Returning
-from penstock.engine.moves import Order
+from penstock.engine.moves import FetchOrder, Order
 from penstock.engine.partings import Offering, Settling
 from penstock.engine.pauses import GoingOn, Pausing
+from penstock.engine.pins import Pinning, Unpinning
+from penstock.engine.seeks import Answering, Delaying, Fetched, Hinting
 
 
 class ReplayedSharing:
@@ -119,13 +129,16 @@ def request_of(event: Arrived, block_size: int) -> Request:
 
 
 LOANS = (Loaned, Owed, Spilled, LoanOver)
-MOVES = (MoveAsked, Took, Landed, Settled, PauseAsked, WentOn, *LOANS)
+FETCHES = (Hinted, SeekAnswered, SeekLate, BlocksBrought, Pinned, Unpinned)
+MOVES = (MoveAsked, Took, Landed, Settled, PauseAsked, WentOn, *LOANS, *FETCHES)
 
 
 def order_of(event: Event, coming: dict[int, Request]) -> Order:
     """What a movement's event made a replica do. `coming`: requests that arrived with a movement, by its number."""
     if isinstance(event, LOANS):
         return _loan_order(event)
+    if isinstance(event, FETCHES):
+        return _fetch_order(event)
     if isinstance(event, MoveAsked):
         return Offering(event.move, event.request, True, lambda offered: None)
     if isinstance(event, PauseAsked):
@@ -157,6 +170,24 @@ def _loan_order(event: Loaned | Owed | Spilled | LoanOver) -> Order:
     if isinstance(event, Spilled):
         return Copied(event.request, event.num_blocks, event.error)
     return Returning(event.loan)
+
+
+def _fetch_order(
+    event: Hinted | SeekAnswered | SeekLate | BlocksBrought | Pinned | Unpinned,
+) -> FetchOrder:
+    if isinstance(event, Hinted):
+        return Hinting(event.request, event.peer, event.num_blocks, lambda seek, peer, names: None)
+    if isinstance(event, SeekAnswered):
+        blocks = tuple(range(event.num_blocks))
+        return Answering(event.seek, blocks, event.error, lambda pairs: None)
+    if isinstance(event, SeekLate):
+        return Delaying(event.seek)
+    if isinstance(event, BlocksBrought):
+        return Fetched(event.seek, event.num_bytes, event.error)
+    if isinstance(event, Pinned):
+        names = tuple([BlockHash(bytes.fromhex(each)) for each in event.names])
+        return Pinning(event.seek, names, event.reads_host, lambda blocks, hosts: None)
+    return Unpinning(event.seek)
 
 
 def resumed(event: Arrived) -> JobState | None:

@@ -38,6 +38,7 @@ from penstock.core.events import (
     Suspended,
     Transferred,
 )
+from penstock.core.fetching import SeekBegun
 from penstock.core.moving import Departed, Granted, Parted
 from penstock.core.plans import Adapted, Filed, Moved, Yielded
 from penstock.core.types import BlockHash, Caps, PlanId, Request
@@ -57,7 +58,14 @@ from penstock.report.log import LogReader, log_paths
 from penstock.report.made import MadeReplica, made_of
 from penstock.sim.loop import run
 
-SAID = (Stepped, Finished, Parted, Granted, Departed)  # what a replica writes without being fed it
+SAID = (
+    Stepped,
+    Finished,
+    Parted,
+    Granted,
+    Departed,
+    SeekBegun,
+)  # what a replica writes without being fed it
 UNFED = (Header, Opened, Refused)  # a replica's refusals come before its inputs: nothing reached it
 TOLD_EVERY = 200  # events between two words of progress
 OnProgress = Callable[[int, int], None]

@@ -34,10 +34,11 @@ from penstock.core.events import (
     Served,
     Steered,
 )
-from penstock.core.messages import BlockNews
+from penstock.core.messages import NO_CHANGES, BlockNews, Changes
 from penstock.core.moving import Migrated
 from penstock.core.types import BlockHash, Request, RequestId
 from penstock.cost.phases import Phases
+from penstock.engine.peers import PeersConfig
 from penstock.lab.inputs import request_of, stranger_of
 from penstock.lab.judge import Judge
 from penstock.policy import scale as policy_scale
@@ -174,15 +175,26 @@ def _feed_replica(router: Router, event: BlocksTold | Begun | Left | Migrated | 
     if isinstance(event, Begun):
         router.begin(event.at, event.request, event.replica)
         return
-    stored, removed = (
-        tuple([BlockHash(bytes.fromhex(each)) for each in part])
-        for part in (event.stored, event.removed)
-    )
-    router.tell(event.at, event.replica, BlockNews(stored, removed))
+    stored, removed = _changes((event.stored, event.removed))
+    news = BlockNews(stored, removed, _changes(event.host), _changes(event.disk))
+    router.tell(event.at, event.replica, news)
+
+
+def _changes(told: tuple[tuple[str, ...], tuple[str, ...]] | UnsetType) -> Changes:
+    if isinstance(told, UnsetType):
+        return NO_CHANGES
+    stored, removed = (tuple([BlockHash(bytes.fromhex(each)) for each in part]) for part in told)
+    return Changes(stored, removed)
 
 
 def _sight(policies: tuple[object, ...], made: MadeFleet) -> Sight:
     cost = None
     if made.prefill is not None and made.decode is not None:
         cost = Phases(prefill=made.prefill, decode=made.decode)
-    return Sight(policies, build(DispatchConfig, made.dispatch, "the dispatch of the log"), cost)
+    return Sight(
+        policies,
+        build(DispatchConfig, made.dispatch, "the dispatch of the log"),
+        cost,
+        peers=PeersConfig() if made.finds_peers else None,
+        has_tiers=made.has_tiers or False,
+    )

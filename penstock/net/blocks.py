@@ -3,11 +3,15 @@
 A run of blocks that is consecutive at both ends is one stretch of memory in each piece, and so one copy. numpy makes
 them and lets other threads run meanwhile. Blocks that lie scattered are packed into one buffer and scattered again only
 where something has to carry them (net.kv_tcp): between two mappings that would be one more copy of everything.
+
+A replica may have several regions that peers read, the device's blocks and the host memory behind them: their blocks
+are numbered on, and `Readable` finds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,3 +44,58 @@ def blocks_there(runs: Runs) -> list[int]:
 
 def blocks_here(runs: Runs) -> list[int]:
     return [start + at for _, start, count in runs for at in range(count)]
+
+
+class Readable:
+    """Regions whose blocks are numbered on; all have the same pieces, and blocks of the same size."""
+
+    def __init__(self, *regions: Region) -> None:
+        self.regions = regions
+        self.num_blocks = sum([region.shape[1] for region in regions])
+
+    def pieces_of(self, blocks: Sequence[int]) -> Iterator[tuple[Region, list[int]]]:
+        """Neighbours of one region at a time, in order: the region, and its own numbers of them."""
+        found: list[int] = []
+        before: Region | None = None
+        for block in blocks:
+            region, number = self._place(block)
+            if region is not before and found and before is not None:
+                yield before, found
+                found = []
+            before = region
+            found.append(number)
+        if before is not None:
+            yield before, found
+
+    def pack(self, blocks: Sequence[int]) -> Region:
+        """These blocks, in order, in one buffer."""
+        packed = [pack(region, numbers) for region, numbers in self.pieces_of(blocks)]
+        return packed[0] if len(packed) == 1 else np.concatenate(packed, axis=1)
+
+    def copy_to(self, here: Region, runs: Runs) -> None:
+        if len(self.regions) == 1:
+            copy_runs(self.regions[0], here, runs)
+            return
+        for first, start, count in runs:
+            at = start
+            for region, numbers in self.pieces_of(range(first, first + count)):
+                copy_runs(region, here, [(numbers[0], at, len(numbers))])
+                at += len(numbers)
+
+    def sums(self, blocks: Sequence[int]) -> tuple[int, ...]:
+        """A checksum of each."""
+        return tuple([_sum(*self._place(block)) for block in blocks])
+
+    def _place(self, block: int) -> tuple[Region, int]:
+        for region in self.regions:
+            if block < region.shape[1]:
+                return region, block
+            block -= region.shape[1]
+        raise AssertionError("there is no such block")
+
+
+def _sum(region: Region, block: int) -> int:
+    told = 0
+    for piece in region:
+        told = zlib.crc32(piece[block].data, told)
+    return told

@@ -7,12 +7,13 @@ processes, and its memory opens. Else the blocks come over TCP, also from one wh
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from penstock.core.errors import ReplicaLost
 from penstock.core.moving import KvCard
-from penstock.net.blocks import Runs
+from penstock.net.blocks import Region, Runs
 from penstock.net.kv_shared import SharedTransport
 from penstock.net.kv_tcp import TcpTransport
 
@@ -26,17 +27,28 @@ def machine() -> str:
 
 
 class EitherTransport:
-    """A core.ports.Transport of two that serve the same region."""
+    """A core.transport.Transport of two that serve the same region."""
 
     def __init__(self, shared: SharedTransport, tcp: TcpTransport) -> None:
         self._shared, self._tcp, self._machine = shared, tcp, machine()
-        addresses = f"{SCHEME}{self._machine}|{shared.card.address}|{tcp.card.address}"
-        self._card = replace(shared.card, address=addresses)
         self._unreadable: set[str] = set()
 
     @property
     def card(self) -> KvCard:
-        return self._card
+        shared, tcp = self._shared.card, self._tcp.card
+        return replace(shared, address=f"{SCHEME}{self._machine}|{shared.address}|{tcp.address}")
+
+    @property
+    def behind(self) -> int | None:
+        return self._shared.behind
+
+    def add(self, region: Region, address: str) -> None:
+        """See SharedTransport."""
+        self._shared.add(region, address)
+        self._tcp.add(region)
+
+    async def sums(self, blocks: Sequence[int]) -> tuple[int, ...]:
+        return await self._shared.sums(blocks)
 
     async def pull(self, address: str, runs: Runs) -> None:
         where, shared, tcp = address.removeprefix(SCHEME).split("|")

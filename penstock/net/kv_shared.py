@@ -5,7 +5,7 @@ no byte passes through whoever started the two. The file has no name in the file
 that holds it (/proc/PID/fd/N, which only its user may enter), and by a token, should the number have been given away.
 It lives as long as somebody maps it, so a source that dies while it is read harms nobody.
 
-Small copies are made at once, others in a thread, beside the steps.
+Small copies are made at once, others in a thread, beside the steps. Addresses of several regions are joined by "+".
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import asyncio
 import mmap
 import os
 import secrets
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from penstock.core.errors import ReplicaLost
 from penstock.core.moving import KvCard
-from penstock.net.blocks import Region, Runs, block_bytes, copy_runs
+from penstock.net.blocks import Readable, Region, Runs, block_bytes
 
 SCHEME = "shared:"
+JOINT = "+"
 AT_ONCE_BYTES = 1 << 20
 
 
@@ -67,35 +70,52 @@ def opened(address: str) -> Region:
 
 
 class SharedTransport:
-    """A core.ports.Transport. `region` lies in a SharedFile that `card` tells of."""
+    """A core.transport.Transport. `region` lies in a SharedFile that `card` tells of."""
 
     def __init__(self, region: Region, card: KvCard) -> None:
         self._region, self._card = region, card
-        self._peers: dict[str, Region] = {}
+        self._own = Readable(region)
+        self._peers: dict[str, Readable] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="penstock-blocks")
 
     @property
     def card(self) -> KvCard:
         return self._card
 
+    @property
+    def behind(self) -> int | None:
+        return None if len(self._own.regions) == 1 else int(self._region.shape[1])
+
+    def add(self, region: Region, address: str) -> None:
+        """Peers read this region too, behind the other one; before anybody has been told of the card."""
+        self._own = Readable(self._region, region)
+        self._card = replace(self._card, address=f"{self._card.address}{JOINT}{address}")
+
     async def pull(self, address: str, runs: Runs) -> None:
         there = self._peer(address)
         num_bytes = block_bytes(self._region) * sum([count for _, _, count in runs])
         if num_bytes <= AT_ONCE_BYTES:
-            copy_runs(there, self._region, runs)
+            there.copy_to(self._region, runs)
         else:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._worker, copy_runs, there, self._region, runs)
+            await loop.run_in_executor(self._worker, there.copy_to, self._region, runs)
+
+    async def sums(self, blocks: Sequence[int]) -> tuple[int, ...]:
+        if block_bytes(self._region) * len(blocks) <= AT_ONCE_BYTES:
+            return self._own.sums(blocks)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, self._own.sums, blocks)
 
     async def close(self) -> None:
         self._worker.shutdown(wait=True)
         self._peers.clear()
 
-    def _peer(self, address: str) -> Region:
+    def _peer(self, address: str) -> Readable:
         found = self._peers.get(address)
         if found is None:
             self._forget_the_dead()
-            found = self._peers[address] = opened(address)
+            regions = [opened(each) for each in address.split(JOINT)]
+            found = self._peers[address] = Readable(*regions)
         return found
 
     def _forget_the_dead(self) -> None:

@@ -26,7 +26,15 @@ import numpy as np
 
 from penstock.core.errors import BadConfig, ReplicaLost
 from penstock.core.moving import KvCard
-from penstock.net.blocks import Region, Runs, block_bytes, blocks_here, blocks_there, pack, scatter
+from penstock.net.blocks import (
+    Readable,
+    Region,
+    Runs,
+    block_bytes,
+    blocks_here,
+    blocks_there,
+    scatter,
+)
 from penstock.net.kv_link import KvLink
 
 SCHEME = "tcp:"
@@ -38,7 +46,7 @@ PULLS_AT_ONCE = 4
 
 
 class TcpTransport:
-    """A core.ports.Transport. It serves as soon as it is made. Raises BadConfig when no port is to be had."""
+    """A core.transport.Transport. It serves as soon as it is made. Raises BadConfig when no port is to be had."""
 
     def __init__(
         self, region: Region, *, layout: str, block_size: int, link: KvLink | None = None
@@ -48,6 +56,7 @@ class TcpTransport:
         self._listener = _listen(link)
         port = self._listener.getsockname()[1]
         self._region, self._token = region, secrets.token_bytes(16)
+        self._own = Readable(region)
         self._card = KvCard(
             layout=layout,
             address=f"{SCHEME}{host}:{port}:{self._token.hex()}",
@@ -62,6 +71,18 @@ class TcpTransport:
     @property
     def card(self) -> KvCard:
         return self._card
+
+    @property
+    def behind(self) -> int | None:
+        return None if len(self._own.regions) == 1 else int(self._region.shape[1])
+
+    def add(self, region: Region) -> None:
+        """Peers read this region too, behind the other one; before anybody has been told of the card."""
+        self._own = Readable(self._region, region)
+
+    async def sums(self, blocks: Sequence[int]) -> tuple[int, ...]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, self._own.sums, blocks)
 
     async def pull(self, address: str, runs: Runs) -> None:
         source = self._sources.get(address)
@@ -92,19 +113,19 @@ class TcpTransport:
             threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
 
     def _serve(self, peer: socket.socket) -> None:
-        region, most = self._region, self._region.shape[1]
         try:
             peer.settimeout(STALL_S)  # until it has shown the token once
             _prepare(peer)
             while True:
                 token, count = HEAD.unpack(_read(peer, HEAD.size))
+                own, most = self._own, self._own.num_blocks
                 if not secrets.compare_digest(token, self._token) or not 0 < count <= most:
                     return
                 peer.settimeout(None)
                 numbers = np.frombuffer(_read(peer, 4 * count), ">u4")
                 if numbers.max() >= most:
                     return
-                peer.sendall(pack(region, numbers.astype(np.int64).tolist()).data)
+                peer.sendall(own.pack(numbers.astype(np.int64).tolist()).data)
         except OSError:
             return  # the peer has gone, or this side ends
         finally:

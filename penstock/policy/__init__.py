@@ -88,6 +88,7 @@ TABLE: dict[str, dict[str, str]] = {
         "dualmap": "penstock.policy.route.dualmap:DualMap",
         "llumnix": "penstock.policy.route.llumnix:Llumnix",
         "xllm": "penstock.policy.route.xllm:Xllm",
+        "xllm-cache": "penstock.policy.route.xllm_cache:XllmCache",
     },
     "move": {
         "llumnix": "penstock.policy.move.llumnix:Llumnix",

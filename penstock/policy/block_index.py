@@ -15,13 +15,15 @@ Work: `match` O(log blocks) for each place where replicas drop out; news and gue
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Sequence, Set
 from itertools import islice
 
 from penstock.core.messages import BlockNews
 from penstock.core.types import BlockHash
+from penstock.core.views import InTiers
 
 TTL_S = 120.0
+NOTHING: frozenset[BlockHash] = frozenset()
 MOST_BLOCKS = 1 << 18  # guessed of one replica
 
 
@@ -38,6 +40,8 @@ class _Replica:
 
 class BlockIndex:
     """A core.views.BlockFinder."""
+
+    has_tiers = False
 
     def __init__(self, ttl_s: float = TTL_S) -> None:
         self._ttl_s = ttl_s
@@ -63,6 +67,10 @@ class BlockIndex:
                 return found
             names = self._names(holders)
             at += 1
+
+    def tiers(self, hashes: Sequence[BlockHash]) -> dict[str, InTiers]:
+        """See core.views.BlockFinder: nothing is known of other memory."""
+        return {name: InTiers(num) for name, num in self.match(hashes).items()}
 
     def _where_fewer(self, hashes: Sequence[BlockHash], holders: int, low: int, high: int) -> int:
         """The first place from `low` on that not all `holders` have; `high` when there is none."""
@@ -151,6 +159,10 @@ class BlockIndex:
     def told(self, name: str) -> set[BlockHash]:
         """What this replica holds as it told itself."""
         return set(self._replicas[name].told) if name in self._replicas else set()
+
+    def told_of(self, name: str) -> Set[BlockHash]:
+        """The same, not copied: read-only, and valid until anything is told."""
+        return self._replicas[name].told if name in self._replicas else NOTHING
 
     def guessed(self, name: str) -> list[BlockHash]:
         """What it is only taken to hold, the longest unused first."""

@@ -32,7 +32,8 @@ class MadeFleet:
     """`route`, `route_decode`, `move`, `scale`: the tables of the fleet's policies; None: there is none.
 
     `rules`: of what may move (cluster.arbiter), and `bounds` of its size. `dispatch`: of cluster.sight.DispatchConfig.
-    `prefill` and `decode`: coefficients of the predictions (cost.phases).
+    `prefill` and `decode`: coefficients of the predictions (cost.phases). `finds_peers`, `has_tiers`: see
+    cluster.sight; None: no.
     """
 
     route: dict[str, object] = field(default_factory=dict)
@@ -45,6 +46,8 @@ class MadeFleet:
     dispatch: dict[str, object] = field(default_factory=dict)
     prefill: tuple[float, float, float] | None = None
     decode: tuple[float, float, float] | None = None
+    finds_peers: bool | None = None
+    has_tiers: bool | None = None
 
 
 def opened(at: float, who: str, made: MadeReplica | MadeFleet) -> Opened:

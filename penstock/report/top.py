@@ -70,7 +70,8 @@ def _rate(model: Snapshot, was: Snapshot | None, name: str, seconds: float) -> s
 
 def _replicas(replicas: Sequence[Snapshot]) -> Table:
     table = _table(
-        "replica", "role", "state", "run", "wait", "prefill", "memory", "moving", "step ms", "age s"
+        "replica", "role", "state", "run", "wait", "prefill", "memory", "fetched", "moving", "step ms",
+        "age s",
     )  # fmt: skip
     for each in sorted(replicas, key=lambda replica: replica["replica"]):
         total = each["total_blocks"]
@@ -84,6 +85,7 @@ def _replicas(replicas: Sequence[Snapshot]) -> Table:
             f"{each['num_waiting']}",
             f"{each['waiting_tokens'] + each['prefill_tokens']:,}",
             f"{1 - each['free_blocks'] / total:.0%}" if total else "-",
+            fetched_of(each),
             moving if each["moving_in"] or each["moving_out"] else "-",
             f"{each['step_s'] * 1e3:.1f}" if each["step_s"] else "-",
             f"{each['age_s']:.1f}",
@@ -100,6 +102,12 @@ def state_of(report: Snapshot) -> tuple[str, str]:
     if report["is_draining"]:
         return "draining", "cyan"
     return "alive", "green"
+
+
+def fetched_of(report: Snapshot) -> str:
+    """Cached blocks that came from each place so far."""
+    told = [f"{num:,} {place}" for place, num, *_ in report.get("brought") or () if num]
+    return ", ".join(told) or "-"
 
 
 def _migrated(event: Snapshot) -> str:

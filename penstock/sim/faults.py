@@ -16,6 +16,8 @@
     wire         blocks cannot be copied to a replica for a while: copies break off, or do not end (and requests move)
     scale        a replica is drained and put out, and another one comes
     restart      the controller is gone with all its callers, and another one takes the replicas over
+    fetch        replicas fetch cached prefixes from each other, and for a while what comes is not what the peer holds,
+                 or breaks off, or does not end, or the peer has forgotten what it was said to hold
 
 On a connection nothing is dropped, doubled or put out of order: see sim.cable.
 """
@@ -28,11 +30,11 @@ from penstock.core.rng import Stream
 
 SKEW_S = 1000.0
 DEAD_AFTER_S = 0.5  # heartbeats; shorter than the real ones, as answers are
-MORE = {"step": 1, "move": 5, "wire": 2}  # of those that do little each time
+MORE = {"step": 1, "move": 5, "wire": 2, "fetch": 4}  # of those that do little each time
 WHOLE_RUN = frozenset({"socket", "host-memory", "client"})
 KINDS = (
     "kill", "stall", "delay", "cut", "stale", "skew", "socket", "log", "host-memory", "step", "client", "cancels",
-    "move", "wire", "scale", "restart",
+    "move", "wire", "scale", "restart", "fetch",
 )  # fmt: skip
 
 

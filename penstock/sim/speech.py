@@ -132,6 +132,11 @@ class Speaker:
         under_way = self._transfers or self._filings
         return not (self._jobs or self._plans or under_way or self._held)
 
+    def block(self, number: int) -> list[int | None]:
+        """The slots of a block of the device, or of host memory behind it."""
+        size = len(self.slots)
+        return self.slots[number] if number < size else self.host[number - size]
+
     def listen(self, on_completion: Callable[[Completion], None]) -> None:
         self._tell = on_completion
         self._inner.listen(self._hear)
@@ -351,17 +356,26 @@ class SpeechFabric:
 class SpeechTransport:
     """A core.ports.Transport around a modelled one.
 
-    Until `broken_until` copies fail, in the middle of what they copy; until `hung_until` they do not end.
+    Until `broken_until` copies fail, in the middle of what they copy; until `hung_until` they do not end. Until
+    `spoilt_until` checksums are those of something else.
     """
 
     def __init__(self, inner: Transport, speaker: Speaker, fabric: SpeechFabric) -> None:
         self._inner, self._speaker, self._speakers = inner, speaker, fabric.speakers
-        self.broken_until = self.hung_until = -math.inf
+        self.broken_until = self.hung_until = self.spoilt_until = -math.inf
         self._speakers[inner.card.address] = speaker
 
     @property
     def card(self) -> KvCard:
         return self._inner.card
+
+    @property
+    def behind(self) -> int | None:
+        return len(self._speaker.slots)
+
+    async def sums(self, blocks: Sequence[int]) -> tuple[int, ...]:
+        found = tuple([hash(tuple(self._speaker.block(each))) for each in blocks])
+        return tuple([one + 1 for one in found]) if now() < self.spoilt_until else found
 
     async def pull(self, address: str, runs: Runs) -> None:
         peer = self._speakers.get(address)
@@ -372,7 +386,7 @@ class SpeechTransport:
         is_broken = now() < self.broken_until
         for there, here, count in runs[: len(runs) // 2] if is_broken else runs:
             for place in range(count):
-                self._speaker.slots[here + place][:] = peer.slots[there + place]
+                self._speaker.slots[here + place][:] = peer.block(there + place)
         if is_broken:
             raise ReplicaLost(f"the connection to {address} was lost")
 

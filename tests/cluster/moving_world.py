@@ -6,6 +6,7 @@ Copies between replicas are made when they end: what the source wrote there mean
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ from penstock.cost.fitted import Fitted
 from penstock.cost.lengths import RecentLengths
 from penstock.cost.phases import Phases
 from penstock.cost.predict import StepPredictor
+from penstock.engine.peers import PeersConfig
 from penstock.engine.replica import ReplicaConfig
 from penstock.engine.turn import Predictors
 from penstock.lab.replay import ReplicaParts
@@ -80,9 +82,17 @@ class Copying(ModelledTransport):
         super().__init__(fabric, card)
         self._arenas = arenas
 
+    spoils = False  # what comes is not what was there
+
+    async def sums(self, blocks: Sequence[int]) -> tuple[int, ...]:
+        here = self._arenas[self.card.address]
+        return tuple([zlib.crc32(here[:, block].tobytes()) for block in blocks])
+
     async def pull(self, address: str, runs: Runs) -> None:
         await super().pull(address, runs)
         here, there = self._arenas[self.card.address], self._arenas[address]
+        if self.spoils:
+            there = there + there.dtype.type(1)
         for theirs, ours, count in runs:
             here[:, ours : ours + count] = there[:, theirs : theirs + count]
 
@@ -120,6 +130,7 @@ class World:
         roles: Sequence[Role] = (),
         mover: Any = None,
         policies: dict[str, Any] = POLICIES,
+        peers: PeersConfig | None = None,
         **bounds: Any,
     ) -> None:
         self.roles: Sequence[Role] = roles or ("any",) * count
@@ -131,7 +142,8 @@ class World:
         self.asked: dict[str, Asked] = {}
         routes = find("route", "round-robin")()
         cost = Phases(prefill=(0.01, 1e-4, 0.0), decode=(0.01, 0.0, 1e-4))  # of MODEL
-        sight = Sight((routes,), cost=cost) if mover else None
+        self.peers = peers
+        sight = Sight((routes,), cost=cost if mover else None, peers=peers)
         self.router = Router("fleet", routes, log=self.log, is_checked=True, sight=sight)
         steers = Steers(mover=mover)
         steering = Steering(self.router, steers, log=self.log, is_checked=True) if mover else None
@@ -172,7 +184,8 @@ class World:
             is_checked=True,
             report_s=0.02,
             role=self.roles[self.links.index(link)],
-            tells=("jobs", "steady") if self.rounds else (),
+            tells=("jobs", "steady") if self.rounds else ("blocks",) if self.peers else (),
+            peers=self.peers,
         )
         transport = Copying(self.fabric, card, self.arenas)
         outside = Outside(
@@ -273,7 +286,12 @@ class World:
         (made,) = [made_of(event) for event in self.events_of(who) if isinstance(event, Opened)]
         assert isinstance(made, MadeReplica)
         return ReplicaParts(
-            config=ReplicaConfig(name=who, num_blocks=made.num_blocks, block_size=SIZE),
+            config=ReplicaConfig(
+                name=who,
+                num_blocks=made.num_blocks,
+                block_size=SIZE,
+                tells=("blocks",) if self.peers else (),
+            ),
             caps=made.caps,
             policies=policies_of(self.policies),
             predictors=predictors(),

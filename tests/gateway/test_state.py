@@ -13,7 +13,7 @@ from rich.console import Console
 from penstock.__main__ import run
 from penstock.core.events import Ended, Left, Scaled, Steered
 from penstock.core.moving import Migrated
-from penstock.core.types import Report
+from penstock.core.types import BroughtReport, Report
 from penstock.gateway.app import create_app
 from penstock.gateway.config import GatewayConfig
 from penstock.gateway.text import TextModel
@@ -32,6 +32,7 @@ class Told(Scripted):
         busy = Report(
             replica="tiny-0", at=0.0, role="prefill", num_running=3, num_waiting=2, waiting_tokens=700,
             prefill_tokens=324, free_blocks=25, total_blocks=100, step_s=0.0125, moving_out=1,
+            brought=(BroughtReport("host", 1200, 9600, 0.5, 0), BroughtReport("peer", 40, 320, 0.25, 3)),
         )  # fmt: skip
         silent = Report(replica="tiny-1", at=0.0, role="decode", is_suspect=True)
         return [busy, silent, Report(replica="tiny-2", at=0.0, is_alive=False)]
@@ -79,7 +80,8 @@ def test_a_frame_shows_replicas_rates_and_reasons(service: Scripted, text: TextM
     assert "2 of 3 replicas alive" in lines[0]
     assert lines[2].split() == ["tiny", "5", "500", "0", "5,000", "25%"]
     assert lines[4].split() == [
-        "tiny-0", "prefill", "alive", "3", "2", "1,024", "75%", "0", "in", "1", "out", "12.5", "4.0",
+        "tiny-0", "prefill", "alive", "3", "2", "1,024", "75%", "1,200", "host,", "40", "peer",
+        "0", "in", "1", "out", "12.5", "4.0",
     ]  # fmt: skip
     assert lines[5].split()[:3] == ["tiny-1", "decode", "silent"]
     assert lines[6].split()[:3] == ["tiny-2", "any", "dead"]
@@ -149,3 +151,12 @@ def test_replicas_stand_by_name_and_long_names_keep_their_ends(
     lines = shown(told).splitlines()
     names = [line.split()[0] for line in lines[4:7]]
     assert names == [f"…{'x' * 20}.gguf-0", "tiny-2", "y-1"]
+
+
+def test_what_was_fetched_is_told_by_place(service: Scripted, text: TextModel) -> None:
+    told = Told(service.script)
+    app = create_app(told, dict.fromkeys(told.names, text), GatewayConfig())
+    lines = app.meter.text().decode().splitlines()
+    for name, number in (("blocks", 40.0), ("bytes", 320.0), ("seconds", 0.25), ("failures", 3.0)):
+        assert f'penstock:kv_fetch_{name}_total{{engine="tiny-0",place="peer"}} {number}' in lines
+    assert not [line for line in lines if "kv_fetch" in line and "tiny-1" in line]

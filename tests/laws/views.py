@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from penstock.core.limits import Holder, Use
-from penstock.core.messages import BlockNews
+from penstock.core.messages import BlockNews, Changes
 from penstock.core.prompt import HashedPrompt
 from penstock.core.types import (
     BlockHash,
@@ -44,8 +44,8 @@ from penstock.policy import (
     route,
     scale,
 )
-from penstock.policy.block_index import BlockIndex
 from penstock.policy.loads import Sent
+from penstock.policy.tier_index import TierIndex
 from tests.laws.model_ledger import ModelLedger
 
 SIZE = 4  # positions in a block: small, so that borders are crossed often
@@ -307,10 +307,11 @@ def route_view(rng: random.Random) -> route.View:
     ]
     rng.shuffle(reports)
     known = [report.replica for report in reports if rng.random() < 0.9]
-    index = BlockIndex()
+    index = TierIndex(has_tiers=rng.random() < 0.3)
     for report in reports:
-        held = make_request(rng, 90, rng.randrange(1, 60), 9).prompt.blocks(SIZE)
-        index.tell(report.replica, BlockNews(tuple(held)))
+        held = tuple(make_request(rng, 90, rng.randrange(1, 60), 9).prompt.blocks(SIZE))
+        here = len(held) // 2 if index.has_tiers else len(held)
+        index.tell(report.replica, BlockNews(held[:here], host=Changes(held[here:])))
     queued = {}
     for name in known:
         ids = [f"{name}-{place}" for place in range(rng.randrange(4))]
@@ -339,7 +340,7 @@ def fetch_view(rng: random.Random) -> fetch.View:
     return fetch.View(
         now=rng.uniform(0, 1000),
         rng=rng,
-        place=rng.choice(("host", "disk")),
+        place=rng.choice(("host", "disk", "peer")),
         tokens=rng.randint(1, 4000),
         cached=rng.choice((0, rng.randint(0, 4000))),
         copy_s=rng.choice((None, rng.uniform(0, 2))),

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from penstock.core.errors import BadConfig, ReplicaLost
 from penstock.core.moving import KvCard
-from penstock.net import kv_tcp
+from penstock.net import blocks, kv_tcp
 from penstock.net.blocks import Region, block_bytes, copy_runs
 from penstock.net.kv_either import EitherTransport
 from penstock.net.kv_link import KvLink
@@ -158,14 +159,14 @@ def test_whoever_does_not_know_the_token_gets_nothing() -> None:
 def test_large_pulls_come_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """So no side holds more than a group, and what comes is the same."""
     groups: list[int] = []
-    real_pack = kv_tcp.pack
+    real_pack = blocks.pack
 
-    def pack(region: Region, blocks: list[int]) -> Region:
-        groups.append(len(blocks))
-        return real_pack(region, blocks)
+    def pack(region: Region, numbers: list[int]) -> Region:
+        groups.append(len(numbers))
+        return real_pack(region, numbers)
 
     monkeypatch.setattr(kv_tcp, "GROUP_BYTES", 3 * 32 * 5)
-    monkeypatch.setattr(kv_tcp, "pack", pack)
+    monkeypatch.setattr(blocks, "pack", pack)
 
     async def main() -> None:
         here = filled(2)
@@ -237,3 +238,43 @@ def test_shared_memory_is_read_where_it_can_be(
         await source.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["shared", "tcp", "either"])
+def test_host_memory_is_read_behind_the_devices(kind: str) -> None:
+    """Blocks 12 to 23 are those of the second region, and checksums go by the same numbers."""
+
+    async def main() -> None:
+        device, address = shared(1)
+        host, behind = shared(2)
+        here, own = shared(3)
+        source, target = end_of(kind, device, address), end_of(kind, here, own)
+        assert source.behind is None
+        if isinstance(source, TcpTransport):
+            source.add(host)
+        else:
+            source.add(host, behind)
+        assert source.behind == 12
+        runs = [(10, 0, 4), (20, 6, 1), (3, 8, 2)]  # the first goes over the border
+        before = await source.sums([10, 11, 12, 13, 20, 3, 4])
+        await target.pull(source.card.address, runs)
+        both = np.concatenate([device, host], axis=1)
+        assert (here == expected(both, filled(3), runs)).all()
+        assert await target.sums([0, 1, 2, 3, 6, 8, 9]) == before
+        assert before[0] == zlib.crc32(device[:, 10].tobytes())
+        host[1, 0, 5] ^= 1
+        changed = await source.sums([12])
+        assert changed != before[2:3], "one bit of a block is seen"
+        await target.close()
+        await source.close()
+
+    asyncio.run(main())
+
+
+def end_of(
+    kind: str, region: Region, address: str
+) -> SharedTransport | TcpTransport | EitherTransport:
+    if kind == "shared":
+        return shared_transport(region, address)
+    tcp = tcp_transport(region)
+    return tcp if kind == "tcp" else EitherTransport(shared_transport(region, address), tcp)

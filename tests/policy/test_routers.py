@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from penstock.core.events import Begun
-from penstock.core.messages import BlockNews
+from penstock.core.messages import BlockNews, Changes
 from penstock.core.prompt import HashedPrompt
 from penstock.core.types import BlockHash, ProgramId, Report, Request, RequestId, Slo
 from penstock.core.views import Move
@@ -21,6 +21,7 @@ from penstock.policy.loads import NOTHING_SENT, Sent
 from penstock.policy.route import Decision, Queued
 from penstock.policy.route.hotness import Hotness
 from penstock.policy.route.ring import Ring, place_of
+from penstock.policy.tier_index import TierIndex
 
 SIZE = 10
 PER_TOKEN = Phases(prefill=(0.0, 0.001, 0.0), decode=(0.01, 0.0, 0.0))  # a millisecond a token
@@ -70,6 +71,9 @@ def ask(
     route.law(view, decision)
     assert isinstance(decision, Decision)
     return decision
+
+
+PROMPT_OF_TEN = request_of(*range(10), tokens=10 * SIZE)
 
 
 def made(name: str, **parameters: Any) -> Any:
@@ -362,3 +366,44 @@ def test_every_router_spreads_what_shares_nothing(name: str) -> None:
         assert chosen is not None
         loads[chosen] += 1
     assert max(loads.values()) <= 200
+
+
+# -------------------------------------------------------------------------------- memory behind the device's
+
+
+def in_tiers(**held: tuple[int, int, int]) -> TierIndex:
+    """Blocks of PROMPT_OF_TEN on the device, behind them in host memory, behind those on disk."""
+    index = TierIndex(has_tiers=True)
+    hashes = PROMPT_OF_TEN.prompt.blocks(SIZE)
+    for name, (device, host, disk) in held.items():
+        near, far = device + host, device + host + disk
+        told = Changes(hashes[device:near]), Changes(hashes[near:far])
+        index.tell(name, BlockNews(hashes[:device], (), *told))
+    return index
+
+
+def test_xllm_adds_shares_of_prompt_memory_and_queue() -> None:
+    reports = fleet(a=0, b=0, c=0)
+    blocks = in_tiers(a=(4, 0, 0), b=(0, 6, 0), c=(0, 0, 10))
+    told = ask(made("xllm-cache"), reports, PROMPT_OF_TEN, blocks=blocks)
+    assert (told.replica, told.why) == ("b", "score 0.450"), "4, 4.5 and 2.5 of 10"
+    told = ask(made("xllm-cache", host=0.5), reports, PROMPT_OF_TEN, blocks=blocks)
+    assert (told.replica, told.why) == ("a", "score 0.400")
+    reports[1].free_blocks = 90  # a tenth of the memory of b is in use
+    assert ask(made("xllm-cache"), reports, PROMPT_OF_TEN, blocks=blocks).replica == "a"
+    reports[0].num_waiting, reports[2].num_waiting = 2, 1
+    told = ask(made("xllm-cache"), reports, PROMPT_OF_TEN, blocks=blocks)
+    assert (told.replica, told.why) == ("b", "score 0.350"), "a has the longest queue, c half of it"
+
+
+def test_dynamo_credits_what_lies_behind_the_device() -> None:
+    reports = fleet(a=0, b=0, c=0)
+    blocks = in_tiers(a=(4, 0, 0), b=(0, 6, 0), c=(0, 0, 10))
+    told = ask(made("dynamo"), reports, PROMPT_OF_TEN, blocks=blocks)
+    assert (told.replica, told.why) == ("b", "cost 15.5 blocks"), (
+        "10 to decode, 10 - 4.5 to compute"
+    )
+    told = ask(
+        made("dynamo", host_weight=0.0, disk_weight=0.5), reports, PROMPT_OF_TEN, blocks=blocks
+    )
+    assert (told.replica, told.why) == ("c", "cost 15.0 blocks")

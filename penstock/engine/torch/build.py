@@ -68,6 +68,7 @@ class EngineConfig:
         None: in this one. See elastic/
     packs_once  other processes of this machine load the same model: one packs it, the others wait and map its file
     shares_kv, kv_link   keys and values lie in memory that other replicas can read, and by which way; see shared.py
+    shows_host  so does the host memory behind them
     lends       requests may keep a part of their context in another replica's memory, and others' here; see sharing.py
     endpoint, cache_dir, revision, is_offline   where names that are no folders are looked up; see hub.py
     """
@@ -106,6 +107,7 @@ class EngineConfig:
     packs_once: bool = False
     shares_kv: bool = False
     kv_link: KvLink = KvLink()
+    shows_host: bool = False
     lends: bool = False
     expert_devices: int | None = None
     expert_standby: int = 1

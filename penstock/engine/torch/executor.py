@@ -103,7 +103,9 @@ class TorchExecutor:
             self._table.slot_of = self.adapters.slot_of
         self.drafter = drafter_of(config.speculation)
         self._seeds = stream(config.seed, "sampling")
-        self._memory = open_behind(built.decoder.attention, facts.folder, config, self._hear)
+        self._memory = open_behind(
+            built.decoder.attention, facts.folder, config, self._hear, built.transport
+        )
         room = math.inf if built.sharing else built.num_blocks * config.block_size
         self._caps = Caps(
             num_layers=facts.num_layers,

@@ -40,12 +40,21 @@ class Mover:
     """
 
     def __init__(
-        self, arena: Tensor, host_blocks: int, *, threads: int, tell: Callable[[int], None]
+        self,
+        arena: Tensor,
+        host_blocks: int,
+        *,
+        threads: int,
+        tell: Callable[[int], None],
+        host: Tensor | None = None,
     ) -> None:
+        """`host`: memory for the blocks; None: it is taken here."""
         self._arena, self._tell = arena, tell
         self._is_cuda = arena.device.type == "cuda"
         shape = (arena.shape[0], host_blocks, *arena.shape[2:])
-        self.host = torch.empty(shape, dtype=arena.dtype, pin_memory=self._is_cuda)
+        if host is None:
+            host = torch.empty(shape, dtype=arena.dtype, pin_memory=self._is_cuda)
+        self.host = host
         self._copies: list[_Copy] = []
         self._streams = threading.local()
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="penstock-mover")

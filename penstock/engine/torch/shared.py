@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 from torch import Tensor
@@ -80,3 +81,26 @@ def region_of(arena: Tensor) -> Region:
     """An arena [pieces, blocks, ...] as bytes."""
     found: Region = arena.view(torch.uint8).flatten(2).numpy()
     return found
+
+
+def shared_behind(like: Tensor, num_blocks: int, transport: KvTransport) -> Tensor | None:
+    """Host memory for so many blocks of an arena, which peers read behind the device's; None where that cannot be."""
+    shape = (like.shape[0], num_blocks, *like.shape[2:])
+    num_bytes = math.prod(shape) * like.element_size()
+    file = None
+    if not isinstance(transport, TcpTransport):
+        try:
+            file = SharedFile(num_bytes)
+        except OSError as error:
+            logger.warning("host memory is not shared, so peers do not fetch from it: %s", error)
+            return None
+    flat = torch.empty(num_bytes, dtype=torch.uint8)
+    if file is not None:
+        flat = torch.frombuffer(file.memory, dtype=torch.uint8)
+    host = flat.view(like.dtype).view(shape)
+    region = region_of(host)
+    if isinstance(transport, TcpTransport):
+        transport.add(region)
+    elif file is not None:
+        transport.add(region, file.address(region.shape))
+    return host

@@ -26,7 +26,7 @@ from penstock.core.types import BlockHash
 from penstock.engine.tier_config import TiersConfig
 from penstock.engine.torch.mover import Mover
 from penstock.engine.torch.ports import Movable
-from penstock.engine.torch.shared import region_of
+from penstock.engine.torch.shared import KvTransport, region_of, shared_behind
 from penstock.engine.torch.shelf import Shelf, stride_of
 
 if TYPE_CHECKING:
@@ -49,8 +49,15 @@ class Behind:
 class SlowMemory:
     """One executor's. Completions are told on the loop's thread."""
 
-    def __init__(self, backend: object, behind: Behind, tell: Callable[[Completion], None]) -> None:
-        """Raises BadConfig where blocks cannot be copied, or the disk cannot be had."""
+    def __init__(
+        self,
+        backend: object,
+        behind: Behind,
+        tell: Callable[[Completion], None],
+        transport: KvTransport | None = None,
+    ) -> None:
+        """`transport`: by which peers read it. Raises BadConfig where blocks cannot be copied, or the disk cannot be
+        had."""
         if not isinstance(backend, Movable):
             raise BadConfig(
                 "keys and values of this kind of model cannot be moved to host memory",
@@ -64,7 +71,12 @@ class SlowMemory:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopped = False
         num_blocks = behind.host_blocks + self.tier_blocks
-        self._mover = Mover(arena, num_blocks, threads=behind.copy_threads, tell=self._hear_moved)
+        host = None
+        if transport is not None and arena.device.type == "cpu":
+            host = shared_behind(arena, num_blocks, transport)
+        self._mover = Mover(
+            arena, num_blocks, threads=behind.copy_threads, tell=self._hear_moved, host=host
+        )
         self._shelf: Shelf | None = None
         if self.disk_blocks:
             about = f"{behind.identity}, {type(backend).__name__}, {arena.dtype}, {tuple(arena.shape[2:])}"
@@ -123,7 +135,11 @@ class SlowMemory:
 
 
 def open_behind(
-    backend: object, folder: Path, config: EngineConfig, tell: Callable[[Completion], None]
+    backend: object,
+    folder: Path,
+    config: EngineConfig,
+    tell: Callable[[Completion], None],
+    transport: KvTransport | None = None,
 ) -> SlowMemory | None:
     """None where nothing is asked for."""
     if not config.host_blocks and config.tiers.host_bytes is None:
@@ -136,7 +152,7 @@ def open_behind(
         name=config.name,
         identity=identity_of(folder, *facts),
     )
-    return SlowMemory(backend, behind, tell)
+    return SlowMemory(backend, behind, tell, transport if config.shows_host else None)
 
 
 def identity_of(folder: Path, *facts: object) -> str:

@@ -1,6 +1,7 @@
 """Are cached blocks brought back from where they lie, or computed again? Asked for each stretch that could be.
 
-Where: host memory behind the device, or the disk behind that (engine.tiers).
+Where: host memory behind the device, the disk behind that (engine.tiers), or a peer: the memory of another replica
+(engine.seeks).
 
 Law: there is something to bring, and what it takes is no negative number.
 """
@@ -14,7 +15,7 @@ from msgspec import Struct
 
 from penstock.core.views import Rng
 
-Place = Literal["host", "disk"]
+Place = Literal["host", "disk", "peer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from penstock.core.types import Report, Stage
-from penstock.core.views import BlockFinder, Move, PhaseCost, RequestView, Rng
+from penstock.core.views import BlockFinder, InTiers, Move, PhaseCost, RequestView, Rng
 from penstock.policy.loads import NOTHING_SENT, Sent, pending_tokens, queue_s
 
 ONE_OUTSTANDING = 1 << 32  # more than a replica can have jobs
@@ -136,6 +136,12 @@ class View(Struct, gc=False):
             hashes = () if self.blocks is None else self.request.prompt.blocks(size)
             self.found = self.blocks.match(hashes) if self.blocks is not None and hashes else {}
         return self.found
+
+    def tiers(self) -> Mapping[str, InTiers]:
+        """The same with what lies in host memory and on disk behind those blocks."""
+        size = self.reports[0].block_size if self.reports else 16
+        hashes = () if self.blocks is None else self.request.prompt.blocks(size)
+        return self.blocks.tiers(hashes) if self.blocks is not None and hashes else {}
 
     def hit(self, report: Report) -> int:
         """Prompt tokens that this replica need not compute: of all of them it computes the last one."""

@@ -7,7 +7,8 @@ Idea: cached blocks and load are both blocks, so that they can be added up in on
     logit(i)    = prefill_weight * max(0, P(i) - credit(i)) + D(i) + active_weight * active(i)
     P(i)        blocks of prompts to compute there, with this one
     D(i)        blocks that decodes would hold there, with this one
-    credit(i)   = overlap_weight * decay(i) * blocks of the prompt that it holds
+    credit(i)   = overlap_weight * decay(i) * blocks of the prompt on its device
+                  + host_weight * those behind them in host memory + disk_weight * those behind these on disk
     decay(i)    = 1 / (1 + queue_decay * excess(i) / blocks of the prompt)
     excess(i)   = P(i) above the least P
     chosen      the least logit, at random among equals; with a `temperature`, drawn by the soft maximum of the negated
@@ -16,9 +17,10 @@ Idea: cached blocks and load are both blocks, so that they can be added up in on
 Parameters
     overlap_weight   default 1        prefill_weight   default 1        active_weight   default 0
     queue_decay      default 0        temperature      default 0
+    host_weight      default 0.75     disk_weight      default 0.25
 
-Where we differ: held blocks are those of the device; hits in host memory or on disk, which Dynamo credits at 0.75 and
-0.25, are not told by replicas. Its queue before the router (all workers above 16 batches) is the gateway's bound here.
+Where we differ: nothing is shared by all workers, which Dynamo credits too. Its queue before the router (all workers
+above 16 batches) is the gateway's bound here.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ from operator import add
 from typing import ClassVar
 
 from penstock.core.types import Report
-from penstock.core.views import Rng
+from penstock.core.views import InTiers, Rng
 from penstock.policy.route import Decision, View
 from penstock.policy.route.pick import spread
+
+NOTHING = InTiers()
 
 
 @dataclass(slots=True)
@@ -44,10 +48,12 @@ class Dynamo:
     active_weight: float = 0.0
     queue_decay: float = 0.0
     temperature: float = 0.0
+    host_weight: float = 0.75
+    disk_weight: float = 0.25
 
     def __post_init__(self) -> None:
         numbers = (self.overlap_weight, self.prefill_weight, self.active_weight, self.queue_decay)
-        if min(*numbers, self.temperature) < 0:
+        if min(*numbers, self.temperature, self.host_weight, self.disk_weight) < 0:
             raise ValueError("weights, queue_decay and temperature must not be negative")
 
     def decide(self, view: View) -> Decision:
@@ -69,6 +75,8 @@ class Dynamo:
             least, decay = min(pending), self.queue_decay
             pairs = zip(credits, pending, strict=True)
             credits = [credit / (1 + decay * (more - least) / blocks) for credit, more in pairs]
+        if view.blocks is not None and view.blocks.has_tiers:
+            credits = self._with_tiers(view, names, credits)
         costs = [
             each.decode_tokens / size
             + blocks
@@ -79,6 +87,15 @@ class Dynamo:
             active = [self.active_weight * view.outstanding.get(name, 0) for name in names]
             costs = list(map(add, costs, active))
         return costs
+
+    def _with_tiers(
+        self, view: View, names: Sequence[str], credits: Sequence[float]
+    ) -> list[float]:
+        held = view.tiers()
+        behind = [held.get(name, NOTHING) for name in names]
+        host, disk = self.host_weight, self.disk_weight
+        pairs = zip(credits, behind, strict=True)
+        return [credit + host * each.host + disk * each.disk for credit, each in pairs]
 
 
 def draw(costs: Sequence[float], temperature: float, rng: Rng) -> int:

@@ -12,8 +12,8 @@ Idea: affinity and balance are both seconds until the first token; predict these
                hears at once what would come too late anyway)
 
 Parameters
-    replicates     fetch a better prefix from its holder (the second line); default false: whoever can do that is a
-                   fleet that moves blocks between replicas, and `transfer_s` says what a token takes
+    replicates     fetch a better prefix from its holder (the second line); default false: it is for fleets whose
+                   replicas fetch (`cache.peers`), and `transfer_s` says what a token takes there
     balance        default 2: so much longer the best prefix must be to be fetched
     refuse_above   default None: nobody is refused        slo_s   default 5, where a request promises nothing
 

@@ -1,0 +1,67 @@
+"""The index of device, host memory and disk says what each holds, whatever is told in whatever order."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from penstock.core.messages import BlockNews, Changes
+from penstock.core.types import BlockHash
+from penstock.core.views import InTiers
+from penstock.policy.tier_index import TierIndex
+
+PROMPT = tuple(BlockHash(bytes([place]) * 16) for place in range(30))
+
+
+def test_a_prompt_is_found_in_three_places_one_behind_the_other() -> None:
+    index = TierIndex(has_tiers=True)
+    news = BlockNews(PROMPT[:10], (), Changes(PROMPT[10:16]), Changes(PROMPT[14:20]))
+    index.tell("a", news)
+    index.tell("b", BlockNews(PROMPT[:3]))
+    assert index.tiers(PROMPT) == {"a": InTiers(10, 6, 4), "b": InTiers(3)}
+    assert index.match(PROMPT) == {"a": 10, "b": 3}
+    assert index.match_near(PROMPT) == {"a": 16, "b": 3}
+    index.tell("a", BlockNews((), PROMPT[6:10], Changes(PROMPT[6:10])))
+    assert index.tiers(PROMPT)["a"] == InTiers(6, 10, 4)
+    index.tell("a", BlockNews(host=Changes((), PROMPT[12:16]), disk=Changes((), PROMPT[14:16])))
+    assert index.tiers(PROMPT)["a"].device == 6
+    index.tell("a", BlockNews(disk=Changes((), PROMPT[16:20])))
+    assert index.tiers(PROMPT)["a"] == InTiers(6, 6, 0)
+    index.guess(0.0, "b", PROMPT[:5])
+    assert index.tiers(PROMPT)["b"] == InTiers(5)
+    index.forget("a")
+    assert index.tiers(PROMPT) == {"b": InTiers(5)}
+
+
+def test_without_tiers_it_costs_one_index() -> None:
+    index = TierIndex()
+    index.tell("a", BlockNews(PROMPT[:4]))
+    assert index.tiers(PROMPT) == {"a": InTiers(4)} and index.match_near(PROMPT) == {"a": 4}
+    assert index.told_near("a") == set(PROMPT[:4]) and not index.told_near("nobody")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_it_agrees_with_sets(seed: int) -> None:
+    """Each place holds a piece of the prompt that begins where the nearer ones have not ended yet."""
+    chance, index = random.Random(seed), TierIndex(has_tiers=True)
+    held = {
+        name: [set[BlockHash](), set[BlockHash](), set[BlockHash]()] for name in ("a", "b", "c")
+    }
+    wanted: dict[str, InTiers] = {}
+    for _ in range(60):
+        name = chance.choice(list(held))
+        ends = sorted(chance.randint(0, len(PROMPT)) for _ in range(3))
+        begins = [0, chance.randint(0, ends[0]), chance.randint(0, ends[1])]
+        changes = []
+        for place, begin, end in zip(held[name], begins, ends, strict=True):
+            fresh = set(PROMPT[begin:end])
+            changes.append(Changes(tuple(fresh - place), tuple(place - fresh)))
+            place.clear()
+            place |= fresh
+        index.tell(name, BlockNews(*changes[0], *changes[1:]))
+        device, host, disk = held[name]
+        assert index.told(name) == device and index.told_behind(name) == (host, disk)
+        wanted[name] = InTiers(ends[0], ends[1] - ends[0], ends[2] - ends[1])
+        found = index.tiers(PROMPT)
+        assert {name: found.get(name, InTiers()) for name in wanted} == wanted
