@@ -207,7 +207,7 @@ def _address(spec: ReplicaSpec) -> str:
 def _transport(spec: ReplicaSpec, shape: ModelShape, fabric: Fabric) -> ModelledTransport:
     card = KvCard(
         layout=f"{spec.model}, as modelled",
-        address=_address(spec),
+        address=fabric.fresh(_address(spec)),
         block_size=spec.block_size,
         block_bytes=round(shape.kv_bytes * spec.block_size),
     )

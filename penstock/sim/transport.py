@@ -3,12 +3,14 @@
     begins at = max(asked at, the instants at which the source's wire out and the target's wire in are free)
     ends at   = begins at + bytes / bandwidth;  is heard of at = ends at + latency
 
-A copy from a replica that has gone meanwhile fails when it would have ended.
+A copy from a replica that has gone meanwhile fails when it would have ended. Its successor has another address, as other
+memory has: else whoever was told of the one would read the other.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -40,6 +42,13 @@ class Fabric:
         self.wires: dict[str, _Wires] = {}
         self.lenders: dict[str, Attending] = {}  # by address, as wires are
         self.num_bytes = 0
+        self._num_at = Counter[str]()
+
+    def fresh(self, place: str) -> str:
+        """An address that nobody has had."""
+        self._num_at[place] += 1
+        number = self._num_at[place]
+        return place if number == 1 else f"{place}#{number}"
 
     def carry(self, source: str, target: str, num_bytes: float) -> float | None:
         """Take the wires of both; the instant at which a copy has come. None: one of them is not there."""

@@ -6,14 +6,17 @@ import asyncio
 
 import pytest
 
-from penstock.assemble import Config, assemble, load_config, modelled_leaves
-from penstock.core.errors import BadConfig, UnknownModel
+from penstock.assemble import Config, assemble, load_config, modelled_leaves, replica_specs
+from penstock.assemble.leaves import modelled_outside
+from penstock.core.errors import BadConfig, ReplicaLost, UnknownModel
 from penstock.core.events import Finished, Opened, Routed
 from penstock.core.prompt import TracedPrompt
 from penstock.core.rng import stream
 from penstock.core.types import Request, RequestId, Sampling
 from penstock.report.log import Digest, Memory
+from penstock.sim.channel import Link
 from penstock.sim.loop import run
+from penstock.sim.transport import Fabric
 
 SETS = (
     "fleet.0.model=llama-3.1-8b",
@@ -103,3 +106,19 @@ def test_unknown_models_are_told_the_known_ones() -> None:
         await service.stop()
 
     run(body())
+
+
+def test_a_successor_is_not_read_in_place_of_the_one_that_was_lost() -> None:
+    """A copy that waits for room may begin when its source was started again: what is there now is not what was."""
+
+    async def main() -> None:
+        spec, fabric = replica_specs(config(), 0)[0], Fabric(Link())
+        first, reader = (modelled_outside(spec, Memory(), fabric=fabric).transport for _ in "ab")
+        assert first is not None and reader is not None
+        await reader.pull(first.card.address, ((0, 0, 1),))
+        await first.close()
+        modelled_outside(spec, Memory(), fabric=fabric)
+        with pytest.raises(ReplicaLost):
+            await reader.pull(first.card.address, ((0, 0, 1),))
+
+    run(main())
