@@ -3,8 +3,8 @@
     begins at = max(asked at, the instants at which the source's wire out and the target's wire in are free)
     ends at   = begins at + bytes / bandwidth;  is heard of at = ends at + latency
 
-A copy from a replica that has gone meanwhile fails when it would have ended. Its successor has another address, as other
-memory has: else whoever was told of the one would read the other.
+A copy from a replica that has gone meanwhile fails when it would have ended. Its successor has another address, as
+other memory has: else whoever was told of the one would read the other.
 """
 
 from __future__ import annotations
