@@ -325,7 +325,9 @@ class Fleet:
         if chosen is None:
             again_s = self._router.again_s
             if again_s is None:
-                self._refuse(ticket, at, why or self._nobody())
+                if why is None or isinstance(why, Draining):  # that is one replica's affair
+                    why = self._nobody()
+                self._refuse(ticket, at, why)
                 asyncio.get_running_loop().call_soon(self._waiting.ask_for_oldest)
             else:
                 self._waiting.add(ticket, again_s)
@@ -375,8 +377,7 @@ class Fleet:
 
     def _nobody(self) -> PenstockError:
         alive = sum(report.is_alive for report in self._router.reports.values())
-        kind = Overloaded if alive else ReplicaLost
-        return kind(
+        return (Overloaded if alive else ReplicaLost)(
             f"none of the {len(self._ports)} replicas of {self.name!r} can take a request now ({alive} are running)",
             hint="try again in a moment",
             retry_after_s=RETRY_AFTER_S,

@@ -480,3 +480,14 @@ async def test_a_suspect_is_trusted_again_when_the_others_are_gone() -> None:
     world.ask("a")
     await settle()
     assert first.seen == ["a"], "a doubtful replica is better than none"
+
+
+@in_virtual_time
+async def test_that_one_replica_drains_is_no_reason_for_the_caller() -> None:
+    world = World(2)
+    task = world.ask("a")
+    for error in (Overloaded("full"), Draining("this replica is shutting down")):
+        await settle()
+        world.holder("a").refuse("a", error)
+    with pytest.raises(Overloaded, match="none of the 2 replicas"):
+        await task
