@@ -102,6 +102,11 @@ class FilingExecutor(MovingExecutor, Protocol):
 
     @property
     def found(self) -> Sequence[tuple[BlockHash, int]]: ...
+    @property
+    def kv_block_bytes(self) -> int:
+        """Of a block; 0 where it is not known."""
+        ...
+
     def file(self, filing: Filing) -> None: ...
 
 

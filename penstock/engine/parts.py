@@ -94,6 +94,11 @@ class Parts:
         swap, tiers = self.swap, self.tiers
         return (swap is not None and swap.is_moving) or (tiers is not None and tiers.is_moving)
 
+    def copied_blocks(self) -> set[int]:
+        """Device blocks that something is being copied from or to beside the steps, or is about to be."""
+        found = set() if self.swap is None else self.swap.copied()
+        return found if self.tiers is None else found | self.tiers.copied()
+
     def finish(
         self,
         now: float,

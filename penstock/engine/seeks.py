@@ -4,8 +4,8 @@
               policy of kind `fetch` is asked (engine.bringing)
     asked     the peer is asked to keep the blocks that continue what is here, and the job is held back; so are others
               that need the first of them
-    shown     blocks are taken for so many, behind those that are here, and the peer's are copied into them. Not while
-              others of this memory are being copied: nobody else would wait for these
+    shown     blocks are taken for so many, behind those that are here, and the peer's are copied into them, as soon as
+              nothing else is copied from or to them: what lay in them may be on its way to host memory
     brought   they are idle and known by name, like any other cached ones, and the job is put back where it stood: it
               adopts them when it starts. If they came spoilt, or not at all, they are forgotten and it computes them
     late      whoever waits is put back and computes. Blocks that are still being written stay taken until that ends
@@ -17,7 +17,6 @@ long enough, has nothing to do with it any more.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 from msgspec import Struct
 
@@ -73,7 +72,7 @@ class _Seek(Struct, gc=False):
     holder: Job
     begun_at: float
     waiting: list[Job]
-    answer: Answering | None = None  # until there is room
+    room: tuple[Answering, Pairs] | None = None  # until nothing else is copied there
     is_copying: bool = False
     is_late: bool = False
     num_blocks: int = 0
@@ -138,11 +137,10 @@ class Seeks:
 
     def look(self, now: float) -> None:
         """Something was applied: who has room now, and who is not waited for any more?"""
-        for number, seek in list(self._seeks.items()):
+        for seek in list(self._seeks.values()):
             if any([job.is_cancelled for job in seek.waiting]):
                 self._put_back(now, seek, [job for job in seek.waiting if job.is_cancelled])
-            if seek.answer is not None:
-                self._grant(now, number, seek)
+            self._pull(seek)
 
     def forget(self, job: Job) -> None:
         """It has ended here."""
@@ -204,37 +202,42 @@ class Seeks:
                 error=told.error,
             )
         )  # fmt: skip
-        if seek is None or seek.answer is not None or seek.is_copying:
+        if seek is None or seek.room is not None or seek.is_copying:
             return
         if told.error is not None or not told.blocks:
             self._fail(now, told.seek)
             return
-        seek.answer = told
-        self._grant(now, told.seek, seek)
+        self._take(now, told, seek)
 
-    def _grant(self, now: float, number: int, seek: _Seek) -> None:
-        """Take blocks for what was shown, unless others of this memory are being copied."""
-        parts, told = self._parts, seek.answer
-        assert told is not None
-        if parts.is_copying:
-            return
+    def _take(self, now: float, told: Answering, seek: _Seek) -> None:
+        """Blocks for what was shown."""
+        parts = self._parts
         ledger, holder = parts.ledger, seek.holder
         self._take_blocks()
         have = len(holder.hashes) - len(seek.names)
         skipped = ledger.adopt(holder) // ledger.block_size - have  # computed meanwhile
         count = min(len(told.blocks), len(seek.names)) - skipped
         if count <= 0 or count + len(parts.roster.running) + 1 > ledger.free:
-            seek.answer = None
             self.answers.append(lambda: told.on_room(NO_ROOM))
-            self._fail(now, number)
+            self._fail(now, told.seek)
             return
-        tiers = parts.tiers
-        with nullcontext() if tiers is None else tiers.aside():  # nobody waits for copies out
-            ledger.extend(holder, (have + skipped + count) * ledger.block_size)
+        ledger.extend(holder, (have + skipped + count) * ledger.block_size)
+        if parts.tiers is not None:
+            parts.tiers.begin(now)
         table = ledger.tables[holder.seq][have + skipped :]
-        seek.answer, seek.is_copying, seek.num_blocks = None, True, count
         pairs = joined(list(zip(told.blocks[skipped : skipped + count], table, strict=True)))
-        self.answers.append(lambda: told.on_room(pairs))
+        seek.room, seek.num_blocks = (told, pairs), count
+        self._pull(seek)
+
+    def _pull(self, seek: _Seek) -> None:
+        """Let the peer's blocks come, unless something else is copied from or to the places for them."""
+        if seek.room is None:
+            return
+        told, pairs = seek.room
+        places = {first + at for _, first, count in pairs for at in range(count)}
+        if self._parts.copied_blocks().isdisjoint(places):
+            seek.room, seek.is_copying = None, True
+            self.answers.append(lambda: told.on_room(pairs))
 
     def _end_copy(self, now: float, told: Fetched) -> None:
         parts, seek = self._parts, self._seeks.get(told.seek)

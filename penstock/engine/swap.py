@@ -26,9 +26,9 @@ Source: FastSwitch; the rule of "adaptive" is ours where the paper describes one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from typing import Literal, NamedTuple
 
 from penstock.core.plans import Transfer
@@ -101,6 +101,10 @@ class Swap:
     @property
     def is_moving(self) -> bool:
         return bool(self._under)
+
+    def copied(self) -> set[int]:
+        """Device blocks that are being copied from or to."""
+        return device_blocks([under.transfer for under in self._under.values()])
 
     # ------------------------------------------------------------------ out
 
@@ -249,6 +253,12 @@ class Swap:
             )
         for seq in self._kept:
             assert seq in self._copies, "a copy is kept of a job that has none"
+
+
+def device_blocks(transfers: Iterable[Transfer]) -> set[int]:
+    """Those that transfers touch."""
+    runs = chain.from_iterable(transfer.runs for transfer in transfers)
+    return {first + at for first, _, count in runs for at in range(count)}
 
 
 def joined(pairs: list[tuple[int, int]]) -> tuple[tuple[int, int, int], ...]:

@@ -38,7 +38,7 @@ from penstock.engine.bringing import NEAR, Bringing
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.parts import Parts
 from penstock.engine.run import Run
-from penstock.engine.swap import joined
+from penstock.engine.swap import device_blocks, joined
 from penstock.engine.tier_store import TierStore
 from penstock.policy import fetch
 
@@ -101,10 +101,13 @@ class Tiers:
 
     def coming(self) -> set[int]:
         """Device blocks into which something is being copied."""
-        inward = [each.transfer for each in self._copies.values() if not each.transfer.is_out]
-        return {
-            first + at for each in inward for first, _, count in each.runs for at in range(count)
-        }
+        transfers = [each.transfer for each in self._copies.values()]
+        return device_blocks(each for each in transfers if not each.is_out)
+
+    def copied(self) -> set[int]:
+        """Those that are copied from or to, now or with the next step."""
+        leaving = {block for block, _, _ in self._leaving}
+        return leaving | device_blocks(each.transfer for each in self._copies.values())
 
     def has(self, transfer: int) -> bool:
         return transfer in self._copies
@@ -303,8 +306,8 @@ class Tiers:
         if known is not None:
             fresh = MEMORY * known + (1 - MEMORY) * fresh
         self._block_s[place] = fresh
-        link, good = self._parts.executor.caps.link, num_blocks - failed
-        num_bytes = 0 if link is None else link.block_bytes * good
+        good = num_blocks - failed
+        num_bytes = self._executor.kv_block_bytes * good
         self._bringing.count(place, good, num_bytes, seconds, failed)
 
     def forget(self, seq: int) -> None:

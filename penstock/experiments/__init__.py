@@ -28,6 +28,7 @@ TABLE: dict[str, str] = {
     "dualmap": "penstock.experiments.dualmap",
     "routers": "penstock.experiments.routers",
     "xllm": "penstock.experiments.xllm",
+    "xllm-cache": "penstock.experiments.xllm_cache",
     "dllm-serve": "penstock.experiments.dllm_serve",
     "elastic-moe": "penstock.experiments.elastic_moe",
     "infinite-llm": "penstock.experiments.infinite_llm",

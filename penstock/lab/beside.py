@@ -44,6 +44,7 @@ class Mixed:
     num: int
     seed: int
     num_offline: int
+    rate_per_s: float = RATE_PER_S
     meta: TraceMeta = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,7 +54,7 @@ class Mixed:
     def __iter__(self) -> Iterator[tuple[float, Request]]:
         for request in self._offline():
             yield 0.0, request
-        online = Offered(trace=self.conv, num=self.num, seed=self.seed, rate_per_s=RATE_PER_S)
+        online = Offered(trace=self.conv, num=self.num, seed=self.seed, rate_per_s=self.rate_per_s)
         for place, (at, each) in enumerate(online):
             assert each.true_output is not None
             made = _request(str(place), each.prompt.num_tokens, each.true_output)

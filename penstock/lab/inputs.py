@@ -62,6 +62,8 @@ class ReplayedSharing:
 class ReplayedExecutor:
     """The executor port's third leaf: takes plans and runs nothing; the log says what came of them."""
 
+    kv_block_bytes = 0
+
     def __init__(self, caps: Caps, found: Sequence[tuple[BlockHash, int]] = ()) -> None:
         self.caps, self.found, self.sharing = caps, found, ReplayedSharing()
         self.complete: Callable[[Completion], None] = lambda completion: None

@@ -125,6 +125,10 @@ class ModelledExecutor:
     def caps(self) -> Caps:
         return self._caps
 
+    @property
+    def kv_block_bytes(self) -> int:
+        return 0 if self._caps.link is None else self._caps.link.block_bytes
+
     def listen(self, on_completion: Callable[[Completion], None]) -> None:
         self._tell = on_completion
 

@@ -127,6 +127,10 @@ class Speaker:
         return self._caps
 
     @property
+    def kv_block_bytes(self) -> int:
+        return cast(FilingExecutor, self._inner).kv_block_bytes
+
+    @property
     def is_clear(self) -> bool:
         """Whether nothing of any job is left but what blocks hold."""
         under_way = self._transfers or self._filings

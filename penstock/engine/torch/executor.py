@@ -226,6 +226,10 @@ class TorchExecutor:
     def found(self) -> Sequence[tuple[BlockHash, int]]:
         return () if self._memory is None else self._memory.found
 
+    @property
+    def kv_block_bytes(self) -> int:
+        return 0 if self._memory is None else self._memory.block_bytes
+
     def file(self, filing: Filing) -> None:
         assert self._memory is not None, "this executor has no disk"
         self._memory.file(filing)

@@ -65,6 +65,7 @@ class SlowMemory:
             )
         arena, tiers = backend.arena, behind.tiers
         block_bytes = arena.numel() * arena.element_size() // arena.shape[1]
+        self.block_bytes = block_bytes
         self.tier_blocks, _ = tiers.blocks(block_bytes)
         _, self.disk_blocks = tiers.blocks(stride_of(block_bytes))
         self._tell = tell
