@@ -98,7 +98,7 @@ def named(
     shape, names, read = decoder.shape, [], {}
     for _, call, _ in calls:
         name = type(call).__name__.removesuffix("Call").lower()
-        if isinstance(call, library.LinearCall | library.QuantisedCall):
+        if isinstance(call, library.LinearCall | library.QuantisedCall | library.ShortsCall):
             kinds = {
                 (shape.hidden, (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim): "qkv",
                 (shape.num_heads * shape.head_dim, shape.hidden): "out",
@@ -109,6 +109,8 @@ def named(
             size = call.num_in * call.num_out
             if isinstance(call, library.QuantisedCall):
                 size = size * call.bits // 8 + 2 * size // call.group
+            elif isinstance(call, library.ShortsCall):
+                size = 2 * size + 2 * size // call.group
             else:
                 size *= 2 if call.bf16 else 4
             read[name] = read.get(name, 0) + size

@@ -1,6 +1,7 @@
 """One linear layer by method and rows, beside what a plain read of memory gets in the same process.
 
     python benchmarks/linear_methods.py [--shape 4096x1024] [--threads 1] [--rows 1,2,8,32,256] [--json FILE]
+    python benchmarks/linear_methods.py --errors
 
 One row is a race along the memory bus: "read" is the share of a plain read's bytes a second at which the weights passed
 (scales included), the least of which a method can take. With many rows "Gop/s" counts two operations a weight and row.
@@ -31,6 +32,7 @@ from penstock.engine.torch.kernels import library as native
 from penstock.engine.torch.kernels.build import find_compiler
 from penstock.engine.torch.kernels.linear import PackedLinear
 from penstock.engine.torch.kernels.quantised import PackedQuantised
+from penstock.engine.torch.kernels.shorts import ShortsLinear
 from penstock.engine.torch.linear import OneDnnLinear, PlainLinear, WidenedLinear
 from penstock.engine.torch.ports import Linear, LinearMethod, ShardSpec
 from penstock.engine.torch.quantised import Bits, quantise
@@ -98,14 +100,17 @@ def of_numbers(weight: Tensor) -> list[Method]:
             methods.append(WidenedLinear())
         if available():
             methods.append(PackedLinear())
+        if available() and dtype == torch.bfloat16:
+            methods.append(ShortsLinear())
         for method in methods:
             width = 4 if method.name == "widened" else dtype.itemsize
             num_bytes = weight.numel() * width
+            kind = "shorts" if isinstance(method, ShortsLinear) else method.name
 
             def make(method: LinearMethod = method, dtype: torch.dtype = dtype) -> Linear:
                 return method.pack(weight.to(dtype, copy=True), None, ShardSpec())
 
-            name = f"{str(dtype).removeprefix('torch.')} {method.name}"
+            name = f"{str(dtype).removeprefix('torch.')} {kind}"
             found.append(Method(name, dtype, copies(make, num_bytes), num_bytes))
     return found
 
@@ -134,6 +139,22 @@ def of_few_bits(weight: Tensor) -> list[Method]:
     return found
 
 
+def errors(rows: int = 64, inputs: int = 1024, outputs: int = 512) -> None:
+    """What products of bfloat16 lose, of their size, before and after they are rounded to bfloat16."""
+    for name, peaks in (("normal numbers", 0), ("an input in 100 of a row 100 times greater", 100)):
+        x, weight = torch.randn(rows, inputs).bfloat16(), torch.randn(outputs, inputs).bfloat16()
+        x = torch.where(torch.rand(x.shape) < 0.01, peaks * x, x) if peaks else x
+        wanted = x.double() @ weight.double().T
+        layer = ShortsLinear().pack(weight, None, ShardSpec())
+        found = {
+            "shorts": layer(x.float()),
+            "shorts, rounded": layer(x),
+            "floats, rounded": PackedLinear().pack(weight, None, ShardSpec())(x),
+        }
+        lost = {kind: float((one.double() - wanted).norm() / wanted.norm()) for kind, one in found.items()}
+        print(f"{name}: " + "; ".join(f"{kind} {one:.2g}" for kind, one in lost.items()))
+
+
 def measure(methods: Sequence[Method], rows: int, inputs: int, threads: int) -> None:
     clock = time.thread_time if threads == 1 else time.perf_counter
     for turn in range(40 if rows <= FEW_ROWS else 10):
@@ -158,7 +179,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", default="1,2,8,32,256")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--errors", action="store_true", help="of 16-bit products, and no speeds")
     args = parser.parse_args()
+    if args.errors:
+        return errors()
     torch.set_num_threads(args.threads)
     outputs, inputs = map(int, args.shape.split("x"))
     all_rows = [int(word) for word in args.rows.split(",")]

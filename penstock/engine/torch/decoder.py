@@ -10,8 +10,8 @@ in some both parts read the same norm and are added together (Phi).
 
 On a CPU steps of few rows run the same pieces as recorded kernel calls (recorded.py).
 
-`forward` yields after each piece, so that whoever drives it may stop between any two and go on later; nothing
-outside the generator holds activations. Over N ranks each has 1/N of the heads and of each MLP: both parts then yield
+`forward` yields after each piece (recorded ones: see there), so that whoever drives it may stop between any two and go
+on later; nothing outside the generator holds activations. Over N ranks each has 1/N of the heads and of each MLP: both parts then yield
 partial sums, which `reduce` adds up. Layers are made in load.py.
 """
 
@@ -124,7 +124,7 @@ class Decoder:
     spaces: Spaces | None = None  # None: layers run plainly
 
     def forward(self, step: StepInput) -> Generator[Piece, None, Tensor]:
-        """Yields after every piece; returns the hidden states of `step.rows`, normed, [R, hidden]."""
+        """Yields after pieces; returns the hidden states of `step.rows`, normed, [R, hidden]."""
         whole = (0, len(self.layers))
         x, part = yield from self.through(self.embed(step.ids), step, whole)
         return self.finish(x, part, step.rows)
@@ -212,11 +212,10 @@ def _through_space(
     assert visit.x is not None
     held, threads = beside + 2 * visit.x.nbytes, torch.get_num_threads()
     try:
-        for index in range(*layers):
-            space.run(visit, 2 * index, threads)
-            yield Piece(index, "attention", held)
-            space.run(visit, 2 * index + 1, threads)
-            yield Piece(index, "mlp", held)
+        at, end = 2 * layers[0], 2 * layers[1]
+        while at < end:
+            at = space.run(visit, at, end, threads)
+            yield Piece((at - 1) // 2, "attention" if at % 2 else "mlp", held)
         return space.end(visit)
     finally:
         space.leave(visit)

@@ -2,8 +2,8 @@
 
 A step is a generator that yields after every piece of its forward and returns its outputs. All state that steps
 touch belongs to this thread; the loop's thread sends commands through a queue and hears back through
-`call_soon_threadsafe`. Interrupts and aborts are marks that the thread reads between pieces. An exception ends the
-step it arose in, and no other.
+`call_soon_threadsafe`. Interrupts and aborts are marks that the thread reads between pieces; kernels that run many on
+end are told of them by the thread's `Halt`. An exception ends the step it arose in, and no other.
 
 An interrupt is obeyed after the piece that runs: the attention block or the MLP of one layer. A step that was left
 holds its activations (`Piece.held_bytes`) and nothing else but its job's blocks; they are gone with its abort. On a GPU
@@ -34,6 +34,7 @@ from penstock.core.plans import Done, Plan, Sampled, Yielded
 from penstock.core.types import PlanId
 from penstock.engine.torch.cores import Seat
 from penstock.engine.torch.decoder import Piece
+from penstock.engine.torch.kernels.program import Halt
 
 logger = logging.getLogger(__name__)
 Mark = Literal["layer", "operator", "abort"]
@@ -91,6 +92,7 @@ class Lane:
         self._threads, self._seat, self._niceness = threads, seat, niceness
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._marks: dict[PlanId, Mark] = {}
+        self._halt = Halt()  # set while there may be a mark of the plan that runs
         self._left: dict[PlanId, Begun] = {}  # interrupted
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Event | None = None
@@ -105,6 +107,7 @@ class Lane:
     def mark(self, plan: PlanId, mark: Mark) -> None:
         if self._marks.get(plan) != "abort":
             self._marks[plan] = mark
+            self._halt.set(True)
 
     def unmark(self, plan: PlanId) -> None:
         self._marks.pop(plan, None)
@@ -122,6 +125,7 @@ class Lane:
             self._thread.join()
 
     def _main(self) -> None:
+        self._halt.bind()
         if self._niceness:
             step_back(self._niceness)
         if self._threads is not None:
@@ -156,6 +160,9 @@ class Lane:
         """Run a step to its end, or to the boundary at which it shall stop."""
         told: Done | Yielded | None = None
         step = begun.step
+        self._halt.set(False)
+        if self._marks:  # looked at after: a mark that comes now sets it again
+            self._halt.set(True)
         try:
             if self._seat is not None:
                 self._seat.take(begun.share)

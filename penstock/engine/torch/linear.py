@@ -5,8 +5,9 @@ Of weights as numbers:
     plain    torch's own F.linear; any device, any dtype
     onednn   oneDNN's blocked layout, made at load. For fp32 it halves the time of 8 rows, for bf16 (on processors with
              bf16 instructions) also of a single row
-    packed   our own kernel (kernels/linear.py), for bf16 on processors without bf16 instructions, where torch's bf16
-             product of 8 rows is several times slower than the fp32 one
+    packed   our own kernels, for bf16 on processors without bf16 instructions, where torch's bf16 product of 8 rows is
+             several times slower than the fp32 one: products of 16-bit whole numbers (kernels/shorts.py) or, for
+             routers and where the processor has no fast ones, of floats (kernels/linear.py)
     row      on CUDA where Triton is: torch's own product, but for a single row (cuda/linear.py)
     widened  the same without a compiler: weights are kept packed in fp32 and rows are widened on the way in. Costs
              twice the memory of the weights
@@ -39,6 +40,8 @@ from penstock.engine.torch.kernels import available
 from penstock.engine.torch.kernels.fused import has_triton
 from penstock.engine.torch.kernels.linear import PackedLinear, wins_on_this_machine
 from penstock.engine.torch.kernels.quantised import PackedQuantised
+from penstock.engine.torch.kernels.shorts import ShortsLinear
+from penstock.engine.torch.kernels.shorts import wins_on_this_machine as has_fast_shorts
 from penstock.engine.torch.ports import Linear, LinearMethod, QuantisedMethod, ShardSpec
 from penstock.engine.torch.quantised import Bits, Quantised, quantise
 
@@ -128,32 +131,30 @@ def choose_linear(device: torch.device, dtype: torch.dtype) -> tuple[LinearMetho
         return PlainLinear(), "this torch was built without oneDNN's packed layout"
     if dtype == torch.bfloat16 and not has_bf16_instructions():
         if wins_on_this_machine(dtype):
-            return CompiledLinear(), "no bf16 instructions here; compiled kernel"
+            return CompiledLinear("packed", WidenedLinear()), _why_packed()
         return WidenedLinear(), "no bf16 instructions here, and no compiled kernel"
     return OneDnnLinear(), "oneDNN's packed layout"
 
 
 class CompiledLinear:
-    """Our kernel where it can hold the weight, else the widened form."""
+    """Our kernels where they can hold the weight, else another method. `is_exact`: products of floats only."""
 
-    name = "packed"
-
-    def __init__(self) -> None:
-        self._kernel, self._other = PackedLinear(), WidenedLinear()
+    def __init__(self, name: str, other: LinearMethod, *, is_exact: bool = False) -> None:
+        self.name, self._other, self._is_exact = name, other, is_exact
+        self._kernel = PackedLinear() if available() else None
+        self._shorts = ShortsLinear() if has_fast_shorts() and not is_exact else None
 
     def pack(self, weight: Tensor, bias: Tensor | None, shard: ShardSpec) -> Linear:
-        method = self._other if PackedLinear.why_not_for(weight) else self._kernel
+        method = self._other
+        if self._shorts and not ShortsLinear.why_not_for(weight):
+            method = self._shorts
+        elif self._kernel and not PackedLinear.why_not_for(weight):
+            method = self._kernel
         return method.pack(weight, bias, shard)
 
-
-class SharedLinear:
-    """Our kernel where it can hold the weight, else torch's own product: both may lie in shared memory."""
-
-    name = "shared"
-
-    def pack(self, weight: Tensor, bias: Tensor | None, shard: ShardSpec) -> Linear:
-        can = available() and not PackedLinear.why_not_for(weight)
-        return (PackedLinear() if can else PlainLinear()).pack(weight, bias, shard)
+    @property
+    def exact(self) -> LinearMethod:
+        return self if self._is_exact else CompiledLinear(self.name, self._other, is_exact=True)
 
 
 class ExpandedQuantised:
@@ -212,7 +213,9 @@ def for_head(method: LinearMethod) -> LinearMethod:
 
 def for_router(method: LinearMethod) -> LinearMethod:
     """What packs what chooses experts where `method` packs the layers."""
-    return method.exact if isinstance(method, QuantisingLinear) else method
+    if isinstance(method, QuantisingLinear):
+        method = method.exact
+    return method.exact if isinstance(method, CompiledLinear) else method
 
 
 def choose_quantised(device: torch.device, dtype: torch.dtype) -> tuple[QuantisedMethod, str]:
@@ -267,7 +270,13 @@ def mappable(methods: Methods) -> Methods:
     if methods.layers.name not in ("onednn", "widened", "packed"):
         return methods
     notes = {**methods.notes, "linear": "shared: a layout that several processes can map"}
-    return Methods(SharedLinear(), methods.quantised, notes)
+    # Torch's own product may lie in shared memory too.
+    return Methods(CompiledLinear("shared", PlainLinear()), methods.quantised, notes)
+
+
+def _why_packed() -> str:
+    kind = "16-bit whole numbers" if has_fast_shorts() else "floats"
+    return f"no bf16 instructions here; compiled kernel, products of {kind}"
 
 
 def _name(dtype: torch.dtype) -> str:

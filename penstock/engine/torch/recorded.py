@@ -2,6 +2,8 @@
 
     piece 2i, 2i + 1    attention, MLP of layer i: the same pieces, with the same bits, as the plain forward's
 
+On a lane's thread pieces run on end, and the forward yields only after the last one or when the lane is wanted.
+
 A thread has one `Space`: buffers of MOST_ROWS rows, of which only those that are used take memory, and the program over
 them. A step is its guest (`Visit`) from its beginning to its end. Between two pieces all that a step holds are two rows
 of hidden numbers a token; when it is left and another step runs, they are moved out of the buffers, and back before it
@@ -61,12 +63,13 @@ class Space:
             self._record(layer)
         self.program = recorder.program()
 
-    def run(self, visit: Visit, piece: int, threads: int) -> None:
+    def run(self, visit: Visit, piece: int, end: int, threads: int) -> int:
+        """Some pieces from this one on; the one that is next."""
         if self._visit is not visit:
             self._exchange(visit)
         if visit.step.adapters is not None:
             visit.step.adapters.enter()  # for what is called in its place
-        self.program.run(piece, threads)
+        return self.program.run_on(piece, end, threads)
 
     def end(self, visit: Visit) -> tuple[Tensor, Tensor]:
         """What came out: views of the buffers, good until this thread runs another step, or what was moved out."""

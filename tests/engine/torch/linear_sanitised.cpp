@@ -13,6 +13,8 @@
 #define JOIN(a, b) JOIN_(a, b)
 extern "C" const Kernels JOIN(penstock_, VARIANT);
 extern "C" void penstock_quantised(const Kernels*, const QuantisedCall*, int);
+extern "C" void penstock_shorten(const Kernels*, const ShortsCall*, int);
+extern "C" void penstock_shorts(const Kernels*, const ShortsCall*, int);
 extern "C" void penstock_linear(const Kernels*, const LinearCall*, int);
 
 static const uint16_t HALF_ONE = 0x3c00, BF16_ONE = 0x3f80;
@@ -52,6 +54,13 @@ static int few_bits(int bits, int group, int64_t rows, int64_t num_in, int64_t n
     return wrong;
 }
 
+static float widened(uint16_t half) {
+    const uint32_t bits = uint32_t(half) << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+}
+
 static int numbers(int64_t rows, int64_t num_in, int64_t num_out) {
     auto weight = filled<uint16_t>(up(num_out, 16) * num_in, BF16_ONE);
     auto x = filled<uint16_t>(rows * num_in, BF16_ONE), out = filled<uint16_t>(rows * num_out, 0);
@@ -59,17 +68,35 @@ static int numbers(int64_t rows, int64_t num_in, int64_t num_out) {
     penstock_linear(&JOIN(penstock_, VARIANT), &call, 1);
     int wrong = 0;
     for (int64_t i = 0; i < rows * num_out; ++i) {
-        uint32_t bits = uint32_t(out[i]) << 16;
-        float value;
-        __builtin_memcpy(&value, &bits, 4);
-        wrong += is_wrong("bfloat16", value, float(num_in));
+        wrong += is_wrong("bfloat16", widened(out[i]), float(num_in));
     }
+    return wrong;
+}
+
+static int shorts(int64_t rows, int64_t num_in, int64_t num_out, int32_t group) {
+    const int64_t panels = up(num_out, 16) / 16, groups = num_in / group;
+    auto x = filled<uint16_t>(rows * num_in, BF16_ONE), out = filled<uint16_t>(rows * num_out, 0);
+    auto codes = filled<int16_t>(panels * 16 * num_in, 3);
+    auto scales = filled<uint16_t>(panels * groups * 16, BF16_ONE);
+    auto bias = filled<uint16_t>(num_out, BF16_ONE);
+    ShortsCall call{};
+    call.x = x.get(), call.bias = bias.get(), call.codes = codes.get(), call.scales = scales.get(), call.out = out.get();
+    call.num_rows = rows, call.num_in = num_in, call.num_out = num_out, call.x_stride = num_in;
+    call.group = group, call.bf16 = 1;
+    penstock_shorts(&JOIN(penstock_, VARIANT), &call, rows > 4 ? 2 : 1);
+    int wrong = 0;
+    for (int64_t i = 0; i < rows * num_out; ++i) wrong += is_wrong("shorts", widened(out[i]), 3.0f * num_in + 1);
+    auto plain = filled<int16_t>(rows * num_in, 0);
+    auto steps = filled<float>(rows * groups, 0);
+    call.rows = plain.get(), call.steps = steps.get(), call.is_plain = 1;
+    penstock_shorten(&JOIN(penstock_, VARIANT), &call, 1);
+    for (int64_t i = 0; i < rows * num_in; ++i) wrong += is_wrong("shorter", plain[i] * steps[i / group], 1);
     return wrong;
 }
 
 int main() {
     int wrong = 0;
-    for (int64_t rows : {1, 2, 3, 4, 5, 7, 66})
+    for (int64_t rows : {1, 2, 3, 4, 5, 7, 66, 127})
         for (int64_t num_out : {1, 16, 37, 300}) {
             for (int bits : {8, 4})
                 for (int group : {32, 64, 128})
@@ -77,6 +104,8 @@ int main() {
                         for (int64_t num_in : {group, 3 * group, 2 * group - 7})
                             wrong += few_bits(bits, group, rows, num_in, num_out, has_zeros);
             for (int64_t num_in : {16, 48, 1040}) wrong += numbers(rows, num_in, num_out);
+            for (int32_t group : {16, 64, 128})
+                for (int64_t num_in : {group, 3 * group, 1152}) wrong += shorts(rows, num_in, num_out, group);
         }
     return wrong != 0;
 }

@@ -160,3 +160,28 @@ def test_fields_of_both_widths_move() -> None:
         call = AttentionCall.from_address(step.call)
         assert (call.num_chunks, call.num_tokens, call.query_stride) == (-7, 5, 5)
         assert call.slots == 1 << 40 and call.num_heads == 0 and call.key_stride == 0
+
+
+def test_pieces_run_on_end_until_somebody_wants_the_thread(model_root: Path) -> None:
+    decoder = opened(model_root, "llama", "bf16")
+    count = 2 * len(decoder.layers)
+    with torch.inference_mode():
+        wanted, one_by_one = ended(decoder.forward(STEPS[0]))
+        assert len(one_by_one) == count, "a thread without a halt stops behind every piece"
+        found: dict[bool, tuple[Tensor, list[Piece]]] = {}
+        halt = program.Halt()
+
+        def run() -> None:
+            halt.bind()
+            with torch.inference_mode():
+                for is_asked in (False, True):
+                    halt.set(is_asked)
+                    found[is_asked] = ended(decoder.forward(STEPS[0]))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    for hidden, _ in found.values():
+        assert hidden.equal(wanted)
+    assert found[True][1] == one_by_one
+    assert found[False][1] == one_by_one[-1:]

@@ -98,6 +98,15 @@ class QuantisedCall(ctypes.Structure):
     ]
 
 
+class ShortsCall(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, c_void_p) for name in ("x", "bias", "codes", "scales", "out", "rows", "steps")),
+        *((f"num_{name}", c_int64) for name in ("rows", "in", "out")),
+        ("x_stride", c_int64),
+        *((name, c_int32) for name in ("group", "bf16", "is_plain")),
+    ]
+
+
 class DrawCall(ctypes.Structure):
     _fields_: ClassVar = [
         *((name, c_void_p) for name in ("logits", "heat", "chance", "top_k", "top_p", "min_p")),
@@ -124,14 +133,20 @@ class Library:
         self.adapt = dll.penstock_adapt
         self.draw = dll.penstock_draw
         self.quantised = dll.penstock_quantised
+        self.shorten = dll.penstock_shorten
+        self.shorts = dll.penstock_shorts
         self.ban = dll.penstock_ban
-        large, small = (self.attention, self.linear, self.quantised), (self.norm, self.rope)
-        for entry in (*large, *small, self.gate, self.adapt, self.draw, self.ban):
+        large = (self.attention, self.linear, self.quantised, self.shorts)
+        small = (self.norm, self.rope, self.gate, self.adapt, self.shorten)
+        for entry in (*large, *small, self.draw, self.ban):
             entry.argtypes = (c_void_p, c_void_p, ctypes.c_int)
             entry.restype = None
         self.program = dll.penstock_program
         self.program.argtypes = (c_void_p, c_void_p, c_int64, ctypes.c_int)
         self.program.restype = None
+        self.pieces = dll.penstock_pieces
+        self.pieces.argtypes = (c_void_p, c_void_p, c_void_p, c_int64, c_void_p, ctypes.c_int)
+        self.pieces.restype = c_int64
         self.large_pages = dll.penstock_large_pages
         self.large_pages.argtypes, self.large_pages.restype = (c_void_p, c_int64), None
         self.tables = {

@@ -9,11 +9,14 @@ Rules.
 - A recorder is given the very entries and structs that the plain calls use, so both compute the same bits.
 - A program belongs to its buffers, and buffers to one step at a time: two steps under way need two of them.
 - What has no kernel is recorded as a Python function, and run in its place in the order.
+- A thread that has a `Halt` runs pieces on end by one call, which looks at the halt between any two: what somebody wants
+  of the thread after the piece that runs, he gets by setting it. Without one, pieces are run one at a time.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -30,6 +33,24 @@ Entry = Callable[[int, object, int], None]
 Native = tuple[int, int]  # address of the first step, how many
 Segment = Native | Callable[[], None]
 Moving = Mapping[str, object]  # field of a struct -> key of the value that each step puts there
+
+
+class Halt:
+    """Asks a thread to look up after the piece it is in. Set by any thread."""
+
+    def __init__(self) -> None:
+        self._told = ctypes.c_int32(0)
+        self.address = ctypes.addressof(self._told)
+
+    def set(self, is_asked: bool) -> None:
+        self._told.value = int(is_asked)
+
+    def bind(self) -> None:
+        """To the thread that calls this."""
+        _OF_THREAD.halt = self
+
+
+_OF_THREAD = threading.local()
 
 
 class ProgramStep(ctypes.Structure):
@@ -122,6 +143,10 @@ class Recorder:
         return Program(self, self._calls, self._pieces[:-1])
 
 
+def _is_native(piece: Sequence[Segment]) -> bool:
+    return len(piece) == 1 and isinstance(piece[0], tuple)
+
+
 class Program:
     """See the module's text."""
 
@@ -152,6 +177,8 @@ class Program:
             for piece in pieces
         ]
         self._moving = self._find_moving(places, calls)
+        self._all = recorder.library.pieces
+        self._counts = np.array([p[0][1] for p in self._pieces if _is_native(p)], np.int64)
 
     def _find_moving(
         self, places: Sequence[int], calls: Sequence[tuple[Entry, ctypes.Structure, Moving]]
@@ -180,6 +207,17 @@ class Program:
                 self._run(self._table, segment[0], segment[1], threads)
             else:
                 segment()
+
+    def run_on(self, first: int, end: int, threads: int) -> int:
+        """Run pieces from the first on, as many as nobody minds; the one that is next."""
+        halt: Halt | None = getattr(_OF_THREAD, "halt", None)
+        if halt is None or len(self._counts) < len(self._pieces):
+            self.run(first, threads)
+            return first + 1
+        steps, counts = self._pieces[first][0], self._counts.ctypes.data + 8 * first
+        assert isinstance(steps, tuple)
+        done: int = self._all(self._table, steps[0], counts, end - first, halt.address, threads)
+        return first + done
 
     @property
     def num_native(self) -> int:

@@ -117,6 +117,22 @@ struct QuantisedCall {
     int32_t bf16;
 };
 
+// out = x weight^T + bias, the weight in shorts (shorts.h), padded to whole panels: [panels][num_in / 2][16][2], and
+// what they are to be multiplied with: bfloat16 [panels][groups][16].
+constexpr int SHORTS_ROWS = 120, SHORTS_PANELS = 4;
+struct ShortsCall {
+    const void *x, *bias;  // bias null: none
+    const int16_t* codes;
+    const uint16_t* scales;
+    void* out;
+    int16_t* rows;  // x in shorts, num_rows * num_in, and [num_rows][num_in / group]
+    float* steps;
+    int64_t num_rows, num_in, num_out, x_stride;
+    int32_t group;  // at most 128 inputs, a divisor of num_in, a multiple of 16
+    int32_t bf16;
+    int32_t is_plain;  // rows lie one behind the other
+};
+
 // ids = the likeliest entry of each row, or where `heat` is positive one drawn with `chance` in [0, 1), among all or
 // within limits: top_k >= width, top_p >= 1 and min_p 0 are none.
 constexpr int64_t DRAW_RUN = 128, DRAW_CANDIDATE_BYTES = 12;
@@ -160,4 +176,7 @@ struct Kernels {
     void (*ban)(const BanCall&, int64_t begin, int64_t end);  // entries; begin a multiple of 32
     void (*quantise_rows)(const QuantisedCall&, int64_t begin, int64_t end);
     void (*quantised)(const QuantisedCall&, int64_t row, int64_t panel);  // one tile
+    void (*shorten_rows)(const ShortsCall&, int64_t begin, int64_t end);
+    int64_t (*shorts_scratch)();
+    void (*shorts)(const ShortsCall&, int64_t row, int64_t panel, char* scratch);  // one tile
 };

@@ -259,6 +259,31 @@ EXPORT void penstock_quantised(const Kernels* kernels, const QuantisedCall* give
     });
 }
 
+// Rows that are only to become shorts: those of a weight. The table of steps is the caller's.
+EXPORT void penstock_shorten(const Kernels* kernels, const ShortsCall* call, int threads) {
+    over_rows(call->num_rows, call->num_in, threads,
+              [&](int64_t begin, int64_t end) { kernels->shorten_rows(*call, begin, end); });
+}
+
+EXPORT void penstock_shorts(const Kernels* kernels, const ShortsCall* given, int threads) {
+    thread_local Buffer space;
+    ShortsCall call = *given;
+    const int64_t groups = call.num_in / call.group;
+    const size_t codes = size_t(call.num_rows * call.num_in) * sizeof(int16_t);
+    char* rows = space.at_least(codes + size_t(call.num_rows * groups) * sizeof(float));
+    call.rows = reinterpret_cast<int16_t*>(rows);
+    call.steps = reinterpret_cast<float*>(rows + codes);
+    penstock_shorten(kernels, &call, threads);
+    const int64_t across = (call.num_out + SHORTS_PANELS * GROUP - 1) / (SHORTS_PANELS * GROUP);
+    const int64_t down = (call.num_rows + SHORTS_ROWS - 1) / SHORTS_ROWS;
+    over_range(across * down, 1, threads, [&](int64_t begin, int64_t end) {
+        thread_local Buffer scratch;
+        char* memory = scratch.at_least(size_t(kernels->shorts_scratch()));
+        for (int64_t i = begin; i < end; ++i)
+            kernels->shorts(call, i % down * SHORTS_ROWS, i / down * SHORTS_PANELS, memory);
+    });
+}
+
 EXPORT void penstock_draw(const Kernels* kernels, const DrawCall* call, int threads) {
     const int64_t sums = (call->width + DRAW_RUN - 1) / DRAW_RUN * int64_t(sizeof(double));
     const int64_t bytes = call->top_k ? std::max(sums, DRAW_CANDIDATE_BYTES * call->width) : sums;
@@ -276,4 +301,15 @@ EXPORT void penstock_ban(const Kernels* kernels, const BanCall* call, int thread
 // Runs recorded calls one after the other; see program.py.
 EXPORT void penstock_program(const Kernels* kernels, const ProgramStep* steps, int64_t count, int threads) {
     for (int64_t i = 0; i < count; ++i) steps[i].entry(kernels, steps[i].call, threads);
+}
+
+// The same piece by piece, each to its end, until there are no more or somebody has put `halt` to something else than
+// zero; returns how many were run.
+EXPORT int64_t penstock_pieces(const Kernels* kernels, const ProgramStep* steps, const int64_t* counts, int64_t pieces,
+                               const int32_t* halt, int threads) {
+    for (int64_t i = 0; i < pieces; steps += counts[i++]) {
+        if (i && __atomic_load_n(halt, __ATOMIC_ACQUIRE)) return i;
+        penstock_program(kernels, steps, counts[i], threads);
+    }
+    return pieces;
 }

@@ -5,6 +5,7 @@
 #include "linear.h"
 #include "quantised.h"
 #include "rows.h"
+#include "shorts.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -15,5 +16,6 @@ const Kernels JOIN(penstock_, VARIANT) = {
     VARIANT::write, VARIANT::scratch_bytes, VARIANT::attend, VARIANT::merge,
     VARIANT::norm,  VARIANT::rope,          VARIANT::gate,   VARIANT::adapt, VARIANT::linear_scratch, VARIANT::linear,
     VARIANT::draw,  VARIANT::ban,           VARIANT::quantise_rows, VARIANT::quantised,
+    VARIANT::shorten_rows, VARIANT::shorts_scratch, VARIANT::shorts,
 };
 }

@@ -1,0 +1,242 @@
+// Linear layers of numbers whose products are taken on whole numbers of 16 bits: out = x w^T + bias.
+//
+//     w[o, i] ~ 2^-e[o, g] short[o, i]        x[m, i] ~ 2^-e[m, g] short[m, i]        g = i / group
+//     out[m, o] = sum over g of 2^-(e[m, g] + e[o, g]) (sum of short short over the group)
+//
+// A bfloat16 has eight digits. With the largest power of two that its group allows, all but the smallest numbers of a
+// group are such shorts exactly, and the sum over a group has no rounding at all. Those over groups run in one order,
+// so a row's result does not depend on what other rows are there.
+//
+// What a group allows: no short is above 32,767, and no group's length, the root of its sum of squares, above 46,340.
+// The product of two lengths bounds the sum of products (Cauchy and Schwarz), and 46,340 squared is below 2^31: nothing
+// overflows, whatever comes.
+//
+// An instruction multiplies eight pairs and adds each, twice as many products as one of floats; a panel lies as it does
+// for bfloat16, 16 outputs of two inputs each in a line. Rows are made shorts once a call, and lie six abreast: a pair
+// of each, then the next pairs. A tile passes a panel with six rows at a time: the first ones read it from memory, and
+// all later ones ask for what comes next.
+#pragma once
+#include "bytes.h"
+#include "calls.h"
+#include "linear.h"
+
+namespace VARIANT {
+
+constexpr float MOST_SHORT = 32767, MOST_LENGTH = 46300;  // the second less what rounding may add
+constexpr float SURELY = 4000;  // largest of a group of 128 with which no length is too great
+constexpr float TINY_SQUARES = 1e-30f, HUGE_SQUARES = 1e30f;  // between these a sum of squares is no less than it should be
+constexpr float GREATEST_POWER = 1.2676506e30f;  // 2^100
+constexpr float LARGEST_FLOAT = 3.4028234e38f;
+
+// The power of two below a positive number, or that number.
+static inline float power_below(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    bits &= 0x7f800000u;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline void store_shorts(int16_t* to, const Ints& value) {
+#if defined(__AVX512F__) && LANE_BYTES == 64
+    _mm256_storeu_si256((__m256i*)to, _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)value.part[0]));
+#elif defined(__AVX2__) && LANE_BYTES == 32
+    const __m256i shorts = _mm256_packs_epi32((__m256i)value.part[0], (__m256i)value.part[1]);
+    _mm256_storeu_si256((__m256i*)to, _mm256_permute4x64_epi64(shorts, 0xd8));
+#else
+    EACH_PART UNROLL for (int i = 0; i < WIDTH; ++i) to[p * WIDTH + i] = int16_t(value.part[p][i]);
+#endif
+}
+
+// What a group's numbers are multiplied with to become shorts; 0 where all are 0.
+static inline float factor_of(float largest, float squares) {
+    if (!(largest > 0)) return 0;
+    float most = MOST_SHORT / largest;
+    if (squares > TINY_SQUARES && squares < HUGE_SQUARES) {
+        const float length = MOST_LENGTH / __builtin_sqrtf(squares);
+        most = length < most ? length : most;
+    } else {
+        most = SURELY / largest;
+    }
+    return power_below(most < GREATEST_POWER ? most : GREATEST_POWER);
+}
+
+constexpr int ROWS_ABREAST = LANE_BYTES == 64 ? 12 : 6;  // sums of so many rows stay in registers
+
+// Where a row's shorts lie: its first pair, and how many shorts from there to the next.
+struct ShortRow {
+    int16_t* pairs;
+    int64_t step;
+};
+
+static inline int64_t abreast_at(const ShortsCall& call, int64_t row) {
+    return call.num_rows - row < ROWS_ABREAST ? call.num_rows - row : ROWS_ABREAST;
+}
+
+static inline ShortRow short_row(const ShortsCall& call, int64_t row) {
+    if (call.is_plain) return {call.rows + row * call.num_in, 2};
+    const int64_t first = row / ROWS_ABREAST * ROWS_ABREAST;
+    return {call.rows + first * call.num_in + (row - first) * 2, abreast_at(call, first) * 2};
+}
+
+static inline void put_shorts(const ShortRow& row, int64_t at, const Ints& value) {
+    if (row.step == 2) return store_shorts(row.pairs + at, value);
+    int16_t shorts[GROUP];
+    store_shorts(shorts, value);
+    UNROLL for (int i = 0; i < GROUP; i += 2) memcpy(row.pairs + (at + i) / 2 * row.step, shorts + i, 4);
+}
+
+// Makes a group shorts, from input `at` on, and says what they are to be multiplied with.
+template <class T>
+static inline float shorten_group(const T* x, int group, const ShortRow& row, int64_t at) {
+    const float ROUNDER = 12582912.0f;  // see exp2
+    Lanes most = fill(0), squares = fill(0);
+    for (int i = 0; i < group; i += GROUP) {
+        const Lanes value = load(x + at + i);
+        most = greater_of(most, greater_of(value, fill(0) - value));
+        squares = squares + value * value;
+    }
+    const float sum = sum_of(squares), largest = greatest_of(most), factor = factor_of(largest, sum);
+    const Lanes factors = fill(factor);
+    for (int i = 0; i < group; i += GROUP) {
+        const Lanes value = load(x + at + i) * factors;
+        Ints whole;
+        EACH_PART whole.part[p] = (MaskPart)(value.part[p] + ROUNDER) - 0x4b400000;
+        put_shorts(row, at + i, whole);
+    }
+    if (sum != sum || largest > LARGEST_FLOAT) return __builtin_nanf("");  // something is no number
+    return factor > 0 ? 1 / factor : 0;
+}
+
+template <class T>
+static void shorten_as(const ShortsCall& call, int64_t begin, int64_t end) {
+    const int64_t groups = call.num_in / call.group;
+    for (int64_t i = begin; i < end; ++i) {
+        const T* x = (const T*)call.x + i * call.x_stride;
+        const ShortRow row = short_row(call, i);
+        for (int64_t g = 0; g < groups; ++g)
+            call.steps[i * groups + g] = shorten_group(x, call.group, row, g * call.group);
+    }
+}
+
+static void shorten_rows(const ShortsCall& call, int64_t begin, int64_t end) {
+    call.bf16 ? shorten_as<bf16>(call, begin, end) : shorten_as<float>(call, begin, end);
+}
+
+static inline int32_t pair_at(const int16_t* from) {
+    int32_t result;
+    memcpy(&result, from, 4);
+    return result;
+}
+
+// sum + the products of two shorts in each lane of `column` and those of `left`. The sum is added in place: compilers
+// that are left to it copy sums about.
+static inline void add_pairs(Ints& sum, const Bits& column, int32_t left) {
+#if defined(__AVX512VNNI__) && LANE_BYTES == 64
+    sum.part[0] = (MaskPart)_mm512_dpwssd_epi32((__m512i)sum.part[0], (__m512i)column.part[0], _mm512_set1_epi32(left));
+#elif defined(__AVX512BW__) && LANE_BYTES == 64
+    const __m512i products = _mm512_madd_epi16((__m512i)column.part[0], _mm512_set1_epi32(left));
+    sum.part[0] = (MaskPart)_mm512_add_epi32((__m512i)sum.part[0], products);
+#elif defined(__AVX2__) && LANE_BYTES == 32
+    const __m256i pair = _mm256_set1_epi32(left);
+    EACH_PART {
+        const __m256i products = _mm256_madd_epi16((__m256i)column.part[p], pair);
+        asm("vpaddd %1, %0, %0" : "+x"(sum.part[p]) : "x"(products));
+    }
+#else
+    const int32_t low = int16_t(left), high = left >> 16;
+    EACH_PART {
+        const MaskPart pairs = (MaskPart)column.part[p];
+        sum.part[p] += ((MaskPart)(column.part[p] << 16) >> 16) * low + (pairs >> 16) * high;
+    }
+#endif
+}
+
+static_assert(SHORTS_ROWS % ROWS_ABREAST == 0, "a tile begins where rows begin to lie abreast");
+constexpr int SHORTS_DEPTH = 1024;       // inputs of a full tile's rows that stay in the second level
+constexpr int SHORTS_WIDE = SHORTS_PANELS * GROUP;
+constexpr int64_t SHORTS_AHEAD = 2048;   // bytes
+constexpr int PAIRS_A_STEP = 4;
+
+// Some groups of a panel.
+struct ShortsPiece {
+    const ShortsCall& call;
+    const int16_t* codes;
+    const bf16* scales;
+    int64_t first_group, num_groups;
+    const char* next;  // what comes after it
+
+    // The first rows to pass ask for the panel itself; of what comes next, the part'th part is asked for by others.
+    template <int R, bool IS_FIRST>
+    SEPARATE void run(float* sums, int64_t row, int part) const {
+        const int64_t all_groups = call.num_in / call.group;
+        const int16_t* left = call.rows + row * call.num_in + first_group * call.group * R;
+        const float* steps = call.steps + row * all_groups + first_group;
+        const int16_t* column = codes;
+        const char* ahead = IS_FIRST ? (const char*)codes + SHORTS_AHEAD
+                                     : next + part % PAIRS_A_STEP * (num_groups * call.group / 2 / PAIRS_A_STEP * 64);
+        for (int64_t g = 0; g < num_groups; ++g) {
+            Ints sum[R];
+            UNROLL for (int r = 0; r < R; ++r) sum[r] = fill_ints(0);
+            for (int i = 0; i < call.group; i += 2 * PAIRS_A_STEP) {
+                if (!IS_FIRST) __builtin_prefetch(ahead, 0, 2), ahead += 64;
+                UNROLL for (int pair = 0; pair < PAIRS_A_STEP; ++pair, column += 2 * GROUP, left += 2 * R) {
+                    if (IS_FIRST) __builtin_prefetch(ahead), ahead += 64;
+                    const Bits line = load_bits(column);
+                    UNROLL for (int r = 0; r < R; ++r) add_pairs(sum[r], line, pair_at(left + 2 * r));
+                }
+            }
+            const Lanes scale = load(scales + g * GROUP);
+            UNROLL for (int r = 0; r < R; ++r) {
+                float* to = sums + r * SHORTS_WIDE;
+                store(to, load(to) + to_lanes(sum[r]) * (scale * fill(steps[r * all_groups + g])));
+            }
+        }
+    }
+
+    template <int R>
+    void pick(float* sums, int64_t row, int count, int part) const {
+        if (count == R) return part ? run<R, false>(sums, row, part) : run<R, true>(sums, row, part);
+        if constexpr (R > 1) pick<R - 1>(sums, row, count, part);
+    }
+
+    // All rows of a tile.
+    void all(float* sums, int64_t row, int64_t end) const {
+        for (int part = 0; row < end; ++part) {
+            const int64_t count = abreast_at(call, row);
+            pick<ROWS_ABREAST>(sums, row, int(count), part);
+            sums += count * SHORTS_WIDE, row += count;
+        }
+    }
+};
+
+static int64_t shorts_scratch() { return sizeof(float) * SHORTS_ROWS * SHORTS_WIDE; }
+
+template <class T>
+static void shorts_as(const ShortsCall& call, int64_t row, int64_t panel, char* scratch) {
+    const int64_t all_panels = (call.num_out + GROUP - 1) / GROUP, groups = call.num_in / call.group;
+    const int rows = int(call.num_rows - row < SHORTS_ROWS ? call.num_rows - row : SHORTS_ROWS);
+    const int panels = int(all_panels - panel < SHORTS_PANELS ? all_panels - panel : SHORTS_PANELS);
+    float* sums = (float*)scratch;
+    memset(sums, 0, sizeof(float) * rows * SHORTS_WIDE);
+    const int64_t fit = SHORTS_ROWS / rows * (SHORTS_DEPTH / call.group);
+    for (int64_t g = 0; g < groups; g += fit)
+        for (int p = 0; p < panels; ++p) {
+            const int64_t depth = groups - g < fit ? groups - g : fit, at = (panel + p) * groups + g;
+            const int16_t* codes = call.codes + at * call.group * GROUP;
+            const int64_t onward = p + 1 < panels || g + depth == groups ? groups : depth - (panels - 1) * groups;
+            const ShortsPiece piece{call, codes, (const bf16*)call.scales + at * GROUP, g, depth,
+                                    (const char*)(codes + onward * call.group * GROUP)};
+            piece.all(sums + p * GROUP, row, row + rows);
+        }
+    for (int r = 0; r < rows; ++r)
+        for (int p = 0; p < panels; ++p)
+            put_sums((const T*)call.bias, (T*)call.out + (row + r) * call.num_out, call.num_out, (panel + p) * GROUP,
+                     sums + r * SHORTS_WIDE + p * GROUP);
+}
+
+static void shorts(const ShortsCall& call, int64_t row, int64_t panel, char* scratch) {
+    call.bf16 ? shorts_as<bf16>(call, row, panel, scratch) : shorts_as<float>(call, row, panel, scratch);
+}
+
+}  // namespace VARIANT
