@@ -151,7 +151,10 @@ def errors(rows: int = 64, inputs: int = 1024, outputs: int = 512) -> None:
             "shorts, rounded": layer(x),
             "floats, rounded": PackedLinear().pack(weight, None, ShardSpec())(x),
         }
-        lost = {kind: float((one.double() - wanted).norm() / wanted.norm()) for kind, one in found.items()}
+        lost = {
+            kind: float((one.double() - wanted).norm() / wanted.norm())
+            for kind, one in found.items()
+        }
         print(f"{name}: " + "; ".join(f"{kind} {one:.2g}" for kind, one in lost.items()))
 
 

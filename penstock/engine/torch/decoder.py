@@ -11,8 +11,8 @@ in some both parts read the same norm and are added together (Phi).
 On a CPU steps of few rows run the same pieces as recorded kernel calls (recorded.py).
 
 `forward` yields after each piece (recorded ones: see there), so that whoever drives it may stop between any two and go
-on later; nothing outside the generator holds activations. Over N ranks each has 1/N of the heads and of each MLP: both parts then yield
-partial sums, which `reduce` adds up. Layers are made in load.py.
+on later; nothing outside the generator holds activations. Over N ranks each has 1/N of the heads and of each MLP: both
+parts then yield partial sums, which `reduce` adds up. Layers are made in load.py.
 """
 
 from __future__ import annotations

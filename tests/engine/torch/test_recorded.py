@@ -163,7 +163,7 @@ def test_fields_of_both_widths_move() -> None:
 
 
 def test_pieces_run_on_end_until_somebody_wants_the_thread(model_root: Path) -> None:
-    decoder = opened(model_root, "llama", "bf16")
+    decoder = opened(model_root, "qwen3", "bf16")
     count = 2 * len(decoder.layers)
     with torch.inference_mode():
         wanted, one_by_one = ended(decoder.forward(STEPS[0]))

@@ -9,8 +9,8 @@ Rules.
 - A recorder is given the very entries and structs that the plain calls use, so both compute the same bits.
 - A program belongs to its buffers, and buffers to one step at a time: two steps under way need two of them.
 - What has no kernel is recorded as a Python function, and run in its place in the order.
-- A thread that has a `Halt` runs pieces on end by one call, which looks at the halt between any two: what somebody wants
-  of the thread after the piece that runs, he gets by setting it. Without one, pieces are run one at a time.
+- A thread that has a `Halt` runs pieces on end by one call, which looks at the halt between any two: whoever wants
+  something of the thread sets it, and gets it after the piece that runs. Without one, pieces run one at a time.
 """
 
 from __future__ import annotations

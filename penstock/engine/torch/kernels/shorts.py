@@ -87,7 +87,9 @@ class ShortsLinear:
         call.group, call.bf16, call.is_plain = group, native.is_bf16(weight), 1
         self.library.shorten(self.table, ctypes.byref(call), torch.get_num_threads())
         rest = -num_rows % PANEL
-        return (F.pad(rows, (0, 0, 0, rest)), F.pad(steps, (0, 0, 0, rest))) if rest else (rows, steps)
+        return (
+            (F.pad(rows, (0, 0, 0, rest)), F.pad(steps, (0, 0, 0, rest))) if rest else (rows, steps)
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

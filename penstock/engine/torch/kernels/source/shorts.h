@@ -155,10 +155,10 @@ static inline void add_pairs(Ints& sum, const Bits& column, int32_t left) {
 static_assert(SHORTS_ROWS % ROWS_ABREAST == 0, "a tile begins where rows begin to lie abreast");
 constexpr int SHORTS_DEPTH = 1024;       // inputs of a full tile's rows that stay in the second level
 constexpr int SHORTS_WIDE = SHORTS_PANELS * GROUP;
-constexpr int64_t SHORTS_AHEAD = 2048;   // bytes
+constexpr int64_t SHORTS_AHEAD = 2048;   // bytes, of one panel; of several beside each other half as many
 constexpr int PAIRS_A_STEP = 4;
 
-// Some groups of a panel.
+// Some groups of a panel, or of some panels that so few rows pass that these are read beside each other.
 struct ShortsPiece {
     const ShortsCall& call;
     const int16_t* codes;
@@ -166,45 +166,50 @@ struct ShortsPiece {
     int64_t first_group, num_groups;
     const char* next;  // what comes after it
 
-    // The first rows to pass ask for the panel itself; of what comes next, the part'th part is asked for by others.
-    template <int R, bool IS_FIRST>
+    // The first rows to pass ask for the panels themselves; of what comes next, the part'th part is asked for by others.
+    template <int R, int N, bool IS_FIRST>
     SEPARATE void run(float* sums, int64_t row, int part) const {
-        const int64_t all_groups = call.num_in / call.group;
+        const int64_t all_groups = call.num_in / call.group, panel = call.num_in * GROUP;
         const int16_t* left = call.rows + row * call.num_in + first_group * call.group * R;
         const float* steps = call.steps + row * all_groups + first_group;
         const int16_t* column = codes;
-        const char* ahead = IS_FIRST ? (const char*)codes + SHORTS_AHEAD
-                                     : next + part % PAIRS_A_STEP * (num_groups * call.group / 2 / PAIRS_A_STEP * 64);
+        const char* ahead = next + part % PAIRS_A_STEP * (num_groups * call.group / 2 / PAIRS_A_STEP * 64);
         for (int64_t g = 0; g < num_groups; ++g) {
-            Ints sum[R];
-            UNROLL for (int r = 0; r < R; ++r) sum[r] = fill_ints(0);
+            Ints sum[R][N];
+            UNROLL for (int r = 0; r < R; ++r) UNROLL for (int n = 0; n < N; ++n) sum[r][n] = fill_ints(0);
             for (int i = 0; i < call.group; i += 2 * PAIRS_A_STEP) {
                 if (!IS_FIRST) __builtin_prefetch(ahead, 0, 2), ahead += 64;
                 UNROLL for (int pair = 0; pair < PAIRS_A_STEP; ++pair, column += 2 * GROUP, left += 2 * R) {
-                    if (IS_FIRST) __builtin_prefetch(ahead), ahead += 64;
-                    const Bits line = load_bits(column);
-                    UNROLL for (int r = 0; r < R; ++r) add_pairs(sum[r], line, pair_at(left + 2 * r));
+                    Bits line[N];
+                    UNROLL for (int n = 0; n < N; ++n) {
+                        if (IS_FIRST) __builtin_prefetch((const char*)(column + n * panel) + (N > 1 ? SHORTS_AHEAD / 2 : SHORTS_AHEAD));
+                        line[n] = load_bits(column + n * panel);
+                    }
+                    UNROLL for (int r = 0; r < R; ++r)
+                        UNROLL for (int n = 0; n < N; ++n) add_pairs(sum[r][n], line[n], pair_at(left + 2 * r));
                 }
             }
-            const Lanes scale = load(scales + g * GROUP);
-            UNROLL for (int r = 0; r < R; ++r) {
-                float* to = sums + r * SHORTS_WIDE;
-                store(to, load(to) + to_lanes(sum[r]) * (scale * fill(steps[r * all_groups + g])));
+            UNROLL for (int n = 0; n < N; ++n) {
+                const Lanes scale = load(scales + (n * all_groups + g) * GROUP);
+                UNROLL for (int r = 0; r < R; ++r) {
+                    float* to = sums + r * SHORTS_WIDE + n * GROUP;
+                    store(to, load(to) + to_lanes(sum[r][n]) * (scale * fill(steps[r * all_groups + g])));
+                }
             }
         }
     }
 
-    template <int R>
+    template <int R, int N>
     void pick(float* sums, int64_t row, int count, int part) const {
-        if (count == R) return part ? run<R, false>(sums, row, part) : run<R, true>(sums, row, part);
-        if constexpr (R > 1) pick<R - 1>(sums, row, count, part);
+        if (count == R) return part ? run<R, N, false>(sums, row, part) : run<R, N, true>(sums, row, part);
+        if constexpr (R > 1) pick<R - 1, N>(sums, row, count, part);
     }
 
     // All rows of a tile.
     void all(float* sums, int64_t row, int64_t end) const {
         for (int part = 0; row < end; ++part) {
             const int64_t count = abreast_at(call, row);
-            pick<ROWS_ABREAST>(sums, row, int(count), part);
+            pick<ROWS_ABREAST, 1>(sums, row, int(count), part);
             sums += count * SHORTS_WIDE, row += count;
         }
     }
@@ -219,15 +224,23 @@ static void shorts_as(const ShortsCall& call, int64_t row, int64_t panel, char* 
     const int panels = int(all_panels - panel < SHORTS_PANELS ? all_panels - panel : SHORTS_PANELS);
     float* sums = (float*)scratch;
     memset(sums, 0, sizeof(float) * rows * SHORTS_WIDE);
-    const int64_t fit = SHORTS_ROWS / rows * (SHORTS_DEPTH / call.group);
+    const int64_t fit = rows <= ROWS_ABREAST ? groups : SHORTS_DEPTH / call.group;
+    const int abreast = rows > 2 ? 1 : panels >= 4 && rows == 1 ? 4 : panels >= 2 ? 2 : 1;
     for (int64_t g = 0; g < groups; g += fit)
-        for (int p = 0; p < panels; ++p) {
+        for (int p = 0, beside; p < panels; p += beside) {
+            beside = panels - p < abreast ? 1 : abreast;
             const int64_t depth = groups - g < fit ? groups - g : fit, at = (panel + p) * groups + g;
             const int16_t* codes = call.codes + at * call.group * GROUP;
             const int64_t onward = p + 1 < panels || g + depth == groups ? groups : depth - (panels - 1) * groups;
             const ShortsPiece piece{call, codes, (const bf16*)call.scales + at * GROUP, g, depth,
                                     (const char*)(codes + onward * call.group * GROUP)};
-            piece.all(sums + p * GROUP, row, row + rows);
+            float* to = sums + p * GROUP;
+            if (beside == 4)
+                piece.run<1, 4, true>(to, row, 0);
+            else if (beside == 2)
+                piece.pick<2, 2>(to, row, rows, 0);
+            else
+                piece.all(to, row, row + rows);
         }
     for (int r = 0; r < rows; ++r)
         for (int p = 0; p < panels; ++p)
