@@ -143,10 +143,6 @@ class Recorder:
         return Program(self, self._calls, self._pieces[:-1])
 
 
-def _is_native(piece: Sequence[Segment]) -> bool:
-    return len(piece) == 1 and isinstance(piece[0], tuple)
-
-
 class Program:
     """See the module's text."""
 
@@ -178,7 +174,8 @@ class Program:
         ]
         self._moving = self._find_moving(places, calls)
         self._all = recorder.library.pieces
-        self._counts = np.array([p[0][1] for p in self._pieces if _is_native(p)], np.int64)
+        alone = [p[0] for p in self._pieces if len(p) == 1]
+        self._counts = np.array([one[1] for one in alone if isinstance(one, tuple)], np.int64)
 
     def _find_moving(
         self, places: Sequence[int], calls: Sequence[tuple[Entry, ctypes.Structure, Moving]]
