@@ -46,8 +46,8 @@ class Moves:
         self.seeks = parts.seeks = Seeks(parts, stand_ins, bringing, take_blocks, ask_again)
         if parts.tiers is not None:
             parts.tiers.read_by_peers = self.pins.held
-        self._answering: list[Partings | Joinings | Loans | Pins | Seeks] = [
-            self.partings, self.joinings, self.pins, self.seeks
+        self._answering: list[Partings | Joinings | Loans | StandIns] = [
+            self.partings, self.joinings, stand_ins
         ]  # fmt: skip
         if self.loans is not None:
             self._answering.append(self.loans)
@@ -55,14 +55,14 @@ class Moves:
     @property
     def is_waiting(self) -> bool:
         """Whether somebody waits to leave or to pause."""
-        if self.partings.is_waiting or self.pauses.is_waiting or not self.seeks.is_empty:
+        if self.partings.is_waiting or self.pauses.is_waiting or self.seeks.under_way:
             return True
         return self.loans is not None and self.loans.has_debts
 
     @property
     def is_lending(self) -> bool:
         """Whether blocks are kept here for others, or are on their way from there."""
-        if not (self.pins.is_empty and self.seeks.is_empty):
+        if not self.pins.is_empty or self.seeks.under_way:
             return True
         return self.loans is not None and self.loans.is_lending
 
@@ -102,7 +102,7 @@ class Moves:
             self.partings.depart(now)
         if self.joinings.is_waiting:
             self.joinings.grant(now)
-        if not self.seeks.is_empty:
+        if self.seeks.under_way:
             self.seeks.look(now)
 
     def answer(self) -> None:

@@ -43,7 +43,7 @@ class _Pin(Struct, gc=False):
 
 
 class Pins:
-    """One per replica. `answers` are given at the end of a turn."""
+    """One per replica."""
 
     def __init__(
         self, parts: Parts, stand_ins: StandIns, written: Callable[[Sequence[int]], int]
@@ -51,7 +51,6 @@ class Pins:
         """`written`: so many of the first of some blocks are not being written now."""
         self._parts, self._stand_ins, self._written = parts, stand_ins, written
         self._pins: dict[int, _Pin] = {}
-        self.answers: list[Callable[[], None]] = []
 
     @property
     def is_empty(self) -> bool:
@@ -82,7 +81,7 @@ class Pins:
                 num_host=len(hosts),
             )
         )
-        self.answers.append(lambda: asked.on_pinned(tuple(blocks), there))
+        self._stand_ins.answers.append(lambda: asked.on_pinned(tuple(blocks), there))
 
     def unpin(self, now: float, told: Unpinning) -> None:
         self._parts.emit(Unpinned(at=now, who=self._parts.name, seek=told.seek))

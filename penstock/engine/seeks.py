@@ -82,7 +82,7 @@ SeekOrder = Hinting | Answering | Fetched | Delaying
 
 
 class Seeks:
-    """One per replica. `answers` are given at the end of a turn."""
+    """One per replica; `under_way` by number."""
 
     def __init__(
         self,
@@ -96,16 +96,10 @@ class Seeks:
         self._parts, self._stand_ins, self._bringing = parts, stand_ins, bringing
         self._take_blocks, self._ask_again = take_blocks, ask_again
         self._hints: dict[str, Hinting] = {}  # by request
-        self._seeks: dict[int, _Seek] = {}
+        self.under_way: dict[int, _Seek] = {}
         self._coming: dict[BlockHash, int] = {}  # the seek that brings it
         self._count = 0
         self._takes = CopyTime()
-        self.answers: list[Callable[[], None]] = []
-
-    @property
-    def is_empty(self) -> bool:
-        """Nothing is under way."""
-        return not self._seeks
 
     @property
     def has_hints(self) -> bool:
@@ -121,7 +115,7 @@ class Seeks:
             self._end_copy(now, order)
         else:
             self._parts.emit(SeekLate(at=now, who=self._parts.name, seek=order.seek))
-            seek = self._seeks.get(order.seek)
+            seek = self.under_way.get(order.seek)
             if seek is not None:
                 seek.is_late = True
                 self._put_back(now, seek)
@@ -137,7 +131,7 @@ class Seeks:
 
     def look(self, now: float) -> None:
         """Something was applied: who has room now, and who is not waited for any more?"""
-        for seek in list(self._seeks.values()):
+        for seek in list(self.under_way.values()):
             if any([job.is_cancelled for job in seek.waiting]):
                 self._put_back(now, seek, [job for job in seek.waiting if job.is_cancelled])
             self._pull(seek)
@@ -164,8 +158,8 @@ class Seeks:
         here = sum(ledger.find(names, 0, limit).values())
         if here < limit and job.seq not in ledger.copies:
             coming = self._coming.get(names[here])
-            if coming is not None and not self._seeks[coming].is_late:
-                self._seeks[coming].waiting.append(job)
+            if coming is not None and not self.under_way[coming].is_late:
+                self.under_way[coming].waiting.append(job)
                 self._parts.roster.hold(job)
                 return
         if hint is None or not self._bringing.fits(job, here):
@@ -183,7 +177,7 @@ class Seeks:
         have = self._parts.ledger.held(holder)
         number, self._count = self._count, self._count + 1
         wanted = tuple(names[have:])
-        self._seeks[number] = _Seek(hint.peer, wanted, holder, now, [job])
+        self.under_way[number] = _Seek(hint.peer, wanted, holder, now, [job])
         self._coming.update(dict.fromkeys(wanted, number))
         self._parts.roster.hold(job)
         self._parts.emit(
@@ -192,10 +186,10 @@ class Seeks:
                 num_blocks=len(wanted),
             )
         )  # fmt: skip
-        self.answers.append(lambda: hint.on_seek(number, hint.peer, wanted))
+        self._stand_ins.answers.append(lambda: hint.on_seek(number, hint.peer, wanted))
 
     def _answer(self, now: float, told: Answering) -> None:
-        parts, seek = self._parts, self._seeks.get(told.seek)
+        parts, seek = self._parts, self.under_way.get(told.seek)
         parts.emit(
             SeekAnswered(
                 at=now, who=parts.name, seek=told.seek, num_blocks=len(told.blocks),
@@ -218,7 +212,7 @@ class Seeks:
         skipped = ledger.adopt(holder) // ledger.block_size - have  # computed meanwhile
         count = min(len(told.blocks), len(seek.names)) - skipped
         if count <= 0 or count + len(parts.roster.running) + 1 > ledger.free:
-            self.answers.append(lambda: told.on_room(NO_ROOM))
+            self._stand_ins.answers.append(lambda: told.on_room(NO_ROOM))
             self._fail(now, told.seek)
             return
         ledger.extend(holder, (have + skipped + count) * ledger.block_size)
@@ -237,10 +231,10 @@ class Seeks:
         places = {first + at for _, first, count in pairs for at in range(count)}
         if self._parts.copied_blocks().isdisjoint(places):
             seek.room, seek.is_copying = None, True
-            self.answers.append(lambda: told.on_room(pairs))
+            self._stand_ins.answers.append(lambda: told.on_room(pairs))
 
     def _end_copy(self, now: float, told: Fetched) -> None:
-        parts, seek = self._parts, self._seeks.get(told.seek)
+        parts, seek = self._parts, self.under_way.get(told.seek)
         parts.emit(
             BlocksBrought(
                 at=now, who=parts.name, seek=told.seek, num_bytes=told.num_bytes, error=told.error
@@ -260,7 +254,7 @@ class Seeks:
         self._end(told.seek, upto)
 
     def _fail(self, now: float, number: int) -> None:
-        seek = self._seeks[number]
+        seek = self.under_way[number]
         self._bringing.count("peer", 0, 0, 0.0, failed=1)
         self._put_back(now, seek)
         self._end(number, 0)
@@ -276,7 +270,7 @@ class Seeks:
 
     def _end(self, number: int, written: int) -> None:
         """Blocks up to position `written` hold what their names say, or those that were here."""
-        seek = self._seeks.pop(number)
+        seek = self.under_way.pop(number)
         named = self._parts.ledger.registered.get(seek.holder.seq, 0)
         size = self._parts.ledger.block_size
         self._stand_ins.end(seek.holder, max(written, named * size))

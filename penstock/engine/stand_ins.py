@@ -13,12 +13,13 @@ from penstock.engine.parts import Parts
 
 
 class StandIns:
-    """One per replica."""
+    """One per replica. `answers`, of those who use them, are given at the end of a turn."""
 
     def __init__(self, parts: Parts, take_blocks: Callable[[], None]) -> None:
         """`take_blocks`: what plans under way will need is taken before others get blocks."""
         self._parts, self._take_blocks = parts, take_blocks
         self._count = 0
+        self.answers: list[Callable[[], None]] = []
 
     def make(self, names: Sequence[BlockHash]) -> Job:
         """A job of these blocks, which holds those of the first ones that are on the device."""

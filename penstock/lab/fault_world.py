@@ -356,7 +356,7 @@ class World:
             if (known.free_blocks, known.is_alive) != (report.free_blocks, True):
                 leaks.append(f"the last report of {site.name} is not what it is: {known}")
             leaks += self._told_wrongly(site.name, replica)
-            if not (replica._moves.pins.is_empty and replica._moves.seeks.is_empty):
+            if not (replica._moves.pins.is_empty and not replica._moves.seeks.under_way):
                 leaks.append(f"{site.name} keeps blocks for peers, or waits for some")
         if leaks:
             raise Broken("leaked", "; ".join(leaks))

@@ -55,7 +55,7 @@ def played(main: Callable[[World], Coroutine[Any, Any, None]], **more: Any) -> W
         await world.end()
         for site in world.sites.values():
             moves = site.host.replica._moves
-            assert moves.seeks.is_empty and moves.pins.is_empty
+            assert not moves.seeks.under_way and moves.pins.is_empty
         assert not world.fleet._fetches._open
         world.check_texts()
         await world.stop()
