@@ -168,6 +168,8 @@ class Host:
     # ---------------------------------------------------------------- what the other end says
 
     def _hear(self, message: object) -> None:
+        if self._orphans and isinstance(message, (Submit, Take)):
+            self._forget_freed()  # it may come again by the name of one
         if isinstance(message, Submit):
             self._absorbed = max(self._absorbed, message.seq)
             self._submit(message)
@@ -249,10 +251,13 @@ class Host:
     def _send_outputs(self, items: tuple[tuple[str, Output], ...]) -> None:
         if self._orphans:
             items = tuple([item for item in items if item[0] not in self._orphans])
-            self._orphans.intersection_update(self.replica.requests())
+            self._forget_freed()
         if items:
             self._outbox.put(Outputs(items), OUTPUT_BYTES * len(items))
         self._touch()
+
+    def _forget_freed(self) -> None:
+        self._orphans.intersection_update(self.replica.requests())
 
     def _put(self, message: object, num_bytes: int) -> None:
         self._outbox.put(message, num_bytes)

@@ -85,6 +85,23 @@ def test_nothing_of_an_old_request_is_told_to_a_new_one_of_the_same_name() -> No
     run(body())
 
 
+def test_one_that_went_on_elsewhere_may_come_again() -> None:
+    """It was on its way here when its controller was lost, and then left without a word: nobody's output told of it."""
+
+    async def body() -> None:
+        world = World(1)
+        host = await host_of(world)
+        host._orphans.add("a")
+        heard: list[Output] = []
+        async with asyncio.timeout(60):
+            await world.fleet.submit(request("a", 3), heard.append)
+        assert [output.num_tokens for output in heard] == [1, 1, 1]
+        await world.fleet.stop()
+        await world.inside.stop()
+
+    run(body())
+
+
 def test_a_replica_that_nobody_adopts_ends_and_frees_what_it_held_before() -> None:
     async def body() -> None:
         world = World(1)
