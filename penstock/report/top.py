@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Group
 from rich.table import Table
@@ -12,6 +12,7 @@ from rich.text import Text
 Snapshot = Mapping[str, Any]
 NUM_RECENT = 8
 LONGEST = 28  # characters of a name
+NOTHING = {"role": "any", "memory": "-", "fetched": "-", "moving": "-", "step ms": "-"}
 
 
 def frame(snapshot: Snapshot, before: Snapshot | None = None, *, url: str = "") -> Group:
@@ -32,10 +33,12 @@ def _headline(snapshot: Snapshot, url: str) -> Text:
 
 
 def _table(*columns: str) -> Table:
-    """The first column is a name, the others are numbers."""
+    """The first column is a name, which goes on in a second line where the terminal is narrow; others are numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, name in enumerate(columns):
-        table.add_column(name, justify="left" if place == 0 else "right", no_wrap=True)
+        is_name = place == 0
+        justify: Literal["left", "right"] = "left" if is_name else "right"
+        table.add_column(name, justify=justify, no_wrap=not is_name, overflow="fold")
     return table
 
 
@@ -69,28 +72,36 @@ def _rate(model: Snapshot, was: Snapshot | None, name: str, seconds: float) -> s
 
 
 def _replicas(replicas: Sequence[Snapshot]) -> Table:
-    table = _table(
-        "replica", "role", "state", "run", "wait", "prefill", "memory", "fetched", "moving", "step ms",
-        "age s",
-    )  # fmt: skip
-    for each in sorted(replicas, key=lambda replica: replica["replica"]):
-        total = each["total_blocks"]
-        moving = f"{each['moving_in']} in {each['moving_out']} out"
-        state, style = state_of(each)
-        table.add_row(
-            Text(_short(each["replica"])),
-            each["role"],
-            Text(state, style=style),
-            f"{each['num_running']}",
-            f"{each['num_waiting']}",
-            f"{each['waiting_tokens'] + each['prefill_tokens']:,}",
-            f"{1 - each['free_blocks'] / total:.0%}" if total else "-",
-            fetched_of(each),
-            moving if each["moving_in"] or each["moving_out"] else "-",
-            f"{each['step_s'] * 1e3:.1f}" if each["step_s"] else "-",
-            f"{each['age_s']:.1f}",
-        )
+    """Without columns in which there is nothing to tell."""
+    rows = [_row(each) for each in sorted(replicas, key=lambda replica: replica["replica"])]
+    names = [
+        name
+        for name in (rows[0] if rows else {"replica": ""})
+        if any(str(row[name]) != NOTHING.get(name) for row in rows)
+    ]
+    table = _table(*names)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     return table
+
+
+def _row(each: Snapshot) -> dict[str, str | Text]:
+    total = each["total_blocks"]
+    moving = f"{each['moving_in']} in {each['moving_out']} out"
+    state, style = state_of(each)
+    return {
+        "replica": Text(_short(each["replica"])),
+        "role": each["role"],
+        "state": Text(state, style=style),
+        "run": f"{each['num_running']}",
+        "wait": f"{each['num_waiting']}",
+        "prefill": f"{each['waiting_tokens'] + each['prefill_tokens']:,}",
+        "memory": f"{1 - each['free_blocks'] / total:.0%}" if total else "-",
+        "fetched": fetched_of(each),
+        "moving": moving if each["moving_in"] or each["moving_out"] else "-",
+        "step ms": f"{each['step_s'] * 1e3:.1f}" if each["step_s"] else "-",
+        "age s": f"{each['age_s']:.1f}",
+    }
 
 
 def state_of(report: Snapshot) -> tuple[str, str]:

@@ -160,3 +160,20 @@ def test_what_was_fetched_is_told_by_place(service: Scripted, text: TextModel) -
     for name, number in (("blocks", 40.0), ("bytes", 320.0), ("seconds", 0.25), ("failures", 3.0)):
         assert f'penstock:kv_fetch_{name}_total{{engine="tiny-0",place="peer"}} {number}' in lines
     assert not [line for line in lines if "kv_fetch" in line and "tiny-1" in line]
+
+
+def test_in_a_narrow_terminal_no_number_is_cut_and_empty_columns_are_left_out(
+    service: Scripted, text: TextModel
+) -> None:
+    told = snapshot_of(service, text)
+    names = [f"/models/{'x' * 60}.gguf-{number}" for number in range(2)]
+    told["replicas"] = [
+        {**msgspec.to_builtins(Report(replica=name, at=0.0, num_waiting=12_345)), "age_s": 0.7}
+        for name in names
+    ]
+    out = io.StringIO()
+    Console(file=out, width=80).print(frame(told, url="http://x"))
+    head, first, second = [line.split() for line in out.getvalue().splitlines()[3:6]]
+    assert head == ["replica", "state", "run", "wait", "prefill", "age", "s"]
+    assert [line[1:] for line in (first, second)] == [["alive", "0", "12345", "0", "0.7"]] * 2
+    assert [line[0][-7:] for line in (first, second)] == [".gguf-0", ".gguf-1"]
