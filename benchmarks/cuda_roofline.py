@@ -2,7 +2,8 @@
 
     PYTHONPATH=. python benchmarks/cuda_roofline.py --model 0.6b --weights bf16 --out result.json
 
-The model has the published shape of Qwen3 0.6B or 8B and random weights made on the card: they do not matter to speed.
+The model has the published shape of Qwen3 0.6B or 8B, or 12 of the 48 layers of 30B-A3B ("moe"), and random weights
+made on the card: they do not matter to speed, but that a router of random weights takes experts evenly.
 
     card      bytes/s of summing 4 GiB and of copying them (read and written both counted), the larger counts;
               multiplications of two 8192 x 8192 matrices in bf16
@@ -42,6 +43,9 @@ SHAPES: dict[str, dict[str, Any]] = {
                  num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=True),
     "8b": dict(hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
                num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=False),
+    "moe": dict(hidden_size=2048, intermediate_size=6144, num_hidden_layers=12, num_attention_heads=32,
+                num_key_value_heads=4, head_dim=128, vocab_size=151936, tie_word_embeddings=False,
+                num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, norm_topk_prob=True),
 }  # fmt: skip
 CONTEXT = 16384
 
@@ -83,7 +87,9 @@ class RandomWeights(WeightFolder):
 
 def opened(name: str, weights: str, graphs: str = "auto", graph_batch: int = 128) -> TorchExecutor:
     folder = Path(tempfile.mkdtemp(prefix="penstock-shape-"))
-    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu",
+    is_mixed = "num_experts" in SHAPES[name]
+    kind = ("Qwen3MoeForCausalLM", "qwen3_moe") if is_mixed else ("Qwen3ForCausalLM", "qwen3")
+    config = {"architectures": [kind[0]], "model_type": kind[1], "hidden_act": "silu",
               "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
               "attention_bias": False, "bos_token_id": 0, "eos_token_id": 0, "torch_dtype": "bfloat16",
               **SHAPES[name]}  # fmt: skip
@@ -138,8 +144,11 @@ def spread(values: list[float]) -> list[float]:
     return [statistics.median(values), min(values), max(values)]
 
 
-def weight_bytes(executor: TorchExecutor) -> int:
-    """Of all products of a step: everything the layers hold, and the head."""
+def weight_bytes(executor: TorchExecutor, batch: int = 1) -> int:
+    """Of all products of a step: everything the layers hold, and the head; of experts, as many as `batch` jobs take."""
+    experts = executor.facts.shape.experts
+    if experts is not None:
+        return _mixed_bytes(executor, batch, experts.count, experts.top_k)
     decoder, seen, total = executor._decoder, set(), 0
 
     def count(thing: Any) -> None:
@@ -160,6 +169,16 @@ def weight_bytes(executor: TorchExecutor) -> int:
     return total
 
 
+def _mixed_bytes(executor: TorchExecutor, batch: int, count: int, top_k: int) -> int:
+    """With experts taken evenly, count * (1 - (1 - top_k / count)^batch) of them are."""
+    shape, decoder = executor.facts.shape, executor._decoder
+    assert shape.experts is not None
+    taken = count * (1 - (1 - top_k / count) ** batch)
+    heads = (2 * shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim * shape.hidden
+    each = heads + count * shape.hidden + 3 * shape.hidden * shape.experts.width * taken
+    return int(2 * (each * len(decoder.layers) + shape.vocab_size * shape.hidden))
+
+
 async def decode(
     executor: TorchExecutor, batch: int, context: int, card: dict[str, Any], repeats: int
 ) -> dict[str, Any]:
@@ -175,7 +194,7 @@ async def decode(
         steps.append((await meter._step(jobs_here)).seconds)
     shape = executor.facts.shape
     kv = 2 * shape.num_kv_heads * shape.head_dim * 2 * shape.num_layers * (context + 8) * batch
-    roof = (weight_bytes(executor) + kv) / card["bytes_per_s"]
+    roof = (weight_bytes(executor, batch) + kv) / card["bytes_per_s"]
     found: dict[str, Any] = {
         "batch": batch,
         "context": context,
@@ -183,7 +202,7 @@ async def decode(
         "step_s": spread(steps[3:]),
     }
     found["step_of_roof"] = roof / found["step_s"][0]
-    if executor._graphs is not None and batch <= 128:
+    if executor._graphs is not None and batch <= executor._graphs._sizes[-1]:
         slot = executor._graphs._slots[next(s for s in executor._graphs._sizes if s >= batch)]
         with torch.inference_mode():
             played = timed(slot.play, 20, repeats)
@@ -203,11 +222,10 @@ async def prefill(
         times.append((await meter._step([(job, tokens)])).seconds)
         executor.close_jobs([job.seq])
     heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim * shape.hidden
-    each = (
-        heads
-        + shape.num_heads * shape.head_dim * shape.hidden
-        + 3 * shape.hidden * shape.intermediate
-    )
+    wide = shape.intermediate
+    if shape.experts is not None:
+        wide = shape.experts.top_k * shape.experts.width
+    each = heads + shape.num_heads * shape.head_dim * shape.hidden + 3 * shape.hidden * wide
     flops = 2 * each * shape.num_layers * tokens + 2 * shape.vocab_size * shape.hidden
     flops += 2 * tokens * (tokens + 1) * shape.num_heads * shape.head_dim * shape.num_layers
     found: dict[str, Any] = {"tokens": tokens, "flops": flops, "step_s": spread(times[2:])}
@@ -252,7 +270,7 @@ async def measured(args: argparse.Namespace, card: dict[str, Any]) -> dict[str, 
         found["profile"] = {
             "decode 1": await profile(executor, "decode", 1),
             "decode 32": await profile(executor, "decode", 32),
-            "prefill 8192": await profile(executor, "prefill", 8192),
+            f"prefill {args.profiled}": await profile(executor, "prefill", args.profiled),
         }
     await executor.stop()
     return found
@@ -317,6 +335,7 @@ def main() -> None:
     words.add_argument("--graphs", choices=["auto", "off"], default="auto")
     words.add_argument("--repeats", type=int, default=5)
     words.add_argument("--profile", action="store_true", help="also the kernels that take longest")
+    words.add_argument("--profiled", type=int, default=8192, metavar="TOKENS", help="of a prompt")
     words.add_argument("--out", type=Path)
     words.add_argument("--calibrate", type=Path, metavar="FILE")
     args = words.parse_args()

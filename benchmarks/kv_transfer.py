@@ -2,6 +2,7 @@
 
     python -m benchmarks.kv_transfer                   # a minute
     python -m benchmarks.kv_transfer --megabytes 256 --rounds 9
+    python -m benchmarks.kv_transfer --megabytes 1024 --device cuda     # between two processes' memory on one card
 
 A second process holds a region [pieces, blocks, bytes]; this one pulls it. In turns, the best of `--rounds` each:
 
@@ -12,12 +13,16 @@ A second process holds a region [pieces, blocks, bytes]; this one pulls it. In t
     tcp by block  the same part, one request and answer a block
 
 Ratios are printed as well: what a run reaches of memcpy, and what packing gains over single sends.
+
+On a card (net.kv_staged): one copy of the same size from the card to pinned memory, and scattered blocks by both ways
+that two replicas have, a window of shared memory and sockets; blocks of 2 MiB, and of a sixteenth of that.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import random
 import subprocess
 import sys
@@ -25,10 +30,14 @@ import time
 from collections.abc import Awaitable, Callable
 
 import numpy as np
+import torch
 
 from penstock.core.moving import KvCard
+from penstock.engine.torch.card_memory import CardMemory
 from penstock.net.blocks import Region, block_bytes
+from penstock.net.kv_link import KvLink
 from penstock.net.kv_shared import SharedFile, SharedTransport
+from penstock.net.kv_staged import StagedTransport
 from penstock.net.kv_tcp import TcpTransport
 
 PIECES = 16  # keys and values of eight layers
@@ -123,12 +132,73 @@ async def measure(shape: tuple[int, ...], rounds: int) -> dict[str, float]:
         await tcp.close()
 
 
+def staged(shape: tuple[int, ...], link: KvLink) -> StagedTransport:
+    arena = torch.randint(0, 255, shape, dtype=torch.uint8, device="cuda")
+    return StagedTransport(CardMemory(arena), layout="", block_size=16, link=link)
+
+
+async def hold_card(shape: tuple[int, ...]) -> None:
+    """The other process: memory of the card, until stdin ends."""
+    served = staged(shape, KvLink())
+    print(served.card.address, flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await served.close()
+
+
+async def measure_card(shape: tuple[int, ...], rounds: int) -> dict[str, float]:
+    """Bytes a second, the best of each."""
+    other = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.kv_transfer", "--hold-card", "x".join(map(str, shape))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdin is not None and other.stdout is not None
+    total, order = int(np.prod(shape)), list(range(shape[1]))
+    random.Random(1).shuffle(order)
+    runs = [(there, here, 1) for here, there in enumerate(order)]
+    pinned = torch.empty(total, dtype=torch.uint8, pin_memory=True)
+    here = torch.zeros(total, dtype=torch.uint8, device="cuda")
+    ends = {"window": staged(shape, KvLink()), "sockets": staged(shape, KvLink(kind="tcp"))}
+
+    async def copy() -> None:
+        pinned.copy_(here, non_blocking=True)
+        torch.cuda.synchronize()
+
+    try:
+        address = other.stdout.readline().strip()
+        best = {"to the host": 0.0, **dict.fromkeys(ends, 0.0)}
+        for _ in range(rounds):
+            best["to the host"] = max(best["to the host"], total / await seconds(copy))
+            for name, end in ends.items():
+                took = await seconds(functools.partial(end.pull, address, runs))
+                best[name] = max(best[name], total / took)
+        return best
+    finally:
+        other.stdin.close()
+        other.wait()
+        for end in ends.values():
+            await end.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--megabytes", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--hold", help=argparse.SUPPRESS)
+    parser.add_argument("--hold-card", help=argparse.SUPPRESS)
     told = parser.parse_args()
+    if told.hold_card:
+        asyncio.run(hold_card(tuple(int(each) for each in told.hold_card.split("x"))))
+        return
+    if told.device == "cuda":
+        for size in (128 << 10, 8 << 10):
+            shape = (PIECES, (told.megabytes << 20) // (PIECES * size), size)
+            best = asyncio.run(measure_card(shape, told.rounds))
+            said = ", ".join(f"{name} {rate / 1e9:.1f} GB/s" for name, rate in best.items())
+            print(f"blocks of {PIECES * size >> 10} KiB: {said}", flush=True)
+        return
     if told.hold:
         asyncio.run(hold(tuple(int(each) for each in told.hold.split("x"))))
         return

@@ -2,6 +2,7 @@
 
     python -m benchmarks.migration_pause                       # about four minutes on two quiet cores
     python -m benchmarks.migration_pause --contexts 256,2048 --tries 3
+    python -m benchmarks.migration_pause --device cuda --shape 8b --contexts 2048,7000     # on one card, in bf16
 
 Two replicas of a random Llama (SHAPE) with one thread each and without a prefix cache, so that every movement copies
 all blocks. One request with a prompt of each length decodes, alone, and is moved to and fro in each way in turn. Its
@@ -45,6 +46,16 @@ SHAPE = {
     "head_dim": 64,
 }
 MODES: tuple[MoveMode, ...] = ("live", "blocking", "queued")
+QWEN = {"vocab_size": 151936, "num_key_value_heads": 8, "head_dim": 128}
+SHAPES = {
+    "small": SHAPE,
+    "0.6b": dict(
+        hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, **QWEN
+    ),
+    "8b": dict(
+        hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32, **QWEN
+    ),
+}  # fmt: skip
 BEFORE, AFTER = 24, 2  # tokens before a movement is asked for, and behind it
 LONGEST = 8192
 
@@ -122,11 +133,14 @@ def _between(at: list[float]) -> list[float]:
     return [later - one for one, later in zip(at, at[1:], strict=False)]
 
 
-async def run(contexts: list[int], tries: int) -> None:
+async def run(contexts: list[int], tries: int, device: str, shape: dict[str, int]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        save_random_llama(Path(name), SHAPE, is_tied=True)
-        sets = ["fleet.0.replicas=2", "fleet.0.executor.threads=1", "fleet.0.cache.num_blocks=700"]
-        sets += ["fleet.0.cache.prefix=false", 'fleet.0.policy.route="least"']
+        is_card = device != "cpu"
+        save_random_llama(Path(name), shape, is_tied=True, is_repeated=True)
+        sets = ["fleet.0.replicas=2", f'fleet.0.executor.device="{device}"']
+        sets += ['fleet.0.executor.dtype="bf16"' if is_card else "fleet.0.executor.threads=1"]
+        sets += ["fleet.0.cache.num_blocks=700", "fleet.0.cache.prefix=false"]
+        sets += ['fleet.0.policy.route="least"']
         config = load_config(model=name, sets=sets)
         leaves, _ = process_leaves(config)
         service = await assemble(config, leaves)
@@ -166,8 +180,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--contexts", default="256,1024,2048,4096,8192")
     parser.add_argument("--tries", type=int, default=9)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="Qwen3's, but the first")
     told = parser.parse_args()
-    asyncio.run(run([int(each) for each in told.contexts.split(",")], told.tries))
+    contexts = [int(each) for each in told.contexts.split(",")]
+    asyncio.run(run(contexts, told.tries, told.device, SHAPES[told.shape]))
 
 
 if __name__ == "__main__":

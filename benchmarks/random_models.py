@@ -10,15 +10,20 @@ import torch
 from safetensors.torch import save_file
 
 
-def save_random_llama(folder: Path, shape: Mapping[str, int], *, is_tied: bool = False) -> int:
-    """Write a bf16 Llama folder; the number of its parameters."""
+def save_random_llama(
+    folder: Path, shape: Mapping[str, int], *, is_tied: bool = False, is_repeated: bool = False
+) -> int:
+    """Write a bf16 Llama folder; the number of its parameters. `is_repeated`: all layers alike, made sooner."""
     hidden, wide = shape["hidden_size"], shape["intermediate_size"]
     query = shape["num_attention_heads"] * shape["head_dim"]
     key = shape["num_key_value_heads"] * shape["head_dim"]
     random = torch.Generator().manual_seed(0)
+    drawn: dict[tuple[int, ...], torch.Tensor] = {}
 
     def weight(*size: int) -> torch.Tensor:
-        return (torch.randn(size, generator=random) * 0.02).bfloat16()
+        if size not in drawn or not is_repeated:
+            drawn[size] = (torch.randn(size, generator=random) * 0.02).bfloat16()
+        return drawn[size].clone()
 
     tensors = {"model.embed_tokens.weight": weight(shape["vocab_size"], hidden)}
     for layer in range(shape["num_hidden_layers"]):

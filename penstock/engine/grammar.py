@@ -13,10 +13,11 @@ ones above all, may otherwise write blanks until their tokens are used up.
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from llguidance.numpy import fill_next_token_bitmask
 from numpy.typing import NDArray
 
 from penstock.core.types import Grammar
+from penstock.engine.folder import ModelFacts
 
 LONGEST_SPACE = 16
 MOST_KEPT = 256  # grammars
@@ -134,3 +136,12 @@ def choice_of(texts: Sequence[str]) -> Grammar:
     """One of these texts."""
     options = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
     return Grammar(kind="lark", text=f"start: {options}")
+
+
+def grammars_of(facts: ModelFacts) -> Callable[[], Grammars] | None:
+    """The model's grammars, made when the first is asked for; None where the folder has no tokenizer.json."""
+    if not (facts.folder / "tokenizer.json").is_file():
+        return None
+    return functools.cache(
+        lambda: Grammars.load(facts.folder, eos_ids=facts.eos_ids, num_tokens=facts.vocab_size)
+    )

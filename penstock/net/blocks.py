@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,28 @@ Region = NDArray[np.uint8]
 Runs = Sequence[tuple[int, int, int]]  # first block there, first block here, count
 
 
-def block_bytes(region: Region) -> int:
+class Memory(Protocol):
+    """[pieces, blocks, bytes] of a card. Any thread may call; what steps have queued before is waited for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def fetch(self, blocks: Sequence[int], into: Region) -> None:
+        """Packed, to the host's memory; return when they are there."""
+        ...
+
+    def store(self, blocks: Sequence[int], packed: Region) -> None:
+        """The other way."""
+        ...
+
+    def pin(self, window: Region) -> None:
+        """Copies to and from this memory of the host's will be many: make them fast, if that can be."""
+        ...
+
+    def unpin(self, window: Region) -> None: ...
+
+
+def block_bytes(region: Region | Memory) -> int:
     return int(region.shape[0] * region.shape[2])
 
 

@@ -46,23 +46,27 @@ class SharedFile:
         return f"{SCHEME}{os.getpid()}:{self._file}:{self.token}:{numbers}"
 
 
+def process_of(address: str) -> str:
+    return address.removeprefix(SCHEME).partition(":")[0]
+
+
 def is_offered() -> bool:
     """Whether this system has what it takes."""
     return hasattr(os, "memfd_create") and hasattr(mmap, "MADV_HUGEPAGE")
 
 
-def opened(address: str) -> Region:
-    """A peer's memory, to be read. Raises ReplicaLost when it is not there any more."""
+def opened(address: str, *, is_written: bool = False) -> Region:
+    """A peer's memory, to be read, or written too. Raises ReplicaLost when it is not there any more."""
     pid, number, token, numbers = address.removeprefix(SCHEME).split(":")
     path = f"/proc/{pid}/fd/{number}"
     try:
         if token not in os.readlink(path):
             raise ReplicaLost(f"process {pid} is another one by now")
-        file = os.open(path, os.O_RDONLY)
+        file = os.open(path, os.O_RDWR if is_written else os.O_RDONLY)
     except OSError as error:
         raise ReplicaLost(f"the memory of process {pid} cannot be read: {error.strerror}") from None
     try:
-        memory = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+        memory = mmap.mmap(file, 0, prot=mmap.PROT_READ | (mmap.PROT_WRITE if is_written else 0))
     finally:
         os.close(file)
     shape = tuple(int(each) for each in numbers.split("x"))
@@ -120,6 +124,5 @@ class SharedTransport:
 
     def _forget_the_dead(self) -> None:
         for address in list(self._peers):
-            pid = address.removeprefix(SCHEME).partition(":")[0]
-            if not Path(f"/proc/{pid}").exists():
+            if not Path(f"/proc/{process_of(address)}").exists():
                 del self._peers[address]

@@ -27,6 +27,7 @@ import numpy as np
 from penstock.core.errors import BadConfig, ReplicaLost
 from penstock.core.moving import KvCard
 from penstock.net.blocks import (
+    Memory,
     Readable,
     Region,
     Runs,
@@ -45,63 +46,45 @@ STALL_S = 10.0
 PULLS_AT_ONCE = 4
 
 
-class TcpTransport:
-    """A core.transport.Transport. It serves as soon as it is made. Raises BadConfig when no port is to be had."""
+class Served:
+    """The side that is read from: a port, on which whoever knows the token is answered. Raises BadConfig when no port
+    is to be had.
+    """
+
+    scheme = SCHEME
 
     def __init__(
-        self, region: Region, *, layout: str, block_size: int, link: KvLink | None = None
+        self, memory: Region | Memory, *, layout: str, block_size: int, link: KvLink | None = None
     ) -> None:
         link = link or KvLink()
         host = link.host or "127.0.0.1"
-        self._listener = _listen(link)
+        self._listener = listen(link)
         port = self._listener.getsockname()[1]
-        self._region, self._token = region, secrets.token_bytes(16)
-        self._own = Readable(region)
+        self._token, self.num_blocks = secrets.token_bytes(16), memory.shape[1]
         self._card = KvCard(
             layout=layout,
-            address=f"{SCHEME}{host}:{port}:{self._token.hex()}",
+            address=f"{self.scheme}{host}:{port}:{self._token.hex()}",
             block_size=block_size,
-            block_bytes=block_bytes(region),
+            block_bytes=block_bytes(memory),
         )
-        self._sources: dict[str, _Source] = {}
         self._served: set[socket.socket] = set()
-        self._workers = ThreadPoolExecutor(PULLS_AT_ONCE, thread_name_prefix="penstock-blocks")
-        threading.Thread(target=self._accept, name="penstock-serves-blocks", daemon=True).start()
 
     @property
     def card(self) -> KvCard:
         return self._card
 
-    @property
-    def behind(self) -> int | None:
-        return None if len(self._own.regions) == 1 else int(self._region.shape[1])
+    def answer(self, peer: socket.socket, blocks: list[int]) -> None:
+        """On a thread of the peer's. Raises OSError."""
+        raise NotImplementedError
 
-    def add(self, region: Region) -> None:
-        """Peers read this region too, behind the other one; before anybody has been told of the card."""
-        self._own = Readable(self._region, region)
+    def begin(self) -> None:
+        threading.Thread(target=self._accept, name="penstock-serves-blocks", daemon=True).start()
 
-    async def sums(self, blocks: Sequence[int]) -> tuple[int, ...]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, self._own.sums, blocks)
-
-    async def pull(self, address: str, runs: Runs) -> None:
-        source = self._sources.get(address)
-        if source is None:
-            source = self._sources[address] = _Source(address)
-        there, here = blocks_there(runs), blocks_here(runs)
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._workers, source.pull, self._region, there, here)
-
-    async def close(self) -> None:
+    def end(self) -> None:
         for one in (self._listener, *self._served):
             with suppress(OSError):  # it may be closed at the other end
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
-        for source in self._sources.values():
-            source.close()
-        self._workers.shutdown(wait=True)
-
-    # ---------------------------------------------------------------- as source; on threads
 
     def _accept(self) -> None:
         while True:
@@ -115,17 +98,17 @@ class TcpTransport:
     def _serve(self, peer: socket.socket) -> None:
         try:
             peer.settimeout(STALL_S)  # until it has shown the token once
-            _prepare(peer)
+            prepare(peer)
             while True:
-                token, count = HEAD.unpack(_read(peer, HEAD.size))
-                own, most = self._own, self._own.num_blocks
+                token, count = HEAD.unpack(read_exactly(peer, HEAD.size))
+                most = self.num_blocks
                 if not secrets.compare_digest(token, self._token) or not 0 < count <= most:
                     return
                 peer.settimeout(None)
-                numbers = np.frombuffer(_read(peer, 4 * count), ">u4")
+                numbers = np.frombuffer(read_exactly(peer, 4 * count), ">u4")
                 if numbers.max() >= most:
                     return
-                peer.sendall(own.pack(numbers.astype(np.int64).tolist()).data)
+                self.answer(peer, numbers.astype(np.int64).tolist())
         except OSError:
             return  # the peer has gone, or this side ends
         finally:
@@ -133,7 +116,50 @@ class TcpTransport:
             peer.close()
 
 
-class _Source:
+class TcpTransport(Served):
+    """A core.transport.Transport. It serves as soon as it is made."""
+
+    def __init__(
+        self, region: Region, *, layout: str, block_size: int, link: KvLink | None = None
+    ) -> None:
+        super().__init__(region, layout=layout, block_size=block_size, link=link)
+        self._region, self._own = region, Readable(region)
+        self._sources: dict[str, Source] = {}
+        self._workers = ThreadPoolExecutor(PULLS_AT_ONCE, thread_name_prefix="penstock-blocks")
+        self.begin()
+
+    @property
+    def behind(self) -> int | None:
+        return None if len(self._own.regions) == 1 else int(self._region.shape[1])
+
+    def add(self, region: Region) -> None:
+        """Peers read this region too, behind the other one; before anybody has been told of the card."""
+        self._own = Readable(self._region, region)
+        self.num_blocks = self._own.num_blocks
+
+    async def sums(self, blocks: Sequence[int]) -> tuple[int, ...]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, self._own.sums, blocks)
+
+    async def pull(self, address: str, runs: Runs) -> None:
+        source = self._sources.get(address)
+        if source is None:
+            source = self._sources[address] = Source(address)
+        there, here = blocks_there(runs), blocks_here(runs)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._workers, source.pull, self._region, there, here)
+
+    async def close(self) -> None:
+        self.end()
+        for source in self._sources.values():
+            source.close()
+        self._workers.shutdown(wait=True)
+
+    def answer(self, peer: socket.socket, blocks: list[int]) -> None:
+        peer.sendall(self._own.pack(blocks).data)
+
+
+class Source:
     """A connection to a peer that is read from. Its methods run on workers' threads."""
 
     def __init__(self, address: str) -> None:
@@ -176,10 +202,10 @@ class _Source:
             if self._socket is None:
                 self._socket = socket.create_connection(self._place, timeout=CONNECT_S)
                 self._socket.settimeout(STALL_S)
-                _prepare(self._socket)
+                prepare(self._socket)
             head = HEAD.pack(self._token, len(blocks))
             self._socket.sendall(head + np.array(blocks, ">u4").tobytes())
-            told = _read(self._socket, pieces * len(blocks) * size)
+            told = read_exactly(self._socket, pieces * len(blocks) * size)
         except BaseException:
             kept, self._socket = self._socket, None  # what is still to come on it is of no use
             if kept is not None:
@@ -188,7 +214,7 @@ class _Source:
         return np.frombuffer(told, np.uint8).reshape(pieces, len(blocks), size)
 
 
-def _listen(link: KvLink) -> socket.socket:
+def listen(link: KvLink) -> socket.socket:
     """On the first port that is free. Raises BadConfig."""
     first, last = (0, 0) if link.ports is None else link.ports
     why: OSError | None = None
@@ -203,19 +229,23 @@ def _listen(link: KvLink) -> socket.socket:
     )
 
 
-def _prepare(one: socket.socket) -> None:
+def prepare(one: socket.socket) -> None:
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def _read(one: socket.socket, count: int) -> bytearray:
-    """Exactly so many bytes. Raises OSError."""
+def read_exactly(one: socket.socket, count: int) -> bytearray:
+    """Raises OSError."""
     told = bytearray(count)
-    view = memoryview(told)
+    read_into(one, memoryview(told))
+    return told
+
+
+def read_into(one: socket.socket, view: memoryview) -> None:
+    """Until it is full. Raises OSError."""
     at = 0
-    while at < count:
+    while at < len(view):
         got = one.recv_into(view[at:])
         if not got:
             raise ConnectionResetError("the peer closed the connection")
         at += got
-    return told

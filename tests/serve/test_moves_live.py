@@ -7,10 +7,12 @@ import os
 import random
 import signal
 from collections import Counter
+from pathlib import Path
 from typing import cast
 
 import pytest
 
+from benchmarks.random_models import save_random_llama
 from penstock.assemble import assemble, process_leaves
 from penstock.assemble.config import load_config
 from penstock.cluster.fleet import Fleet
@@ -78,23 +80,27 @@ async def handed_on(
     fleet: Fleet, names: dict[str, int | None], plain: list[tuple[int, ...]]
 ) -> None:
     """Prompts are computed by one process and answers written by the other."""
-    first, second = (cast(RolePort, fleet.port(f"default-{place}")) for place in range(2))
+    replicas = [each.replica for each in fleet.reports()]
+    first, second = (cast(RolePort, fleet.port(name)) for name in replicas)
     first.set_role("prefill")
     second.set_role("decode")
     told = await asyncio.gather(*(text(fleet, name, seed, "") for name, seed in names.items()))
     assert list(told) == plain
-    assert [WHERE[name] for name in names] == ["default-1"] * len(names)
+    assert [WHERE[name] for name in names] == [replicas[1]] * len(names)
     await until_idle(fleet)
     first.set_role("any")
     second.set_role("any")
 
 
-async def moved_and_killed() -> None:
-    config = load_config(sets=SETS)
+async def moved_and_killed(
+    model: str = "default", sets: tuple[str, ...] = SETS, each_bytes: int = 4 * 2 * 2 * 64 * 4 * 16
+) -> None:
+    OVER.clear()
+    config = load_config(model=model, sets=sets)
     leaves, processes = process_leaves(config)
     service = await assemble(config, leaves)
     try:
-        fleet = service.fleet("default")
+        fleet = service.fleet(service.models()[0])
         names = {f"q{place}": None if place % 3 else place for place in range(4)}
         plain = [await text(fleet, name, seed, "") for name, seed in names.items()]
         moved = await asyncio.gather(
@@ -104,7 +110,7 @@ async def moved_and_killed() -> None:
         outcomes = Counter(told.outcome for told in OVER)
         assert outcomes["committed"] >= 8 and not outcomes["timed_out"], OVER
         copied = [told for told in OVER if told.num_blocks]
-        assert all(told.num_bytes == told.num_blocks * 4 * 2 * 2 * 64 * 4 * 16 for told in copied)
+        assert all(told.num_bytes == told.num_blocks * each_bytes for told in copied)
         await until_idle(fleet)
         await handed_on(fleet, names, plain)
         going = [asyncio.create_task(text(fleet, name, seed, "")) for name, seed in names.items()]
@@ -149,3 +155,22 @@ async def moved_over_tcp() -> None:
 @needs_model
 def test_blocks_go_over_tcp_where_no_memory_is_shared() -> None:
     asyncio.run(moved_over_tcp())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["auto", "tcp"])
+def test_keys_and_values_on_a_card_move(kind: str, tmp_path: Path) -> None:
+    """Two replicas that share a card: through memory of the host, and through sockets."""
+    shape = {
+        "vocab_size": 4096, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64,
+    }  # fmt: skip
+    save_random_llama(tmp_path, shape, is_tied=True)
+    sets = (
+        "fleet.0.replicas=2",
+        "fleet.0.cache.num_blocks=400",
+        "fleet.0.executor.dtype='fp32'",
+        "fleet.0.executor.device='cuda'",
+        f"net.kv.kind='{kind}'",
+    )
+    asyncio.run(moved_and_killed(str(tmp_path), sets, 8 * 2 * 4 * 64 * 4 * 16))

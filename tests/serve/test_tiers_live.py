@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.random_models import save_random_llama
 from penstock.assemble import assemble, process_leaves
 from penstock.assemble.config import load_config
 from penstock.assemble.hash_keys import hash_key_of
@@ -29,9 +30,12 @@ def prompt(number: int) -> list[int]:
     return [1 + (number * 997 + at * 31) % 4000 for at in range(400)]
 
 
-async def served(numbers: list[int], folder: Path) -> tuple[list[tuple[int, ...]], list[int]]:
+async def served(
+    numbers: list[int], folder: Path, model: str = "default", sets: tuple[str, ...] = ()
+) -> tuple[list[tuple[int, ...]], list[int]]:
     """Texts, and how much of each prompt was found."""
-    config = load_config(sets=(*SETS, f"fleet.0.cache.tiers.dir='{folder}'"))
+    told = (*SETS, *sets, f"fleet.0.cache.tiers.dir='{folder}'")
+    config = load_config(model=model, sets=told)
     key = hash_key_of(config)
     leaves, _ = process_leaves(config)
     service = await assemble(config, leaves)
@@ -41,7 +45,7 @@ async def served(numbers: list[int], folder: Path) -> tuple[list[tuple[int, ...]
             outputs: list[Output] = []
             asked = Request(
                 id=RequestId(f"{place}"),
-                model="default",
+                model=service.models()[0],
                 prompt=TokenPrompt(prompt(number), key=key),
                 sampling=Sampling(max_tokens=4, temperature=0.0, ignore_eos=True),
             )
@@ -63,6 +67,25 @@ def test_a_prefix_outlives_the_device_and_the_process(tmp_path: Path) -> None:
     again, kept = asyncio.run(served([0, 1], tmp_path))
     assert again == texts[:2]
     assert sum(kept) >= 384
+
+
+@pytest.mark.gpu
+def test_a_prefix_outlives_the_memory_of_a_card(tmp_path: Path) -> None:
+    """In pinned memory, on disk, and in the next process."""
+    shape = {
+        "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    }  # fmt: skip
+    model, kept = tmp_path / "model", tmp_path / "kept"
+    model.mkdir()
+    save_random_llama(model, shape, is_tied=True)
+    sets = ("fleet.0.executor.device='cuda'",)
+    texts, found = asyncio.run(served([0, 1, 2, 3, 0], kept, str(model), sets))
+    assert found[:4] == [0] * 4 and found[4] >= 384
+    assert texts[4] == texts[0]
+    again, found = asyncio.run(served([0, 1], kept, str(model), sets))
+    assert again == texts[:2]
+    assert sum(found) >= 384
 
 
 def test_the_key_of_blocks_on_disk_stays(tmp_path: Path) -> None:

@@ -339,23 +339,14 @@ def _record(
         reason = "asked for"
     elif backend is None or backend.name != TRITON:
         reason = "the attention in use cannot be recorded"
-    elif decoder.shape.experts is not None:
-        reason = "a model of experts chooses on the host"
     elif decoder.rank.world > 1:
         reason = "not over several processes"
     if reason is not None:
         return None, f"none: {reason}"
-    from penstock.engine.torch.cuda.graphs import CudaRecorder, DecodeGraphs, batch_sizes
+    from penstock.engine.torch.cuda.graphs import Room
+    from penstock.engine.torch.cuda.record import record
 
-    sizes = batch_sizes(config.graph_batch)
+    most = min(max_context, built.num_blocks * config.block_size)
+    room = Room(most, config.block_size, built.num_blocks, built.device)
     with torch.inference_mode():
-        made = DecodeGraphs(
-            decoder,
-            CudaRecorder(),
-            sizes=sizes,
-            max_context=min(max_context, built.num_blocks * config.block_size),
-            block_size=config.block_size,
-            spare_block=built.num_blocks,
-            device=built.device,
-        )
-    return made, f"decode steps of up to {sizes[-1]} jobs, {len(sizes)} sizes"
+        return record(decoder, room, config.graph_batch)

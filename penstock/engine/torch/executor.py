@@ -19,32 +19,36 @@ in the other lane waits until nothing of the aborted one runs, as it may have go
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from torch import Tensor
+
 from penstock.core.errors import StepFailed
-from penstock.core.plans import Adapted, Done, Filing, Plan, Sampled, Transfer, Yielded
+from penstock.core.plans import Adapted, Done, Filing, Plan, Sampled, Transfer, Work, Yielded
 from penstock.core.ports import Completion, Grain
 from penstock.core.rng import stream
 from penstock.core.types import BlockHash, Caps, PlanId
 from penstock.engine.folder import ModelFacts
-from penstock.engine.grammar import Grammars
-from penstock.engine.torch.adapters.store import AdapterStore
+from penstock.engine.grammar import grammars_of
+from penstock.engine.torch.adapters.store import open_adapters
 from penstock.engine.torch.borrower import SplitAttention
 from penstock.engine.torch.build import Built, EngineConfig
 from penstock.engine.torch.cores import Seat, cores_here
+from penstock.engine.torch.decoder import Piece, StepInput
 from penstock.engine.torch.drafts.open import drafter_of
 from penstock.engine.torch.drafts.verify import sampling_rows, with_guesses
 from penstock.engine.torch.elastic.reshaper import TorchReshaper
 from penstock.engine.torch.encoders.pooling import Pooler
-from penstock.engine.torch.jobs import JobTable
+from penstock.engine.torch.jobs import JobState, JobTable
 from penstock.engine.torch.lane import Abort, Close, Lane, Launch, Resume, Step
 from penstock.engine.torch.layered import forward_in_groups, settled
 from penstock.engine.torch.outputs import embedded, gather, note, score
+from penstock.engine.torch.pace import paced, settle
+from penstock.engine.torch.played import NOT_PLAYED
 from penstock.engine.torch.sampler import Drawn, draw
 from penstock.engine.torch.slow_memory import open_behind
 from penstock.engine.torch.step import StepArrays, lay_out
@@ -89,7 +93,7 @@ class TorchExecutor:
         self.num_blocks, self.block_size = built.num_blocks, config.block_size
         self._decoder, self._device, self._crew = built.decoder, built.device, crew
         self._graphs = built.graphs
-        self.adapters = _open_adapters(built, config)
+        self.adapters = open_adapters(built, config)
         self._table = JobTable(
             vocab_size=facts.vocab_size,
             block_size=config.block_size,
@@ -313,30 +317,21 @@ class TorchExecutor:
             if is_layered:
                 work = settled(work, table.num_layers)
             jobs = [table.place(chunk) for chunk in work]
-            is_guessed = any([chunk.phase == "verify" for chunk in work])
-            if is_guessed:
+            if any([chunk.phase == "verify" for chunk in work]):
                 work = with_guesses(self.drafter, table, work, jobs)
             arrays = lay_out(table, work, jobs)
         if self._crew is not None:
             self._crew.begin(arrays)
-        played = None if self._graphs is None or is_layered else self._graphs.play(arrays)
-        step = arrays.on(self._device)
-        if self.sharing is not None:
+        played = NOT_PLAYED if self._graphs is None or is_layered else self._graphs.play(arrays)
+        step = arrays.on(self._device) if played.hidden is None else None
+        if self.sharing is not None and step is not None:
             step.away = self.sharing.borrower.split(step, work, is_layered=is_layered)
         try:
-            if played is not None:
-                hidden = played[0]
-            elif is_layered:
-                hidden = yield from forward_in_groups(
-                    self._decoder, arrays, step, work=work, jobs=jobs
-                )
-            else:
-                hidden = yield from self._decoder.forward(step)
-            drawn = NOTHING
-            if arrays.num_sampling:
-                owners, ahead = sampling_rows(work, jobs, is_guessed)
-                logits = played[1] if played else self._decoder.logits(hidden[: len(owners)])
-                drawn = draw(logits, table, owners, ahead)
+            hidden = played.hidden
+            if hidden is None:
+                groups = (work, jobs) if is_layered else None
+                hidden = yield from self._forward(arrays, step, groups)
+            drawn = self._draw(arrays, hidden, played.logits, work, jobs)
             score(self._decoder, table, arrays, hidden, work=work, jobs=jobs)
             vectors = gather(table, arrays, hidden, work=work, jobs=jobs)
         except Exception as error:
@@ -345,12 +340,44 @@ class TorchExecutor:
             raise self._crew.abandon(error) from error
         with self._guard:
             if self.expert_loads is not None:
-                self.expert_loads.add(plan.id, step.taken)
+                taken = played.taken(len(work)) if step is None else step.taken
+                self.expert_loads.add(plan.id, taken)
             outputs += note(table, work, jobs, drawn)
             outputs += embedded(vectors)
-        if isinstance(step.away, SplitAttention):
+        if step is not None and isinstance(step.away, SplitAttention):
             outputs = step.away.judged(outputs)
         return tuple(outputs)
+
+    def _forward(
+        self,
+        arrays: StepArrays,
+        step: StepInput | None,
+        groups: tuple[Sequence[Work], Sequence[JobState]] | None,
+    ) -> Generator[Piece, None, Tensor]:
+        """`groups`: of a step whose jobs do not all pass all layers."""
+        assert step is not None, "it is not played"
+        if groups is None:
+            return (yield from paced(self._decoder.forward(step), self._device))
+        work, jobs = groups
+        return (yield from forward_in_groups(self._decoder, arrays, step, work=work, jobs=jobs))
+
+    def _draw(
+        self,
+        arrays: StepArrays,
+        hidden: Tensor,
+        logits: Tensor | None,
+        work: Sequence[Work],
+        jobs: Sequence[JobState],
+    ) -> Drawn:
+        """`logits` None: they are still to be made."""
+        if not arrays.num_sampling:
+            settle(self._device)
+            return NOTHING
+        is_guessed = any([chunk.phase == "verify" for chunk in work])
+        owners, ahead = sampling_rows(work, jobs, is_guessed)
+        if logits is None:
+            logits = self._decoder.logits(hidden[: len(owners)])
+        return draw(logits, self._table, owners, ahead)
 
     def _open(self, plan: Plan, seeds: Sequence[int]) -> dict[int, str]:
         """Take in the plan's new jobs; reasons of those that cannot be served."""
@@ -364,27 +391,3 @@ class TorchExecutor:
 
 NOTHING = Drawn([], [], [])
 NOTHING_DUE = Due((), ())
-
-
-def _open_adapters(built: Built, config: EngineConfig) -> AdapterStore | None:
-    """None where none can be used. Raises BadModel for one that cannot be served."""
-    if not config.max_adapters:
-        return None
-    store = AdapterStore(
-        built.decoder,
-        slots=config.max_adapters,
-        rank=config.adapter_rank,
-        device=built.device,
-        folders=config.adapters,
-    )
-    built.notes["adapters"] = f"{config.max_adapters} at once, of ranks up to {config.adapter_rank}"
-    return store
-
-
-def grammars_of(facts: ModelFacts) -> Callable[[], Grammars] | None:
-    """The model's grammars, made when the first is asked for; None where the folder has no tokenizer.json."""
-    if not (facts.folder / "tokenizer.json").is_file():
-        return None
-    return functools.cache(
-        lambda: Grammars.load(facts.folder, eos_ids=facts.eos_ids, num_tokens=facts.vocab_size)
-    )

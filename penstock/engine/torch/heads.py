@@ -62,8 +62,7 @@ class GroupedHeads:
         qkv = self.qkv(x).view(-1, heads + 2 * kv_heads, self.head_dim)
         if self.wide_norm is None and isinstance(attention, Placing):
             turn = Turn(self.qk_norm, self.rope.upto(meta.max_context), positions)
-            q = attention.place(self.layer, qkv, turn, meta)
-            out, _ = attention.attend(self.layer, q, meta, self.mask, self.scale)
+            out = attention.seen(self.layer, qkv, turn, meta, self.mask, self.scale)
             return self.out(out.flatten(1))
         q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], 1)
         if self.wide_norm is not None:

@@ -6,8 +6,8 @@
 
 A worker never waits for a copy that was begun later, and copies are taken up in the order in which they were begun, so
 somebody can always go on. On a CPU a copy is numpy's, which lets other threads run meanwhile. On a GPU host memory is
-pinned; each worker has a stream of its own, which first waits for what the steps have queued, since a step may be told
-done before the GPU has written all keys and values of it.
+pinned and has all pieces of a block side by side, so that a run of blocks is one copy over the bus: blocks are brought
+together on the GPU first (card_memory.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ import torch
 from torch import Tensor
 
 from penstock.core.plans import Decodes, Plan, Transfer
+from penstock.engine.torch.card_memory import CardMemory
+
+GROUP_BYTES = 64 << 20  # brought together at once
 
 
 @dataclass(slots=True)
@@ -50,13 +53,12 @@ class Mover:
     ) -> None:
         """`host`: memory for the blocks; None: it is taken here."""
         self._arena, self._tell = arena, tell
-        self._is_cuda = arena.device.type == "cuda"
-        shape = (arena.shape[0], host_blocks, *arena.shape[2:])
-        if host is None:
-            host = torch.empty(shape, dtype=arena.dtype, pin_memory=self._is_cuda)
-        self.host = host
+        self._card = CardMemory(arena) if arena.is_cuda else None
+        if host is None and self._card is None:
+            shape = (arena.shape[0], host_blocks, *arena.shape[2:])
+            host = torch.empty(shape, dtype=arena.dtype)
+        self.host = host_of(arena, host_blocks) if host is None else host
         self._copies: list[_Copy] = []
-        self._streams = threading.local()
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="penstock-mover")
 
     @property
@@ -101,31 +103,37 @@ class Mover:
         try:
             for event in before:
                 event.wait()
-            if self._is_cuda:
-                self._copy_on_gpu(transfer)
+            if self._card is not None:
+                copy_packed(self._card, self.host, transfer)
             else:
                 copy_runs(_bytes(self._arena), _bytes(self.host), transfer)
             self._tell(transfer.id)
         finally:
             copy.done.set()
 
-    def _copy_on_gpu(self, transfer: Transfer) -> None:
-        stream: torch.cuda.Stream | None = getattr(self._streams, "stream", None)
-        if stream is None:
-            stream = self._streams.stream = torch.cuda.Stream(self._arena.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.default_stream(self._arena.device))
-        with torch.cuda.stream(stream):
-            for device, host, count in transfer.runs:
-                for ours, theirs in zip(self._arena, self.host, strict=True):
-                    there, here = ours[device : device + count], theirs[host : host + count]
-                    if transfer.is_out:
-                        here.copy_(there, non_blocking=True)
-                    else:
-                        there.copy_(here, non_blocking=True)
-        stream.synchronize()
-
 
 Bytes = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+
+
+def host_of(arena: Tensor, host_blocks: int) -> Tensor:
+    """[pieces, blocks, ...], pinned, a block's pieces side by side."""
+    shape = (host_blocks, arena.shape[0], *arena.shape[2:])
+    return torch.empty(shape, dtype=arena.dtype, pin_memory=arena.is_cuda).transpose(0, 1)
+
+
+def copy_packed(card: CardMemory, host: Tensor, transfer: Transfer) -> None:
+    """One copy a run, of at most GROUP_BYTES."""
+    pieces, _, size = card.shape
+    most = max(1, GROUP_BYTES // (pieces * size))
+    for first, start, count in transfer.runs:
+        for at in range(0, count, most):
+            few = min(most, count - at)
+            blocks = range(first + at, first + at + few)
+            rows = host[:, start + at : start + at + few].transpose(0, 1).flatten(2)
+            if transfer.is_out:
+                card.fetch_rows(blocks, rows)
+            else:
+                card.store_rows(blocks, rows)
 
 
 def _bytes(arena: Tensor) -> Bytes:

@@ -146,16 +146,12 @@ class Turn(NamedTuple):
 
 @runtime_checkable
 class Placing(Protocol):
-    """A backend that turns q and k and stores k and v in one pass."""
+    """A backend that turns q and k and stores k and v itself."""
 
-    def place(self, layer: int, qkv: Tensor, turn: Turn, meta: StepMeta) -> Tensor:
-        """qkv [T, H + 2 K, D] -> q [T, H, D], ready for `attend`. May change qkv."""
-        ...
-
-    def attend(
-        self, layer: int, q: Tensor, meta: StepMeta, mask: Mask, scale: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """As the call of AttentionBackend, of keys and values that are stored."""
+    def seen(
+        self, layer: int, qkv: Tensor, turn: Turn, meta: StepMeta, mask: Mask, scale: float
+    ) -> Tensor:
+        """qkv [T, H + 2 K, D] -> [T, H, D], as the call of AttentionBackend of what was turned. May change qkv."""
         ...
 
 

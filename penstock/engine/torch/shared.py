@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from penstock.core.moving import KvCard
+from penstock.engine.torch.card_memory import CardMemory
 from penstock.engine.torch.ports import Movable
 from penstock.net.blocks import Region, block_bytes
 from penstock.net.kv_either import EitherTransport
 from penstock.net.kv_link import KvLink
 from penstock.net.kv_shared import SharedFile, SharedTransport, is_offered
+from penstock.net.kv_staged import StagedTransport
 from penstock.net.kv_tcp import TcpTransport
 
 logger = logging.getLogger(__name__)
-KvTransport = SharedTransport | TcpTransport | EitherTransport
+KvTransport = SharedTransport | TcpTransport | EitherTransport | StagedTransport
 
 
 def shared_like(cache: Tensor) -> tuple[Tensor, SharedFile]:
@@ -31,16 +33,18 @@ def transport_of(
     backend: object, *, name: str, block_size: int, link: KvLink
 ) -> KvTransport | None:
     """What others read a backend's cache by, before it is used; None where that cannot be. Raises BadConfig."""
+    if isinstance(backend, Movable) and backend.arena.is_cuda:
+        return staged(backend, name=name, block_size=block_size, link=link)
     shared = None
     if link.kind != "tcp":
         shared = share(backend, name=name, block_size=block_size)
     if not link.reaches_far or not isinstance(backend, Movable):
         return shared
     arena = backend.arena
-    if arena.device.type != "cpu" or not arena.is_contiguous():
+    if not arena.is_contiguous():
         return shared
     region = region_of(arena)
-    layout = _layout(backend, region, arena.dtype, name)
+    layout = _layout(backend, region.shape, arena.dtype, name)
     tcp = TcpTransport(region, layout=layout, block_size=block_size, link=link)
     return tcp if shared is None else EitherTransport(shared, tcp)
 
@@ -50,7 +54,7 @@ def share(backend: object, *, name: str, block_size: int) -> SharedTransport | N
 
     `name`: of the model; blocks travel between replicas of one model whose memory is laid out alike.
     """
-    if not (is_offered() and isinstance(backend, Movable)) or backend.arena.device.type != "cpu":
+    if not (is_offered() and isinstance(backend, Movable)):
         return None
     for attribute in ("cache", "_kv"):
         cache = getattr(backend, attribute, None)
@@ -63,7 +67,7 @@ def share(backend: object, *, name: str, block_size: int) -> SharedTransport | N
             setattr(backend, attribute, shared)
             region = region_of(backend.arena)
             card = KvCard(
-                layout=_layout(backend, region, cache.dtype, name),
+                layout=_layout(backend, region.shape, cache.dtype, name),
                 address=file.address(region.shape),
                 block_size=block_size,
                 block_bytes=block_bytes(region),
@@ -72,8 +76,15 @@ def share(backend: object, *, name: str, block_size: int) -> SharedTransport | N
     return None
 
 
-def _layout(backend: object, region: Region, dtype: torch.dtype, name: str) -> str:
-    pieces, _, size = region.shape
+def staged(backend: Movable, *, name: str, block_size: int, link: KvLink) -> StagedTransport:
+    """Of a card, whose memory others cannot read."""
+    memory = CardMemory(backend.arena)
+    layout = _layout(backend, memory.shape, backend.arena.dtype, name)
+    return StagedTransport(memory, layout=layout, block_size=block_size, link=link)
+
+
+def _layout(backend: object, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> str:
+    pieces, _, size = shape
     return f"{name}, {type(backend).__name__}, {pieces} x {size} bytes of {dtype}"
 
 
@@ -85,6 +96,8 @@ def region_of(arena: Tensor) -> Region:
 
 def shared_behind(like: Tensor, num_blocks: int, transport: KvTransport) -> Tensor | None:
     """Host memory for so many blocks of an arena, which peers read behind the device's; None where that cannot be."""
+    if isinstance(transport, StagedTransport):
+        return None
     shape = (like.shape[0], num_blocks, *like.shape[2:])
     num_bytes = math.prod(shape) * like.element_size()
     file = None

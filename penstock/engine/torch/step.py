@@ -43,6 +43,11 @@ class StepArrays(NamedTuple):
         is_plain = self.max_query == 1 and self.num_sampling == len(self.ids) == len(self.rows)
         return is_plain and self.adapters is None
 
+    @property
+    def wants_next_tokens(self) -> bool:
+        """And nothing else: no prompt is scored or embedded, and no adapter used."""
+        return self.num_sampling == len(self.rows) and self.adapters is None
+
     def logit_slices(self) -> list[slice]:
         """Parts of `rows` whose logits are made together: those that sample, then the prompt's, bit by bit."""
         first = [slice(0, self.num_sampling)] if self.num_sampling else []

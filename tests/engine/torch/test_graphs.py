@@ -13,14 +13,16 @@ import torch
 from penstock.core.types import Sampling
 from penstock.engine.folder import model_facts
 from penstock.engine.torch.build import EngineConfig, build_decoder
-from penstock.engine.torch.cuda.graphs import DecodeGraphs, Play, batch_sizes
+from penstock.engine.torch.cuda import prompts
+from penstock.engine.torch.cuda.graphs import DecodeGraphs, Play, Room, batch_sizes
+from penstock.engine.torch.cuda.prompts import PromptGraphs
 from penstock.engine.torch.decoder import Alone, Decoder
 from penstock.engine.torch.executor import TorchExecutor
 from penstock.engine.torch.linear import Weights
 from penstock.engine.torch.open import open_executor
 from penstock.engine.torch.ports import ShardSpec
 from penstock.engine.torch.step import StepArrays
-from tests.engine.torch.driver import Driver
+from tests.engine.torch.driver import GREEDY, Driver
 from tests.engine.torch.models import saved
 from tests.engine.torch.test_against_transformers import logits_of
 
@@ -58,6 +60,11 @@ def opened(root: Path, name: str, spare: int = 0) -> TorchExecutor:
     return open_executor(folder, config)
 
 
+def room_of(executor: TorchExecutor) -> Room:
+    size = executor.block_size
+    return Room(BLOCKS * size, size, BLOCKS, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("name", ["qwen3", "gemma2"])
 async def test_the_text_is_the_same(model_root: Path, name: str) -> None:
     greedy = Sampling(temperature=0.0, ignore_eos=True)
@@ -70,15 +77,43 @@ async def test_the_text_is_the_same(model_root: Path, name: str) -> None:
         executor._graphs = DecodeGraphs(
             executor._decoder,
             recorder,
+            room_of(executor),
             sizes=batch_sizes(3),
-            max_context=BLOCKS * executor.block_size,
-            block_size=executor.block_size,
-            spare_block=BLOCKS,
-            device=torch.device("cpu"),
         )
     assert await texts(executor, sampling) == wanted
     recorded = len(batch_sizes(3))
     assert recorder.plays > recorded + 3  # single jobs and fours; five are too many
+
+
+async def mixed(executor: TorchExecutor, budget: int) -> list[list[int]]:
+    """Prompts in parts beside jobs that decode, more and fewer of them."""
+    driver = Driver(executor)
+    jobs = [driver.job(ids, GREEDY) for ids in PROMPTS]
+    await driver.finish(jobs[:1], 3, budget)
+    await driver.finish(jobs[:4], 5, budget)
+    await driver.finish(jobs, 12, budget)
+    await executor.stop()
+    return [job.outputs for job in jobs]
+
+
+@pytest.mark.parametrize("budget", [9, 50])
+async def test_steps_with_prompts_are_the_same(
+    model_root: Path, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of up to 32 tokens and 2 or 4 chunks; longer ones and fuller ones are not played."""
+    monkeypatch.setattr(prompts, "CHUNKS", (2, 4))
+    wanted = await mixed(opened(model_root, "qwen3"), budget)
+    executor, recorder = opened(model_root, "qwen3", spare=1), Again()
+    executor.num_blocks = BLOCKS
+    room = room_of(executor)
+    with torch.inference_mode():
+        graphs = DecodeGraphs(executor._decoder, recorder, room, sizes=[1])
+        made = PromptGraphs(executor._decoder, recorder, room, tokens=(8, 16, 32))
+    assert made.sizes == [8, 16, 32]
+    graphs.prompts = made
+    executor._graphs, recorded = graphs, recorder.plays
+    assert await mixed(executor, budget) == wanted
+    assert recorder.plays > recorded + 10
 
 
 def test_sizes() -> None:
@@ -97,18 +132,26 @@ def test_steps_that_are_not_played() -> None:
     )  # fmt: skip
     assert not step.is_plain_decode
     assert step._replace(rows=ints, num_sampling=2).is_plain_decode
+    assert step.wants_next_tokens and not step._replace(rows=ints).wants_next_tokens
     assert not step._replace(rows=ints, num_sampling=2, max_query=2).is_plain_decode
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
-@pytest.mark.parametrize("weights", ["stored", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        *(("qwen3", weights) for weights in ("stored", "int8", "int4")),
+        *(("gemma2", weights) for weights in ("stored", "int8", "int4")),
+        ("qwen3-moe", "stored"),
+        ("deepseek-v3", "stored"),
+    ],
+)
 async def test_played_on_cuda(model_root: Path, name: str, weights: Weights) -> None:
     """What is played, what is not, and the CPU's portable operations on the same weights say the same."""
     torch.backends.cuda.matmul.allow_tf32 = False
     folder, _ = saved(model_root, name)
     greedy = [Sampling(temperature=0.0, ignore_eos=True)] * len(PROMPTS)
-    found = []
+    found, loads = [], []
     for device, graphs in (("cuda", "auto"), ("cuda", "off"), ("cpu", "off")):
         config = EngineConfig(
             device=device, dtype="fp32", threads=1, num_blocks=BLOCKS, weights=weights,
@@ -118,8 +161,12 @@ async def test_played_on_cuda(model_root: Path, name: str, weights: Weights) -> 
             continue  # rows are not quantised on CUDA, so their text may differ
         executor = open_executor(str(folder), config)
         assert (executor._graphs is not None) == (graphs == "auto")
+        has_experts = executor.expert_loads is not None
+        assert executor._graphs is None or (executor._graphs.prompts is None) == has_experts
+        loads.append(executor.expert_loads.total if has_experts else [])  # type: ignore[union-attr]
         found.append(await texts(executor, greedy))
     assert all(each == found[0] for each in found)
+    assert all(each == loads[0] for each in loads)
 
 
 @pytest.mark.gpu

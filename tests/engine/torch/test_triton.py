@@ -193,3 +193,35 @@ def test_placing_equals_turning_and_storing(
     assert ours.cache.any()
     again, _ = ours.attend(1, placed, meta, Mask(), 0.2)
     torch.testing.assert_close(again, out, rtol=4 * near, atol=4 * near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, SIXTEEN])
+@pytest.mark.parametrize(("kv_heads", "group"), GROUPED)
+@pytest.mark.parametrize(
+    "mask", [Mask(), Mask(window=37), Mask(cap=2.0)], ids=["causal", "window", "cap"]
+)
+@pytest.mark.parametrize(("rotary", "is_wide"), [(None, False), (32, False), (24, True)])
+def test_decoding_in_one_program_equals_three(
+    dtype: torch.dtype, kv_heads: int, group: int, mask: Mask, rotary: int | None, is_wide: bool
+) -> None:
+    """Placing, attending and merging: of one part, of several, and of a context that fills only some of them."""
+    torch.manual_seed(0)
+    layout = replace(LAYOUT, dtype=dtype, num_kv_heads=kv_heads)
+    ours, wanted = (TritonPagedAttention(layout, spare_blocks=1) for _ in range(2))
+    history = torch.randn(ours.cache.shape, device=layout.device).to(dtype)
+    meta = step([(130, 1), (3, 1), (64, 1), (0, 1)], 1, layout.block_size)
+    meta.max_context = 4096  # as in a recording: of a short context some parts are empty
+    tokens, device = len(meta.slots), layout.device
+    qkv = torch.randn(tokens, (group + 2) * kv_heads, 32, device=device).to(dtype)
+    weights = torch.rand(2, 32, device=device).to(torch.float32 if is_wide else dtype)
+    norm = None if rotary is None else (weights[0], weights[1], 1e-6)
+    turn = Turn(norm, torch.rand(4096, rotary or 32, device=device), meta.context.long() - 1)
+    near = 1e-5 if dtype is torch.float32 else 2e-2
+    for programs in (1, 64, 16):
+        ours._programs = programs
+        ours.cache.copy_(history), wanted.cache.copy_(history)
+        out = ours.seen(1, qkv.clone(), turn, meta, mask, 0.2)
+        told, _ = wanted.attend(1, wanted.place(1, qkv.clone(), turn, meta), meta, mask, 0.2)
+        torch.testing.assert_close(ours.cache, wanted.cache, rtol=near, atol=near)
+        torch.testing.assert_close(out, told, rtol=2 * near, atol=2 * near)
+        assert not ours._arrived.any()

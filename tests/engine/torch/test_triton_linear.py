@@ -40,7 +40,7 @@ def near(out: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, SIXTEEN])
-@pytest.mark.parametrize("shape", [(37, 96), (12, 1536), (30, 1000)])
+@pytest.mark.parametrize("shape", [(37, 96), (12, 1536), (30, 1000), (6, 4100)])
 def test_rows_of_numbers(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     weight, bias = drawn(*shape).to(dtype), drawn(shape[0], seed=1).to(dtype)
     x = drawn(19, shape[1], seed=2).to(dtype)

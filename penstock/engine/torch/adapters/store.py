@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from penstock.engine.torch.adapters.places import places_of
 from penstock.engine.torch.adapters.read import as_bank_entries, read_adapter
 from penstock.engine.torch.decoder import Decoder
 from penstock.engine.torch.linear import has_bf16_instructions
+
+if TYPE_CHECKING:
+    from penstock.engine.torch.build import Built, EngineConfig
 
 OnLoaded = Callable[[str, int, str | None], None]  # key, slot, why it could not be loaded
 
@@ -113,3 +117,18 @@ class AdapterStore:
                 bank.put(slot, factors)
         if self._places.arrays != before:  # who has recorded them records anew
             self._decoder.adapted = list(self._places.layers)
+
+
+def open_adapters(built: Built, config: EngineConfig) -> AdapterStore | None:
+    """None where none can be used. Raises BadModel for one that cannot be served."""
+    if not config.max_adapters:
+        return None
+    store = AdapterStore(
+        built.decoder,
+        slots=config.max_adapters,
+        rank=config.adapter_rank,
+        device=built.device,
+        folders=config.adapters,
+    )
+    built.notes["adapters"] = f"{config.max_adapters} at once, of ranks up to {config.adapter_rank}"
+    return store

@@ -6,7 +6,8 @@ last chunk b with query_start[b] // tile + b <= t, found by bisection, so the gr
 knows and nothing waits for the device (which also lets a step be recorded as a graph). With few tiles the keys of each
 are split among programs, and the parts are merged by their log-sum-exp in a second kernel.
 
-`place` turns and stores what `attend` then reads, in one pass over a row of [q, k, v].
+`place` turns and stores what `attend` then reads, in one pass over a row of [q, k, v]; of single tokens one program
+does all of it, and the merging too (decoding.py).
 
 A cache of latents has one vector of D a position, whose first L are the value: it is read in two parts, L and the rest,
 as a tile's width must be a power of two.
@@ -23,13 +24,14 @@ import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 
 from penstock.engine.torch.attention import TRITON, KvLayout
-from penstock.engine.torch.cuda import programs
+from penstock.engine.torch.cuda import decoding, programs
 from penstock.engine.torch.cuda.launch import Open, launch
 from penstock.engine.torch.ports import Mask, StepMeta, Turn
 
 LEAST_ROWS = 16  # of a matrix product in Triton
 MOST_SPLITS = 16
 SMALLEST_SPLIT = 64  # keys
+MERGED = 64  # parts of heads at once
 PLACED_ALONE = 128  # tokens; of more, 16 are placed together
 
 
@@ -43,7 +45,9 @@ class Tile(NamedTuple):
 
 
 DECODE = {2: Tile(LEAST_ROWS, 64, 4, 2), 4: Tile(LEAST_ROWS, 32, 4, 2)}  # by bytes of a number
-PROMPT = Tile(64, 32, 4, 2)
+PROMPT = {2: Tile(64, 64, 4, 3), 4: Tile(64, 32, 4, 2)}
+LONG = Tile(128, 64, 8, 5)  # of more than LONG_TOKENS, in 16 bits
+LONG_TOKENS = 2048
 WIDE = Tile(LEAST_ROWS, 32, 8, 2)  # heads of more than 256 numbers
 
 
@@ -66,6 +70,8 @@ class TritonPagedAttention:
         )
         self._wants_lse = False
         self._programs = _wanted_programs(layout.device)
+        # How many parts of a token and head have ended. Where there are parts, there are fewer of these than programs.
+        self._arrived = torch.zeros(self._programs, dtype=torch.int32, device=layout.device)
 
     @property
     def num_bytes(self) -> int:
@@ -131,8 +137,53 @@ class TritonPagedAttention:
         )  # fmt: skip
         return out, lse if self._wants_lse else None
 
+    def seen(
+        self, layer: int, qkv: Tensor, turn: Turn, meta: StepMeta, mask: Mask, scale: float
+    ) -> Tensor:
+        """See ports.Placing.
+
+        Tokens in several parts each are best done by one program. Of a single token three are as quick, as more of the
+        next layers' weights are under way meanwhile; of many, whose parts are whole, turning q apart costs less.
+        """
+        is_single = meta.max_query == 1 and mask.kind == "causal" and not self._wants_lse
+        if is_single and self.layout.head_dim <= 256:
+            splits = self._num_splits(len(qkv) * self.layout.num_kv_heads, meta)
+            if splits > 1 and len(qkv) > 1:
+                return self._decode(layer, qkv, turn, meta, mask, scale)
+        q = self.place(layer, qkv, turn, meta)
+        return self.attend(layer, q, meta, mask, scale)[0]
+
+    def _decode(
+        self, layer: int, qkv: Tensor, turn: Turn, meta: StepMeta, mask: Mask, scale: float
+    ) -> Tensor:
+        """Single tokens in several parts each: all in one program (decoding.py)."""
+        caches, dim, kv_heads = self.cache[layer], self.layout.head_dim, self.layout.num_kv_heads
+        tokens, heads = qkv.shape[0], qkv.shape[1] - 2 * kv_heads
+        q_weight, k_weight, eps = (None, None, 0.0) if turn.norm is None else turn.norm
+        tile, splits = DECODE[qkv.element_size()], self._num_splits(tokens * kv_heads, meta)
+        group = heads // kv_heads
+        parts = qkv.new_empty(tokens, heads, splits, dim, dtype=torch.float32)
+        part_lse = qkv.new_empty(tokens, heads, splits, dtype=torch.float32)
+        out = qkv.new_empty(tokens, heads, dim)
+        launch(
+            decoding.decode_heads, (tokens, kv_heads, splits), qkv, q_weight, k_weight,
+            caches[0], caches[1], turn.cos_sin, turn.positions, meta.slots, meta.context, meta.block_table,
+            parts, part_lse, self._arrived, out, qkv.stride(0), Open(meta.block_table.stride(0)), caches.stride(1),
+            eps, scale, 1.0 if mask.cap is None else mask.cap,
+            2**30 if mask.window is None else mask.window,
+            G=group, H=heads, K=kv_heads, SIZE=self.layout.block_size, D=dim, DP=triton.next_power_of_2(dim),
+            HALF=turn.cos_sin.shape[1] // 2, ROWS=max(LEAST_ROWS, triton.next_power_of_2(group)), N=tile.keys,
+            SPLITS=splits, HAS_CAP=mask.cap is not None, HAS_WINDOW=mask.window is not None,
+            IS_NORMED=q_weight is not None,
+            IS_WIDE=q_weight is not None and q_weight.dtype is torch.float32 and qkv.dtype is not torch.float32,
+            IS_EXACT=qkv.dtype == torch.float32,
+            AT_ONCE=min(triton.next_power_of_2(group), max(1, MERGED // splits)),
+            warps=tile.warps, stages=tile.stages,
+        )  # fmt: skip
+        return out
+
     def place(self, layer: int, qkv: Tensor, turn: Turn, meta: StepMeta) -> Tensor:
-        """See ports.Placing."""
+        """qkv [T, H + 2 K, D] -> q [T, H, D], ready for `attend`. Changes qkv."""
         caches, dim, kv_heads = self.cache[layer], self.layout.head_dim, self.layout.num_kv_heads
         tokens, heads = qkv.shape[0], qkv.shape[1] - 2 * kv_heads
         q_weight, k_weight, eps = (None, None, 0.0) if turn.norm is None else turn.norm
@@ -154,7 +205,9 @@ class TritonPagedAttention:
             return DECODE[q.element_size()]
         if q.shape[2] > 256:
             return WIDE
-        return PROMPT
+        if q.element_size() == 2 and meta.max_query > LONG_TOKENS:
+            return LONG
+        return PROMPT[q.element_size()]
 
     def _store(self, layer: int, k: Tensor, v: Tensor | None, meta: StepMeta) -> None:
         caches, dim = self.cache[layer], self.layout.head_dim

@@ -4,16 +4,16 @@ A recorded step reads and writes fixed memory, so there is one for each of a few
 next larger one. Rows that are left over belong to nobody: they read and write a spare block of the cache. All sizes
 share memory, as only one is played at a time; the largest is recorded first.
 
-Only plain decode steps are played: one token a job, every row sampled, all layers at once. A model of experts decides
-on the host which of them to read and is not recorded. A step that is played has no boundaries to stop at; it ends
-sooner than one that has.
+Here are plain decode steps: one token a job, every row sampled, all layers at once; steps with prompts are those of
+prompts.py. Mixtures are recorded as experts.py has them. A step that is played has
+no boundaries to stop at; it ends sooner than one that has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,8 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.engine.torch.decoder import Decoder, StepInput
+from penstock.engine.torch.played import Played
 from penstock.engine.torch.ports import StepMeta
 from penstock.engine.torch.step import StepArrays
+
+if TYPE_CHECKING:
+    from penstock.engine.torch.cuda.experts import Mixtures
 
 Play = Callable[[], None]
 WHOLE_BYTES = 64 << 10  # of a table of blocks that is copied whole
@@ -34,6 +38,19 @@ def batch_sizes(most: int) -> list[int]:
     while sizes[-1] < most:
         sizes.append(min(2 * sizes[-1], sizes[-1] + 8))
     return sizes
+
+
+class Room(NamedTuple):
+    """`spare_block`: of the cache, used by no job."""
+
+    max_context: int
+    block_size: int
+    spare_block: int
+    device: torch.device
+
+
+class Prompts(Protocol):
+    def play(self, arrays: StepArrays) -> Tensor | None: ...
 
 
 class Recorder(Protocol):
@@ -95,45 +112,55 @@ class _Slot:
 
 
 class DecodeGraphs:
-    """The recorded steps of a decoder. `spare_block`: of its cache, used by no job."""
+    """The recorded steps of a decoder. `prompts`: of steps with prompts, which another has recorded."""
 
     def __init__(
         self,
         decoder: Decoder,
         recorder: Recorder,
+        room: Room,
         *,
         sizes: Sequence[int],
-        max_context: int,
-        block_size: int,
-        spare_block: int,
-        device: torch.device,
+        mixtures: Mixtures | None = None,
     ) -> None:
-        self._decoder, self._device = decoder, device
-        self._max_context, self._block_size = max_context, block_size
+        """`mixtures`: of a model that has any."""
+        self.prompts: Prompts | None = None
+        self._decoder, self._device, self._mixtures = decoder, room.device, mixtures
+        self._max_context, self._block_size = room.max_context, room.block_size
         # Rows of nobody: one position of the spare block.
         self._vacant = {
             "ids": 0,
             "positions": 0,
             "context": 1,
-            "slots": spare_block * block_size,
-            "block_table": spare_block,
+            "slots": room.spare_block * room.block_size,
+            "block_table": room.spare_block,
         }
         self._sizes, shape = sorted(sizes), decoder.shape
         most = self._sizes[-1]
         # Of all sizes, and held by none of them: what a recording leaves alive cannot be used by the next.
-        self._hidden = torch.zeros(most, shape.hidden, dtype=decoder.embedding.dtype, device=device)
-        self._logits = torch.zeros(most, shape.vocab_size, device=device)
+        self._hidden = torch.zeros(
+            most, shape.hidden, dtype=decoder.embedding.dtype, device=room.device
+        )
+        self._logits = torch.zeros(most, shape.vocab_size, device=room.device)
+        if mixtures is not None:
+            mixtures.set_alone(True)
         self._slots = {size: self._record(size, recorder) for size in reversed(self._sizes)}
+        if mixtures is not None:
+            mixtures.set_alone(False)
 
-    def play(self, arrays: StepArrays) -> tuple[Tensor, Tensor] | None:
-        """(hidden [R, hidden], logits fp32 [R, vocabulary]), kept until the next; None: not a step to play."""
+    def play(self, arrays: StepArrays) -> Played:
+        """What came out is kept until the next; NOT_PLAYED: not a step to play."""
         count = len(arrays.ids)
         if not arrays.is_plain_decode or count > self._sizes[-1]:
-            return None
+            hidden = None if self.prompts is None else self.prompts.play(arrays)
+            return Played(hidden)
         slot = self._slots[next(size for size in self._sizes if size >= count)]
         self._stage(slot, arrays, count)
         slot.play()
-        return self._hidden[:count], self._logits[:count]
+        hidden, logits = self._hidden[:count], self._logits[:count]
+        if self._mixtures is None:
+            return Played(hidden, logits)
+        return Played(hidden, logits, self._mixtures.taken)
 
     def _stage(self, slot: _Slot, arrays: StepArrays, count: int) -> None:
         """What the host wrote last was read: the tokens of that step were fetched since."""
@@ -173,7 +200,8 @@ class DecodeGraphs:
         )
 
         def run() -> None:
-            hidden = _finished(self._decoder, StepInput(held["ids"], held["positions"], None, meta))
+            step = StepInput(held["ids"], held["positions"], None, meta)
+            hidden = finished(self._decoder, step)
             self._hidden[:size] = hidden
             self._logits[:size] = self._decoder.logits(hidden)
 
@@ -181,7 +209,7 @@ class DecodeGraphs:
         return _Slot(inputs, staged, written, staged.table.numpy(), meta, recorder.record(run))
 
 
-def _finished(decoder: Decoder, step: StepInput) -> Tensor:
+def finished(decoder: Decoder, step: StepInput) -> Tensor:
     forward = decoder.forward(step)
     try:
         while True:

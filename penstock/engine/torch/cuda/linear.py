@@ -29,6 +29,7 @@ TILED_ROWS = 64
 SMALLEST_GROUP = 16
 LARGEST_GROUP = 256
 ENOUGH = 264  # programs that keep a large card busy
+WHOLE = 4096  # inputs of a row that are read at once
 AT_ONCE = 1024  # inputs that a program reads of a row
 
 
@@ -49,26 +50,49 @@ class RowOrTorch:
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[0] > 1:
             return F.linear(x, self.weight, self.bias)
-        return self._row(x, len(self.weight), {"IS_GATED": False, "IS_GELU": False})
+        return self._row(x, len(self.weight), NOT_GATED)
 
     def gated(self, x: Tensor, is_gelu: bool) -> Tensor:
         """See ports.Gating."""
         if x.shape[0] > 1:
             return fused.gated(self(x), is_gelu)
-        return self._row(x, len(self.weight) // 2, {"IS_GATED": True, "IS_GELU": is_gelu})
+        return self._row(x, len(self.weight) // 2, gates(is_gelu))
 
     def _row(self, x: Tensor, num_out: int, form: dict[str, bool]) -> Tensor:
-        num_in = self.weight.shape[1]
+        num_in, has_bias = self.weight.shape[1], self.bias is not None
         x = x if x.stride(1) == 1 else x.contiguous()
         out = x.new_empty(1, num_out)
-        outputs, at_once, warps = run_of(num_out, num_in)
-        outputs = outputs // 2 if form["IS_GATED"] else outputs  # of gates, and as many beside them
+        operands = (x, self.weight, self.bias, out, num_out, num_in)
+        if num_in > WHOLE:
+            outputs, at_once, warps = run_of(num_out, num_in)
+            outputs = (
+                outputs // 2 if form["IS_GATED"] else outputs
+            )  # of gates, and as many beside them
+            launch(
+                products.row_by_numbers, (triton.cdiv(num_out, outputs),), *operands,
+                BN=outputs, BK=at_once, HAS_BIAS=has_bias, warps=warps, **form,
+            )  # fmt: skip
+            return out
+        width = triton.next_power_of_2(num_in)
+        outputs, warps = whole_run_of(width, form["IS_GATED"])
         launch(
-            products.row_by_numbers, (triton.cdiv(num_out, outputs),),
-            x, self.weight, self.bias, out, num_out, num_in, BN=outputs, BK=at_once,
-            HAS_BIAS=self.bias is not None, warps=warps, **form,
+            products.whole_row_by_numbers, (triton.cdiv(num_out, outputs),), *operands,
+            BN=outputs, WIDTH=width, IS_FULL=width == num_in, HAS_BIAS=has_bias, warps=warps, **form,
         )  # fmt: skip
         return out
+
+
+NOT_GATED = {"IS_GATED": False, "IS_GELU": False}
+
+
+def gates(is_gelu: bool) -> dict[str, bool]:
+    return {"IS_GATED": True, "IS_GELU": is_gelu}
+
+
+def whole_run_of(width: int, is_gated: bool) -> tuple[int, int]:
+    """(outputs, warps) of a program that reads rows of so many inputs at once."""
+    outputs, warps = (4, 4) if width <= 1024 else (4, 8) if width <= 2048 else (2, 8)
+    return (outputs // 2 if is_gated else outputs), warps
 
 
 def run_of(num_out: int, num_in: int) -> tuple[int, int, int]:
@@ -146,7 +170,7 @@ class PackedCodes:
     def __call__(self, x: Tensor) -> Tensor:
         x = self._ordered(x)
         if x.shape[0] == 1:
-            return self._row(x, len(self.codes), {"IS_GATED": False, "IS_GELU": False})
+            return self._row(x, len(self.codes), NOT_GATED)
         if x.shape[0] <= TILED_ROWS:
             return self._tiled(x)
         return F.linear(x, self.numbers(x.dtype), self.bias)
@@ -155,8 +179,7 @@ class PackedCodes:
         """See ports.Gating."""
         if x.shape[0] > 1:
             return fused.gated(self(x), is_gelu)
-        form = {"IS_GATED": True, "IS_GELU": is_gelu}
-        return self._row(self._ordered(x), len(self.codes) // 2, form)
+        return self._row(self._ordered(x), len(self.codes) // 2, gates(is_gelu))
 
     def _ordered(self, x: Tensor) -> Tensor:
         x = x if self.order is None else x[:, self.order]

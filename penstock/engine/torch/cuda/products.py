@@ -62,6 +62,47 @@ def row_by_numbers(  # noqa: PLR0913 - kernels take what they read
 
 
 @triton.jit
+def whole_row_by_numbers(  # noqa: PLR0913 - kernels take what they read
+    x, weight, bias, out, num_out, num_in,
+    BN: tl.constexpr, WIDTH: tl.constexpr, IS_FULL: tl.constexpr, HAS_BIAS: tl.constexpr,
+    IS_GATED: tl.constexpr, IS_GELU: tl.constexpr, IS_CHAINED: tl.constexpr,
+):  # fmt: skip
+    """The same of a row that is read at once: all of a program's weights are under way before it waits for x.
+
+    It holds little else, so many programs wait together. Full: num_in is WIDTH.
+    """
+    n = tl.minimum(tl.program_id(0) * BN + tl.arange(0, BN), num_out - 1)
+    k = tl.arange(0, WIDTH)
+    inside = k < num_in
+    at = weight + n.to(tl.int64)[:, None] * num_in + k[None]
+    at_up = weight + (n + num_out).to(tl.int64)[:, None] * num_in + k[None]
+    if IS_FULL:
+        w = tl.load(at)
+    else:
+        w = tl.load(at, inside[None], 0.0)
+    up = w
+    if IS_GATED:
+        if IS_FULL:
+            up = tl.load(at_up)
+        else:
+            up = tl.load(at_up, inside[None], 0.0)
+    if IS_CHAINED:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    each = tl.load(x + k, inside, 0.0).to(tl.float32)[None]
+    found = tl.sum(w.to(tl.float32) * each, 1)
+    if HAS_BIAS:
+        found += tl.load(bias + n).to(tl.float32)
+    result = found.to(out.dtype.element_ty)
+    if IS_GATED:
+        found_up = tl.sum(up.to(tl.float32) * each, 1)
+        if HAS_BIAS:
+            found_up += tl.load(bias + num_out + n).to(tl.float32)
+        result = _gated(result, found_up.to(out.dtype.element_ty), IS_GELU)
+    tl.store(out + n, result)
+
+
+@triton.jit
 def _taken_off(codes, MIDDLE: tl.constexpr):
     """codes - MIDDLE in fp32. Bytes as the last bits of 2^23 + codes: where tiles are made that is faster."""
     if MIDDLE == 128:
