@@ -18,6 +18,7 @@ import secrets
 import socket
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -46,7 +47,7 @@ STALL_S = 10.0
 PULLS_AT_ONCE = 4
 
 
-class Served:
+class Served(ABC):
     """The side that is read from: a port, on which whoever knows the token is answered. Raises BadConfig when no port
     is to be had.
     """
@@ -73,9 +74,9 @@ class Served:
     def card(self) -> KvCard:
         return self._card
 
+    @abstractmethod
     def answer(self, peer: socket.socket, blocks: list[int]) -> None:
         """On a thread of the peer's. Raises OSError."""
-        raise NotImplementedError
 
     def begin(self) -> None:
         threading.Thread(target=self._accept, name="penstock-serves-blocks", daemon=True).start()
