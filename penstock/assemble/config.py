@@ -27,11 +27,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast, get_args
 
 from penstock.assemble.cache_config import CacheConfig
+from penstock.assemble.hand_off_config import HandOffConfig
 from penstock.assemble.presets import GUESSING, bring_host_memory, guessing, policy_tables
 from penstock.cluster.arbiter import MoveRules
 from penstock.cluster.bundles import RayConfig
@@ -108,7 +109,7 @@ class HubConfig:
 
 THEIRS = (
     "model", "revision", "replicas", "executor", "cache", "speculation", "adapters", "max_waiting", "max_open",
-    "roles", "size",
+    "roles", "hand_off", "size",
 )  # fmt: skip
 
 
@@ -121,7 +122,8 @@ class FleetConfig:
     `adapters`: names of LoRA adapters and their folders. `max_adapters` of them are in memory at once; None = all that
     are named, from FEWEST_SLOTS to MOST_SLOTS, and none where there can be none. `adapter_rank`: the largest that is
     held; None = that of those that are named, at least LEAST_RANK. `dispatch`: what routers see (cluster.sight).
-    `roles`: how many of the replicas take which stage, say {prefill = 2, decode = 2}; None = all take all. `moves`:
+    `roles`: how many of the replicas take which stage, say {prefill = 2, decode = 2}; None = all take all. `hand_off`:
+    from one to the other. `moves`:
     rules of what may move between replicas, and `size`: {least, most} replicas; they matter with `policy.move` and
     `policy.scale`. `lends`: replicas keep blocks for each other's long requests
     (cluster.lendings). `remote`: foreign servers are the replicas, and `name` None stands for all the models they list.
@@ -145,6 +147,7 @@ class FleetConfig:
     max_open: int | None = None
     max_outstanding: int | None = None
     roles: dict[str, int] | None = None
+    hand_off: HandOffConfig = HandOffConfig()
     moves: MoveRules | None = None
     size: Bounds | None = None
     lends: bool = False
@@ -209,6 +212,21 @@ class FleetConfig:
             raise ValueError(f"roles must name {self.replicas} replicas in all, as replicas says")
         if size is not None and not size.least <= self.replicas <= size.most:
             raise ValueError(f"replicas must be from {size.least} to {size.most}, as size says")
+
+        if not self.hand_off.degrees.keys() <= roles.keys():
+            raise ValueError("hand_off.degrees names a role that no replica has: see roles")
+        if self.hand_off.degrees and (size is not None or "scale" in self.policy):
+            raise ValueError("hand_off.degrees goes with neither size nor policy.scale")
+
+    def executor_of(self, role: str) -> ExecutorSpec:
+        """Of the replicas of a role."""
+        degree = self.hand_off.degrees.get(role)
+        return self.executor if degree is None else replace(self.executor, tensor_parallel=degree)
+
+    @property
+    def num_devices(self) -> int:
+        roles = map(self.role_of, range(self.replicas))
+        return sum(self.executor_of(role).tensor_parallel for role in roles)
 
     def role_of(self, number: int) -> Role:
         """Of the replica with that number; those beyond the roles take everything."""

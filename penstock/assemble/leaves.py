@@ -94,6 +94,11 @@ def process_leaves(config: Config, remotes: Remotes | None = None) -> tuple[Leav
             "lends is for replicas of one machine, and those of a Ray cluster may stand on several",
             hint="leave out lends, or --cluster",
         )
+    if any(fleet.hand_off.degrees for fleet in config.fleet):
+        raise BadConfig(
+            "hand_off.degrees is for modelled replicas: engines hand requests on to engines of the same degree",
+            hint="leave it out, and set executor.tensor_parallel; penstock simulate takes it",
+        )
     runtime = runtime_of(config.serve)
     opened: list[Log] = []
     recent = Recent()
@@ -210,6 +215,7 @@ def _transport(spec: ReplicaSpec, shape: ModelShape, fabric: Fabric) -> Modelled
         address=fabric.fresh(_address(spec)),
         block_size=spec.block_size,
         block_bytes=round(shape.kv_bytes * spec.block_size),
+        devices=min(spec.executor.tensor_parallel, shape.kv_heads),  # beyond that heads are doubled
     )
     return ModelledTransport(fabric, card, behind=_num_blocks(spec, shape))
 

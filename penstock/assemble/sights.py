@@ -30,8 +30,8 @@ def tells_of(config: Config, index: int) -> tuple[Tells, ...]:
         told.append("blocks")
     if needs(policies, "jobs"):
         told.append("jobs")
-    if needs(policies, "steady"):
-        told.append("steady")
+    if needs(policies, "steady") or config.fleet[index].lends:
+        told.append("steady")  # who lends how much is seen by reports, policy or not
     return tuple(told)
 
 
@@ -40,7 +40,11 @@ def cost_of(config: Config, index: int) -> Phases | None:
     if not needs(steering_policies(config, index).values(), "cost"):
         return None
     fleet = config.fleet[index]
-    return phases_of(step_model(fleet.executor, shape_of_model(fleet.model, fleet.executor)))
+    prefill, decode = (
+        phases_of(step_model(executor, shape_of_model(fleet.model, executor)))
+        for executor in map(fleet.executor_of, ("prefill", "decode"))
+    )
+    return Phases(prefill=prefill.prefill, decode=decode.decode)
 
 
 def sight_of(config: Config, index: int, policies: Sequence[object]) -> Sight:

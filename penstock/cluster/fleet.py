@@ -13,7 +13,8 @@ the call) sends a Cancel on the same turn of the loop; the request counts as out
 policies see blocks that are still held.
 
 A request may move to another replica while it runs (`move`, cluster.movement), and all of one's, to let it end: the
-ticket stays, and its caller hears nothing but tokens. `reshape` is of cluster.reshapes.
+ticket stays, and its caller hears nothing but tokens. `reshape` is of cluster.reshapes, `lend` and `recall` of
+cluster.lendings.
 
 Work per token: one call of `on_output`. Memory: one Ticket a request, at most `max_outstanding`, with its tokens.
 """
@@ -83,11 +84,12 @@ class Fleet:
         self._tickets: dict[str, Ticket] = {}
         self._waiting = Waiting(lambda ticket: self._place(ticket, now(), None))
         self._moves = Moves(self._ports, router, self._tickets, moves or MoveBounds())
-        self._lendings = Lendings(self._ports, router, is_on=lends)
+        self._lendings = lendings = Lendings(self._ports, router, self._tickets, is_on=lends)
         self._fetches = Fetches(self._ports, router)
         self._hand_off = HandOff(self._ports, router, self._moves, self._has, steering)
         reshapes = Reshapes(self._ports, router)
-        self.reshape, self.devices, self.lent = reshapes.reshape, reshapes.now, self._lendings.lent
+        self.reshape, self.devices = reshapes.reshape, reshapes.now
+        self.lent, self.lend, self.recall = lendings.lent, lendings.lend, lendings.recall
         self.adapters = ToldAdapters(self._ports)
         self._is_draining = False
         self._on_happened: OnHappened | None = None
@@ -166,12 +168,6 @@ class Fleet:
     ) -> None:
         """Begin to move a request, or refuse to. Whatever becomes of it, a Migrated event says it, to `on_over` too."""
         self._moves.begin(request_id, target, mode, on_over)
-
-    def lend(self, request_id: str, creditor: str, num_blocks: int) -> None:
-        """Have a replica keep up to so many blocks of a request that runs elsewhere, where it has the room."""
-        ticket = self._tickets.get(request_id)
-        if ticket is not None and ticket.movement is None:
-            self._lendings.lend(ticket, creditor, num_blocks)
 
     @property
     def moving(self) -> Mapping[str, Move]:
@@ -278,6 +274,7 @@ class Fleet:
         self._router.hear(now(), report)
         if not report.is_alive or report.is_draining:
             self._trust_those_left()
+        self._lendings.hear(report)
         if before is not None and before.is_alive and not report.is_alive:
             self.happen("lost", report.replica)
         elif report.is_draining and not (before is not None and before.is_draining):
@@ -345,12 +342,9 @@ class Fleet:
         """Others keep blocks for it by now, or cannot."""
         if error is None and not ticket.is_cancelled:
             self._hand_over(ticket, now(), chosen, why)
-            return
-        self._router.end(now(), ticket.request.id, chosen)
-        if error is None or ticket.is_cancelled:
-            self._close(ticket, None)
         else:
-            self._refuse(ticket, now(), error)
+            ticket.tried = (*ticket.tried, chosen)
+            self.retry(ticket, error or self._nobody())
 
     def _hand_over(self, ticket: Ticket, at: float, chosen: str, why: PenstockError | None) -> None:
         ticket.replica = chosen

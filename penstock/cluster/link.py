@@ -33,6 +33,7 @@ from penstock.core.messages import (
     Lent,
     Offered,
     Outputs,
+    Recalled,
     Refuse,
     ReshapeDone,
     Say,
@@ -293,7 +294,7 @@ class ReplicaLink(MovingEnd, ReshapingEnd, FetchingEnd):
             self._greet(message)
         elif isinstance(message, Refuse):
             self._hear_refusal(message)
-        elif isinstance(message, (Offered, Taken, Lent)):
+        elif isinstance(message, (Offered, Taken, Lent, Recalled)):
             self._hear_move(message)
         elif isinstance(message, (Seek, Shown, Leave)):
             self._hear_fetch(message)

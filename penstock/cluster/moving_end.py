@@ -15,6 +15,8 @@ from penstock.core.messages import (
     Lent,
     Offer,
     Offered,
+    Recall,
+    Recalled,
     Settle,
     Take,
     Taken,
@@ -26,6 +28,7 @@ from penstock.core.types import Request
 SMALL_BYTES = 256  # what a modelled link is charged for a message without tokens
 TOKEN_BYTES = 4
 OnLent = Callable[[Lent | PenstockError], None]
+OnRecalled = Callable[[Recalled | PenstockError], None]
 
 
 class MovingEnd(ABC):
@@ -35,14 +38,18 @@ class MovingEnd(ABC):
         self._kv: KvCard | None = None
         self._moves: dict[int, OnMoved] = {}
         self._lending: dict[int, OnLent] = {}
+        self._recalling: dict[int, OnRecalled] = {}
 
     @abstractmethod
     def _put(self, message: object, num_bytes: int = 0) -> None:
         """Say it, unless there is nobody to say it to."""
 
-    def _hear_move(self, told: Offered | Taken | Lent) -> None:
+    def _hear_move(self, told: Offered | Taken | Lent | Recalled) -> None:
         if isinstance(told, Lent):
             self._lending.pop(told.loan)(told)
+            return
+        if isinstance(told, Recalled):
+            self._recalling.pop(told.loan)(told)
             return
         on_moved = self._moves.get(told.move)
         if on_moved is not None:
@@ -55,6 +62,9 @@ class MovingEnd(ABC):
         lending, self._lending = list(self._lending.values()), {}
         for on_lent in lending:
             on_lent(lost)
+        recalling, self._recalling = list(self._recalling.values()), {}
+        for on_recalled in recalling:
+            on_recalled(lost)
 
     @property
     def kv(self) -> KvCard | None:
@@ -74,8 +84,19 @@ class MovingEnd(ABC):
     def borrow(self, loan: int, request_id: str, num_blocks: int, address: str) -> None:
         self._put(Borrow(loan, request_id, num_blocks, address))
 
-    def give_back(self, loan: int) -> None:
-        self._put(GiveBack(loan))
+    def give_back(self, loan: int, num_blocks: int | None = None) -> None:
+        self._put(GiveBack(loan, num_blocks))
+
+    def recall(
+        self,
+        loan: int,
+        num_blocks: int,
+        into: tuple[tuple[int, int, str], ...],
+        on_recalled: OnRecalled,
+    ) -> None:
+        """`on_recalled` hears once."""
+        self._recalling[loan] = on_recalled
+        self._put(Recall(loan, num_blocks, into))
 
     def go_on(self, request_id: str) -> None:
         self._put(GoOn(request_id))

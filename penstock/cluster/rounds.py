@@ -37,6 +37,8 @@ class Mover(Protocol):
 
     def lend(self, request_id: str, creditor: str, num_blocks: int) -> None: ...
 
+    def recall(self, request_id: str, creditor: str, num_blocks: int) -> None: ...
+
 
 class Rounds:
     """The clockwork of one fleet. `mover` None: nothing moves; `scaling` None: its size is fixed."""
@@ -104,6 +106,8 @@ class Rounds:
             mover.move(move.request, move.target, move.mode)
         for loan in decision.loans:
             mover.lend(loan.request, loan.creditor, loan.num_blocks)
+        for loan in decision.recalls:
+            mover.recall(loan.request, loan.creditor, loan.num_blocks)
 
     def _scale(self) -> None:
         assert self._scaling is not None

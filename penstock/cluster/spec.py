@@ -59,6 +59,7 @@ UNTOLD = frozenset(  # fields that came later: unset, they leave logs what they 
         "kv",
         "is_added",
         "peers",
+        "pull_share",
     }
 )
 FLEET_SLOTS = ("route", "route_decode", "move", "scale")  # the others are a replica's
@@ -202,6 +203,7 @@ class ReplicaSpec:
     report_s: float = 0.1
     kv: KvLink = KvLink()  # by which others read its blocks
     tells: tuple[Tells, ...] = ()  # what its fleet's policies want to hear
+    pull_share: float | None = None  # see engine.joinings
     is_checked: bool = False
     is_added: bool = False  # while others serve
     log_dir: Path | None = None
@@ -300,6 +302,7 @@ def open_host(
         swap=spec.swap,
         role=spec.role,
         tells=spec.tells,
+        pull_share=spec.pull_share,
     )
     policies = policies_of(spec.policies)
 

@@ -114,7 +114,7 @@ class Steering:
         about: str = "",
         lent: Lent | None = None,
     ) -> move.Decision:
-        """The moves that are to begin now, and the loans that are to be made."""
+        """The moves that are to begin now, the loans that are to be made and those that are called back."""
         if self._mover is None:
             return move.Decision()
         reports = self._router.reports
@@ -132,7 +132,7 @@ class Steering:
         decision = self._mover.decide(view)
         if self._is_checked:
             move.law(view, decision)
-        if not (decision.moves or decision.loans):
+        if not (decision.moves or decision.loans or decision.recalls):
             return decision
         kept, denied = sift(
             decision.moves,
@@ -211,6 +211,7 @@ class Steering:
             why=decision.why,
             lent=tuple(lent) or UNSET,
             loans=tuple([astuple(each) for each in decision.loans]) or UNSET,
+            recalls=tuple([astuple(each) for each in decision.recalls]) or UNSET,
         )
 
     def _forget_before(self, now: float) -> None:

@@ -21,6 +21,7 @@ from msgspec import UNSET, Struct, UnsetType
 from penstock.core.fetching import FetchEvent
 from penstock.core.heard import Begun as Begun
 from penstock.core.heard import BlocksTold as BlocksTold
+from penstock.core.lending import LendingEvent
 from penstock.core.lending import Loaned as Loaned
 from penstock.core.lending import LoanOver as LoanOver
 from penstock.core.lending import Owed as Owed
@@ -379,10 +380,7 @@ Event = (
     | Settled
     | Departed
     | Migrated
-    | Loaned
-    | Owed
-    | Spilled
-    | LoanOver
+    | LendingEvent
     | FetchEvent
     | Reported
     | BlocksTold

@@ -162,10 +162,35 @@ class Borrow:
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """Fleet -> replica, at either end: the loan is over, as its request is."""
+    """Fleet -> replica, at either end: the loan is over, as its request is.
+
+    `num_blocks`: only so many of its blocks are not used any more.
+    """
 
     loan: int
+    num_blocks: int | None = None
     kind: Literal["give_back"] = "give_back"
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Fleet -> home: so many blocks of a loan are wanted back. Copy what they keep into the loans `into` (number,
+    blocks, where), which are lent for as many or for fewer, and the others home; say Recalled.
+    """
+
+    loan: int
+    num_blocks: int
+    into: tuple[tuple[int, int, str], ...] = ()
+    kind: Literal["recall"] = "recall"
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """Home -> fleet: the answer to Recall; with an `error` everything is where it was."""
+
+    loan: int
+    error: str | None = None
+    kind: Literal["recalled"] = "recalled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +356,8 @@ Message = (
     | Lend
     | Borrow
     | GiveBack
+    | Recall
+    | Recalled
     | Lent
     | Hint
     | Seek

@@ -49,13 +49,14 @@ class KvCard:
     """What the blocks of a replica's KV memory are, and where peers read them.
 
     Between replicas of equal `layout` blocks can be copied as bytes. `address` is for a transport: "shared:...",
-    "tcp:...", "inside:...".
+    "tcp:...", "inside:...". `devices`: that a modelled replica's blocks are divided over, each with wires of its own.
     """
 
     layout: str
     address: str
     block_size: int
     block_bytes: int
+    devices: int = 1
 
 
 class MoveAsked(Struct, kw_only=True, frozen=True, gc=False):

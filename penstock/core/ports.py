@@ -130,42 +130,6 @@ class PortableExecutor(Executor, Protocol):
         ...
 
 
-class ContextSharing(Protocol):
-    """Blocks that replicas lend each other, so that a request's context can be larger than one memory.
-
-    A loan is some blocks of one replica's memory, for one request of another. There its blocks are numbered from
-    `first` on, behind the replica's own: a job whose blocks (Work.blocks) begin with such numbers has the beginning of
-    its context at its creditors. Of no plan that holds the job a transfer is under way, nor is it planned meanwhile.
-    """
-
-    def lend(self, loan: int, blocks: Sequence[int]) -> str:
-        """Blocks of ours, of which the last is for the executor's own use; where debtors find them."""
-        ...
-
-    def take_back(self, loan: int) -> None:
-        """Nobody writes into its blocks any more when this returns."""
-        ...
-
-    def borrow(self, loan: int, first: int, count: int, address: str) -> None: ...
-
-    def spill(
-        self, runs: Sequence[tuple[int, int, int]], tell: Callable[[str | None], None]
-    ) -> None:
-        """Copy blocks to creditors: own block, number of the lent one, count. `tell` hears when all is there, or why
-        not, on the loop's thread.
-        """
-        ...
-
-    def give_back(self, loan: int) -> None: ...
-
-
-class LendingExecutor(Executor, Protocol):
-    """An executor with `caps.lends`."""
-
-    @property
-    def sharing(self) -> ContextSharing: ...
-
-
 class Channel(Protocol):
     """A way to send to one peer. Messages arrive whole, in order, or the channel is closed."""
 

@@ -13,7 +13,8 @@ class Steered(Struct, kw_only=True, frozen=True, gc=False):
     `cause` and `about` are what it was asked for, `moving` the (request, target) of movements under way. `denied`:
     moves that the policy wanted and a rule forbade (cluster.arbiter), with the rule's name last. Not written when
     nothing was wanted. `lent`: (request, creditor, blocks) of loans that there were, `loans`: (request, debtor,
-    creditor, blocks) of those that are to be made; not written where there are none.
+    creditor, blocks) of those that are to be made, `recalls` the same of what is to come home; not written where there
+    are none.
     """
 
     kind: Literal["steered"] = "steered"
@@ -27,6 +28,7 @@ class Steered(Struct, kw_only=True, frozen=True, gc=False):
     why: str = ""
     lent: tuple[tuple[str, str, int], ...] | UnsetType = UNSET
     loans: tuple[tuple[str, str, str, int], ...] | UnsetType = UNSET
+    recalls: tuple[tuple[str, str, str, int], ...] | UnsetType = UNSET
 
 
 class Served(Struct, kw_only=True, gc=False):

@@ -285,7 +285,7 @@ class Caps:
     link: HostLink | None = None
     templates: tuple[StepTemplate, ...] = ()
     moves_jobs: bool = False  # jobs can be taken out and in; see core.ports.PortableExecutor
-    lends: bool = False  # see core.ports.LendingExecutor
+    lends: bool = False  # see core.sharing.LendingExecutor
 
 
 class Output(NamedTuple):

@@ -36,6 +36,7 @@ from penstock.core.messages import (
     Lend,
     Offer,
     Outputs,
+    Recall,
     Refuse,
     Reshape,
     Say,
@@ -173,7 +174,7 @@ class Host:
         if isinstance(message, Submit):
             self._absorbed = max(self._absorbed, message.seq)
             self._submit(message)
-        elif isinstance(message, (Offer, Take, Settle, Lend, Borrow, GiveBack)):
+        elif isinstance(message, (Offer, Take, Settle, Lend, Borrow, GiveBack, Recall)):
             self._moves.hear(message)
         elif isinstance(message, (Hint, Show, Shown, Leave)):
             self._fetches.hear(message)

@@ -6,18 +6,32 @@ import asyncio
 from collections.abc import Callable
 
 from penstock.core.errors import PenstockError
-from penstock.core.messages import Borrow, GiveBack, Lend, Lent, Offer, Offered, Settle, Take, Taken
+from penstock.core.messages import (
+    Borrow,
+    GiveBack,
+    Lend,
+    Lent,
+    Offer,
+    Offered,
+    Recall,
+    Recalled,
+    Settle,
+    Take,
+    Taken,
+)
 from penstock.core.moving import KvCard
 from penstock.core.ports import Transport
 from penstock.engine.joinings import Landing, Pairs, Taking
 from penstock.engine.loans import Borrowing, Lending, Returning
 from penstock.engine.partings import Offering, Settling
 from penstock.engine.pauses import GoingOn, Pausing
+from penstock.engine.recalls import Recalling
 from penstock.engine.replica import Replica
 
 STATE_BYTES = 512  # what a modelled link is charged for a state, beside its tokens
 TOKEN_BYTES = 4
 Say = Callable[[object, int], None]
+LoanTold = Lend | Borrow | GiveBack | Recall
 
 
 class HostMoves:
@@ -49,8 +63,8 @@ class HostMoves:
             )
         return self._transport.card
 
-    def hear(self, told: Offer | Take | Settle | Lend | Borrow | GiveBack) -> None:
-        if isinstance(told, (Lend, Borrow, GiveBack)):
+    def hear(self, told: Offer | Take | Settle | LoanTold) -> None:
+        if isinstance(told, LoanTold):
             self._hear_loan(told)
         elif isinstance(told, Offer):
             self._open[told.move] = told.request
@@ -63,11 +77,20 @@ class HostMoves:
             self._open[told.move] = told.name
             self._take(told)
 
-    def _hear_loan(self, told: Lend | Borrow | GiveBack) -> None:
+    def _hear_loan(self, told: LoanTold) -> None:
         loan, replica = told.loan, self._replica
         if isinstance(told, GiveBack):
-            self._loans.discard(loan)
-            replica.move(Returning(loan))
+            if told.num_blocks is None:
+                self._loans.discard(loan)
+            replica.move(Returning(loan, told.num_blocks))
+            return
+        if isinstance(told, Recall):
+            self._loans.update([fresh for fresh, _, _ in told.into])
+
+            def on_recalled(error: str | None) -> None:
+                self._say(Recalled(loan, error), STATE_BYTES)
+
+            replica.move(Recalling(loan, told.num_blocks, told.into, on_recalled))
             return
         self._loans.add(loan)
         if isinstance(told, Borrow):

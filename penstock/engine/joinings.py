@@ -6,7 +6,11 @@
     landed    they are written; after the last stage the job joins the running (or, without blocks, the waiting)
     settled   confirmed: its blocks get their names, by which others find them; or dropped
 
-There is room when, with these blocks taken, every running job and this one can take one more.
+There is room when, with these blocks taken, every running job and this one can take one more. What waits is granted in
+the order in which it came, and what could never fit is turned away. With a `pull_share` no more is granted while what
+came so, and is in no batch yet, holds that share of all blocks (DistServe's bound, 5 %): what is not in a batch
+stays in the memory of who computed its prompt, and slows that one down.
+
 A job that is dropped while somebody writes into its blocks keeps them until that has ended.
 """
 
@@ -61,9 +65,16 @@ class Joinings:
     """One per replica. `answers` are given at the end of a turn."""
 
     def __init__(
-        self, parts: Parts, take_blocks: Callable[[], None], ask_again: Callable[[], None]
+        self,
+        parts: Parts,
+        take_blocks: Callable[[], None],
+        ask_again: Callable[[], None],
+        *,
+        pull_share: float | None = None,
     ) -> None:
         self._parts, self._take_blocks, self._ask_again = parts, take_blocks, ask_again
+        self._pull_share = pull_share
+        self._pulled: dict[int, tuple[Job, int]] = {}  # by seq, and tokens it came with
         self._incoming: dict[int, _Incoming] = {}
         self._unproven: dict[int, Job] = {}
         self.answers: list[Callable[[], None]] = []
@@ -98,15 +109,23 @@ class Joinings:
 
     def grant(self, now: float) -> None:
         """Give blocks to whoever asks, in the order in which they came; not while some are still being saved."""
+        is_full = False
         for move, coming in list(self._incoming.items()):
             if not coming.is_asking or self._parts.is_copying:
                 continue
             pairs: Pairs | None = ()
+            waits = coming.asked.waits and self._could_fit(coming)
+            if waits and (is_full or self._is_enough()):
+                is_full = True
+                continue
             if coming.asked.state.computed:
                 self._take_blocks()
                 pairs = self._blocks_for(coming)
-            if pairs is None and coming.asked.waits:
+            if pairs is None and waits:
+                is_full = True
                 continue
+            if waits and self._pull_share is not None:
+                self._pulled[coming.job.seq] = coming.job, coming.asked.state.num_output
             coming.is_asking = False
             error = NO_ROOM if pairs is None else None
             self._emit_granted(now, move, coming, pairs or (), error)
@@ -163,6 +182,24 @@ class Joinings:
                     parts.finish(now, joined, "cancelled")
 
     # ------------------------------------------------------------------ inside
+
+    def _could_fit(self, coming: _Incoming) -> bool:
+        """If nothing else were here."""
+        size, total = self._parts.ledger.block_size, self._parts.ledger.total
+        return -(-coming.asked.state.computed // size) < total
+
+    def _is_enough(self) -> bool:
+        """Whether those that were pulled, have no token here yet and are in no plan hold what they may."""
+        if self._pull_share is None:
+            return False
+        ledger = self._parts.ledger
+        self._pulled = {
+            seq: (job, had)
+            for seq, (job, had) in self._pulled.items()
+            if job.num_output == had and not job.in_flight and seq in ledger.tables
+        }
+        held = sum([ledger.held(job) for job, _ in self._pulled.values()])
+        return held >= self._pull_share * ledger.total
 
     def _blocks_for(self, coming: _Incoming) -> Pairs | None:
         """Take blocks, and pair them with those that they are copied from; None: there is no room."""

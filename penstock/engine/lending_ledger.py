@@ -1,9 +1,10 @@
 """The block ledger of a replica that lends blocks and borrows some.
 
     lent     blocks that were taken for a request of another replica; nobody here holds them
-    away     so many of a job's first blocks are another replica's. They stand in its table by numbers from `total` on,
-             so that what it holds is counted as ever; they are nobody's here, and never free
+    away     so many of a job's blocks are another replica's. They stand in its table by numbers from `total` on, so
+             that what it holds is counted as ever; they are nobody's here, and never free
     credit   blocks that a request may have away
+    homing   blocks that some of what is away comes back to; nobody holds them yet
 
 A job whose blocks are away has no block with a name. Policies see, through a fork, that a job with credit needs no more
 room at once than `working` blocks, as long as the rest fits what it was lent.
@@ -11,7 +12,8 @@ room at once than `working` blocks, as long as the rest fits what it was lent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import cast
 
 from penstock.core.types import Job
@@ -31,6 +33,8 @@ class LendingLedger(BlockLedger):
         self.lent: dict[int, list[int]] = {}  # by loan
         self.away: dict[int, int] = {}  # by job
         self.credit: dict[str, int] = {}  # by request
+        self.homing: dict[int, list[int]] = {}  # by loan
+        self._at_home: dict[int, int] = {}  # by job: before this place all its blocks are away
 
     @property
     def working(self) -> int:
@@ -42,13 +46,31 @@ class LendingLedger(BlockLedger):
 
     def lend(self, loan: int, count: int) -> list[int]:
         """The caller knows that so many are free."""
-        if count > len(self._unused):
-            self._empty(count - len(self._unused))
-        blocks = self.lent[loan] = [self._unused.pop() for _ in range(count)]
+        blocks = self.lent[loan] = self._taken(count)
         return blocks
 
-    def take_back(self, loan: int) -> None:
-        self._unused += self.lent.pop(loan, [])
+    def take_back(self, loan: int, num_blocks: int | None = None) -> None:
+        """All of them, or the last ones before the very last (core.sharing)."""
+        if num_blocks is None:
+            self._unused += self.lent.pop(loan, [])
+        else:
+            place = slice(-1 - num_blocks, -1)
+            self._unused += self.lent[loan][place]
+            del self.lent[loan][place]
+
+    def take_home(self, loan: int, count: int) -> list[int]:
+        """The caller knows that so many are free."""
+        blocks = self.homing[loan] = self._taken(count)
+        return blocks
+
+    def put_back(self, blocks: Sequence[int]) -> None:
+        """They were taken for nothing."""
+        self._unused += blocks
+
+    def _taken(self, count: int) -> list[int]:
+        if count > len(self._unused):
+            self._empty(count - len(self._unused))
+        return [self._unused.pop() for _ in range(count)]
 
     def unname(self, job: Job) -> bool:
         """Nobody finds its blocks any more; False: somebody holds some of them too."""
@@ -63,27 +85,54 @@ class LendingLedger(BlockLedger):
             del self._last[job.seq]
         return True
 
+    def at_home(self, job: Job, count: int) -> list[int]:
+        """Where in its table the first so many blocks stand that are here."""
+        table, total = self.tables[job.seq], self.total
+        ahead = range(self._at_home.get(job.seq, 0), len(table))
+        return list(islice((at for at in ahead if table[at] < total), count))
+
     def spill(self, job: Job, numbers: Sequence[int]) -> None:
-        """Its next blocks are away, under these numbers."""
-        table, first = self.tables[job.seq], self.away.get(job.seq, 0)
+        """The first of its blocks that are here are away now, under these numbers."""
         assert not self.registered.get(job.seq), "a block that is away has a name"
-        place = slice(first, first + len(numbers))
-        self._unused += table[place]
-        table[place] = numbers
-        self.away[job.seq] = first + len(numbers)
+        table, places = self.tables[job.seq], self.at_home(job, len(numbers))
+        for at, number in zip(places, numbers, strict=True):
+            self._unused.append(table[at])
+            table[at] = number
+        self.away[job.seq] = self.away.get(job.seq, 0) + len(numbers)
+        if places:
+            self._at_home[job.seq] = places[-1] + 1
+
+    def relocate(self, job: Job, places: Mapping[int, int]) -> None:
+        """Some that were away are elsewhere or here: by place in its table, their numbers."""
+        table, home = self.tables[job.seq], 0
+        for at, number in places.items():
+            assert table[at] >= self.total, "it was here all the while"
+            table[at] = number
+            home += number < self.total
+        self.away[job.seq] -= home
+        if home:
+            self._at_home[job.seq] = 0
+            if not self.away[job.seq]:
+                del self.away[job.seq]
 
     def release(self, job: Job, computed: int | None = None) -> int:
-        away = self.away.pop(job.seq, 0)
-        if away:
-            del self.tables[job.seq][:away]
+        self._at_home.pop(job.seq, None)
+        if self.away.pop(job.seq, 0):
+            table = self.tables[job.seq]
+            table[:] = [block for block in table if block < self.total]
         return super().release(job, computed)
 
     def check(self) -> None:
         refs = holders_of(self.tables, self.registered, self._last, self.runs)
         free = [*self._unused, *self.idle_blocks()]
         assert len(free) == self.free, "free blocks are miscounted"
-        ours = {seq: table[self.away.get(seq, 0) :] for seq, table in self.tables.items()}
-        for blocks in self.lent.values():
+        ours = {
+            seq: [block for block in table if block < self.total]
+            for seq, table in self.tables.items()
+        }
+        for seq, table in self.tables.items():
+            assert len(table) - len(ours[seq]) == self.away.get(seq, 0), "away is miscounted"
+        for blocks in (*self.lent.values(), *self.homing.values()):
             free += blocks
         check_tables(ours, self.registered, free, self.total)
         check_runs(refs, self._idle, self._starts)

@@ -1,30 +1,32 @@
 """Loans as one replica sees them: blocks it lends, and jobs of its own whose first blocks are with others.
 
-As creditor it takes blocks for a loan while an eighth of its memory stays free, and keeps them until it is told that
-the loan is over. While it is a debtor too, it lends no more than leaves its own request the half of the memory that it
-works in: otherwise two could wait for what the other has lent.
+As creditor it takes blocks for a loan while an eighth of its memory stays free, and what the next in its queue needs,
+and keeps them until it is told that the loan is over. While it is a debtor too, it lends no more than leaves its own
+request the half of the memory that it works in: otherwise two could wait for what the other has lent.
 
 As debtor it is told of a loan before the request comes, or while it runs. From then on the request's blocks get no
 names, so nobody shares them. Whenever less than half of the memory is free and the job is in no plan, it is taken out
 of its list and held, like a job that leaves; its whole blocks are copied to its creditors; then it goes on where it
 stood, with their numbers in its table, and the copied blocks are free. A copy that fails ends the job.
 
-What is away comes back never: the context of a request that was preempted is computed again, and lent anew.
+What is away comes back when its creditor wants it (engine.recalls); the context of a request that was preempted is
+computed again, and lent anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain, islice
 from typing import cast
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from penstock.core.lending import Loaned, LoanOver, Owed, Spilled
-from penstock.core.ports import ContextSharing, LendingExecutor
+from penstock.core.sharing import ContextSharing, LendingExecutor
 from penstock.core.types import Job
+from penstock.engine.debts import Debts
 from penstock.engine.lending_ledger import LendingLedger
 from penstock.engine.parts import Parts
+from penstock.engine.recalls import Recalling, Recalls, Relocating
 
 KEPT = 8  # a creditor keeps 1 / KEPT of its blocks
 LEAST_BLOCKS = 4  # that are copied at a time, while there is room
@@ -51,6 +53,7 @@ class Returning(Struct, gc=False):
     """See core.messages.GiveBack."""
 
     loan: int
+    num_blocks: int | None = None
 
 
 class Copied(Struct, gc=False):
@@ -61,13 +64,7 @@ class Copied(Struct, gc=False):
     error: str | None
 
 
-LoanOrder = Lending | Borrowing | Returning | Copied
-
-
-class _Debt(Struct, gc=False):
-    request: str
-    first: int
-    count: int
+LoanOrder = Lending | Borrowing | Returning | Copied | Recalling | Relocating
 
 
 class Loans:
@@ -84,7 +81,8 @@ class Loans:
         self._parts, self._put, self._ask_again = parts, put, ask_again
         self._take_blocks = take_blocks
         self._ledger = cast(LendingLedger, parts.ledger)
-        self._debts: dict[int, _Debt] = {}
+        self._debts = Debts(self._ledger)
+        self.recalls = Recalls(parts, self._debts, put, take_blocks, ask_again)
         self._moving: dict[str, Job] = {}
         self.answers: list[Callable[[], None]] = []
 
@@ -108,12 +106,9 @@ class Loans:
 
     def note(self, order: Borrowing) -> None:
         """At once, as the request may come with the next message."""
-        ledger, debts = self._ledger, self._debts
-        first = max([each.first + each.count for each in debts.values()], default=ledger.total)
-        debts[order.loan] = _Debt(order.request, first, order.num_blocks)
-        credit = ledger.credit.get(order.request, 0)
-        ledger.credit[order.request] = credit + order.num_blocks
-        self._sharing.borrow(order.loan, first, order.num_blocks, order.address)
+        debt = self._debts.made(order.loan, order.request, order.num_blocks)
+        self._debts.owe(debt)
+        self._sharing.borrow(order.loan, debt.first, order.num_blocks, order.address)
 
     def room_of(self, request: str) -> int:
         """Positions that a request may have in all."""
@@ -125,7 +120,11 @@ class Loans:
         if isinstance(order, Lending):
             self._lend(now, order)
         elif isinstance(order, Returning):
-            self._end(now, order.loan)
+            self._end(now, order)
+        elif isinstance(order, Recalling):
+            self.recalls.ask(now, order)
+        elif isinstance(order, Relocating):
+            self.recalls.arrive(now, order)
         elif isinstance(order, Borrowing):
             told = Owed(
                 at=now,
@@ -141,7 +140,8 @@ class Loans:
     def look(self, now: float) -> None:
         """Who has to make room, and can?"""
         ledger = self._ledger
-        for request in {each.request: None for each in self._debts.values()}:
+        self.recalls.look()
+        for request in self._debts.requests():
             jobs = self._parts.roster.jobs_of(request)
             if len(jobs) != 1:
                 continue
@@ -158,7 +158,7 @@ class Loans:
         ledger, parts = self._ledger, self._parts
         self._take_blocks()
         count, error, address = order.num_blocks + 1, None, ""
-        kept = ledger.total // KEPT + len(parts.roster.running)
+        kept = ledger.total // KEPT + len(parts.roster.running) + self._next_needs()
         lent = self.counts[0]
         if ledger.free - count < kept:
             error = f"{ledger.free} blocks are free, and {kept} are kept"
@@ -173,30 +173,24 @@ class Loans:
         )
         self.answers.append(lambda: order.on_lent(address, error))
 
-    def _end(self, now: float, loan: int) -> None:
+    def _next_needs(self) -> int:
+        """Blocks of whoever is next in the queue, which are not lent."""
+        head = next(iter(self._parts.roster.waiting), None)
+        return 0 if head is None else self._ledger.fork().need(head, head.known)
+
+    def _end(self, now: float, order: Returning) -> None:
         """At either end."""
-        ledger, parts = self._ledger, self._parts
-        parts.emit(LoanOver(at=now, who=parts.name, loan=loan))
+        ledger, parts, loan, num_blocks = self._ledger, self._parts, order.loan, order.num_blocks
+        told = UNSET if num_blocks is None else num_blocks
+        parts.emit(LoanOver(at=now, who=parts.name, loan=loan, num_blocks=told))
         if loan in ledger.lent:
-            self._sharing.take_back(loan)
-            ledger.take_back(loan)
+            self._sharing.take_back(loan, num_blocks)
+            ledger.take_back(loan, num_blocks)
             self._ask_again()
-        debt = self._debts.pop(loan, None)
-        if debt is not None:
-            left = ledger.credit[debt.request] - debt.count
-            if left:
-                ledger.credit[debt.request] = left
-            else:
-                del ledger.credit[debt.request]
+        if num_blocks is None and self._debts.end(loan):
             self._sharing.give_back(loan)
 
     # ------------------------------------------------------------------ as debtor
-
-    def _numbers(self, request: str, first: int, count: int) -> list[int]:
-        """So many, from the first on, of what its blocks are called when they are away."""
-        debts = [each for each in self._debts.values() if each.request == request]
-        known = chain.from_iterable([range(each.first, each.first + each.count) for each in debts])
-        return list(islice(known, first, first + count))
 
     def _spill(self, job: Job) -> None:
         ledger, request = self._ledger, job.request.id
@@ -208,8 +202,9 @@ class Loans:
         if not ledger.unname(job):
             return  # others read these blocks too
         table = ledger.tables[job.seq]
-        numbers = self._numbers(request, away, count)
-        pairs = zip(table[away : away + count], numbers, strict=True)
+        numbers = self._debts.numbers(request, away, count)
+        blocks = [table[at] for at in ledger.at_home(job, count)]
+        pairs = zip(blocks, numbers, strict=True)
         self._parts.roster.hold(job)
         self._moving[request] = job
         self._sharing.spill(
@@ -236,6 +231,6 @@ class Loans:
             parts.finish(now, job, "error", error=told.error)
         else:
             first = ledger.away.get(job.seq, 0)
-            ledger.spill(job, self._numbers(told.request, first, told.num_blocks))
+            ledger.spill(job, self._debts.numbers(told.request, first, told.num_blocks))
             parts.briefing.retell(job)
         self._ask_again()

@@ -14,6 +14,7 @@ from penstock.engine.partings import Offering, Partings, Settling
 from penstock.engine.parts import Parts
 from penstock.engine.pauses import GoingOn, Pauses, Pausing
 from penstock.engine.pins import Pinning, Pins, Unpinning
+from penstock.engine.recalls import Recalling, Recalls, Relocating
 from penstock.engine.seeks import SeekOrder, Seeks
 from penstock.engine.stand_ins import StandIns
 
@@ -31,6 +32,8 @@ class Moves:
         bringing: Bringing,
         ask_again: Callable[[], None],
         put: Callable[[LoanOrder], None],
+        *,
+        pull_share: float | None = None,
     ) -> None:
         """What plans under way will need is taken before others get blocks, and what they write does not travel."""
         take_blocks = flights.take_blocks
@@ -40,17 +43,17 @@ class Moves:
         self._emit, self._name = parts.emit, parts.name
         self.pauses = Pauses(parts, ask_again)
         self.partings = Partings(parts, self.pauses, ask_again, flights.written)
-        self.joinings = Joinings(parts, take_blocks, ask_again)
+        self.joinings = Joinings(parts, take_blocks, ask_again, pull_share=pull_share)
         stand_ins = StandIns(parts, take_blocks)
         self.pins = Pins(parts, stand_ins, flights.written)
         self.seeks = parts.seeks = Seeks(parts, stand_ins, bringing, take_blocks, ask_again)
         if parts.tiers is not None:
             parts.tiers.read_by_peers = self.pins.held
-        self._answering: list[Partings | Joinings | Loans | StandIns] = [
+        self._answering: list[Partings | Joinings | Loans | Recalls | StandIns] = [
             self.partings, self.joinings, stand_ins
         ]  # fmt: skip
         if self.loans is not None:
-            self._answering.append(self.loans)
+            self._answering += [self.loans, self.loans.recalls]
 
     @property
     def is_waiting(self) -> bool:
@@ -73,7 +76,7 @@ class Moves:
             self.partings.offer(now, order)
         elif isinstance(order, Taking):
             self.joinings.take(now, order)
-        elif isinstance(order, (Lending, Borrowing, Returning, Copied)):
+        elif isinstance(order, (Lending, Borrowing, Returning, Copied, Recalling, Relocating)):
             assert self.loans is not None, "this replica does not lend"
             self.loans.apply(now, order)
         elif isinstance(order, Pinning):

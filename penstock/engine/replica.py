@@ -58,7 +58,7 @@ class ReplicaConfig:
     """What a replica is made with. `max_waiting` None = no bound on its queue.
 
     `max_open`: answers it has at once, running or waiting; whoever comes beyond is turned away. None = no bound.
-    `tells`: what its fleet wants to hear beside plain reports (engine.reports).
+    `tells`: what its fleet wants to hear beside plain reports (engine.reports). `pull_share`: see engine.joinings.
     `is_checked`: hold every decision to its law and recompute all invariants after every turn (slow; for tests).
     """
 
@@ -74,6 +74,7 @@ class ReplicaConfig:
     swap: SwapConfig = SwapConfig()
     role: Role = "any"
     tells: tuple[Tells, ...] = ()
+    pull_share: float | None = None
 
 
 class Replica:
@@ -126,7 +127,8 @@ class Replica:
             prompt_room=getattr(policies.batch, "max_tokens", None) or 1,
             head=self._council.head, tells=config.tells,
         )  # fmt: skip
-        self._moves = Moves(parts, self._flights, bringing, self._council.ask_again, self._put)
+        ask_again, share = self._council.ask_again, config.pull_share
+        self._moves = Moves(parts, self._flights, bringing, ask_again, self._put, pull_share=share)
         if self._moves.loans is not None:
             self._roster.room_of = self._moves.loans.room_of
         self._inbox: list[Arrival | str | Completion | Order] = []

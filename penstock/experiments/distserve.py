@@ -14,6 +14,10 @@ NOTED are figures of the published simulator itself, run once, with one seed and
 are to lie near them. Chunks of 2,048 tokens are the baseline that came after the publication; its simulator lets
 decodes ride beside them for nothing, so they are also judged paying for themselves.
 
+The evaluator is one of queues. So pairs of unequal degree at their highest rates are also run in the whole simulator
+(lab.placed_trial), with blocks, admission, roles, the hand-over under DistServe's bound on what was pulled, and blocks
+that go from more devices to fewer or the other way; what both say of the tails is compared, and decides nothing.
+
 What cannot be repeated: the published runs on 32 A100; traces of HumanEval and LongBench; all of the code trace, of
 which the repository holds the first 191 requests (lengths are drawn from these).
 """
@@ -41,8 +45,9 @@ from penstock.lab.experiment import (
     paired,
 )
 from penstock.lab.highest_rate import highest_rate
-from penstock.lab.placement import CHUNK, Asked, Judge, hardware, spec_of
-from penstock.policy.place import Parallel, Unit
+from penstock.lab.placed_trial import simulated_tails
+from penstock.lab.placement import CHUNK, Asked, Judge, hardware, placement_link, spec_of
+from penstock.policy.place import Parallel, Site, Unit
 from penstock.traffic.lengths import Empirical
 
 if TYPE_CHECKING:
@@ -53,6 +58,10 @@ CONV, CONV_SAMPLE, CODE_SAMPLE = (
 )  # fmt: skip
 CHAT = "vllm_logs/RTX4090_Llama-3.1-8B/requests.jsonl"  # 300 conversations of ShareGPT, answers written anew
 LONGEST, NUM = 2048, 400
+SIMULATED = "simulated"
+PAIRS = {"opt-13b": ((2, 1), (1, 2), (1, 4)), "opt-66b": ((4, 2), (8, 4), (2, 4))}  # degrees
+PROMISE = {"opt-13b": (0.25, 0.06), "opt-66b": (2.5, 0.06)}  # at which the pairs are compared
+BELOW, PULL_SHARE = 0.9, 0.05
 STEP, LOW, HIGH = 1.05, -80, 57  # rates a device: 0.02 to 16
 WON, NEAR = 1.2, 0.1
 
@@ -105,9 +114,9 @@ def lengths_of(workload: str, scale: Scale) -> Empirical:
 def plan(scale: Scale, prepared: Settings) -> Sequence[Settings]:
     """A run for each variant, workload and model; all promises share its simulations."""
     found: list[Settings] = []
+    num = 400 if scale.is_full else 60
     for workload, model in CASES if scale.is_full else CASES[1:2]:
         for seed in scale.seeds:
-            num = 400 if scale.is_full else 60
             for variant in VARIANTS:
                 found.append(
                     {
@@ -118,7 +127,11 @@ def plan(scale: Scale, prepared: Settings) -> Sequence[Settings]:
                         "seed": seed,
                     }
                 )
-    return found
+    return found + [
+        {"variant": SIMULATED, "workload": "conv", "model": model, "num": num, "seed": seed}
+        for model in (PAIRS if scale.is_full else ("opt-13b",))
+        for seed in scale.seeds
+    ]
 
 
 @dataclass
@@ -160,9 +173,32 @@ def units_of(variant: str, model: str, judge: Judge) -> list[Unit]:
     ]
 
 
+def compared(model: str, asked: Asked) -> dict[str, object]:
+    """Tails of pairs in the whole simulator over those of the queues, a little below the highest rate of these."""
+    judge = Judge(
+        hardware=hardware(model, spec_of("a100-80g", "distserve")),
+        asked=asked,
+        transfer=placement_link(Site()),
+    )
+    told: dict[str, object] = {"cost_model": judge.hardware.source}
+    for first, second in PAIRS[model]:
+        unit = Unit(way="disaggregated", parallel=Parallel(first), decode=Parallel(second))
+        rate = BELOW * unit.devices * Search(judge, unit).highest(PROMISE[model])
+        if not rate:
+            continue  # it keeps the promise at no rate that was asked for
+        queues = judge.tails(unit, rate)
+        whole = simulated_tails(
+            asked, rate, tables="distserve", model=model,
+            tp=first, decode_tp=second, pull_share=PULL_SHARE,
+        )  # fmt: skip
+        for name, ours, theirs in zip(("ttft", "tpot"), whole, queues, strict=True):
+            told[f"{name} {first}:{second}"] = ours / theirs
+    return told
+
+
 def work(settings: Settings, scale: Scale) -> Mapping[str, object]:
     variant, workload, model = (str(settings[name]) for name in ("variant", "workload", "model"))
-    tables, is_published = VARIANTS[variant]
+    tables, is_published = VARIANTS.get(variant, ("", False))
     asked = Asked(
         lengths=lengths_of(workload, scale),
         ttft_s=1.0,
@@ -171,6 +207,8 @@ def work(settings: Settings, scale: Scale) -> Mapping[str, object]:
         seed=int(number(settings, "seed")),
         longest=None if workload == "code" else LONGEST,
     )
+    if variant == SIMULATED:
+        return compared(model, asked)
     judge = Judge(
         hardware=hardware(model, spec_of("a100-80g", tables)),
         asked=asked,
@@ -242,6 +280,7 @@ def judge(rows: Sequence[Row]) -> Verdict:
         for (workload, model, promise), noted in NOTED.items()
         for place, under in ((1, "colocated, vLLM"), (2, "colocated"), (3, "chunked"))
     ]
+    ratios += whole_over_queues(rows)
     told, parts = [], {f"noted figures within {NEAR:.0%} or among our seeds": near == total}
     for model in DEVICES:
         fair, paid = cells(rows, model, "colocated"), cells(rows, model, "chunked, paid")
@@ -264,6 +303,21 @@ def judge(rows: Sequence[Row]) -> Verdict:
         why=why + "; ".join(lines),
         ratios=tuple(each for each in ratios if each.values),
     )
+
+
+def whole_over_queues(rows: Sequence[Row]) -> list[Ratio]:
+    """What the simulator says over what the queues say, of pairs of unequal degree."""
+    return [
+        Ratio(
+            name=f"{model}, prefill tp {first} + decode tp {second}: P90 {name}, simulator / queues",
+            values=tuple(
+                by_seed(rows, f"{name.lower()} {first}:{second}", variant=SIMULATED, model=model).values()
+            ),
+        )
+        for model, pairs in PAIRS.items()
+        for first, second in pairs
+        for name in ("TTFT", "TPOT")
+    ]  # fmt: skip
 
 
 def listed(promises: Sequence[Promise]) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
+
+from msgspec import UNSET
 
 from penstock.core.events import Arrived, Completed, Event, Refused
 from penstock.core.fetching import (
@@ -13,7 +16,15 @@ from penstock.core.fetching import (
     SeekLate,
     Unpinned,
 )
-from penstock.core.lending import Loaned, LoanOver, Owed, Spilled
+from penstock.core.lending import (
+    LendingEvent,
+    Loaned,
+    LoanOver,
+    Owed,
+    Recalled,
+    Relocated,
+    Spilled,
+)
 from penstock.core.moving import JobState, Landed, MoveAsked, PauseAsked, Settled, Took, WentOn
 from penstock.core.plans import Done, Filing, Plan, Sampled, Transfer
 from penstock.core.ports import Completion, Grain
@@ -35,6 +46,7 @@ from penstock.engine.moves import FetchOrder, Order
 from penstock.engine.partings import Offering, Settling
 from penstock.engine.pauses import GoingOn, Pausing
 from penstock.engine.pins import Pinning, Unpinning
+from penstock.engine.recalls import Recalling, Relocating
 from penstock.engine.seeks import Answering, Delaying, Fetched, Hinting
 
 
@@ -44,7 +56,7 @@ class ReplayedSharing:
     def lend(self, loan: int, blocks: Sequence[int]) -> str:
         return ""
 
-    def take_back(self, loan: int) -> None:
+    def take_back(self, loan: int, num_blocks: int | None = None) -> None:
         pass
 
     def borrow(self, loan: int, first: int, count: int, address: str) -> None:
@@ -54,6 +66,11 @@ class ReplayedSharing:
         self, runs: Sequence[tuple[int, int, int]], tell: Callable[[str | None], None]
     ) -> None:
         """Its end is in the log."""
+
+    def relocate(
+        self, runs: Sequence[tuple[int, int, int]], tell: Callable[[str | None], None]
+    ) -> None:
+        """As spill."""
 
     def give_back(self, loan: int) -> None:
         pass
@@ -130,7 +147,7 @@ def request_of(event: Arrived, block_size: int) -> Request:
     )
 
 
-LOANS = (Loaned, Owed, Spilled, LoanOver)
+LOANS = get_args(LendingEvent)
 FETCHES = (Hinted, SeekAnswered, SeekLate, BlocksBrought, Pinned, Unpinned)
 MOVES = (MoveAsked, Took, Landed, Settled, PauseAsked, WentOn, *LOANS, *FETCHES)
 
@@ -164,14 +181,20 @@ def order_of(event: Event, coming: dict[int, Request]) -> Order:
     )
 
 
-def _loan_order(event: Loaned | Owed | Spilled | LoanOver) -> Order:
+def _loan_order(event: LendingEvent) -> Order:
     if isinstance(event, Loaned):
         return Lending(event.loan, event.num_blocks, lambda address, error: None)
     if isinstance(event, Owed):
         return Borrowing(event.loan, event.request, event.num_blocks, "")
     if isinstance(event, Spilled):
         return Copied(event.request, event.num_blocks, event.error)
-    return Returning(event.loan)
+    if isinstance(event, Recalled):
+        into = tuple([(loan, count, "") for loan, count in event.into])
+        return Recalling(event.loan, event.num_blocks, into, lambda error: None)
+    if isinstance(event, Relocated):
+        return Relocating(event.loan, event.error)
+    assert isinstance(event, LoanOver)
+    return Returning(event.loan, None if event.num_blocks is UNSET else event.num_blocks)
 
 
 def _fetch_order(

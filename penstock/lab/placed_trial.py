@@ -1,8 +1,8 @@
 """The same requests in the simulator: one colocated replica or a pair, with blocks, admission, batches and a router.
 
 What the queues of lab.phases leave out is in here, so the two differ by exactly that: of a pair also the hand-over of
-each request behind its first token, for which the decode replica pulls blocks over a link when it has room. Pipelines
-are not simulated, nor pairs of unequal degree, as replicas of one fleet are alike.
+each request behind its first token, for which the decode replica pulls blocks over a link when it has room, as many
+wires at once as the end with fewer devices has. Pipelines are not simulated.
 """
 
 from __future__ import annotations
@@ -57,9 +57,12 @@ def simulated_tails(
     tables: str,
     tp: int,
     model: str = "opt-13b",
-    is_pair: bool = False,
+    decode_tp: int | None = None,
+    pull_share: float | None = None,
 ) -> tuple[float, float]:
-    """The P90 of TTFT and of TPOT of whole prompts first, which is what the judge's instances do."""
+    """The P90 of TTFT and of TPOT of whole prompts first, which is what the judge's instances do. With a `decode_tp`
+    of a pair, whose other half has degree `tp`.
+    """
     fleet: dict[str, object] = {
         "name": "default",
         "executor": {
@@ -68,8 +71,10 @@ def simulated_tails(
         "cache": {"prefix": False},
         "policy": PROMPTS_FIRST,
     }  # fmt: skip
-    if is_pair:
+    if decode_tp is not None:
         fleet |= {"replicas": 2, "roles": {"prefill": 1, "decode": 1}}
+        degrees = {"prefill": tp, "decode": decode_tp}
+        fleet["hand_off"] = {"degrees": degrees, "pull_share": pull_share}
         fleet["policy"] = {**PROMPTS_FIRST, "route": "least", "route_decode": "least"}
     flags: dict[str, object] = {f"fleet.0.{name}": told for name, told in fleet.items()}
     config = load_config(

@@ -131,7 +131,7 @@ class Judge:
         return output if self.is_published else output - 1
 
     def _transfer_s(self, unit: Unit) -> Callable[[Job], float]:
-        link, lanes = self.transfer, unit.parallel.tp
+        link, lanes = self.transfer, min(part.tp for part in unit.instances())
         if link is None:
             return lambda job: 0.0
         return lambda job: link.seconds(job.prompt * self.hardware.model.kv_bytes, lanes=lanes)

@@ -123,6 +123,7 @@ def parts_of(made: MadeReplica, profile: str = "") -> ReplicaParts:
             seed=spec.seed,
             swap=spec.swap,
             tells=spec.tells,
+            pull_share=spec.pull_share,
         ),
         caps=made.caps,
         policies=policies,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -204,7 +205,10 @@ def routed(
     rate_per_s: float,
     warm_up: int,
 ) -> dict[str, object]:
-    """Run it; shares and seconds of the requests behind the first `warm_up`."""
+    """Run it; shares and seconds of the requests behind the first `warm_up`.
+
+    None: so many had no first token that there is no such figure, or nobody was sent anywhere.
+    """
     heard = FirstTokens()
     arrivals = Arrivals(rows=rows, rate_per_s=rate_per_s, slo_s=traffic.slo_s)
     with tempfile.TemporaryDirectory() as root:
@@ -216,9 +220,13 @@ def routed(
     sent = heard.sent.values()
     return {
         "kept": 100 * kept / len(times),
-        "ttft_p50_s": times[len(times) // 2],
-        "ttft_p90_s": times[len(times) * 9 // 10],
+        "ttft_p50_s": _known(times[len(times) // 2]),
+        "ttft_p90_s": _known(times[len(times) * 9 // 10]),
         "hit": 100 * heard.cached / max(1, heard.asked),
-        "uneven": max(sent) * REPLICAS / sum(sent),
+        "uneven": max(sent) * REPLICAS / sum(sent) if sent else None,
         "moved": heard.moved,
     }
+
+
+def _known(seconds: float) -> float | None:
+    return None if math.isinf(seconds) else seconds

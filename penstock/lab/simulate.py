@@ -135,7 +135,7 @@ def source_of(fleet: FleetConfig) -> Source:
         as_of=card.as_of if card else None,
         is_measured=card.measured if card else None,
         profile=None if executor.profile is None else str(executor.profile),
-        price_h=card.price_h * executor.tensor_parallel * fleet.replicas if card else None,
+        price_h=card.price_h * fleet.num_devices if card else None,
         scheduler=None if charged is None else str(charged),
         scheduler_digest=None if charged is None else charged.digest,
         has_tables=executor.op_tables is not None or executor.tables is not None,

@@ -11,7 +11,7 @@ from penstock.net.kv_link import KvLink
 @dataclass(frozen=True, kw_only=True)
 class NetConfig:
     """`report_s`: replicas say how they are at most this often. The link's figures are for modelled channels, and
-    `kv_bytes_per_s` for each replica's modelled wires for keys and values, one out and one in (None: it takes none).
+    `kv_bytes_per_s` for each device's modelled wires for keys and values, one out and one in (None: it takes none).
     `kv`: how real ones carry them.
     """
 

@@ -85,7 +85,15 @@ def price_of(config: str) -> Money:
             card = card_of(str(executor["gpu"]))
         except (KeyError, BadConfig):  # no card, or one of the user's own catalogue
             return Money()
-        num = fleet.get("replicas", 1) * executor.get("tensor_parallel", 1)
+        num = _devices(fleet, executor.get("tensor_parallel", 1))
         price_h += card.price_h * num
         told.append(f"{num} x {card.name} at ${card.price_h:g}/h as of {card.as_of}")
     return Money(price_h=price_h, source=", ".join(told)) if told else Money()
+
+
+def _devices(fleet: dict[str, Any], usual: int) -> Any:
+    """Of all its replicas, some of which may have a degree of their own."""
+    num, degrees = fleet.get("replicas", 1), fleet.get("hand_off", {}).get("degrees", {})
+    counts = {role: count for role, count in fleet.get("roles", {}).items() if role in degrees}
+    others = num - sum(counts.values())
+    return usual * others + sum(degrees[role] * count for role, count in counts.items())

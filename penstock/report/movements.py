@@ -70,6 +70,8 @@ class Movements:
         if isinstance(event.loans, tuple):
             for _ in event.loans:
                 _count(self.scaled, "blocks lent", event.why or event.cause)
+        for _ in event.recalls if isinstance(event.recalls, tuple) else ():
+            _count(self.scaled, "blocks called back", event.why or event.cause)
 
     def on_scaled(self, event: Scaled) -> None:
         for what in _decided(event):

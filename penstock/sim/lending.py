@@ -20,6 +20,7 @@ ends the jobs it kept blocks for with an error, as the real one does.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -44,7 +45,7 @@ class _Debt(Struct, gc=False):
 
 
 class ModelledSharing:
-    """One replica's core.ports.ContextSharing."""
+    """One replica's core.sharing.ContextSharing."""
 
     def __init__(self, executor: LendingExecutor, fabric: Fabric, address: str) -> None:
         self._executor, self._fabric, self._address = executor, fabric, address
@@ -53,7 +54,7 @@ class ModelledSharing:
     def lend(self, loan: int, blocks: Sequence[int]) -> str:
         return self._address
 
-    def take_back(self, loan: int) -> None:
+    def take_back(self, loan: int, num_blocks: int | None = None) -> None:
         """Nothing is written here."""
 
     def borrow(self, loan: int, first: int, count: int, address: str) -> None:
@@ -66,16 +67,38 @@ class ModelledSharing:
     def spill(
         self, runs: Sequence[tuple[int, int, int]], tell: Callable[[str | None], None]
     ) -> None:
-        loop, fabric = asyncio.get_running_loop(), self._fabric
         counts = self.kept_by([number + at for _, number, count in runs for at in range(count)])
-        ends = [
-            fabric.carry(self._address, address, count * self._executor.block_bytes)
-            for address, count in counts
-        ]
+        self._carry([(self._address, address, count) for address, count in counts], tell)
+
+    def relocate(
+        self, runs: Sequence[tuple[int, int, int]], tell: Callable[[str | None], None]
+    ) -> None:
+        ways: Counter[tuple[str, str]] = Counter()
+        for number, target, count in runs:
+            ways[self._place_of(number), self._place_of(target)] += count
+        self._carry([(*way, count) for way, count in ways.items()], tell)
+
+    def _place_of(self, number: int) -> str:
+        """Whose memory a block is in."""
+        kept = self.kept_by((number,))
+        return kept[0][0] if kept else self._address
+
+    def _carry(
+        self, ways: Sequence[tuple[str, str, int]], tell: Callable[[str | None], None]
+    ) -> None:
+        """Blocks from one replica to another: (source, target, how many)."""
+        loop, fabric, num_bytes = (
+            asyncio.get_running_loop(),
+            self._fabric,
+            self._executor.block_bytes,
+        )
+        ends = [fabric.carry(source, target, count * num_bytes) for source, target, count in ways]
 
         def arrive() -> None:
-            is_here = all(address in fabric.lenders for address, _ in counts)
-            fabric.num_bytes += self._executor.block_bytes * sum([each for _, each in counts])
+            is_here = all(
+                end in fabric.lenders for source, target, _ in ways for end in (source, target)
+            )
+            fabric.num_bytes += num_bytes * sum([count for _, _, count in ways])
             tell(None if is_here else LOST)
 
         at = max([loop.time() if end is None else end for end in ends])

@@ -1,7 +1,12 @@
-"""Modelled copies of blocks between replicas: each has one wire out and one in, and a copy takes both.
+"""Modelled copies of blocks between replicas: each device has one wire out and one in, and a copy takes all of both
+ends.
 
-    begins at = max(asked at, the instants at which the source's wire out and the target's wire in are free)
-    ends at   = begins at + bytes / bandwidth;  is heard of at = ends at + latency
+    begins at = max(asked at, the instants at which the source's wires out and the target's wires in are free)
+    ends at   = begins at + bytes / (fewer devices * bandwidth);  is heard of at = ends at + latency
+
+Heads are divided over devices. Of p devices each sends 1/p of the bytes and of q each receives 1/q, whoever it is from,
+so the end with fewer of them takes longer: p = 4 to q = 2 is two devices that receive what four send. What a device
+cuts a block into for two others is not priced.
 
 A copy from a replica that has gone meanwhile fails when it would have ended. Its successor has another address, as
 other memory has: else whoever was told of the one would read the other.
@@ -22,7 +27,8 @@ from penstock.sim.channel import Link
 
 
 class _Wires:
-    def __init__(self) -> None:
+    def __init__(self, devices: int) -> None:
+        self.devices = devices
         self.out_at = self.in_at = 0.0
 
 
@@ -56,7 +62,8 @@ class Fabric:
         if here is None or there is None:
             return None
         begin = max(now(), there.out_at, here.in_at)
-        there.out_at = here.in_at = end = begin + num_bytes / self.link.bytes_per_s
+        bytes_per_s = min(there.devices, here.devices) * self.link.bytes_per_s
+        there.out_at = here.in_at = end = begin + num_bytes / bytes_per_s
         return end + self.link.latency_s
 
 
@@ -68,7 +75,7 @@ class ModelledTransport:
 
     def __init__(self, fabric: Fabric, card: KvCard, behind: int | None = None) -> None:
         self._fabric, self._card, self.behind = fabric, card, behind
-        self._wires = fabric.wires[card.address] = _Wires()
+        self._wires = fabric.wires[card.address] = _Wires(card.devices)
 
     @property
     def card(self) -> KvCard:

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from penstock.assemble import load_config
-from penstock.core.events import Arrived, Finished, Routed, Stepped
-from penstock.core.moving import Migrated, WentOn
+from penstock.core.events import Arrived, Finished, Opened, Routed, Stepped
+from penstock.core.moving import Granted, Migrated, WentOn
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Request, RequestId, Sampling
 from penstock.lab.replay import replay_log
 from penstock.lab.simulate import Simulated, simulate
 from penstock.report.log import LogReader
+from penstock.report.made import MadeReplica, made_of
 from penstock.traffic import TraceMeta
 
 FLEET = """
@@ -102,3 +103,49 @@ def test_a_full_decode_replica_holds_prefill_back_and_loses_nothing(tmp_path: Pa
 def test_nobody_is_told_to_go_on_while_somebody_takes(tmp_path: Path, roles: str) -> None:
     _, events, _ = played(tmp_path, roles)
     assert not any(isinstance(event, WentOn) for event in events)
+
+
+def test_no_more_is_pulled_than_the_share_that_may_wait_there(tmp_path: Path) -> None:
+    """While a step runs that they are not in, those that come fill no more than that, or one more request."""
+    template = FLEET.replace('policy = {{route = "least", route_decode = "least"}}\n', "")
+    template = template.replace('"default"', '"llama-3.1-8b"\nname = "default"')
+    most = {}
+    for share in ("", "hand_off = {pull_share = 0.05}\n"):
+        more = share + "[fleet.policy]\nroute = 'least'\nroute_decode = 'least'\n"
+        path, log = tmp_path / "fleet.toml", tmp_path / "log.jsonl"
+        path.write_text(template.format(roles="{prefill = 3, decode = 1}", blocks=400) + more)
+        outcome = simulate(load_config(path), Few(), log_path=log)
+        assert outcome.played.num_served == 30 and not outcome.played.errors
+        most[share] = _most_waiting(list(LogReader(log)), "default-3")
+        for each in replay_log(log):
+            assert each.difference is None
+    bounded, free = most.pop("hand_off = {pull_share = 0.05}\n"), most.pop("")
+    # Of 400 blocks that share is 20, and each request has 13 to 15.
+    assert bounded == 2 and free > 3
+
+
+def _most_waiting(events: list[Any], who: str) -> int:
+    """Requests that were granted there between two steps, at most."""
+    waiting = most = 0
+    for event in events:
+        if event.who == who:
+            waiting = 0 if isinstance(event, Stepped) else waiting + isinstance(event, Granted)
+            most = max(most, waiting)
+    return most
+
+
+def test_a_prompt_that_no_writer_has_room_for_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Devices of one role hold less: such a request goes on where it began, and those behind it are pulled."""
+    degrees = "hand_off = {degrees = {prefill = 4, decode = 1}}\n"
+    text = FLEET.format(roles="{prefill = 3, decode = 1}", blocks=0)
+    text = text.replace("cache = {num_blocks = 0}\n", degrees).replace('"l4"', '"a100-80g"')
+    text = text.replace('"default"', '"llama-3.1-8b"\nname = "default"')
+    path, log = tmp_path / "fleet.toml", tmp_path / "log.jsonl"
+    path.write_text(text)
+    outcome = simulate(load_config(path), Few(), log_path=log)
+    assert outcome.played.num_served == 30
+    made = {event.who: made_of(event) for event in LogReader(log) if isinstance(event, Opened)}
+    blocks = {who: each.num_blocks for who, each in made.items() if isinstance(each, MadeReplica)}
+    assert blocks["default-0"] > 3 * blocks["default-3"]
+    for each in replay_log(log):
+        assert each.difference is None

@@ -36,7 +36,7 @@ def test_no_block_is_lost(seed: int) -> None:
     chance, ledger = random.Random(seed), LendingLedger(TOTAL, SIZE)
     jobs: dict[int, Job] = {}
     for turn in range(120):
-        what = chance.choice(("come", "grow", "spill", "go", "lend", "return"))
+        what = chance.choice(("come", "grow", "spill", "go", "lend", "return", "home", "less"))
         job = jobs[chance.choice(sorted(jobs))] if jobs else None
         if what == "come":
             fresh = job_of(turn, chance.randint(1, 40))
@@ -52,8 +52,11 @@ def test_no_block_is_lost(seed: int) -> None:
             job.hashes.clear()
             away, before = ledger.away.get(job.seq, 0), ledger.free
             count = chance.randint(0, job.computed // SIZE - away)
-            ledger.spill(job, list(range(TOTAL + away, TOTAL + away + count)))
-            assert ledger.free == before + count
+            first, ours = TOTAL + 1000 * turn, ledger.at_home(job, count)
+            blocks = [ledger.tables[job.seq][at] for at in ours]
+            assert len(ours) == count and all(block < TOTAL for block in blocks)
+            ledger.spill(job, list(range(first, first + count)))
+            assert ledger.free == before + count and ledger.away.get(job.seq, 0) == away + count
             assert ledger.held(job) * SIZE >= job.computed  # as ever, for who asks
         elif what == "go" and job is not None:
             freed = ledger.fork().release(job)
@@ -67,6 +70,28 @@ def test_no_block_is_lost(seed: int) -> None:
                 assert len(set(blocks)) == count and max(blocks) < TOTAL
         elif what == "return" and ledger.lent:
             ledger.take_back(chance.choice(sorted(ledger.lent)))
+        elif what == "less" and ledger.lent:
+            loan = chance.choice(sorted(ledger.lent))
+            count, before = chance.randint(0, len(ledger.lent[loan]) - 1), ledger.free
+            last = ledger.lent[loan][-1]
+            ledger.take_back(loan, count)
+            assert ledger.free == before + count and ledger.lent[loan][-1] == last
+        elif what == "home" and job is not None and ledger.away.get(job.seq):
+            table = ledger.tables[job.seq]
+            places = [at for at, block in enumerate(table) if block >= TOTAL]
+            chosen = chance.sample(places, chance.randint(0, len(places)))
+            count = chance.randint(0, min(len(chosen), ledger.free))
+            before, blocks = ledger.free, ledger.take_home(turn, count)
+            ledger.check()
+            assert ledger.homing.pop(turn) == blocks
+            if chance.random() < 0.3:  # they come for nothing
+                ledger.put_back(blocks)
+                assert ledger.free == before
+            else:
+                others = [TOTAL + 1000 * turn + at for at in range(len(chosen) - count)]
+                ledger.relocate(job, dict(zip(chosen, [*blocks, *others], strict=True)))
+                assert ledger.free == before - count
+                assert ledger.away.get(job.seq, 0) == len(places) - count
         ledger.check()
     for job in jobs.values():
         ledger.release(job)

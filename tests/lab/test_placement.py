@@ -103,5 +103,5 @@ def test_the_simulator_agrees_on_pairs() -> None:
     asked = Asked(lengths=lengths, ttft_s=1, tpot_s=1, num=150)
     unit = Unit(way="disaggregated", parallel=Parallel(1), decode=Parallel(1))
     judged = Judge(hardware=found, asked=asked).tails(unit, 4.0)
-    told = simulated_tails(asked, 4.0, tables="distserve", tp=1, is_pair=True)
+    told = simulated_tails(asked, 4.0, tables="distserve", tp=1, decode_tp=1)
     assert told == pytest.approx(judged, rel=0.05)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from penstock.core.events import BlocksTold, Routed
+from penstock.core.prompt import TracedPrompt
 from penstock.lab.replay import replay
-from penstock.lab.routing import TRAFFICS, Arrivals, deployment_of, routed, tool_calls
+from penstock.lab.routing import TRAFFICS, UNIT, Arrivals, deployment_of, routed, tool_calls
 from penstock.lab.simulate import simulate
 from penstock.report.log import LogReader
 
@@ -57,3 +59,12 @@ def test_tool_calls_begin_alike_in_the_shares_they_were_made_with() -> None:
     assert sum(each[1] == 100 for each in ids) / 4000 == pytest.approx(0.149, abs=0.03)
     assert all(each[0] == 0 for each in ids)
     assert all(prompt.num_tokens <= TOOLS.cut for _, prompt in rows)
+
+
+def test_a_fleet_that_takes_nobody_has_a_result() -> None:
+    rows = [(0.1 * place, TracedPrompt(64 * UNIT)) for place in range(9)]  # longer than any memory
+    tiny = dataclasses.replace(TOOLS, blocks=8)
+    told = routed(
+        {"name": "on-demand"}, rows, traffic=tiny, regime="1 s", rate_per_s=9.0, warm_up=1
+    )
+    assert told["kept"] == 0 and told["ttft_p50_s"] is None and told["hit"] == 0

@@ -127,6 +127,33 @@ def test_no_circle_of_debts_and_no_second_loan_before_the_first_is_used() -> Non
     assert [each.request for each in used] == ["long"]
 
 
+def recalled(*reports: Report, lent: Any) -> list[tuple[str, str, str, int]]:
+    view = move.View(0.0, random.Random(0), reports, {}, {}, lent=lent, cost=COST)
+    decision = find("move", "infinite-llm")().decide(view)
+    move.law(view, decision)
+    assert decision.why or not decision.recalls
+    return [
+        (each.request, each.debtor, each.creditor, each.num_blocks) for each in decision.recalls
+    ]
+
+
+def test_debts_in_a_circle_are_cancelled_as_far_as_the_least_of_them_and_room_go() -> None:
+    a, b, c = (report(name, [job(f"of-{name}", 900)]) for name in "abc")
+    two = {"of-a": (("b", 300), ("c", 50)), "of-b": (("a", 200),)}
+    assert recalled(a, b, c, lent=two) == [("of-a", "a", "b", 200), ("of-b", "b", "a", 200)]
+    three = {"of-a": (("b", 300),), "of-b": (("c", 70),), "of-c": (("a", 90),)}
+    assert {each[3] for each in recalled(a, b, c, lent=three)} == {70}
+    assert len(recalled(a, b, c, lent=three)) == 3
+    assert recalled(a, b, c, lent={"of-a": (("b", 300),), "of-b": (("c", 70),)}) == []
+    tight = report("b", [job("of-b", 900), job("more", 2500)])
+    assert recalled(a, tight, lent=two) == [
+        ("of-a", "a", "b", 200),
+        ("of-b", "b", "a", TOTAL - 3400 - TOTAL // 8 - 2 * 2 - 1),
+    ]
+    waiting = report("b", [job("of-b", 900)], waiting=2)
+    assert recalled(a, waiting, lent=two) == [("of-a", "a", "b", 200)]
+
+
 def test_the_smallest_batch_is_served_first_and_memory_is_lent_once() -> None:
     others = [job(f"l{at}", 50) for at in range(50)]
     small, large = full("small"), report("large", [job("big", 1500), *others], waiting=30)

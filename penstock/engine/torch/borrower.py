@@ -1,12 +1,14 @@
 """The debtor's side of DistAttention: a request whose first blocks lie in other replicas' memory.
 
-Blocks that were lent are numbered behind our own: a block table that begins with numbers from `num_blocks` on says that
-its first positions are away, and with whom. A step that holds such a job attends in two parts. Queries of the job go to
-each creditor, who attends over what it keeps (lender.py), while here the rest is attended over by a table that begins
-behind them; keys carry their rotation already, so positions need not be told. Then the parts are merged (combine).
+Blocks that were lent are numbered behind our own: numbers from `num_blocks` on in a block table say that those
+positions are away, and with whom. A step that holds such a job attends in two parts. Queries of the job go to each
+creditor, who attends over what it keeps (lender.py), while here the rest is attended over by a table of what is left;
+keys carry their rotation already, so positions need not be told, and all that is away lies before every query. Then the
+parts are merged (combine).
 
 Keys and values of new positions are stored here, always. Whole blocks that will not change any more are taken over by
-the creditor (`spill`), after which they are free here.
+the creditor (`spill`), after which they are free here. They come back, or go to another creditor, by `relocate`:
+whoever is to have them reads them where they are.
 
 A creditor that is lost ends the jobs that it kept blocks for, each with an error, and no others of their step.
 """
@@ -27,10 +29,22 @@ from penstock.core.errors import ReplicaLost, StepFailed
 from penstock.core.plans import Sampled, Work
 from penstock.engine.torch.decoder import StepInput
 from penstock.engine.torch.kernels.combine import combine
-from penstock.engine.torch.lender import ATTEND, COPY, FAILED, HELLO, QUESTION, TABLE, bytes_of
+from penstock.engine.torch.lender import (
+    ATTEND,
+    COPY,
+    FAILED,
+    HELLO,
+    QUESTION,
+    TABLE,
+    WHERE,
+    bytes_of,
+)
 from penstock.engine.torch.ports import AttentionBackend, Mask, StepMeta
+from penstock.net.blocks import Region, copy_runs
+from penstock.net.kv_shared import opened
 from penstock.net.lines import Line, call
 
+_where = msgspec.msgpack.Decoder(tuple[str, list[int]])
 LOST = "a replica that kept a part of this request's context is gone; send the request again"
 
 
@@ -156,11 +170,18 @@ class SplitAttention:
 
 
 class Borrower:
-    """`home`: the address of our own memory, for creditors."""
+    """`region`: our own memory, and `home` its address, for creditors."""
 
     def __init__(
-        self, backend: AttentionBackend, *, num_blocks: int, block_size: int, home: str
+        self,
+        backend: AttentionBackend,
+        region: Region,
+        *,
+        num_blocks: int,
+        block_size: int,
+        home: str,
     ) -> None:
+        self._region = region
         self._local = copy.copy(backend)  # the same cache, and lse for those who split
         self._local.want_lse(True)
         self._num_blocks, self._size, self._home = num_blocks, block_size, home
@@ -194,6 +215,48 @@ class Borrower:
 
         threading.Thread(target=work, name="penstock-spill", daemon=True).start()
 
+    def relocate(
+        self, runs: Sequence[tuple[int, int, int]], tell: Callable[[str | None], None]
+    ) -> None:
+        """Runs of (number of a lent block, own block or number of another, count) go there; `tell` as in `spill`."""
+
+        def work() -> None:
+            try:
+                for debt in list(self._debts.values()):
+                    mine = [run for run in runs if 0 <= run[0] - debt.first < debt.count]
+                    if mine:
+                        self._bring(debt, mine)
+            except ReplicaLost:
+                tell(LOST)
+            else:
+                tell(None)
+
+        threading.Thread(target=work, name="penstock-relocate", daemon=True).start()
+
+    def _bring(self, debt: _Debt, runs: Sequence[tuple[int, int, int]]) -> None:
+        """Out of one creditor's memory."""
+        line = debt.connected()
+        line.send(WHERE)
+        address, blocks = _where.decode(_answer(line, WHERE))
+        told = [
+            (blocks[number - debt.first + at], target + at, 1)
+            for number, target, count in runs
+            for at in range(count)
+        ]
+        ours = [run for run in told if run[1] < self._num_blocks]
+        if ours:
+            copy_runs(opened(address), self._region, ours)
+        for other in list(self._debts.values()):
+            theirs = [
+                (block, target - other.first, 1)
+                for block, target, _ in told
+                if 0 <= target - other.first < other.count
+            ]
+            if theirs:
+                there = other.connected()
+                there.send(COPY, msgspec.msgpack.encode((address, theirs)))
+                _answer(there, COPY)
+
     def _hand_over(self, debt: _Debt, runs: Sequence[tuple[int, int, int]]) -> None:
         told = [(block, number - debt.first, count) for block, number, count in runs]
         line = debt.connected()
@@ -219,10 +282,11 @@ class Borrower:
         starts = meta.query_start.tolist()
         ours, away = np.zeros_like(table), []
         for at, (chunk, count) in enumerate(zip(work, counts.tolist(), strict=True)):
-            ours[at, : table.shape[1] - count] = table[at, count:]
+            is_away = table[at] >= self._num_blocks
+            ours[at, : table.shape[1] - count] = table[at, ~is_away]
             if count:
                 rows = slice(starts[at], starts[at + 1])
-                away.append(_Away(chunk.seq, rows, self._tables(table[at, :count])))
+                away.append(_Away(chunk.seq, rows, self._tables(table[at, is_away])))
         lent = torch.from_numpy(counts.astype(np.int32)) * self._size
         step.meta = StepMeta(
             meta.query_start,

@@ -3,7 +3,8 @@
 A loan is a few blocks of this replica's memory that one request of another replica owns; the ledger counts them as
 taken. Its debtor opens a line (net.lines), names the loan, and says, in this order as often as it likes:
 
-    COPY    blocks of the debtor's memory into blocks of the loan; answered when they are here
+    COPY    blocks of another replica's memory into blocks of the loan; answered when they are here
+    WHERE   the blocks of the loan are, in whose memory: for whoever copies them elsewhere
     TABLE   which blocks of the loan the questions that follow are about
     ATTEND  a layer and queries [T, H, D]; answered by out [T, H, D] and lse [T, H] (float32) over those blocks
 
@@ -32,7 +33,7 @@ from penstock.net.blocks import Region, Runs, copy_runs
 from penstock.net.kv_shared import opened
 from penstock.net.lines import Line, Listener
 
-HELLO, COPY, TABLE, ATTEND, FAILED = range(5)
+HELLO, COPY, TABLE, ATTEND, FAILED, WHERE = range(6)
 QUESTION = struct.Struct("<iiiidd")  # layer, rows, heads, head size, scale, cap
 _copies = msgspec.msgpack.Decoder(tuple[str, list[tuple[int, int, int]]])
 
@@ -60,8 +61,10 @@ class Lender:
 
     def __init__(
         self, backend: AttentionBackend, region: Region, *, kv_heads: int, block_size: int,
-        threads: int | None = None, latent: int | None = None,
+        threads: int | None = None, latent: int | None = None, home: str = "",
     ) -> None:  # fmt: skip
+        """`home`: where others read `region`."""
+        self._home = home
         self._backend = copy.copy(backend)  # the same cache
         self._backend.want_lse(True)
         self._region, self._kv_heads, self._size = region, kv_heads, block_size
@@ -76,10 +79,14 @@ class Lender:
         self._loans[loan] = _Loan(list(blocks))
         return self._listener.address
 
-    def give_back(self, loan: int) -> None:
-        """When this returns, nobody writes into its blocks any more."""
-        found = self._loans.pop(loan, None)
-        if found is not None:
+    def give_back(self, loan: int, num_blocks: int | None = None) -> None:
+        """When this returns, nobody writes into its last `num_blocks` (None: any of its) blocks any more."""
+        found = self._loans.get(loan)
+        if found is not None and num_blocks is not None:
+            with found.guard:
+                del found.blocks[-1 - num_blocks : -1]
+        elif found is not None:
+            del self._loans[loan]
             with found.guard:
                 found.is_over = True
             if found.line is not None:
@@ -107,6 +114,8 @@ class Lender:
                 kind, body = line.hear()
                 if kind == COPY:
                     self._copy(line, asked, body)
+                elif kind == WHERE:
+                    line.send(WHERE, msgspec.msgpack.encode((self._home, loan.blocks)))
                 elif kind == TABLE:
                     chosen = np.array(loan.blocks, np.int32)[np.frombuffer(body, np.int32)]
                     asked.blocks, asked.meta = torch.from_numpy(chosen)[None], None

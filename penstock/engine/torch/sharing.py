@@ -23,7 +23,7 @@ HINT = "leave the fleet's lending out"
 
 
 class Sharing(NamedTuple):
-    """A core.ports.ContextSharing."""
+    """A core.sharing.ContextSharing."""
 
     lender: Lender
     borrower: Borrower
@@ -31,8 +31,8 @@ class Sharing(NamedTuple):
     def lend(self, loan: int, blocks: Sequence[int]) -> str:
         return self.lender.lend(loan, blocks)
 
-    def take_back(self, loan: int) -> None:
-        self.lender.give_back(loan)
+    def take_back(self, loan: int, num_blocks: int | None = None) -> None:
+        self.lender.give_back(loan, num_blocks)
 
     def borrow(self, loan: int, first: int, count: int, address: str) -> None:
         self.borrower.borrow(loan, first, count, address)
@@ -40,19 +40,29 @@ class Sharing(NamedTuple):
     def spill(
         self, runs: Sequence[tuple[int, int, int]], tell: Callable[[str | None], None]
     ) -> None:
-        loop = asyncio.get_running_loop()
+        self.borrower.spill(runs, _hopping(tell))
 
-        def hop(error: str | None) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(tell, error)
-
-        self.borrower.spill(runs, hop)
+    def relocate(
+        self, runs: Sequence[tuple[int, int, int]], tell: Callable[[str | None], None]
+    ) -> None:
+        self.borrower.relocate(runs, _hopping(tell))
 
     def give_back(self, loan: int) -> None:
         self.borrower.give_back(loan)
 
     def close(self) -> None:
         self.lender.close()
+
+
+def _hopping(tell: Callable[[str | None], None]) -> Callable[[str | None], None]:
+    """The same, from another thread."""
+    loop = asyncio.get_running_loop()
+
+    def hop(error: str | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            loop.call_soon_threadsafe(tell, error)
+
+    return hop
 
 
 def open_sharing(
@@ -79,9 +89,11 @@ def open_sharing(
         block_size=layout.block_size,
         threads=config.threads,
         latent=layout.latent,
+        home=transport.card.address,
     )
     borrower = Borrower(
         backend,
+        region_of(backend.arena),
         num_blocks=backend.arena.shape[1],
         block_size=layout.block_size,
         home=transport.card.address,

@@ -9,15 +9,16 @@ became of it. A policy that chooses among requests says `needs_jobs`, and report
     queued     the request alone: nothing of it has been computed yet
 
 Where replicas lend memory, a policy may say too that another replica is to keep so many blocks of a request that runs
-(`loans`); it sees who keeps what (`lent`), by the fleet's own count.
+(`loans`), or that so many that it keeps are to come home (`recalls`); it sees who keeps what (`lent`), by the fleet's
+own count.
 
 Experts of a mixture change place too, from one device of a replica to another: whoever serves them is asked about one
 layer at a time, with `experts` and no reports, and answers which experts each device holds from now on.
 
 Law: a move leads from a replica that is alive to another one that is alive, not draining and of a fitting role; no
 request is moved twice at once. A loan is between two replicas that are alive, of a creditor that is not draining and
-has the blocks, and for a request that does not move. Every expert has a place on the devices there are to be, none has
-two on one device, and no device holds more than its slots.
+has the blocks, and for a request that does not move; what is called back was lent. Every expert has a place on the
+devices there are to be, none has two on one device, and no device holds more than its slots.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Decision(Struct, frozen=True, gc=False):
     why: str = ""
     experts: Slots | None = None
     loans: tuple[Loan, ...] = ()
+    recalls: tuple[Loan, ...] = ()  # of loans that there are, so much
 
 
 def law(view: View, decision: Decision) -> None:
@@ -92,7 +94,11 @@ def law(view: View, decision: Decision) -> None:
     for loan in decision.loans:
         _loan_law(view, loan, alive, open_ones)
         assert loan.request not in seen, f"{loan.request} moves, and a loan is made for it"
-    is_something = decision.moves or decision.experts or decision.loans
+    for loan in decision.recalls:
+        kept = sum([num for name, num in view.lent.get(loan.request, ()) if name == loan.creditor])
+        assert loan.debtor in alive, f"{loan.debtor} cannot take {loan.request} home"
+        assert 0 < loan.num_blocks <= kept, f"{loan.creditor} keeps {kept} of {loan.request}"
+    is_something = decision.moves or decision.experts or decision.loans or decision.recalls
     assert decision.why or not is_something, "a move without a reason"
     if decision.experts is not None:
         assert view.experts is not None, "nobody asked about experts"

@@ -14,12 +14,15 @@ throughput of both: the debtor gains those who wait, the creditor attends over m
 `gain`. What replicas do with a loan is theirs (engine.loans), and so is saying no: a loan that was refused may be asked
 for again in the next round, as it was never counted.
 
+Where replicas owe each other, in a circle of whatever length, as many blocks of each debt as the smallest of them has
+come home, as far as there is room (v1's cancelling of debts; replicas that keep blocks for requests longer than a
+memory come to owe each other). What they get back makes room for the next ones in the next round.
+
 Parameters: `every_s` (heartbeat, 100 ms), `unit_tokens` (an rBlock, 512), `small` (0.5), `full` (0.6), `gain` (3 %),
 `hop_s`: what the first block that is away adds to the debtor's steps, one round trip a layer.
 
-Where we differ: a creditor lends only up to `full` of its memory. v1 looks for cycles of debts and cancels them; here a
-loan that would close a cycle is not made, since what is away does not come back before its request ends. Which batch is
-saturated is read off the cost model: twice as many jobs take half as long again.
+Where we differ: a creditor lends only up to `full` of its memory. A loan that would close a circle of debts is not
+made. Which batch is saturated is read off the cost model: twice as many jobs take half as long again.
 
 Does not: find room for a request that is longer than a replica's memory (cluster.lendings does, before it is sent), or
 move requests (move "llumnix" does, which costs a copy and no round trips, where they fit elsewhere).
@@ -84,8 +87,19 @@ class InfiniteLlm:
         if cost is None or view.experts is not None:
             return Decision()
         able = [each for each in view.reports if each.is_alive and each.lent_blocks is not UNSET]
+        recalls = cancelled(able, view.lent) if view.lent else ()
+        loans, told = self._loans(able, view, cost)
+        if recalls:
+            circle = ", ".join(f"{each.debtor} of {each.creditor}" for each in recalls)
+            told = "; ".join([*filter(None, (told,)), f"debts in a circle come home: {circle}"])
+        return Decision(loans=loans, recalls=recalls, why=told) if told else Decision()
+
+    def _loans(
+        self, able: Sequence[Report], view: View, cost: PhaseCost
+    ) -> tuple[tuple[Loan, ...], str]:
+        """And why."""
         if not any([_is_short(report) for report in able]):
-            return Decision()
+            return (), ""
         replicas = {report.replica: self._replica(report) for report in able}
         most = self.small * saturated(cost)
         debtors = [each for each in replicas.values() if _is_short(each.report)]
@@ -98,9 +112,9 @@ class InfiniteLlm:
             if job is not None:
                 loans += self._loans_of(debtor, job, replicas, owes, view, cost)
         if not loans:
-            return Decision()
+            return (), ""
         told = ", ".join(f"{each.debtor} {replicas[each.debtor].batch}" for each in loans)
-        return Decision(loans=tuple(loans), why=f"batch of {told} is small and memory full")
+        return tuple(loans), f"batch of {told} is small and memory full"
 
     def _replica(self, report: Report) -> _Replica:
         lent, away = (
@@ -109,7 +123,7 @@ class InfiniteLlm:
         total, is_up = report.total_blocks, not (report.is_draining or report.is_suspect is True)
         lendable = min(
             int(self.full * total) - used_blocks(report),
-            report.free_blocks - total // KEPT - 2 * report.num_running - 1,
+            _spare(report),
         )
         return _Replica(
             report,
@@ -163,6 +177,46 @@ def debts_of(
             for creditor, _ in lent.get(job.request, ()):
                 owes.setdefault(report.replica, set()).add(creditor)
     return owes
+
+
+def cancelled(
+    reports: Sequence[Report], lent: Mapping[str, Sequence[tuple[str, int]]]
+) -> tuple[Loan, ...]:
+    """What comes home of the debts of one circle: of each as many blocks as the least has, and as there is room for."""
+    told: dict[tuple[str, str], list[tuple[int, str]]] = {}  # by debtor and creditor
+    for report in reports:
+        for job in () if report.jobs is UNSET else report.jobs:
+            for creditor, count in lent.get(job.request, ()):
+                told.setdefault((report.replica, creditor), []).append((count, job.request))
+    circle = _circle(debts_of(reports, lent))
+    pairs = list(zip(circle, [*circle[1:], *circle[:1]], strict=True))
+    least = min([sum([count for count, _ in told[pair]]) for pair in pairs], default=0)
+    rooms = {each.replica: 0 if each.num_waiting else _spare(each) for each in reports}
+    found = []
+    for debtor, creditor in pairs:
+        count, request = max(told[debtor, creditor])
+        num = min(count, least, rooms[debtor])
+        if num > 0:
+            found.append(Loan(RequestId(request), debtor, creditor, num))
+    return tuple(found)
+
+
+def _circle(owes: Mapping[str, set[str]]) -> list[str]:
+    """Replicas of which each owes the next, and the last the first; the first such there is, or none."""
+    for first in sorted(owes):
+        ways = [[first]]
+        for way in ways:  # breadth first: the shortest through this one
+            for creditor in sorted(owes.get(way[-1], ())):
+                if creditor == first:
+                    return way
+                if creditor not in way and creditor > first:  # those before it have had their turn
+                    ways.append([*way, creditor])
+    return []
+
+
+def _spare(report: Report) -> int:
+    """Blocks that it need not keep for what runs there."""
+    return report.free_blocks - report.total_blocks // KEPT - 2 * report.num_running - 1
 
 
 def _reaches(owes: Mapping[str, set[str]], first: str, last: str) -> bool:

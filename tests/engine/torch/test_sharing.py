@@ -83,6 +83,51 @@ async def test_the_text_is_the_same(model_root: Path, name: str, more: dict[str,
     assert len(texts[0][0]) == 20
 
 
+@pytest.mark.parametrize("more", [{}, {"attention": "gather"}, {"kv": "int8"}])
+async def test_what_comes_home_or_goes_to_another_is_what_it_was(
+    model_root: Path, more: dict[str, object]
+) -> None:
+    """From one creditor some blocks go to another and some come home, to the middle of the table."""
+    home, one, two = (opened(model_root, "llama-8", **more) for _ in range(3))
+    texts = []
+    try:
+        for is_away in (False, True):
+            driver = Driver(home)
+            long, short = driver.job(LONG), driver.job(SHORT)
+            await driver.step([(long, 150), (short, 5)])
+            if is_away:
+                assert home.sharing and one.sharing and two.sharing
+                first, second = home.num_blocks, home.num_blocks + 10
+                home.sharing.borrow(1, first, 6, one.sharing.lend(1, [9, 4, 5, 30, 2, 8, 1]))
+                await spill(driver, long, 6, first)
+                await driver.finish([long, short], 3)
+                home.sharing.borrow(2, second, 2, two.sharing.lend(2, [11, 3, 0]))
+                await recall(
+                    driver, long, {first + 5: second, first + 3: second + 1, first + 4: None}
+                )
+                one.sharing.take_back(1, 3)
+                await driver.finish([long, short], 6)
+            await driver.finish([long, short], 20)
+            texts.append((long.outputs, short.outputs))
+            driver.close(long)
+            driver.close(short)
+    finally:
+        for executor in (home, one, two):
+            await executor.stop()
+    assert texts[0] == texts[1] and len(texts[0][0]) == 20
+
+
+async def recall(home: Driver, job: Held, goes: dict[int, int | None]) -> None:
+    """Lent blocks go to other numbers, or home (None)."""
+    done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+    told = {each: home.free.pop() if to is None else to for each, to in goes.items()}
+    assert home.executor.sharing is not None
+    home.executor.sharing.relocate([(each, to, 1) for each, to in told.items()], done.set_result)
+    assert await asyncio.wait_for(done, 20) is None
+    job.blocks[:] = [told.get(block, block) for block in job.blocks]
+    job.is_fresh = True
+
+
 async def test_a_creditor_that_is_gone_ends_its_job_alone(model_root: Path) -> None:
     home, one = (opened(model_root, "llama-8") for _ in range(2))
     try:
