@@ -165,7 +165,7 @@ def test_a_large_one_that_waits_is_passed_for_a_while_only() -> None:
         await found.submit(request(name, prompt, output), hear)
 
     async def act(found: Fleet) -> None:
-        tasks = [asyncio.ensure_future(ask(found, "first", 12_000, 250))]
+        tasks = [asyncio.ensure_future(ask(found, "first", 12_000, 60))]
         await asyncio.sleep(0.1)
         tasks.append(asyncio.ensure_future(ask(found, "large", 20_000, 3)))
         await asyncio.sleep(0.1)
