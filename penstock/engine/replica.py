@@ -127,8 +127,8 @@ class Replica:
             prompt_room=getattr(policies.batch, "max_tokens", None) or 1,
             head=self._council.head, tells=config.tells,
         )  # fmt: skip
-        ask_again, share = self._council.ask_again, config.pull_share
-        self._moves = Moves(parts, self._flights, bringing, ask_again, self._put, pull_share=share)
+        ask, share = self._council.ask_again, config.pull_share
+        self._moves = Moves(parts, self._flights, bringing, ask, self._put, pull_share=share)
         if self._moves.loans is not None:
             self._roster.room_of = self._moves.loans.room_of
         self._inbox: list[Arrival | str | Completion | Order] = []
