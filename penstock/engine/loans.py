@@ -85,6 +85,7 @@ class Loans:
         self.recalls = Recalls(parts, self._debts, put, take_blocks, ask_again)
         self._moving: dict[str, Job] = {}
         self.answers: list[Callable[[], None]] = []
+        parts.roster.room_of = self.room_of
 
     @property
     def has_debts(self) -> bool:

@@ -129,8 +129,6 @@ class Replica:
         )  # fmt: skip
         ask, share = self._council.ask_again, config.pull_share
         self._moves = Moves(parts, self._flights, bringing, ask, self._put, pull_share=share)
-        if self._moves.loans is not None:
-            self._roster.room_of = self._moves.loans.room_of
         self._inbox: list[Arrival | str | Completion | Order] = []
         self._num_arriving = 0
         self._is_poked = False
