@@ -12,7 +12,7 @@ import pytest
 
 from penstock.assemble import assemble, modelled_leaves
 from penstock.core.events import Event, Finished, Refused, Reported, Steered
-from penstock.core.lending import Loaned, LoanOver, Spilled
+from penstock.core.lending import Loaned, LoanOver, Recalled, Relocated, Spilled
 from penstock.core.plans import Done, Opening, Plan, Work
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Caps, PlanId, ProgramId, Request, RequestId, Sampling
@@ -238,6 +238,7 @@ def test_requests_longer_than_one_memory(tmp_path: Path) -> None:
     assert len(ended) == 30 and all(each.reason == "stop" for each in ended.values())
     assert all(each.num_output == 60 for each in ended.values())
     assert not ears.of(Refused) and len(ears.of(Spilled)) > 3
+    assert ears.of(Recalled) and ears.of(Relocated)  # short ones come to creditors meanwhile
     lent = {event.loan for event in ears.of(Loaned) if event.error is None}
     over = [event.loan for event in ears.of(LoanOver)]
     assert lent and all(over.count(loan) >= 1 for loan in lent)
