@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 Region = NDArray[np.uint8]
 Runs = Sequence[tuple[int, int, int]]  # first block there, first block here, count
+SUMMED_BYTES = 8 << 20  # at a time
+WORD_BYTES, WEIGHT = 8, 0x9E3779B97F4A7C15
 
 
 class Memory(Protocol):
@@ -106,7 +109,12 @@ class Readable:
 
     def sums(self, blocks: Sequence[int]) -> tuple[int, ...]:
         """A checksum of each."""
-        return tuple([_sum(*self._place(block)) for block in blocks])
+        found: list[int] = []
+        for region, numbers in self.pieces_of(blocks):
+            step = max(1, SUMMED_BYTES // block_bytes(region))
+            for start in range(0, len(numbers), step):
+                found += _sums(region, numbers[start : start + step])
+        return tuple(found)
 
     def _place(self, block: int) -> tuple[Region, int]:
         for region in self.regions:
@@ -116,8 +124,22 @@ class Readable:
         raise AssertionError("there is no such block")
 
 
-def _sum(region: Region, block: int) -> int:
-    told = 0
-    for piece in region:
-        told = zlib.crc32(piece[block].data, told)
-    return told
+def _sums(region: Region, blocks: list[int]) -> list[int]:
+    """Of each the sum of its words of 8 bytes, each times an odd number of its place, modulo 2 to the 64th.
+
+    So another word anywhere makes another sum, and two that changed places nearly always do. A few calls of numpy are
+    all of it: one for each piece would have to wait for the interpreter's lock each time, beside steps that run.
+    """
+    taken = pack(region, blocks)
+    pieces, num, size = taken.shape
+    if size % WORD_BYTES:
+        return [zlib.crc32(np.ascontiguousarray(taken[:, at]).data) for at in range(num)]
+    words = taken.view(np.uint64)
+    found: list[int] = np.einsum("pbw,pw->b", words, _weights(pieces, size // WORD_BYTES)).tolist()
+    return found
+
+
+@lru_cache(maxsize=8)
+def _weights(pieces: int, words: int) -> NDArray[np.uint64]:
+    places = np.arange(1, pieces * words + 1, dtype=np.uint64)
+    return (places * np.uint64(WEIGHT) | np.uint64(1)).reshape(pieces, words)

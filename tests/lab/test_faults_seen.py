@@ -14,6 +14,7 @@ from penstock.core.messages import Cancel, Outputs
 from penstock.core.types import Job
 from penstock.engine import joinings
 from penstock.engine.host import Host
+from penstock.engine.host_fetches import HostFetches
 from penstock.engine.joinings import Joinings
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.outcomes import Outcomes
@@ -187,6 +188,10 @@ def blocks_are_copied_from_the_wrong_place(patch: Patch) -> None:
     patch.setattr(joinings, "_runs", crossed)
 
 
+def a_peer_that_was_read_is_not_told(patch: Patch) -> None:
+    patch.setattr(HostFetches, "_leave", lambda fetches, seek: None)
+
+
 MISTAKES: dict[Callable[[Patch], None], set[str]] = {
     a_token_is_lost: {"wrong", "lost"},
     a_message_is_sent_twice: {"doubled", "wrong"},
@@ -204,6 +209,7 @@ MISTAKES: dict[Callable[[Patch], None], set[str]] = {
     a_source_that_is_to_go_on_does_not: {"lost", "leaked"},
     a_request_that_has_moved_stays_in_the_hands_of_its_source: {"owners"},
     blocks_are_copied_from_the_wrong_place: {"wrong", "crashed"},
+    a_peer_that_was_read_is_not_told: {"leaked"},
 }
 
 

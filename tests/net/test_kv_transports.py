@@ -6,7 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
-import zlib
+from operator import mul
 
 import numpy as np
 import pytest
@@ -261,7 +261,9 @@ def test_host_memory_is_read_behind_the_devices(kind: str) -> None:
         both = np.concatenate([device, host], axis=1)
         assert (here == expected(both, filled(3), runs)).all()
         assert await target.sums([0, 1, 2, 3, 6, 8, 9]) == before
-        assert before[0] == zlib.crc32(device[:, 10].tobytes())
+        words = np.frombuffer(device[:, 10].tobytes(), "<u8").tolist()
+        weights = [(place * blocks.WEIGHT) % 2**64 | 1 for place in range(1, len(words) + 1)]
+        assert before[0] == sum(map(mul, words, weights)) % 2**64
         host[1, 0, 5] ^= 1
         changed = await source.sums([12])
         assert changed != before[2:3], "one bit of a block is seen"
@@ -278,3 +280,19 @@ def end_of(
         return shared_transport(region, address)
     tcp = tcp_transport(region)
     return tcp if kind == "tcp" else EitherTransport(shared_transport(region, address), tcp)
+
+
+def test_any_bit_and_any_two_words_make_another_sum() -> None:
+    for size in (32, 30):  # whole words, and none
+        region = np.random.default_rng(0).integers(0, 256, (3, 4, size), np.uint8)
+        readable = blocks.Readable(region)
+        plain = readable.sums(range(4))
+        for piece, block, at, bit in ((0, 0, 0, 0), (2, 3, size - 1, 7), (1, 2, 9, 3)):
+            region[piece, block, at] ^= 1 << bit
+            changed = readable.sums(range(4))
+            assert [one != two for one, two in zip(plain, changed, strict=True)] == [
+                place == block for place in range(4)
+            ]
+            region[piece, block, at] ^= 1 << bit
+        region[[0, 1], 1, :8] = region[[1, 0], 1, :8]
+        assert readable.sums([1]) != plain[1:2] and readable.sums([0, 2]) == plain[0:3:2]
