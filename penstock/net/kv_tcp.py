@@ -76,7 +76,7 @@ class Served(ABC):
 
     @abstractmethod
     def answer(self, peer: socket.socket, blocks: list[int]) -> None:
-        """On a thread of the peer's. Raises OSError."""
+        """On a thread of the peer's. Raises OSError, ReplicaLost."""
 
     def begin(self) -> None:
         threading.Thread(target=self._accept, name="penstock-serves-blocks", daemon=True).start()
@@ -110,8 +110,8 @@ class Served(ABC):
                 if numbers.max() >= most:
                     return
                 self.answer(peer, numbers.astype(np.int64).tolist())
-        except OSError:
-            return  # the peer has gone, or this side ends
+        except (OSError, ReplicaLost):
+            return  # the peer has gone, this side ends, or cannot copy
         finally:
             self._served.discard(peer)
             peer.close()

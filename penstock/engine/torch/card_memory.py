@@ -2,7 +2,7 @@
 
 Blocks that lie anywhere are first brought together on the card, which takes it next to no time, so that one long copy
 goes over the bus. Every thread that copies has a stream of its own, which waits for what the steps have queued; who
-called goes on when the copy is done.
+called goes on when the copy is done. Where the card has no memory left for that, ReplicaLost is raised.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from penstock.core.errors import ReplicaLost
 from penstock.net.blocks import Region
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,12 @@ class CardMemory:
             if stream is None:
                 stream = self._own.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.default_stream(device))
-            with torch.cuda.stream(stream):
-                copy()
+            try:
+                with torch.cuda.stream(stream):
+                    copy()
+            except torch.OutOfMemoryError:
+                raise ReplicaLost(
+                    "the card has no memory left to copy blocks with",
+                    hint="leave it some: cache.memory_bytes or cache.num_blocks",
+                ) from None
             stream.synchronize()

@@ -100,6 +100,22 @@ def test_losses_are_told_and_a_closed_connection_is_opened_again() -> None:
     asyncio.run(main())
 
 
+def test_a_source_that_cannot_copy_is_told_of() -> None:
+    async def main() -> None:
+        source, target = await pulled("auto")
+
+        def fetch(blocks: object, into: object) -> None:
+            raise ReplicaLost("the card has no memory left to copy blocks with")
+
+        source._memory.fetch = fetch  # type: ignore[method-assign]
+        with pytest.raises(ReplicaLost, match="did not come"):
+            await target.pull(source.card.address, [(0, 0, 1)])
+        for each in (source, target):
+            await each.close()
+
+    asyncio.run(main())
+
+
 def moves(count: int) -> list[Transfer]:
     chance, found = random.Random(0), []
     for number in range(count):

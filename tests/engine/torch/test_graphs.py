@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,24 @@ async def test_steps_with_prompts_are_the_same(
     executor._graphs, recorded = graphs, recorder.plays
     assert await mixed(executor, budget) == wanted
     assert recorder.plays > recorded + 10
+
+
+class Cramped(Again):
+    """Has no memory for steps of more than 16 rows."""
+
+    def record(self, run: Callable[[], None]) -> Play:
+        self.plays += 1
+        if self.plays <= 4:  # the two largest, each with few and many chunks
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().record(run)
+
+
+def test_steps_that_memory_does_not_suffice_for_are_not_recorded(model_root: Path) -> None:
+    executor = opened(model_root, "qwen3", spare=1)
+    with torch.inference_mode():
+        made = PromptGraphs(executor._decoder, Cramped(), room_of(executor), tokens=(8, 16, 32, 64))
+    assert made.sizes == [8, 16]
+    asyncio.run(executor.stop())
 
 
 def test_sizes() -> None:

@@ -138,7 +138,10 @@ class PromptGraphs:
 
         if tokens > self._max_context:
             return
-        play = recorder.record(run)
+        try:
+            play = recorder.record(run)
+        except torch.OutOfMemoryError:
+            return  # it was run before it was to be recorded; smaller ones may do
         if _seconds(play, self._device) <= LONGEST_S:
             self._plays[tokens, chunks] = play, meta
 
