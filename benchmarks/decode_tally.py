@@ -7,6 +7,9 @@ by the engine's own compiler), each with its median over the steps, so that bein
 else by the thread's processor time around it. "layers, Python" is what is left of the forward, the stamps with it.
 GB/s: the bytes that a kind must read (weights as they are packed; keys and values of the context) by its time; a plain
 read of memory is timed between the steps. Medians over steps; the other processes of the machine hardly matter.
+
+A lane runs pieces on end; here they are run one at a time, and what the Python between them costs is told by steps of
+both kinds in turns, before the stamps are put in.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import ctypes
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +35,7 @@ from penstock.engine.torch.build import EngineConfig, build_decoder
 from penstock.engine.torch.decoder import Alone, Decoder, StepInput
 from penstock.engine.torch.kernels import library
 from penstock.engine.torch.kernels.build import find_compiler
-from penstock.engine.torch.kernels.program import Program, ProgramStep
+from penstock.engine.torch.kernels.program import Halt, Program, ProgramStep
 from penstock.engine.torch.ports import StepMeta
 from penstock.lab.speed.reading import loop
 
@@ -153,6 +157,31 @@ def stepper(
     return step
 
 
+def with_and_without_pieces(step: Callable[[], None], turns: int) -> tuple[float, float]:
+    """Milliseconds of a step whose pieces run one at a time, and on end as on a lane's thread."""
+    took: tuple[list[float], list[float]] = ([], [])
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            for turn in range(2 * turns + 2):
+                if turn == 0:
+                    halt.bind()
+                halt.set(
+                    turn % 2 == 0
+                )  # somebody always wants the thread: it looks up after every piece
+                begin = time.thread_time()
+                step()
+                if turn > 1:
+                    took[turn % 2].append(1e3 * (time.thread_time() - begin))
+
+    halt = Halt()
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return statistics.median(took[0]), statistics.median(took[1])
+
+
 def plain_read(memory: torch.Tensor) -> float:
     """GB/s."""
     begin = time.thread_time()
@@ -177,6 +206,7 @@ def tally(folder: Path, weights: str, args: argparse.Namespace, cache: Path) -> 
         kept.append((self, calls))
         original(self, recorder, calls, pieces)
 
+    apart, on_end = with_and_without_pieces(step, args.steps // 2)
     Program.__init__ = watched  # type: ignore[method-assign]
     rows: list[dict[str, float]] = []
     taken: list[NDArray[np.int64]] = []
@@ -213,6 +243,7 @@ def tally(folder: Path, weights: str, args: argparse.Namespace, cache: Path) -> 
     median["layers, Python"] = median.pop("layers") - sum(native.values())
     total = sum(median.values())
     print(f"{weights}: {total:.2f} ms; a plain read gets {max(speeds):.1f} GB/s")
+    print(f"    steps without stamps: {on_end:.2f} ms on end, {apart:.2f} ms piece by piece")
     for name, took in sorted(median.items(), key=lambda item: -item[1]):
         speed = f"{read[name] / took / 1e6:6.1f} GB/s" if name in read else ""
         print(f"    {name:16} {took:7.3f} ms {100 * took / total:5.1f}% {speed}")
