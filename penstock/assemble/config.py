@@ -34,6 +34,7 @@ from typing import cast, get_args
 from penstock.assemble.cache_config import CacheConfig
 from penstock.assemble.hand_off_config import HandOffConfig
 from penstock.assemble.presets import GUESSING, bring_host_memory, guessing, policy_tables
+from penstock.assemble.vision import check_images
 from penstock.cluster.arbiter import MoveRules
 from penstock.cluster.bundles import RayConfig
 from penstock.cluster.deployment import Outlive
@@ -340,6 +341,7 @@ def check(config: Config) -> None:
             made = policy_of(slot, table, f"{where}.{slot}")
             if slot == "blocks" and fleet.cache.store != "radix":
                 _refuse_tree_policy(made, f"{where}.{slot}")
+        check_images(fleet.executor, fleet.roles or {}, tables["batch"], f"fleet[{index}]")
 
 
 def _check_steered(fleet: FleetConfig, tables: dict[str, Table], where: str) -> None:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.assemble.canvases import canvas_outside, fills_canvases
 from penstock.assemble.config import Config, FleetConfig, ServeConfig
+from penstock.assemble.encoding import encoding
 from penstock.assemble.print_config import print_config
+from penstock.assemble.vision import tower_blocks
 from penstock.cluster.inside import Inside
 from penstock.cluster.link import ReplicaLink
 from penstock.cluster.logs import close_log, header_of, open_log
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from penstock.cluster.keeper import Runtime
 
 MAX_REPEAT = 1 << 20
+EMBEDDING_ITEM_BYTES = 2  # fp16 or bf16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +149,8 @@ def modelled_leaves(config: Config, log: Log, *, meters: Meters | None = None) -
 def modelled_outside(
     spec: ReplicaSpec, log: Log, *, meters: Meters | None = None, fabric: Fabric | None = None
 ) -> Outside:
-    """A modelled executor and predictors of the same step model. Raises BadConfig, BadModel.
-
-    Without a `fabric` requests move without their keys and values.
+    """A modelled executor and predictors of the same step model; without a `fabric` requests move without their keys
+    and values. Raises BadConfig, BadModel.
     """
     executor = replace(spec.executor, kind="modelled")
     shape = shape_of_model(spec.model, executor)
@@ -180,6 +182,7 @@ def modelled_outside(
         max_adapters=spec.max_adapters,
         moves_jobs=spec.speculation is None,
         lends=spec.lends and fabric is not None,
+        encodes=executor.vision is not None,
     )
     meter = None if meters is None else meter_of(executor, shape)
     if meters is not None and meter is not None:
@@ -217,7 +220,12 @@ def _transport(spec: ReplicaSpec, shape: ModelShape, fabric: Fabric) -> Modelled
         block_bytes=round(shape.kv_bytes * spec.block_size),
         devices=min(spec.executor.tensor_parallel, shape.kv_heads),  # beyond that heads are doubled
     )
-    return ModelledTransport(fabric, card, behind=_num_blocks(spec, shape))
+    return ModelledTransport(
+        fabric,
+        card,
+        behind=_num_blocks(spec, shape),
+        embedding_bytes=EMBEDDING_ITEM_BYTES * shape.hidden,
+    )
 
 
 def _check_named(spec: ReplicaSpec, templates: Iterable[StepTemplate]) -> None:
@@ -260,6 +268,9 @@ def _modelled(
         _check_lends(spec, caps)
         more = dict(caps=caps, scheduler=scheduler, meter=meter, templates=templates)
         return _lending(spec, shape, model, fabric, more)
+    if caps.encodes:
+        more = dict(scheduler=scheduler, meter=meter, templates=templates)
+        return encoding(spec, model, caps, more)
     if spec.speculation is not None:
         guesses = spec.speculation.model
         return DraftingExecutor(
@@ -359,9 +370,11 @@ def _num_blocks(spec: ReplicaSpec, shape: ModelShape) -> int:
     if spec.memory_bytes is not None or spec.executor.gpu is None:
         room = spec.memory_bytes if spec.memory_bytes is not None else 1 << 30
         return max(1, int(room // (shape.kv_bytes * spec.block_size)))
-    return num_blocks(
+    executor = spec.executor
+    blocks = num_blocks(
         card_of(spec.executor.gpu),
         shape,
-        tp=spec.executor.tensor_parallel,
+        tp=executor.tensor_parallel,
         block_size=spec.block_size,
     )
+    return max(1, blocks - tower_blocks(executor, shape.kv_bytes * spec.block_size))

@@ -61,6 +61,11 @@ def localise(config: Config) -> Config:
                 f"fleet[{index}].executor.kind is {fleet.executor.kind!r}, which cannot serve text",
                 hint="`penstock simulate` runs modelled executors",
             )
+        if fleet.executor.vision is not None:
+            raise BadConfig(
+                f"fleet[{index}].executor.vision: real engines take text only",
+                hint="leave it out, or run `penstock simulate`",
+            )
         folder = find_model(
             fleet.model,
             revision=fleet.revision,

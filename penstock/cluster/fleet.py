@@ -352,11 +352,11 @@ class Fleet:
         port, state = self._ports[chosen], ticket.state() if ticket.is_heard else None
         seq = self._router.last_seq(chosen)
         request = ticket.request_now()
-        ticket.pauses = state is None and self._hand_off.pauses(ticket, chosen)
+        ticket.pauses = self._hand_off.pauses(ticket, chosen) if state is None else None
         if state is None:
             submit: Callable[..., None] = port.submit
             if ticket.pauses:
-                submit = partial(cast(MovingPort, port).submit, pauses=True)
+                submit = partial(cast(MovingPort, port).submit, pauses=ticket.pauses)
             self._fetches.hint(request, chosen)
             wants_all = self._hears_all or ticket.on_output is not None
             submit(request, ticket.hear, on_failed=ticket.fail, every_token=wants_all, seq=seq)

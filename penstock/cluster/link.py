@@ -46,7 +46,7 @@ from penstock.core.messages import (
 from penstock.core.moving import JobState
 from penstock.core.ports import Channel, OnFailed, OnOutput
 from penstock.core.schema import check_schema
-from penstock.core.types import Report, Request, Role
+from penstock.core.types import Report, Request, Role, Stage
 from penstock.net.outbox import Outbox
 
 _log = logging.getLogger("penstock.cluster")
@@ -189,7 +189,7 @@ class ReplicaLink(MovingEnd, ReshapingEnd, FetchingEnd):
         every_token: bool = True,
         state: JobState | None = None,
         seq: int = 0,
-        pauses: bool = False,
+        pauses: Stage | None = None,
     ) -> None:
         if self._channel is None or self._outbox is None:
             lost = ReplicaLost("the replica is not running", hint="send the request again")

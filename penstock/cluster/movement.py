@@ -39,7 +39,7 @@ from penstock.core.errors import PenstockError
 from penstock.core.messages import Offered, Taken
 from penstock.core.moving import KvCard, Migrated, MoveMode, MoveOutcome
 from penstock.core.ports import MovingPort, OnFailed, OnOutput
-from penstock.core.types import Request
+from penstock.core.types import Request, Stage
 
 Phase = Literal["staging", "leaving", "taking", "over"]
 
@@ -92,6 +92,7 @@ class Movement:
         self.number, self.moved = number, moved
         self.source, self.target, self.mode = source, target, mode
         self.phase: Phase = "staging" if mode == "live" else "leaving"
+        self.pauses: Stage | None = None  # before which it stands still at the target
         self.lost: PenstockError | None = None  # why the source is gone, while the target decides
         self._who, self._bounds = who, bounds
         self._on_over: OnOver | None = None
@@ -99,7 +100,7 @@ class Movement:
         self._left_at: float | None = None
         self._has_taken = False  # the target holds something of it
         self._preemptions: int | None = None
-        self._stages = self._num_blocks = self._num_known = 0
+        self._stages = self._num_blocks = self._num_known = self._num_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, on_over: OnOver) -> None:
@@ -162,6 +163,7 @@ class Movement:
             address="" if self.mode == "queued" else card.address,
             is_first=not self._has_taken,
             waits=self.mode == "pull",
+            pauses=self.pauses,
         )
         self._has_taken = True
         self._num_known = len(told.blocks)
@@ -176,6 +178,7 @@ class Movement:
                 self._abort("target_aborted", told.error)
                 return
             self._num_blocks += told.num_blocks
+            self._num_bytes += told.num_bytes
             self._stages += 1
             if told.is_last:
                 self._commit()
@@ -227,7 +230,8 @@ class Movement:
             asked_at=self._asked_at,
             stages=self._stages,
             num_blocks=self._num_blocks,
-            num_bytes=self._num_blocks * (0 if card is None else card.block_bytes),
+            num_bytes=self._num_bytes
+            + self._num_blocks * (0 if card is None else card.block_bytes),
             pause_s=None if self._left_at is None else at - self._left_at,
         )
         assert self._on_over is not None, "it has begun"

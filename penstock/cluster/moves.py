@@ -36,9 +36,15 @@ class Moves:
         self.under_way: dict[str, Move] = {}  # by request
 
     def begin(
-        self, request_id: str, target: str, mode: MoveMode, on_over: OnOver | None = None
+        self,
+        request_id: str,
+        target: str,
+        mode: MoveMode,
+        on_over: OnOver | None = None,
+        *,
+        pauses: Stage | None = None,
     ) -> None:
-        """See Fleet.move."""
+        """See Fleet.move. `pauses`: before which stage it stands still at the target."""
         ticket = self._tickets.get(request_id)
         why = self._why_not(ticket, target, mode)
         if ticket is None or why is not None:
@@ -73,6 +79,7 @@ class Moves:
             who=self._router.name,
             bounds=self._bounds,
         )
+        ticket.movement.pauses = pauses
         self.under_way[request_id] = Move(ticket.request.id, ticket.replica, target, mode)
         ticket.movement.begin(over)
 

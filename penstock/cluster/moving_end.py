@@ -23,7 +23,7 @@ from penstock.core.messages import (
 )
 from penstock.core.moving import KvCard, SettleHow
 from penstock.core.ports import OnMoved
-from penstock.core.types import Request
+from penstock.core.types import Request, Stage
 
 SMALL_BYTES = 256  # what a modelled link is charged for a message without tokens
 TOKEN_BYTES = 4
@@ -113,11 +113,12 @@ class MovingEnd(ABC):
         address: str,
         is_first: bool,
         waits: bool = False,
+        pauses: Stage | None = None,
     ) -> None:
         state = offered.state
         assert state is not None, "nothing was offered"
         if not address:
-            state = replace(state, computed=0)
+            state = replace(state, computed=0, encoded=0)
         told = Take(
             move,
             request.id,
@@ -127,6 +128,7 @@ class MovingEnd(ABC):
             request if is_first else None,
             address,
             offered.blocks if address else (),
+            pauses,
         )
         num_tokens = len(state.output_ids) + len(told.blocks)
         self._put(told, TOKEN_BYTES * (num_tokens + is_first * request.prompt.num_tokens))

@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from penstock.cluster.sight import Sight
 from penstock.core.errors import BadRequest
@@ -139,38 +139,18 @@ class Router:
         if self._is_read:
             self._emit(Arrived.of(request, at=now, who=self.name, seq=0, hashes=hashes))
 
-    def choose(
-        self, now: float, request: Request, tried: Collection[str] = (), *, stage: Stage = STAGE
-    ) -> str | None:
+    def choose(self, now: float, request: Request, tried: Collection[str] = ()) -> str | None:
         """The replica that takes the request, counted as outstanding there; None = nobody can now.
 
-        With stage "decode" it takes it over, and counts as coming until it has or will not (`moved`). `again_s`
-        says after how many seconds the policy wants to be asked once more, if it does.
+        `again_s` says after how many seconds the policy wants to be asked once more, if it does.
         """
+        stage = self._first_stage(request, tried) if request.parts else STAGE
         view = self._view(now, request, tried, stage)
-        decision = self._alternate(view) if tried and stage == STAGE else None
+        decision = self._alternate(view) if tried else None
         if decision is None:
-            policy = self._policy if stage == STAGE else self._decode
-            decision = policy.decide(view)
-        if self._is_checked:
-            self._check(view, decision)
+            decision = self._policy.decide(view)
+        self._decided(view, decision, UNSET)
         chosen, self.again_s = decision.replica, decision.again_s
-        if self._is_read:
-            self._emit(
-                Routed(
-                    at=now,
-                    who=self.name,
-                    request=request.id,
-                    replica=chosen,
-                    stage=stage,
-                    why=decision.why,
-                    tried=UNSET if stage == STAGE else tuple(tried),
-                )
-            )
-        if stage != STAGE:
-            if chosen is not None:
-                self._coming[request.id] = chosen
-            return chosen
         self.moves = decision.moves
         if decision.alternates:
             self._alternates[request.id] = decision.alternates
@@ -183,6 +163,50 @@ class Router:
             self.sight.send(now, request, report, hit)
         return chosen
 
+    def hand_on(
+        self, now: float, request: Request, tried: Collection[str], *, stage: Stage
+    ) -> str | None:
+        """The replica that takes the request over for a later stage; None = it stays where it is.
+
+        It counts as coming until it has it or will not (`moved`).
+        """
+        view = self._view(now, request, tried, stage)
+        if self._coming:
+            outstanding = Counter(self.outstanding)
+            outstanding.update(self._coming.values())
+            view.outstanding = outstanding
+        decision = (self._decode if stage == "decode" else self._policy).decide(view)
+        self._decided(view, decision, tuple(tried))
+        if decision.replica is not None:
+            self._coming[request.id] = decision.replica
+        return decision.replica
+
+    def _decided(
+        self, view: route.View, decision: route.Decision, tried: tuple[str, ...] | UnsetType
+    ) -> None:
+        if self._is_checked:
+            self._check(view, decision)
+        if self._is_read:
+            self._emit(
+                Routed(
+                    at=view.now,
+                    who=self.name,
+                    request=view.request.id,
+                    replica=decision.replica,
+                    stage=view.stage,
+                    why=decision.why,
+                    tried=tried,
+                )
+            )
+
+    def _first_stage(self, request: Request, tried: Collection[str]) -> Stage:
+        """Images are encoded where prompts are computed unless somebody takes that stage."""
+        for report in self.reports.values():
+            if report.role in ("encode", "encode-decode") and report.replica not in tried:
+                if route.is_candidate(report, "encode"):
+                    return "encode"
+        return STAGE
+
     def last_seq(self, replica: str) -> int:
         """The number of the request that was routed there last."""
         return self.sight.dispatches.last_seq(replica)
@@ -191,10 +215,6 @@ class Router:
         self, now: float, request: Request, tried: Collection[str], stage: Stage
     ) -> route.View:
         sight, reports = self.sight, list(self.reports.values())
-        outstanding: Mapping[str, int] = self.outstanding
-        if stage != STAGE and self._coming:
-            outstanding = Counter(self.outstanding)
-            outstanding.update(self._coming.values())
         if tried:
             reports = [report for report in reports if report.replica not in tried]
         return route.View(
@@ -203,7 +223,7 @@ class Router:
             request=request,
             stage=stage,
             reports=reports,
-            outstanding=outstanding,
+            outstanding=self.outstanding,
             kept=None if tried or stage != STAGE else self._columns,
             able=None if tried or stage != STAGE else self._able,
             backlogs=self._backlogs,

@@ -92,6 +92,7 @@ class ExecutorSpec:
     of `gpu` (cost.divided) and changes within `reshape_s`, meanwhile serving or not (`reshape_stops`). None: no such
     devices.
     `start_s`: what it takes a modelled replica to come up that is added while others serve.
+    `vision`: the tower (cost.vision) by which a modelled replica takes images; None: text only, as all real ones.
     `graphs`: decode steps of up to `graph_batch` jobs are recorded on CUDA where that is possible, or never ("off").
     """
 
@@ -127,6 +128,7 @@ class ExecutorSpec:
     reshape_s: float = 2.43
     reshape_stops: bool = False
     start_s: float = 0.0
+    vision: str | None = None
 
     def __post_init__(self) -> None:
         if self.tensor_parallel < 1:
@@ -214,6 +216,8 @@ class ReplicaSpec:
         for each in dataclasses.fields(self):
             if each.name in UNTOLD and getattr(self, each.name) == each.default:
                 del told[each.name]
+        if self.executor.vision is None:
+            del told["executor"]["vision"]
         return json.dumps(told, default=str)
 
     @classmethod

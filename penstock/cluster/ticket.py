@@ -11,7 +11,7 @@ from penstock.core.errors import BadRequest, PenstockError, StepFailed
 from penstock.core.forward import ForwardedPrompt
 from penstock.core.moving import JobState
 from penstock.core.ports import OnEnded, OnOutput
-from penstock.core.types import Output, Request
+from penstock.core.types import Output, Request, Stage
 from penstock.policy.scale import Served
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Ticket:
         self.num_output = 0
         self.ids: list[int] = []
         self.movement: Movement | None = None
-        self.pauses = False  # behind its first token, to be handed on
+        self.pauses: Stage | None = None  # before which it stands still, to be handed on
         self.borrows = False  # others keep blocks for it
 
     def served(self, error: Exception | None) -> Served:
@@ -103,6 +103,11 @@ class Ticket:
 
     def hear(self, output: Output) -> None:
         if not self.is_heard:
+            if self.pauses == "prefill":
+                if not output.num_tokens and output.finish is None:
+                    self._encoded()
+                    return
+                self.pauses = None  # it was not waited for
             self.is_heard = True
             self.first_at = now()
             self.fleet.begin(self)
@@ -123,6 +128,11 @@ class Ticket:
         if not self.left:
             self.fleet.finish(self)
         elif self.pauses and not self.is_cancelled:
+            self.fleet.hand_on(self)
+
+    def _encoded(self) -> None:
+        """Its images are."""
+        if not self.is_cancelled:
             self.fleet.hand_on(self)
 
     def fail(self, error: PenstockError) -> None:

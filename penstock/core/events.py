@@ -76,9 +76,9 @@ class Arrived(Struct, kw_only=True, gc=False):
     """A request reached `who` (input). `hashes` are hex block hashes at the replica's block size.
 
     A prompt of a trace carries what its hashes are made of instead: `hash_ids` of runs of `traced_size` tokens, `salt`.
-    `is_scored`: every prompt token is computed, so nothing of it is shared. `num_output` tokens of its answer came
-    along with a request that went on elsewhere before, asked for and begun so many seconds ago (`ages`); `move`: it
-    comes from another replica, and Took follows.
+    `is_scored`: every prompt token is computed, so nothing of it is shared. `images`: tokens of each.
+    `num_output` tokens of its answer came along with a request that went on elsewhere before, asked for and begun so
+    many seconds ago (`ages`); `move`: it comes from another replica, and Took follows.
     """
 
     kind: Literal["arrived"] = "arrived"
@@ -104,6 +104,7 @@ class Arrived(Struct, kw_only=True, gc=False):
     num_output: int | UnsetType = UNSET
     ages: tuple[float, float | None] | UnsetType = UNSET
     move: int | UnsetType = UNSET
+    images: tuple[int, ...] | UnsetType = UNSET
 
     @classmethod
     def of(
@@ -143,13 +144,14 @@ class Arrived(Struct, kw_only=True, gc=False):
             num_output=UNSET if state is None else state.num_output,
             ages=UNSET if state is None else (state.age_s, state.first_token_age_s),
             move=move,
+            images=tuple([part.num_tokens for part in request.parts]) if request.parts else UNSET,
         )
 
 
 class Routed(Struct, kw_only=True, gc=False):
     """A fleet chose (decision). `replica` None = refused for now.
 
-    `tried`: with stage "decode", those it was not to choose; of others it follows from what is written before.
+    `tried`: of a request that is handed on, those it was not to choose; of others it follows from what stands before.
     """
 
     kind: Literal["routed"] = "routed"
@@ -198,7 +200,7 @@ class Stepped(Struct, kw_only=True, gc=False):
     reach the last layer. `interrupted` and `resumed`: plans that were asked to stop inside their forward, or to go on.
     `share`: of the device that the plan has beside other lanes.
     `offloaded`: those of `evicted` whose blocks are kept in host memory; `loaded`: those of `admitted` that get them
-    back.
+    back. `images`: (seq, number) of those that are encoded.
     """
 
     kind: Literal["stepped"] = "stepped"
@@ -221,6 +223,7 @@ class Stepped(Struct, kw_only=True, gc=False):
     offloaded: tuple[int, ...] = ()
     loaded: tuple[int, ...] = ()
     share: float = 1.0
+    images: tuple[tuple[int, int], ...] | UnsetType = UNSET
 
 
 class Suspended(Struct, kw_only=True, gc=False):

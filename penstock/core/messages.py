@@ -11,15 +11,15 @@ from typing import Literal, NamedTuple
 from penstock.core.fetching import Hint, Leave, Seek, Show, Shown
 from penstock.core.moving import JobState, KvCard, SettleHow
 from penstock.core.reshaping import NewShape, Placing
-from penstock.core.types import SCHEMA, BlockHash, Output, Report, Request, Role
+from penstock.core.types import SCHEMA, BlockHash, Output, Report, Request, Role, Stage
 
 
 @dataclass(slots=True)
 class Submit:
     """Fleet -> replica. Without `every_token` only the last output of each answer is sent back.
 
-    With a `state` the request's one answer goes on behind the tokens that it has. One that `pauses` stands still behind
-    its first token, until Offer or GoOn.
+    With a `state` the request's one answer goes on behind the tokens that it has. One that `pauses` stands still before
+    that stage (decode: behind its first token, prefill: when its images are encoded), until Offer or GoOn.
     `seq` rises with every request a fleet sends to this replica, which says in its reports how far it has come.
     """
 
@@ -27,7 +27,7 @@ class Submit:
     every_token: bool = True
     state: JobState | None = None
     seq: int = 0
-    pauses: bool = False
+    pauses: Stage | None = None
     kind: Literal["submit"] = "submit"
 
 
@@ -113,7 +113,7 @@ class Take:
     """Fleet -> replica: copy the blocks of positions [0, state.computed) that are not here; with the last one, go on.
 
     `blocks`: the source's, from the first position on, to be read at `address`. The request comes with the first Take
-    of a movement. `waits`: until there is room; otherwise answer at once that there is none.
+    of a movement. `waits`: until there is room; otherwise answer at once that there is none. `pauses`: as with Submit.
     """
 
     move: int
@@ -124,6 +124,7 @@ class Take:
     request: Request | None = None
     address: str = ""
     blocks: tuple[int, ...] = ()
+    pauses: Stage | None = None
     kind: Literal["take"] = "take"
 
 
@@ -220,12 +221,16 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Replica -> fleet: the answer to Take; after the last one it runs here. `num_blocks` were copied."""
+    """Replica -> fleet: the answer to Take; after the last one it runs here.
+
+    `num_blocks` were copied, and `num_bytes` of embeddings.
+    """
 
     move: int
     is_last: bool
     num_blocks: int = 0
     error: str | None = None
+    num_bytes: int = 0
     kind: Literal["taken"] = "taken"
 
 

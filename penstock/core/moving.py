@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
-from penstock.core.types import SCHEMA, BlockHash
+from penstock.core.types import SCHEMA, BlockHash, Stage
 
 MoveMode = Literal["live", "blocking", "queued", "pull"]
 SettleHow = Literal["release", "resume", "confirm", "drop"]
@@ -22,9 +22,10 @@ SettleHow = Literal["release", "resume", "confirm", "drop"]
 class JobState:
     """A job as it travels, beside its request: all that another replica needs to go on with it.
 
-    `computed`: positions whose keys and values come along, 0 = none. `output_ids` is empty where tokens are modelled.
-    `filled`: hashes of full blocks behind those of the prompt. `chance`: what its tokens are drawn from; None = the
-    replica's own choice. Instants travel as ages, in seconds before the state was taken, as clocks of machines differ.
+    `computed`: positions whose keys and values come along, 0 = none. `encoded`: images whose embeddings do.
+    `output_ids` is empty where tokens are modelled. `filled`: hashes of full blocks behind those of the prompt.
+    `chance`: what its tokens are drawn from; None = the replica's own choice. Instants travel as ages, in seconds
+    before the state was taken, as clocks of machines differ.
     """
 
     answer: int = 0
@@ -41,6 +42,7 @@ class JobState:
     admitted_age_s: float | None = None
     first_token_age_s: float | None = None
     last_token_age_s: float | None = None
+    encoded: int = 0
     schema: int = SCHEMA
 
 
@@ -70,12 +72,16 @@ class MoveAsked(Struct, kw_only=True, frozen=True, gc=False):
 
 
 class PauseAsked(Struct, kw_only=True, frozen=True, gc=False):
-    """A replica was told to stop a request behind its first token (input): it stands still until it moves or WentOn."""
+    """A replica was told to stop a request behind its first token (input): it stands still until it moves or WentOn.
+
+    `before`: the stage that it is not to begin, where that is another one than "decode".
+    """
 
     kind: Literal["pause_asked"] = "pause_asked"
     at: float
     who: str
     request: str
+    before: Stage | UnsetType = UNSET
 
 
 class WentOn(Struct, kw_only=True, frozen=True, gc=False):
@@ -103,7 +109,7 @@ class Parted(Struct, kw_only=True, frozen=True, gc=False):
 class Took(Struct, kw_only=True, frozen=True, gc=False):
     """A replica was told to take a job in (input), with so much of it, in `num_blocks` of the source's.
 
-    `filled`: hex hashes of blocks that its answer filled.
+    `filled`: hex hashes of blocks that its answer filled. `encoded`: images whose embeddings come.
     Instants of the job's life come as ages.
     """
 
@@ -125,6 +131,7 @@ class Took(Struct, kw_only=True, frozen=True, gc=False):
     admitted_age_s: float | None = None
     first_token_age_s: float | None = None
     last_token_age_s: float | None = None
+    encoded: int | UnsetType = UNSET
 
 
 class Granted(Struct, kw_only=True, frozen=True, gc=False):

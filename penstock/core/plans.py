@@ -74,8 +74,18 @@ class Opening(NamedTuple):
     state: JobState | None = None
 
 
+class Encoding(NamedTuple):
+    """The next images of a job, by the tokens that each stands for."""
+
+    seq: int
+    tokens: tuple[int, ...]
+
+
 class Plan(Struct, gc=False):
-    """What an executor runs: one lane of one step, self-contained (it may cross a process boundary)."""
+    """What an executor runs: one lane of one step, self-contained (it may cross a process boundary).
+
+    `images` are encoded before the work, of which there may be none then.
+    """
 
     id: PlanId
     work: tuple[Work, ...] | Decodes
@@ -86,6 +96,7 @@ class Plan(Struct, gc=False):
     nano: str | None = None
     num_running: int = 0  # for charging scheduler time in simulation
     num_waiting: int = 0
+    images: tuple[Encoding, ...] = ()
 
 
 class Sampled(NamedTuple):

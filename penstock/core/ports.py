@@ -23,7 +23,7 @@ from penstock.core.plans import Adapted, Done, Filed, Filing, Moved, Plan, Trans
 from penstock.core.reshaping import NewShape, Placing
 from penstock.core.transport import Runs as Runs
 from penstock.core.transport import Transport as Transport
-from penstock.core.types import BlockHash, Caps, Output, PlanId, Report, Request, Role
+from penstock.core.types import BlockHash, Caps, Output, PlanId, Report, Request, Role, Stage
 
 Completion = Done | Yielded | Moved | Filed | Adapted
 Grain = Literal["step", "layer", "operator"]
@@ -303,11 +303,10 @@ class MovingPort(ReplicaPort, Protocol):
         every_token: bool = True,
         seq: int = 0,
         state: JobState | None = None,
-        pauses: bool = False,
+        pauses: Stage | None = None,
     ) -> None:
-        """With a `state` the request's one answer goes on behind the tokens that it has.
-
-        One that `pauses` stands still behind its first token until it moves, or is told to `go_on`.
+        """With a `state` its one answer goes on behind the tokens that it has. One that `pauses` stands still before
+        that stage until it moves, or is told to `go_on`.
         """
         ...
 
@@ -324,6 +323,7 @@ class MovingPort(ReplicaPort, Protocol):
         address: str,
         is_first: bool,
         waits: bool = False,
+        pauses: Stage | None = None,
     ) -> None: ...
 
     def settle(self, move: int, request_id: str, how: SettleHow) -> None: ...

@@ -36,3 +36,11 @@ class Transport(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class EmbeddingTransport(Transport, Protocol):
+    """One of a replica that takes images, which peers may have encoded."""
+
+    async def pull_embeddings(self, address: str, num_tokens: int) -> int:
+        """Copy the embeddings of so many tokens; the bytes, when they are here. Raises ReplicaLost."""
+        ...

@@ -38,7 +38,9 @@ BlockHash = NewType("BlockHash", bytes)
 
 Kind = Literal["generate", "embed", "score"]
 Stage = Literal["encode", "prefill", "decode"]
-Role = Literal["any", "encode", "prefill", "decode"]  # the stages that a replica takes requests for
+# The stages that a replica takes requests for. Images of a prompt are encoded where it is computed unless somebody
+# takes that stage.
+Role = Literal["any", "encode", "prefill", "decode", "encode-decode"]
 Phase = Literal["extend", "refresh", "reuse", "commit", "full", "verify"]
 Status = Literal["waiting", "blocked", "running", "suspended", "offloaded", "in_transfer", "ended"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -58,7 +60,7 @@ class Prompt(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One piece of a prompt that is not text (media later): its kind, digest and the tokens it stands for."""
+    """One piece of a prompt that is not text (images, of modelled replicas): its kind, digest, and its tokens."""
 
     kind: Literal["image", "audio", "video"]
     digest: bytes
@@ -286,6 +288,7 @@ class Caps:
     templates: tuple[StepTemplate, ...] = ()
     moves_jobs: bool = False  # jobs can be taken out and in; see core.ports.PortableExecutor
     lends: bool = False  # see core.sharing.LendingExecutor
+    encodes: bool = False  # images (Plan.images)
 
 
 class Output(NamedTuple):
@@ -381,5 +384,6 @@ class Report(Struct, kw_only=True, gc=False):
     lent_blocks: int | UnsetType = UNSET  # kept for other replicas' requests, where it can lend
     away_blocks: int | UnsetType = UNSET  # of its own requests, kept by others
     brought: tuple[BroughtReport, ...] | UnsetType = UNSET
+    image_tokens: int | UnsetType = UNSET  # of images to encode, where it holds any
     jobs: tuple[JobReport, ...] | UnsetType = UNSET
     schema: int = SCHEMA

@@ -72,6 +72,7 @@ PRESETS: dict[str, ModelShape] = {
         _opt("opt-13b", hidden=5120, layers=40, heads=40),
         _opt("opt-66b", hidden=9216, layers=64, heads=72),
         _preset("mistral-7b", (4096, 32, 32, 8, 128, 14336, 32000, 32768)),
+        _preset("qwen2-7b", (3584, 28, 28, 4, 128, 18944, 152064, 32768), has_qkv_bias=True),
         _preset("qwen2.5-14b", (5120, 48, 40, 8, 128, 13824, 152064, 131072), has_qkv_bias=True),
         _preset(
             "qwen3-0.6b",

@@ -129,6 +129,8 @@ class Flights:
 
     def _abort(self, now: float, flight: Flight) -> None:
         self._executor.abort(flight.plan.id)
+        if flight.plan.images:
+            self._parts.roster.images.end(flight.plan.images, is_done=False)
         for work, job in zip(flight.plan.work, flight.jobs, strict=True):
             job.in_flight -= work.tokens
             self._parts.finish(now, job, "cancelled")

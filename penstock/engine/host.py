@@ -205,8 +205,8 @@ class Host:
             self._adapters.refuse_if_unknown(request)
             self._hash(request)
             self.replica.submit(request, every_token=told.every_token, state=told.state)
-            if told.pauses:
-                self._moves.pause(request.id)
+            if told.pauses is not None:
+                self._moves.pause(request.id, told.pauses)
             self._fetches.submitted(request.id)
         except PenstockError as error:
             refusal = Refuse(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from penstock.core.errors import PenstockError
+from penstock.core.images import images_of
 from penstock.core.messages import (
     Borrow,
     GiveBack,
@@ -21,6 +23,8 @@ from penstock.core.messages import (
 )
 from penstock.core.moving import KvCard
 from penstock.core.ports import Transport
+from penstock.core.transport import EmbeddingTransport
+from penstock.core.types import Stage
 from penstock.engine.joinings import Landing, Pairs, Taking
 from penstock.engine.loans import Borrowing, Lending, Returning
 from penstock.engine.partings import Offering, Settling
@@ -102,10 +106,10 @@ class HostMoves:
 
             replica.move(Lending(loan, told.num_blocks, on_lent))
 
-    def pause(self, request: str) -> None:
-        """Behind its first token; see engine.pauses."""
+    def pause(self, request: str, before: Stage) -> None:
+        """See engine.pauses."""
         self._pausing.add(request)
-        self._replica.move(Pausing(request))
+        self._replica.move(Pausing(request, before))
 
     def go_on(self, request: str) -> None:
         self._pausing.discard(request)
@@ -141,7 +145,7 @@ class HostMoves:
         def on_granted(pairs: Pairs | str) -> None:
             if isinstance(pairs, str):
                 self._say(Taken(told.move, told.is_last, error=pairs), STATE_BYTES)
-            elif pairs:
+            elif pairs or _brings_embeddings(told):
                 self._pull(told, pairs)
             else:
                 self._land(told, 0, None)
@@ -156,6 +160,9 @@ class HostMoves:
             self._replica.move(order)
         except (PenstockError, ValueError) as error:
             self._say(Taken(told.move, told.is_last, error=str(error)), STATE_BYTES)
+            return
+        if told.pauses is not None:
+            self.pause(told.name, told.pauses)
 
     def _pull(self, told: Take, pairs: Pairs) -> None:
         task = asyncio.get_running_loop().create_task(self._copy(told, pairs))
@@ -163,17 +170,29 @@ class HostMoves:
         task.add_done_callback(self._tasks.discard)
 
     async def _copy(self, told: Take, pairs: Pairs) -> None:
-        error = None
+        error, num_bytes = None, 0
         try:
             if self._transport is None:
                 error = "this replica cannot copy blocks"
-            else:
+            elif pairs:
                 await self._transport.pull(told.address, pairs)
+            else:
+                num_bytes = await self._pull_embeddings(told, self._transport)
         except PenstockError as failed:
             error = failed.message
-        self._land(told, sum([count for _, _, count in pairs]), error)
+        self._land(told, sum([count for _, _, count in pairs]), error, num_bytes)
 
-    def _land(self, told: Take, num_blocks: int, error: str | None) -> None:
-        taken = Taken(told.move, told.is_last, num_blocks, error)
+    async def _pull_embeddings(self, told: Take, transport: Transport) -> int:
+        assert told.request is not None, "nothing of it came before"
+        num_tokens = sum(images_of(told.request)[: told.state.encoded])
+        return await cast(EmbeddingTransport, transport).pull_embeddings(told.address, num_tokens)
+
+    def _land(self, told: Take, num_blocks: int, error: str | None, num_bytes: int = 0) -> None:
+        taken = Taken(told.move, told.is_last, num_blocks, error, num_bytes)
         self._replica.move(Landing(told.move, error, lambda: self._say(taken, STATE_BYTES)))
         self._touch()  # nobody is answered where it was dropped meanwhile, and that frees its blocks
+
+
+def _brings_embeddings(told: Take) -> bool:
+    """Where keys and values come, nobody needs what they were made of."""
+    return told.state.encoded > 0 and not told.state.computed and bool(told.address)

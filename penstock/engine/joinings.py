@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from penstock.core.moving import Granted, JobState, Landed, Took
 from penstock.core.types import Job, Request
@@ -222,6 +222,7 @@ class Joinings:
         parts, state = self._parts, asked.state
         job.computed = max(job.computed, state.computed)
         parts.briefing.bring(job, state)
+        parts.roster.images.bring(job, state.encoded, has_blocks=state.computed > 0)
         if state.computed:
             self._unproven[asked.move] = job
             parts.roster.admit(job)
@@ -290,4 +291,5 @@ def _took(now: float, who: str, asked: Taking) -> Took:
         admitted_age_s=state.admitted_age_s,
         first_token_age_s=state.first_token_age_s,
         last_token_age_s=state.last_token_age_s,
+        encoded=state.encoded or UNSET,
     )

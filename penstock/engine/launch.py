@@ -20,8 +20,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
+from msgspec import UNSET
+
 from penstock.core.events import Stepped
-from penstock.core.plans import Decodes, Plan
+from penstock.core.plans import Decodes, Encoding, Plan
 from penstock.core.ports import MovingExecutor
 from penstock.core.types import Caps, Job, PlanId
 from penstock.core.views import Lane, Singles
@@ -72,15 +74,8 @@ class Launch:
         lanes: Sequence[Lane] = decision.batch.lanes
         if self._swap is not None and decision.admitted:
             lanes = self._fetch(now, self._swap, verdict)
-        places = (place for place in range(caps.max_lanes) if place not in busy)
-        has_launched = False
-        for lane, chunks in zip(lanes, verdict.chunks, strict=True):
-            if chunks:
-                place = next(places, None)
-                assert place is not None, "the batch policy planned for a busy lane"
-                self._launch(now, verdict, place, lane, chunks)
-                has_launched = True
-        if not has_launched:
+        free = [place for place in range(caps.max_lanes) if place not in busy]
+        if not self._launch_all(now, verdict, lanes, free):
             self._emit_stepped(now, verdict, None, 1, ())
         for refused, why in verdict.refused:
             told = why or "the admission policy refuses this request"
@@ -96,6 +91,24 @@ class Launch:
         )
         return True
 
+    def _launch_all(
+        self, now: float, verdict: Verdict, lanes: Sequence[Lane], free: Sequence[int]
+    ) -> bool:
+        """Into the lanes that are free; whether there was anything to launch."""
+        images: tuple[Encoding, ...] = ()
+        if self._roster.images.jobs:
+            images = self._roster.images.begin(verdict.decision, lanes)
+            if images and not any(verdict.chunks):  # a step of images alone
+                lanes, verdict.chunks = (Lane(()),), [()]
+        places, has_launched = iter(free), False
+        for lane, chunks in zip(lanes, verdict.chunks, strict=True):
+            if chunks or images:
+                place = next(places, None)
+                assert place is not None, "the batch policy planned for a busy lane"
+                self._launch(now, verdict, place, lane, chunks, images=images)
+                has_launched, images = True, ()
+        return has_launched
+
     def _evict(self, verdict: Verdict) -> None:
         offloaded = []
         for eviction in verdict.decision.evicted:
@@ -108,6 +121,8 @@ class Launch:
                 if job.seq in self._ledger.copies:
                     offloaded.append(job.seq)
             self._roster.preempt(job, is_offloaded=job.seq in self._ledger.copies)
+            if job.status == "waiting":
+                self._roster.images.lose(job)
             self._parts.briefing.preempted(job)
         verdict.offloaded = tuple(offloaded)
 
@@ -176,12 +191,23 @@ class Launch:
         )
         self._executor.launch(plan, repeat)
 
-    def _launch(self, now: float, verdict: Verdict, place: int, lane: Lane, chunks: Chunks) -> None:
+    def _launch(
+        self,
+        now: float,
+        verdict: Verdict,
+        place: int,
+        lane: Lane,
+        chunks: Chunks,
+        *,
+        images: tuple[Encoding, ...],
+    ) -> None:
         running, waiting = len(self._roster.running.jobs), len(self._roster.waiting.jobs)
         plan, jobs, left = self._parts.briefing.plan(
             place, lane, verdict.decision.batch, running, waiting
         )
-        most = min(left, verdict.stable_for) if len(jobs) == running else 1
+        most = min(left, verdict.stable_for) if len(jobs) == running and not images else 1
+        if images:
+            plan.images = images
         repeat = self._num_steps(jobs, most) if most > 1 else 1
         self._flights.running[plan.id] = Flight(plan, jobs, repeat, now, lane.chunks)
         self._emit_stepped(now, verdict, plan, repeat, chunks)
@@ -230,6 +256,9 @@ class Launch:
                 offloaded=verdict.offloaded,
                 loaded=verdict.loaded,
                 share=1.0 if plan is None else plan.share,
+                images=UNSET
+                if plan is None or not plan.images
+                else tuple([(seq, len(tokens)) for seq, tokens in plan.images]),
             )
         )
 

@@ -57,6 +57,8 @@ class Outcomes:
             )
         )
         self._parts.step_s = (done.ends[-1] - flight.launched_at) / done.steps_run
+        if flight.plan.images:
+            self._roster.images.end(flight.plan.images, is_done=done.error is None)
         if counted is None:
             self._apply_outputs(now, flight, done)
         else:

@@ -16,6 +16,7 @@ from typing import NamedTuple, cast
 
 from msgspec import Struct
 
+from penstock.core.images import ImageJob
 from penstock.core.messages import Offered
 from penstock.core.moving import JobState, MoveAsked, Parted, SettleHow
 from penstock.core.ports import PortableExecutor
@@ -176,6 +177,7 @@ class Partings:
             admitted_age_s=_age(now, job.admitted_at),
             first_token_age_s=_age(now, job.first_token_at),
             last_token_age_s=_age(now, job.last_token_at),
+            encoded=job.encoded if isinstance(job, ImageJob) else 0,
         )
 
     def _answer(self, asked: Offering, offered: Offered) -> None:

@@ -120,6 +120,8 @@ class Parts:
             self.tiers.forget(job.seq)
         if self.seeks is not None:
             self.seeks.forget(job)
+        if self.roster.images.jobs:
+            self.roster.images.forget(job.seq)
 
     def forget(self, now: float, job: Job) -> None:
         """It goes on elsewhere, or never began here: its caller is not told."""

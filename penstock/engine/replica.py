@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from penstock.core.clock import now as loop_now
-from penstock.core.errors import ContextTooLong, Draining, Overloaded
+from penstock.core.errors import BadRequest, ContextTooLong, Draining, Overloaded
 from penstock.core.events import Cancelled, Refused
 from penstock.core.messages import BlockNews
 from penstock.core.moving import JobState
@@ -150,11 +150,11 @@ class Replica:
     ) -> None:
         """Take a request; with a `state` its answer goes on from there.
 
-        Raises ContextTooLong, Overloaded or Draining; then nothing was taken.
+        Raises BadRequest, ContextTooLong, Overloaded or Draining; then nothing was taken.
         """
         try:
             self._refuse_if_needed(request)
-        except (ContextTooLong, Overloaded, Draining) as error:
+        except (BadRequest, ContextTooLong, Overloaded, Draining) as error:
             name = type(error).__name__
             who, why = self.config.name, error.message
             refused = Refused(at=loop_now(), who=who, request=request.id, code=name, why=why)
@@ -254,6 +254,12 @@ class Replica:
     def _refuse_if_needed(self, request: Request, *, is_moving: bool = False) -> None:
         if self.is_draining or self._is_stopped:
             raise Draining("this replica is shutting down", hint="send the request again elsewhere")
+        if request.parts and not self._executor.caps.encodes:
+            raise BadRequest(
+                "this replica takes text only",
+                hint="leave out the images; modelled replicas take them: executor.vision names a vision tower",
+                param="messages",
+            )
         room = self._roster.room_of(request.id)
         if request.prompt.num_tokens >= room:
             raise ContextTooLong(

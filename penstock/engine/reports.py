@@ -16,6 +16,7 @@ from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
+from penstock.core.images import images_of
 from penstock.core.types import Job, JobReport, Report, Request
 from penstock.core.views import JobView
 from penstock.engine.flights import Flights
@@ -78,6 +79,7 @@ class Reporter:
             num_preemptions=roster.num_preemptions,
             is_accepting=accepts,
             jobs=self._jobs(now, ahead),
+            image_tokens=self._image_tokens(arriving),
         )
 
     def _more(self, job: Job, ahead: Mapping[int, int]) -> int:
@@ -86,6 +88,13 @@ class Reporter:
         if not steps:
             return 0
         return max(0, -(-(job.computed + steps + 1) // ledger.block_size) - ledger.held(job))
+
+    def _image_tokens(self, arriving: Sequence[Request]) -> int | UnsetType:
+        tokens = self._parts.roster.images.num_tokens
+        for request in arriving:
+            if request.parts:
+                tokens += sum(images_of(request))
+        return tokens or UNSET
 
     def _cached(self, waiting: Sequence[Job]) -> int:
         """Tokens that waiting prompts would find: looked up anew for the first NEAR, once for those behind them."""

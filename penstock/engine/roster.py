@@ -18,6 +18,7 @@ from penstock.core.moving import JobState
 from penstock.core.plans import Sampled
 from penstock.core.prompt import private_hashes
 from penstock.core.types import BlockHash, CanvasRule, FinishReason, Job, Output, Request, Status
+from penstock.engine.encodings import Encodings
 from penstock.engine.joblist import JobList
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.residents import Residents
@@ -49,6 +50,7 @@ class Roster:
         self.fetched: dict[int, Job] = {}  # admitted, and their blocks are on the way to the device
         self.held: dict[int, Job] = {}  # on their way to another replica, or from one
         self.stand_ins: set[int] = set()  # see engine.stand_ins
+        self.images = Encodings()
         self.outputs: list[tuple[str, Output]] = []
         self._by_request: dict[str, list[Job]] = {}
         self._next_seq = 0
@@ -209,6 +211,8 @@ class Roster:
         return [] if is_there else jobs
 
     def _make(self, **facts: Any) -> Job:
+        if facts["request"].parts:
+            return self.images.make(facts["request"], facts)
         return Job(**facts) if self._canvas is None else CanvasJob(**facts, rule=self._canvas)
 
     def _hashes(self, request: Request) -> tuple[BlockHash, ...]:
@@ -347,17 +351,9 @@ class Roster:
         if not job.is_streamed:
             if reason is not None:
                 whole = Output(
-                    job.answer,
-                    (),
-                    job.num_output,
-                    reason,
-                    (),
-                    (),
-                    job.cached,
-                    error,
-                    code,
+                    job.answer, (), job.num_output, reason, (), (), job.cached, error, code,
                     sampled.vector,
-                )
+                )  # fmt: skip
                 self.outputs.append((job.request.id, whole))
             return
         output = Output(
@@ -381,6 +377,8 @@ class Roster:
         owing = [job for jobs in self._by_request.values() for job in jobs]
         owed = [job.seq for job in owing if job.status != "blocked"]
         assert sorted(listed) == sorted(owed), "jobs listed and answers owed differ"
+        strangers = set(self.images.jobs) - {job.seq for job in owing}
+        assert not strangers, "images of jobs that are gone"
         if self.residents is not None:
             self.residents.check([*self.running, *self.waiting, *fetched])
         assert len(set(listed)) == len(listed), "a job stands in two lists"

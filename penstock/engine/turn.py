@@ -283,6 +283,11 @@ class Council:
         and their numbers are not the same when steps run as one.
         """
         trace, lanes = self._trace, decision.batch.lanes
+        if decision.encodes:
+            trace.append(-9)
+            trace.extend(
+                chain.from_iterable([(job.seq, number) for job, number in decision.encodes])
+            )
         if not trace and len(lanes) == 1:
             chunks = lanes[0].chunks
             if isinstance(chunks, Singles) and not chunks.others and lanes[0].share == 1.0:

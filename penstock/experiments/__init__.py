@@ -29,6 +29,7 @@ TABLE: dict[str, str] = {
     "routers": "penstock.experiments.routers",
     "xllm": "penstock.experiments.xllm",
     "xllm-cache": "penstock.experiments.xllm_cache",
+    "xllm-encode": "penstock.experiments.xllm_encode",
     "dllm-serve": "penstock.experiments.dllm_serve",
     "elastic-moe": "penstock.experiments.elastic_moe",
     "infinite-llm": "penstock.experiments.infinite_llm",

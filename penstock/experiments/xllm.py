@@ -15,7 +15,7 @@ accelerator, each a part of its own:
 
 What cannot be repeated: Ascend devices, JD's traffic, and Azure's code trace whole: the repository holds 191 requests
 of it, which lengths are drawn from; that it comes in bursts is imitated by switching arrivals on and off. The encode
-role is not simulated.
+role is an experiment of its own (xllm_encode).
 """
 
 from __future__ import annotations

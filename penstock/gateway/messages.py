@@ -80,7 +80,9 @@ def _content(message: Message, where: str) -> str:
         if part.type != "text" or part.text is None:
             name = f"{where}.content[{place}]"
             raise Unsupported(
-                f"{name}: parts of type {part.type!r} are not supported, only text", param=name
+                f"{name}: parts of type {part.type!r} are not supported, only text",
+                hint="send the text alone, or images described in words",
+                param=name,
             )
         texts.append(part.text)
     return "\n".join(texts)

@@ -16,6 +16,7 @@ from penstock.core.fetching import (
     SeekLate,
     Unpinned,
 )
+from penstock.core.images import parts_of
 from penstock.core.lending import (
     LendingEvent,
     Loaned,
@@ -144,6 +145,7 @@ def request_of(event: Arrived, block_size: int) -> Request:
         adapter=event.adapter,
         program=None if event.program is None else ProgramId(event.program),
         kind=kind,
+        parts=parts_of(event.images, event.num_prompt) if event.images else (),
     )
 
 
@@ -161,7 +163,7 @@ def order_of(event: Event, coming: dict[int, Request]) -> Order:
     if isinstance(event, MoveAsked):
         return Offering(event.move, event.request, True, lambda offered: None)
     if isinstance(event, PauseAsked):
-        return Pausing(event.request)
+        return Pausing(event.request, event.before or "decode")
     if isinstance(event, WentOn):
         return GoingOn(event.request)
     if isinstance(event, Settled):
@@ -236,6 +238,7 @@ def state_of(event: Took) -> JobState:
         admitted_age_s=event.admitted_age_s,
         first_token_age_s=event.first_token_age_s,
         last_token_age_s=event.last_token_age_s,
+        encoded=event.encoded or 0,
     )
 
 

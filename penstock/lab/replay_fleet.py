@@ -36,7 +36,7 @@ from penstock.core.events import (
 )
 from penstock.core.messages import NO_CHANGES, BlockNews, Changes
 from penstock.core.moving import Migrated
-from penstock.core.types import BlockHash, Request, RequestId
+from penstock.core.types import BlockHash, Request, RequestId, Stage
 from penstock.cost.phases import Phases
 from penstock.engine.peers import PeersConfig
 from penstock.lab.inputs import request_of, stranger_of
@@ -73,7 +73,7 @@ def replay_fleet(events: Iterable[Event], who: str, made: MadeFleet) -> Judge:
         elif isinstance(event, Routed):
             before = tried.get(event.request, ())
             if not isinstance(event.tried, UnsetType):
-                router.choose(event.at, requests[event.request], event.tried, stage="decode")
+                _hand_on(router, event, requests[event.request], event.tried)
                 continue
             router.choose(event.at, requests[event.request], before)
             left = before if router.again_s is None else ()  # all are asked again
@@ -112,6 +112,11 @@ def _router(who: str, made: MadeFleet, judge: Judge) -> Router:
         sight=_sight((policy, decode), made),
         decode=decode,  # type: ignore[arg-type]
     )
+
+
+def _hand_on(router: Router, event: Routed, request: Request, tried: tuple[str, ...]) -> None:
+    stage: Stage = event.stage  # type: ignore[assignment]
+    router.hand_on(event.at, request, tried, stage=stage)
 
 
 def _refuse(router: Router, event: Refused) -> None:

@@ -22,6 +22,7 @@ from penstock.assemble import Config, FleetConfig, assemble, modelled_leaves
 from penstock.assemble.leaves import Meters
 from penstock.assemble.presets import policy_tables
 from penstock.assemble.print_config import print_config
+from penstock.assemble.vision import vision_of
 from penstock.cluster.logs import header_of
 from penstock.cluster.predictors import scheduler_of, shape_of_model, step_model
 from penstock.core.clock import wall_anchor
@@ -121,6 +122,10 @@ def source_of(fleet: FleetConfig) -> Source:
     shape = shape_of_model(fleet.model, executor)
     model = step_model(executor, shape)
     charged = scheduler_of(executor, policy_tables(fleet.policy, fleet.cache.prefix))
+    name, digest = model.name, model.digest
+    if executor.vision is not None:
+        vision = vision_of(executor)
+        name, digest = f"{name}, images by {vision.name}", f"{digest}+{vision.digest}"
     card = None
     if executor.profile is None and executor.gpu is not None:
         card = card_of(executor.gpu)
@@ -129,8 +134,8 @@ def source_of(fleet: FleetConfig) -> Source:
         replicas=fleet.replicas,
         model=fleet.model,
         params=shape.params,
-        cost_model=model.name,
-        digest=model.digest,
+        cost_model=name,
+        digest=digest,
         card=card.name if card else None,
         as_of=card.as_of if card else None,
         is_measured=card.measured if card else None,

@@ -56,6 +56,7 @@ TABLE: dict[str, dict[str, str]] = {
         "diffusion": "penstock.policy.batch.diffusion:Diffusion",
         "speculative": "penstock.policy.batch.speculative:Speculative",
         "leftover": "penstock.policy.batch.leftover:Leftover",
+        "epd": "penstock.policy.batch.epd:Epd",
     },
     "evict": {
         "recompute-last": "penstock.policy.evict.recompute_last:RecomputeLast",

@@ -53,6 +53,8 @@ def short(card: Card) -> str:
         told.append(f"{name} p50 {found.p50:,.0f} p99 {found.p99:,.0f}")
     if card.hit_ceiling_tokens is not None:
         told.append(f"prefix-hit ceiling {card.hit_ceiling_tokens:.1%} of tokens")
+    if card.num_with_images:
+        told.append(f"{card.num_with_images:,} with images")
     if card.num_tenants > 1:
         told.append(f"{card.num_tenants:,} tenants")
     return ", ".join(told)
@@ -79,6 +81,8 @@ def _facts(card: Card) -> list[tuple[str, str]]:
     if card.num_sessions:
         each = card.num_in_sessions / card.num_sessions
         rows.append(("sessions", f"{card.num_sessions:,} (programs too), {each:.2f} requests each"))
+    if card.num_with_images:
+        rows.append(("with images", f"{card.num_with_images:,} requests"))
     for kind, count in card.num_workflows.items():
         rows.append((f"  {kind}s", f"{count:,} that wait for answers or give up"))
     rows.append(("tenants", f"{card.num_tenants:,}; {card.top_tenant} {card.top_tenant_share:.1%}"))
@@ -99,7 +103,10 @@ def _length_table(card: Card) -> Table:
     for name in ("total", "mean", "p50", "p90", "p99", "max"):
         table.add_column(name, justify="right")
     table.add_column("by powers of two")
-    for name, found in (("prompt", card.prompt), ("output", card.output)):
+    told = [("prompt", card.prompt), ("output", card.output)]
+    if card.images is not None:
+        told.append(("an image", card.images))
+    for name, found in told:
         values = (found.total, found.mean, found.p50, found.p90, found.p99, found.max)
         table.add_row(name, *(f"{value:,.0f}" for value in values), _histogram(found))
     return table

@@ -5,11 +5,15 @@ where the request was first offered (its fleet's log, when that is at hand, else
 token.
 
     routing        from the fleet's door to the replica that served it, refusals elsewhere included
-    elsewhere      at the replica that had it before, and on the way from there (its own log tells more)
+    elsewhere      at the replica that had it before, and on the way from there (its own log tells more); of requests
+                   with images what was there is told as here, and the way of keys and values is elsewhere
     step-boundary  until the step under way when it arrived had ended: nothing can start sooner
     queue-...      waiting for its first start, by what bound the decisions meanwhile: max-jobs (as many answers ran as
                    may), tokens (the step's token budget was used up), blocks (KV memory), policy (the batch policy
                    held it back without naming one of these)
+    encode-queue   until its images were encoded: for the tower, behind what goes before it
+    encode         steps that encoded them, whatever else was in these steps
+    transfer       the way of their embeddings to the replica that computed its prompt
     prefill        steps that computed its prompt; where others' prompts shared a step, its share of the tokens
     shared-prefill the rest of these steps: others' prompts beside its own
     preempted      thrown out for memory and waiting to start again
@@ -37,6 +41,9 @@ CAUSES: dict[str, str] = {
     "queue-tokens": "queueing: the token budget of the steps was used up",
     "queue-blocks": "queueing: KV memory was short",
     "queue-policy": "queueing: held back by the batch policy",
+    "encode-queue": "waiting for the images to be encoded",
+    "encode": "encoding the images",
+    "transfer": "embeddings on their way",
     "preempted": "preempted, waiting to start again",
     "recompute": "recomputing after a preemption",
     "prefill": "own prefill",
@@ -47,7 +54,7 @@ CAUSES: dict[str, str] = {
     "decode": "decode",
     "between-steps": "between steps",
 }
-WORK = ("prefill", "decode")  # what the answer would have cost alone
+WORK = ("encode", "prefill", "decode")  # what the answer would have cost alone
 DUST_S = 1e-6  # parts below it are rounding, and not told in words
 
 

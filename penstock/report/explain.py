@@ -25,8 +25,9 @@ from penstock.core.events import (
     Routed,
     Stepped,
 )
-from penstock.core.moving import Departed, Landed, Took
-from penstock.report.causes import CAUSES, Explanation
+from penstock.core.moving import Departed, Landed, Parted, Took
+from penstock.report.causes import Explanation
+from penstock.report.encodings import HandedOn, encoded
 from penstock.report.lives import (
     Flight,
     Life,
@@ -35,6 +36,8 @@ from penstock.report.lives import (
     came_before,
     decoded,
     limits_of,
+    ordered,
+    prefilled,
     stand_by,
 )
 from penstock.report.movements import Movements
@@ -77,11 +80,13 @@ class Explainer:
             "took": self._on_took,
             "landed": self._on_landed,
             "departed": self._on_departed,
+            "parted": self._on_parted,
             "migrated": self.movements.on_migrated,
             "steered": self.movements.on_steered,
             "scaled": self.movements.on_scaled,
         }
         self._took: dict[tuple[str, str], Took] = {}  # the last of each job that comes
+        self._handed_on = HandedOn()
 
     def emit(self, event: Event) -> None:
         listener = self._listeners.get(event.kind)
@@ -174,6 +179,8 @@ class Explainer:
             return
         watched = self._replicas[event.who]
         life.book("elsewhere", event.at)
+        if life.event.images:
+            self._handed_on.landed(life)
         if not took.computed:
             watched.waiting[life.seq] = life
             watched.fresh.append(life)
@@ -188,7 +195,12 @@ class Explainer:
         if life is not None:
             self._forget(self._replicas[event.who], life)
 
-    def _life_of(self, event: Took | Landed | Departed) -> Life | None:
+    def _on_parted(self, event: Parted) -> None:
+        life = self._life_of(event)
+        if life is not None and life.event.images:
+            self._handed_on.parted(life, event.at)
+
+    def _life_of(self, event: Took | Landed | Departed | Parted) -> Life | None:
         """Only requests of one answer move."""
         watched = self._replicas[event.who]
         seq = watched.by_request.get(event.request)
@@ -218,6 +230,8 @@ class Explainer:
             watched.flights[event.plan] = Flight(
                 now, event.lane, seqs, prefill, sum(prefill.values())
             )
+            if event.images:
+                watched.flights[event.plan].images = tuple([seq for seq, _ in event.images])
 
     @staticmethod
     def _evict(watched: Watched, seq: int, event: Stepped) -> None:
@@ -262,7 +276,10 @@ class Explainer:
         end, steps = event.ends[-1], event.steps_run
         start = max(flight.at, watched.last_end.get(flight.lane, flight.at))
         watched.last_end[flight.lane] = end
-        is_mixed = bool(flight.prefill) and steps == 1
+        is_mixed = bool(flight.prefill or flight.images) and steps == 1
+        if flight.images:
+            watched.pass_time(max(watched.bound_at, event.at))
+            encoded(watched, flight, start, end)
         got = {seq: tokens for seq, tokens, _, _ in event.outputs}
         for seq in flight.seqs:
             life = watched.lives.get(seq)
@@ -275,7 +292,7 @@ class Explainer:
                 decoded(life, flight, end, steps, is_mixed)
                 life.num_output += got.get(seq, 0)
         watched.stepped_s += end - start
-        if flight.prefill:
+        if flight.prefill or flight.images:
             watched.prefill_s += end - start
         else:
             watched.pace.add(len(flight.seqs), steps, end - start)
@@ -298,6 +315,7 @@ class Explainer:
         life.num_cached, life.num_output = event.num_cached, event.num_output
         self._on_explained(self._explanation(event.who, life, event.reason, end_at))
         self.movements.forget(event.request)
+        self._handed_on.forget(event.request)
 
     @staticmethod
     def _forget(watched: Watched, life: Life) -> None:
@@ -351,7 +369,7 @@ class Explainer:
             reason=reason,
             offered_at=life.offered_at,
             end_at=max(end_at, life.offered_at),
-            parts=_ordered(life.parts),
+            parts=ordered(life.parts),
             first_parts=life.first_parts,
             num_prompt=event.num_prompt,
             num_cached=life.num_cached,
@@ -368,33 +386,3 @@ class Explainer:
             moves=self.movements.words(event.request),
             tries=tuple(f"{replica}: {why}" if why else replica for replica, why in routes),
         )
-
-
-def _ordered(parts: dict[str, float]) -> dict[str, float]:
-    return {cause: parts[cause] for cause in CAUSES if parts.get(cause, 0.0) > 0}
-
-
-def prefilled(
-    watched: Watched, life: Life, flight: Flight, ends: tuple[float, ...], got: int
-) -> None:
-    """A step that computed part of what it has to know; the further steps of a repeated launch are decodes."""
-    tokens = flight.prefill[life.seq]
-    spent = max(0.0, ends[0] - life.mark)
-    own = spent * tokens / flight.prefill_tokens if flight.prefill_tokens else spent
-    again = tokens if life.has_output else min(tokens, life.lost)
-    life.parts["recompute"] += own * again / tokens
-    life.parts["prefill"] += own * (tokens - again) / tokens
-    life.parts["shared-prefill"] += spent - own
-    life.mark = max(life.mark, ends[0])
-    life.lost -= min(tokens, life.lost)
-    life.computed += tokens
-    if not got:
-        return
-    watched.prefilling.discard(life.seq)
-    life.num_output += got
-    life.lost = 0
-    if not life.has_output:
-        life.has_output = True
-        life.first_parts = _ordered(life.parts)
-    if len(ends) > 1:
-        decoded(life, flight, ends[-1], len(ends) - 1, is_mixed=False)

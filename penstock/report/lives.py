@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from penstock.core.errors import BadTrace
 from penstock.core.events import Arrived, Opened, Stepped
 from penstock.policy import find
+from penstock.report.causes import CAUSES
 from penstock.report.made import MadeReplica, made_of
 
 BOUNDS = ("max-jobs", "tokens", "blocks", "policy")
@@ -82,6 +83,7 @@ class Flight:
     seqs: list[int]
     prefill: dict[int, int]
     prefill_tokens: int
+    images: tuple[int, ...] = ()  # those with images that it encodes
 
     def settle(self, prefilling: set[int]) -> None:
         """Whoever got its first token while this plan, made ahead, waited for its turn decodes in it."""
@@ -258,3 +260,33 @@ def decoded(life: Life, flight: Flight, end: float, steps: int, is_mixed: bool) 
     else:
         life.decode_s += spent
     life.mark = end
+
+
+def ordered(parts: dict[str, float]) -> dict[str, float]:
+    return {cause: parts[cause] for cause in CAUSES if parts.get(cause, 0.0) > 0}
+
+
+def prefilled(
+    watched: Watched, life: Life, flight: Flight, ends: tuple[float, ...], got: int
+) -> None:
+    """A step that computed part of what it has to know; the further steps of a repeated launch are decodes."""
+    tokens = flight.prefill[life.seq]
+    spent = max(0.0, ends[0] - life.mark)
+    own = spent * tokens / flight.prefill_tokens if flight.prefill_tokens else spent
+    again = tokens if life.has_output else min(tokens, life.lost)
+    life.parts["recompute"] += own * again / tokens
+    life.parts["prefill"] += own * (tokens - again) / tokens
+    life.parts["shared-prefill"] += spent - own
+    life.mark = max(life.mark, ends[0])
+    life.lost -= min(tokens, life.lost)
+    life.computed += tokens
+    if not got:
+        return
+    watched.prefilling.discard(life.seq)
+    life.num_output += got
+    life.lost = 0
+    if not life.has_output:
+        life.has_output = True
+        life.first_parts = ordered(life.parts)
+    if len(ends) > 1:
+        decoded(life, flight, ends[-1], len(ends) - 1, is_mixed=False)

@@ -54,6 +54,8 @@ def opened(at: float, who: str, made: MadeReplica | MadeFleet) -> Opened:
     """The event that records `made`; what it has not is left out."""
     told = msgspec.to_builtins(made)
     told = {name: value for name, value in told.items() if value is not None}
+    if isinstance(made, MadeReplica) and not made.caps.encodes:
+        del told["caps"]["encodes"]  # so that logs without images are what they were
     return Opened(
         at=at,
         who=who,

@@ -16,7 +16,7 @@ TONE_OF_CAUSE = {
     "decode": "1", "batch": "6", "prefill": "3", "shared-prefill": "5", "interference": "2", "queue-max-jobs": "4",
     "queue-tokens": "4", "queue-blocks": "4", "queue-policy": "4", "step-boundary": "7", "preempted": "8",
     "recompute": "8", "passed-over": "muted", "between-steps": "muted", "routing": "muted",
-    "elsewhere": "muted",
+    "elsewhere": "muted", "encode": "3", "encode-queue": "4", "transfer": "muted",
 }  # fmt: skip
 GROUPS: dict[str, tuple[str, ...]] = {
     "decode": ("decode",),
@@ -24,10 +24,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "own prefill": ("prefill",),
     "shared prefill": ("shared-prefill",),
     "prefill interference": ("interference",),
-    "queueing": ("queue-max-jobs", "queue-tokens", "queue-blocks", "queue-policy"),
+    "queueing": ("queue-max-jobs", "queue-tokens", "queue-blocks", "queue-policy", "encode-queue"),
+    "images": ("encode",),
     "step boundary": ("step-boundary",),
     "preemption": ("preempted", "recompute"),
-    "other": ("passed-over", "between-steps", "routing", "elsewhere"),
+    "other": ("passed-over", "between-steps", "routing", "elsewhere", "transfer"),
 }
 assert set(CAUSES) == {cause for causes in GROUPS.values() for cause in causes}
 MAX_BARS = 12

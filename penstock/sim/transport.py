@@ -70,11 +70,14 @@ class Fabric:
 class ModelledTransport:
     """One replica's end of a fabric; a core.transport.Transport. There are no bytes to sum up.
 
-    `behind`: the number of the first block of host memory.
+    `behind`: the number of the first block of host memory. `embedding_bytes`: of one token of an image.
     """
 
-    def __init__(self, fabric: Fabric, card: KvCard, behind: int | None = None) -> None:
+    def __init__(
+        self, fabric: Fabric, card: KvCard, behind: int | None = None, embedding_bytes: int = 0
+    ) -> None:
         self._fabric, self._card, self.behind = fabric, card, behind
+        self._embedding_bytes = embedding_bytes
         self._wires = fabric.wires[card.address] = _Wires(card.devices)
 
     @property
@@ -82,10 +85,18 @@ class ModelledTransport:
         return self._card
 
     async def pull(self, address: str, runs: Runs) -> None:
+        await self._copy(address, self._card.block_bytes * sum([count for _, _, count in runs]))
+
+    async def pull_embeddings(self, address: str, num_tokens: int) -> int:
+        """Of so many tokens; their bytes, when they are here. Raises ReplicaLost."""
+        num_bytes = self._embedding_bytes * num_tokens
+        await self._copy(address, num_bytes)
+        return num_bytes
+
+    async def _copy(self, address: str, num_bytes: int) -> None:
         link, source = self._fabric.link, self._fabric.wires.get(address)
         if source is None:
             raise ReplicaLost(f"there is nothing at {address}")
-        num_bytes = self._card.block_bytes * sum([count for _, _, count in runs])
         end = self._fabric.carry(address, self._card.address, num_bytes)
         if end is not None and not link.is_ideal:
             await _until(end)

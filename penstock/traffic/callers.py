@@ -13,6 +13,7 @@ from penstock.core.config import Table
 from penstock.core.rng import stream
 from penstock.core.types import Slo
 from penstock.traffic.failures import Failures, Faults
+from penstock.traffic.images import Images, Shown
 from penstock.traffic.lengths import lengths_of
 from penstock.traffic.prefix import Prefix, Prefixes
 from penstock.traffic.programs import Graphs, Programs
@@ -33,6 +34,7 @@ class Kind:
     prefix: Prefix | None = None
     sessions: Sessions | None = None
     programs: Programs | None = None
+    images: Images | None = None
     failures: Failures | None = None
     slo: Slo | None = None
     priority: int | None = None
@@ -42,6 +44,8 @@ class Kind:
     def __post_init__(self) -> None:
         if self.sessions is not None and self.programs is not None:
             raise ValueError("callers have sessions or programs; put two kinds into [[mix]]")
+        if self.images is not None and (self.sessions is not None or self.programs is not None):
+            raise ValueError("images are of single calls: leave out sessions and programs")
         if self.service_class and (self.slo is not None or self.priority is not None):
             raise ValueError("slo and priority are stated once, or in [[service_class]]")
 
@@ -68,6 +72,9 @@ class Callers:
         if kind.failures is not None:
             failures = kind.failures
             self._faults = Faults(failures, seed=seed, owner=owner, where=f"{where}failures")
+        self._shown = None
+        if kind.images is not None:
+            self._shown = Shown(kind.images, seed=seed, owner=owner, where=f"{where}images")
         self._owner, self._count = owner, 0
 
     @property
@@ -82,6 +89,9 @@ class Callers:
         if self._prefixes.is_added:
             num_prompt += opening.num_tokens
         row = Row(at_s, num_prompt, num_output, tenant, opening.ids, traced_size=opening.size)
+        if self._shown is not None:
+            images = self._shown.draw()
+            row = row._replace(num_prompt=num_prompt + sum(images), images=images)
         found: Row | Flow = row
         if self._flows is not None:
             self._count += 1

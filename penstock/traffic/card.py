@@ -9,6 +9,7 @@ Definitions
     gap cv       standard deviation over mean of the gaps between arrivals; 1 for Poisson
     hit ceiling  share of prompt tokens (and of their hash blocks) that a prefix cache without end would have had, each
                  prompt after all those before it; None where the trace names no blocks
+    images       requests that show any, and the tokens of the images
     top tenant   the one with the most requests, and its share of them
 
 Calls that wait for others have no instant of their own: they stand where they would at the nominal pace of
@@ -28,6 +29,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.core.images import images_of
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Request
 from penstock.traffic.statistics import dispersion, gap_cv
@@ -79,6 +81,8 @@ class Card:
     top_tenant: str
     top_tenant_share: float
     rates: tuple[float, ...]  # requests a second in NUM_BINS equal parts of the span
+    num_with_images: int = 0
+    images: Lengths | None = None  # tokens of each
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
@@ -146,6 +150,8 @@ class Watched:
             top_tenant=tenant,
             top_tenant_share=most / len(at) if len(at) else 0.0,
             rates=_rates(at, span_s),
+            num_with_images=self._num_with_images,
+            images=_lengths(self._images) if self._images else None,
             notes=self._notes(),
         )
 
@@ -154,7 +160,8 @@ class Watched:
         self._tenants: Counter[str] = Counter()
         self._workflows: Counter[str] = Counter()
         self._sessions: set[str] = set()
-        self._num_in_sessions = 0
+        self._num_in_sessions = self._num_with_images = 0
+        self._images = array("q")
         self._seen: set[int] = set()
         self._num_blocks = self._hit_blocks = self._hit_tokens = 0
 
@@ -163,6 +170,9 @@ class Watched:
         self._prompts.append(request.prompt.num_tokens)
         self._outputs.append(request.true_output or 0)
         self._tenants[request.tenant] += 1
+        if request.parts:
+            self._num_with_images += 1
+            self._images.extend(images_of(request))
         if request.program is not None:
             self._sessions.add(request.program)
             self._num_in_sessions += 1

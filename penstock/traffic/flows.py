@@ -3,7 +3,7 @@
 Keys are Mooncake's (`timestamp` in ms, `input_length`, `output_length`, `hash_ids`) and beside them
 
     block_tokens    tokens that one hash id stands for; ids may cover less than the prompt
-    tenant, session, priority, slo            as in `rows.Row`
+    tenant, session, priority, slo, images    as in `rows.Row`
     flow, kind, after, wait_s, abandon_s      lines of one `flow` number stand together and are one workflow
 
 `timestamp` of a call that waits for others is where it would begin at `workflow.NOMINAL_S_PER_TOKEN`, for readers
@@ -59,6 +59,8 @@ def _told(row: Row, at_s: float) -> dict[str, object]:
         record["session"] = row.session
     if row.priority is not None:
         record["priority"] = row.priority
+    if row.images:
+        record["images"] = list(row.images)
     if row.slo is not None:
         bounds = {name: getattr(row.slo, name) for name in SLO_KEYS}
         record["slo"] = {name: value for name, value in bounds.items() if value is not None}
@@ -105,6 +107,7 @@ def _row(record: dict[str, Any]) -> Row:
         traced_size=int(record["block_tokens"]),
         slo=None if slo is None else Slo(**slo),
         priority=None if priority is None else int(priority),
+        images=tuple(map(int, record.get("images", ()))),
     )
 
 

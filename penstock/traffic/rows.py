@@ -39,6 +39,7 @@ class Row(NamedTuple):
 
     `hash_ids` may cover less than the prompt: what they leave out is shared with nobody. `session` names the
     conversation or program that the row belongs to. `slo` and `priority` are None where the file promises nothing.
+    `images`: tokens that each image of the prompt stands for, among `num_prompt`.
     """
 
     at_s: float | None
@@ -50,6 +51,7 @@ class Row(NamedTuple):
     traced_size: int = TRACED_SIZE
     slo: Slo | None = None
     priority: int | None = None
+    images: tuple[int, ...] = ()
 
 
 class Step(NamedTuple):
@@ -128,4 +130,6 @@ def size_row(row: Row) -> Row | Drop:
         return Drop("no prompt tokens")
     if num_output < 1:
         return Drop("no output tokens")
+    if row.images and (min(row.images) < 1 or sum(row.images) >= num_prompt):
+        return Drop("images that leave no room for text", str(row.images))
     return row

@@ -64,10 +64,12 @@ class Origin(Kind):
             raise ValueError(f"speed must be positive, got {self.speed}")
         if self.tenants is not None and self.tenant:
             raise ValueError("state [tenants] or [[tenant]], not both")
-        made = (self.lengths, self.prefix, self.sessions, self.programs, self.tenants)
+        made = (
+            self.lengths, self.prefix, self.sessions, self.programs, self.images, self.tenants,
+        )  # fmt: skip
         if self.is_given and (self.tenant or any(each is not None for each in made)):
             raise ValueError(
-                "with a trace or a model, lengths, prefixes, sessions and tenants are its own"
+                "with a trace or a model, lengths, prefixes, sessions, images and tenants are its own"
             )
         if self.model is not None and (self.trace is not None or self.arrivals is not None):
             raise ValueError("a model makes its own arrivals: leave out trace and arrivals")

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
 from penstock.core.errors import BadTrace
+from penstock.core.images import parts_of
 from penstock.core.prompt import TracedPrompt
 from penstock.core.rng import stream
 from penstock.core.types import ProgramId, Request, RequestId, Sampling, Slo
@@ -288,6 +289,7 @@ class Trace:
             tenant=row.tenant,
             program=None if row.session is None else ProgramId(row.session),
             true_output=row.num_output,
+            parts=parts_of(row.images, row.num_prompt) if row.images else (),
         )
 
 

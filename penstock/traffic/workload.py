@@ -11,6 +11,7 @@
     [prefix]                               # what prompts share, see traffic.prefix
     [sessions]                             # conversations, see traffic.sessions; or
     [programs]                             # agent programs, see traffic.programs
+    [images]                               # that prompts show, see traffic.images
     [failures]                             # see traffic.failures
     [tenants]                              # by skew, or [[tenant]] one by one, see traffic.tenants
     [[service_class]]                      # share, slo, priority

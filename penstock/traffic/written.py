@@ -1,7 +1,7 @@
 """Writes what a trace holds as a file that is a trace again.
 
 `.jsonl` keeps everything (format "flows"). `.csv` keeps instants, lengths, tenants and sessions: calls that wait for
-others are written at their nominal instants, and prefixes are lost.
+others are written at their nominal instants, and prefixes and images are lost.
 
 The file is written beside its place and put there when it is whole: what stands there stays until then, so that neither
 a stopped run nor a workload that reads the very file it is written to leaves half a trace.

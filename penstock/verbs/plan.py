@@ -1,4 +1,6 @@
-"""`penstock plan pipeline CONFIG`: how a step is cut; `penstock plan placement MODEL`: where its phases go."""
+"""`penstock plan pipeline CONFIG`: how a step is cut; `penstock plan placement MODEL`: where its phases go;
+`penstock plan images CONFIG`: who encodes images.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,11 @@ PLACE_EPILOG = (
     "`penstock plan placement opt-66b --gpu a100-80g --tables distserve --gpus 8 --nodes 2 --trace conv.csv "
     "--ttft 2.5 --tpot 0.06 --demand 10 --plot search.png`. A pair whose phases are apart is not always the better "
     "one: all ways are searched alike, and the table says what each came to."
+)
+IMAGES_EPILOG = (
+    "Example: `penstock plan images deploy.toml --trace shown.toml --ttft 1 --tpot 0.05`, where the fleet has "
+    '`executor = {gpu = "a100-80g", vision = "qwen2-vl"}` and the workload `[images]`. Simulated: real engines take '
+    "text alone."
 )
 HELP = "Search what is made ahead of a deployment: pipelines of nano-batches, placements of phases."
 app = typer.Typer(help=HELP)
@@ -151,6 +158,39 @@ def placement(  # noqa: PLR0913 - a flag is an argument
     if plot is not None:
         draw(plot, placed)
     typer.echo(json.dumps(table_of(placed)) if is_json else text_of(placed))
+
+
+@app.command("images", epilog=IMAGES_EPILOG, no_args_is_help=True)
+def images(  # noqa: PLR0913 - a flag is an argument
+    config: Annotated[Path, typer.Argument(help="TOML file of the deployment; its first fleet.")],
+    trace: Annotated[Path, typer.Option(help="Traffic with images.")],
+    ttft: Annotated[float, typer.Option(help="Promise: seconds to the first token.")],
+    tpot: Annotated[float, typer.Option(help="Promise: seconds for each further token.")],
+    requests: Annotated[int, typer.Option(min=1, help="Requests of each trial.")] = 400,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, e.g. fleet.0.replicas=8.")
+    ] = None,
+    is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find how much of images and prompts a step may have, and which replicas encode, prefill and write.
+
+    All ways are simulated on the traffic: all replicas doing everything, EP-D, ED-P and E-P-D, their numbers in
+    proportion to what the stages take. The best is the one with the highest rate at which 90 % keep both promises.
+    """
+    from penstock.assemble import load_config
+    from penstock.lab.encode_plan import AskedFor, plan_images, table_of, text_of
+    from penstock.report.progress import Bar
+
+    if not (ttft > 0 and tpot > 0):
+        raise BadConfig("--ttft and --tpot must be positive seconds")
+    asked = AskedFor(trace=trace, ttft_s=ttft, tpot_s=tpot, num=requests)
+    with Bar("searching", line_every=10) as bar:
+        found = plan_images(
+            load_config(config, sets=sets or ()),
+            asked,
+            on_try=lambda name, tries: bar.show(tries, None, name),
+        )
+    typer.echo(json.dumps(table_of(found)) if is_json else text_of(found))
 
 
 def _check_plot(path: Path | None) -> None:

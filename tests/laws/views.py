@@ -5,6 +5,7 @@ Jobs are handed to policies behind a glass: reading works, writing raises.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import zlib
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from penstock.core.images import ImageJob
 from penstock.core.limits import Holder, Use
 from penstock.core.messages import BlockNews, Changes
 from penstock.core.prompt import HashedPrompt
@@ -261,6 +263,17 @@ def bind(world: World, rng: random.Random, admit_name: str, evict_name: str) -> 
     return ask, victims
 
 
+def showing(rng: random.Random, glass: Any) -> Any:
+    """The same job, perhaps with images, of which some are encoded."""
+    job = glass._job
+    if rng.random() < 0.7 or job.num_prompt < 4:
+        return glass
+    images = (1,) * rng.randrange(1, 4)
+    facts = {each.name: getattr(job, each.name) for each in dataclasses.fields(job)}
+    encoded = rng.randrange(len(images) + 1)
+    return Glass(ImageJob(images=images, encoded=encoded, **facts))
+
+
 def batch_view(rng: random.Random) -> batch.View:
     world = make_world(rng)
     caps = Caps(
@@ -273,6 +286,7 @@ def batch_view(rng: random.Random) -> batch.View:
         world, rng, rng.choice(list(TABLE["admit"])), rng.choice(list(TABLE["evict"]))
     )
     rng.shuffle(world.waiting)
+    world.waiting = [showing(rng, job) for job in world.waiting]
     return batch.View(
         now=world.now,
         rng=rng,
@@ -293,7 +307,7 @@ def route_view(rng: random.Random) -> route.View:
         Report(
             replica=f"replica-{place}",
             at=0.0,
-            role=rng.choice(("any", "any", "prefill", "decode")),
+            role=rng.choice(("any", "any", "prefill", "decode", "encode", "encode-decode")),
             is_alive=rng.random() < 0.8,
             is_draining=rng.random() < 0.2,
             num_running=rng.randrange(9),
@@ -323,7 +337,7 @@ def route_view(rng: random.Random) -> route.View:
         now=rng.uniform(0, 50),
         rng=rng,
         request=make_request(rng, rng.randrange(50), rng.randrange(1, 60), 9),
-        stage=rng.choice(("prefill", "decode")),
+        stage=rng.choice(("prefill", "decode", "encode")),
         reports=reports,
         outstanding={name: rng.choice((0, 3, 200)) for name in known},
         sent={name: Sent(2, rng.choice((0, 900)), 9) for name in known if has_all},

@@ -75,6 +75,38 @@ def test_a_prompt_spills_over_to_an_idle_writer_and_only_then() -> None:
     assert routed([*prompts, *busy], "prefill") == ("q", False)
 
 
+def encoder(name: str, image_tokens: int) -> Report:
+    return Report(
+        replica=name, at=0.0, role="encode", num_waiting=1 if image_tokens else 0,
+        image_tokens=image_tokens, free_blocks=100, total_blocks=100,
+    )  # fmt: skip
+
+
+def test_images_go_where_the_fewest_wait() -> None:
+    few, many = encoder("b", 500), encoder("a", 900)
+    assert routed([many, few, report("d", "decode")], "encode") == ("b", False)
+    assert routed([many, few, report("x", "encode-decode", 40)], "encode") == ("x", False)
+
+
+def test_encoders_come_of_who_can_be_spared_and_go_where_they_are_needed() -> None:
+    """Images wait 40 us a token, prompts 1 ms a token; half of the promise is 0.5 s."""
+    p, q = report("p", "prefill", waiting=100), report("q", "prefill", waiting=200)
+    writer, idle = report("d", "decode", 5), report("e", "decode")
+    assert turned(p, q, writer, idle, encoder("v", 20_000)) == {"e": "encode"}
+    assert turned(p, q, writer, idle, encoder("v", 12_000)) == {}
+    assert turned(p, q, writer, encoder("v", 20_000)) == {"p": "encode"}
+    late = report("q", "prefill", waiting=800)
+    assert turned(p, late, writer, encoder("v", 20_000)) == {}  # prompts would be late
+    assert turned(p, writer, encoder("v", 20_000)) == {}  # the only one that prefills
+    # An idle one goes, a busy one or the last one stays.
+    slow, behind = report("d", "decode", 60), report("p", "prefill", waiting=900)
+    free, busy = encoder("w", 0), encoder("v", 100)
+    assert turned(behind, writer, busy, free) == {"w": "prefill"}
+    assert turned(report("p", "prefill"), slow, busy, free) == {"w": "decode"}
+    assert turned(behind, writer, free) == {}
+    assert turned(behind, writer, busy, encoder("w", 50)) == {}
+
+
 def test_roles_change_by_need_and_keep_their_floors() -> None:
     slow, idle = report("d", "decode", 60), report("e", "decode")
     p, q = report("p", "prefill", waiting=1000), report("q", "prefill", waiting=100)

@@ -43,6 +43,7 @@ FLAGS: dict[str, set[str]] = {
         "--policy", "--quick", "--out", "--plot", "--json",
     },
     "chat": {"--model", "--api-key", "--system", "--complete", "--max-tokens"},
+    "plan images": {"--trace", "--ttft", "--tpot", "--requests", "--set", "--json"},
     "plan pipeline": {
         "--lengths", "--trace", "--tokens", "--sharing", "--quick", "--set", "--out", "--plot", "--json",
     },

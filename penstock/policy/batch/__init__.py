@@ -10,6 +10,10 @@ then among `view.suspended`, its jobs keep their blocks, and its lane is idle un
 (`Decision.resume`) or its last job is cancelled, which aborts it. Who suspends plans has to resume them: nobody else
 does.
 
+Images of a prompt are encoded before it is computed. A policy with `encodes = True` says which (`Decision.encodes`), so
+that they take the part of a step it gives them, and starts prompts whose images are encoded; for any other policy the
+images of a prompt are encoded in the step that computes its first tokens.
+
 A policy's `num_lanes` says how many plans it is made to have side by side; it gets as many where the executor can run
 them and nobody says otherwise, and has to do with one where not.
 
@@ -21,7 +25,7 @@ admitted jobs that are not evicted; admitted jobs were waiting and are at most c
 are in (0, 1] and sum to at most caps.max_total_share; layer ranges are only asked of executors that have them, never
 to verify, and a chunk that has passed some layers goes on with the same tokens where it stopped; everything fits in
 memory after the evictions; only plans that run are interrupted, only suspended ones resumed, each on its own lane,
-which nothing else is planned for.
+which nothing else is planned for; images are encoded of jobs that have so many left, in a step that is decided once.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from penstock.core.images import images_left
 from penstock.core.types import Caps
 from penstock.core.views import (
     NO_PROGRAMS,
@@ -93,6 +98,7 @@ class Decision(Struct, gc=False):
     outlasts: bool = False
     interrupt: tuple[int, ...] = ()  # plans
     resume: tuple[int, ...] = ()
+    encodes: tuple[tuple[JobView, int], ...] = ()  # waiting jobs, and how many of their images
 
 
 def law(view: View, decision: Decision) -> None:
@@ -118,6 +124,7 @@ def law(view: View, decision: Decision) -> None:
     assert len(alive) <= max(view.caps.max_jobs, len(running)), "more jobs than the executor takes"
     _law_of_chunks(view, decision, alive)
     _law_of_plans(view, decision)
+    _law_of_images(view, decision)
     _law_of_memory(view, decision)
 
 
@@ -183,6 +190,17 @@ def _law_of_plans(view: View, decision: Decision) -> None:
     assert len(decision.batch.lanes) <= num_free or not (lanes or decision.interrupt), (
         "no idle lane for that"
     )
+
+
+def _law_of_images(view: View, decision: Decision) -> None:
+    asked = [(job.seq, number, len(images_left(job))) for job, number in decision.encodes]
+    assert len({seq for seq, _, _ in asked}) == len(asked), "images of a job are named twice"
+    assert {seq for seq, _, _ in asked} <= {job.seq for job in view.waiting}, (
+        "images of a job that does not wait"
+    )
+    for seq, number, left in asked:
+        assert 1 <= number <= left, f"job {seq}: {number} images of {left}"
+    assert not asked or decision.stable_for == 1, "images are encoded once"
 
 
 def _law_of_memory(view: View, decision: Decision) -> None:

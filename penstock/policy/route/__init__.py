@@ -24,7 +24,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from penstock.core.types import Report, Stage
+from penstock.core.types import Report, Role, Stage
 from penstock.core.views import BlockFinder, InTiers, Move, PhaseCost, RequestView, Rng
 from penstock.policy.loads import NOTHING_SENT, Sent, pending_tokens, queue_s
 
@@ -34,7 +34,12 @@ ONE_OUTSTANDING = 1 << 32  # more than a replica can have jobs
 def is_candidate(report: Report, stage: Stage) -> bool:
     """Whether the law allows this replica."""
     is_able = report.is_alive and not report.is_draining and not report.is_suspect
-    return is_able and report.role in ("any", stage)
+    return is_able and (report.role in ("any", stage) or takes(report.role, stage))
+
+
+def takes(role: Role, stage: Stage) -> bool:
+    """Whether replicas of that role take requests for the stage."""
+    return role in ("any", stage) or (role == "encode-decode" and stage != "prefill")
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ Source: xLLM (JD, 2025; report arXiv:2510.14686, policy "slo_aware_policy" of jd
 Idea: replicas take either role at once (scale "xllm" changes them), so a decode replica that is kept empty is a
 prefill replica in waiting. Answers are therefore packed, not spread, and a prompt may spill over.
 
+    images      the fewest tokens of images before it
     prompt      the least queue_s; unless that is above the promise of a first token, and
                   the emptiest decode replica e is not the one that the answer would go to,
                   tpot_s(e) < fill * tpot (n - 1) / n       n decode replicas
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from penstock.core.types import Report
-from penstock.policy.loads import foreseen_tpot_s, has_room
+from penstock.policy.loads import NOTHING_SENT, foreseen_tpot_s, has_room
 from penstock.policy.route import Decision, View, is_candidate
 
 Foreseen = tuple[float, Report]  # tpot_s with this request
@@ -56,6 +57,12 @@ class Xllm:
         if view.stage == "decode":
             tpot_s, chosen = self._writer(view, _foreseen(view, able))
             return Decision(chosen.replica, f"{1e3 * tpot_s:.0f} ms a token")
+        if view.stage == "encode":
+            tokens, chosen = min(
+                ((_image_tokens(view, report), report) for report in able),
+                key=lambda each: (each[0], each[1].replica),
+            )
+            return Decision(chosen.replica, f"{tokens} tokens of images before it")
         waits_s, chosen = min(
             ((view.queue_s(report), report) for report in able),
             key=lambda each: (each[0], each[1].replica),
@@ -93,6 +100,11 @@ class Xllm:
         keeps_pace = least_s < self._pace_s(view) * (len(writers) - 1) / len(writers)
         own_s = view.queue_s(emptiest) + view.cost.prefill_s(view.request.prompt.num_tokens)
         return emptiest.replica if keeps_pace and own_s < waits_s else None
+
+
+def _image_tokens(view: View, report: Report) -> int:
+    """That are to be encoded there, as told, and all that was sent there since."""
+    return (report.image_tokens or 0) + view.sent.get(report.replica, NOTHING_SENT).tokens
 
 
 def _foreseen(view: View, able: Sequence[Report]) -> list[Foreseen]:
