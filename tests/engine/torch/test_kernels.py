@@ -351,6 +351,12 @@ def test_a_wrong_instruction_set_is_noticed() -> None:
         quantised=lambda *_: None,
     )
     assert not agrees(half_idle, name)  # type: ignore[arg-type]
+    no_shorts = types.SimpleNamespace(
+        **{**vars(half_idle), "quantised": good.quantised},
+        shorten=good.shorten,
+        shorts=lambda *_: None,
+    )
+    assert not agrees(no_shorts, name)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", (FP32, BF16))

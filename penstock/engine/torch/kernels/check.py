@@ -1,4 +1,4 @@
-"""A small attention step and two layers in few bits, by an instruction set and by plain torch: do they agree?
+"""A small attention step, layers in few bits and in 16-bit whole numbers, by our kernels and by torch: do they agree?
 
 Run when the library is loaded, in milliseconds. It guards against a compiler or a machine that the tests have not
 seen; the tests are far more thorough.
@@ -11,7 +11,8 @@ import torch
 from penstock.engine.torch.kernels.attention import CpuPagedAttention
 from penstock.engine.torch.kernels.library import Library
 from penstock.engine.torch.kernels.quantised import PackedQuantised
-from penstock.engine.torch.ports import Mask, StepMeta
+from penstock.engine.torch.kernels.shorts import ShortsLinear
+from penstock.engine.torch.ports import Mask, ShardSpec, StepMeta
 from penstock.engine.torch.quantised import Bits, Quantised
 
 WIDTHS: tuple[Bits, ...] = (8, 4)
@@ -25,7 +26,17 @@ def agrees(library: Library, isa: str) -> bool:
     attends = all(
         _error(library, isa, [x.to(t) for x in draw]) < bound for t, bound in (exact, coarse)
     )
-    return attends and all(_error_in(library, isa, bits) < 1e-5 for bits in WIDTHS)
+    has_few_bits = attends and all(_error_in(library, isa, bits) < 1e-5 for bits in WIDTHS)
+    return has_few_bits and _error_of_shorts(library, isa) < 1e-4
+
+
+def _error_of_shorts(library: Library, isa: str) -> float:
+    """In multiples of the largest output."""
+    generator = torch.Generator().manual_seed(3)
+    weight, x = (torch.randn(n, 256, generator=generator).bfloat16() for n in (24, 7))
+    layer = ShortsLinear(isa=isa, library=library).pack(weight, None, ShardSpec())
+    wanted = x.double() @ weight.double().T
+    return float((layer(x.float()).double() - wanted).abs().max() / wanted.abs().max())
 
 
 def _error_in(library: Library, isa: str, bits: Bits) -> float:

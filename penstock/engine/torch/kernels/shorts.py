@@ -2,7 +2,7 @@
 
 Weights are packed as whole numbers of 16 bits with a power of two for each output and group of inputs; rows are brought
 to the same form on the way in. source/shorts.h has the formula and says why nothing overflows. Of normally distributed
-numbers 19 of 20 are kept exactly, the others to a part in 2,000 or less of the group's typical size, and sums have
+numbers 19 of 20 are kept exactly, the others to a part in 4,000 of the group's typical size, and sums have
 fewer roundings than those of floats: what is lost is a fortieth of what rounding the output to bfloat16 loses
 (`benchmarks/linear_methods.py --errors`). Weights cost 16.125 bits each.
 """
