@@ -94,6 +94,9 @@ class BlockLedger:
     def idle_blocks(self) -> Iterator[int]:
         return self._idle.blocks()  # from the longest unused to the latest
 
+    def next_to_go(self, reserve: int) -> Iterator[tuple[int, BlockHash]]:
+        return self._idle.named(reserve - len(self._unused))  # idle ones up to so many free places
+
     def idle_items(self) -> Iterator[IdleItem]:
         """The same as the `blocks` policy sees them."""
         return map(IdleBlock, self.idle_blocks())
@@ -103,10 +106,7 @@ class BlockLedger:
         return False
 
     def find(self, hashes: list[BlockHash], start: int, limit: int) -> dict[Run, int]:
-        """Where the contents named hashes[start:limit] are, up to the first that is not here.
-
-        A run, in order, and how many of its blocks.
-        """
+        """Where hashes[start:limit] are, up to the first that is not here: runs in order, so many blocks of each."""
         found: dict[Run, int] = {}
         limit = min(limit, len(hashes))
         while start < limit:

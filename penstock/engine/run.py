@@ -107,6 +107,16 @@ class IdleRuns:
         for run in self:
             yield from reversed(run.blocks)
 
+    def named(self, most: int) -> Iterator[tuple[int, BlockHash]]:
+        """The first blocks of these, with their names, at most so many."""
+        for run in self if most > 0 else ():
+            yield from zip(
+                run.blocks[: -most - 1 : -1], run.hashes()[: -most - 1 : -1], strict=True
+            )
+            most -= len(run.blocks)
+            if most <= 0:
+                return
+
     def append(self, run: Run) -> None:
         self._insert(run, self._ends.before)
         self.num_blocks += len(run.blocks)

@@ -1,6 +1,7 @@
 """Cached prefixes that outlive the device's memory: they go to host memory, from there to disk, and come back.
 
-    leave     idle blocks that lose their place on the device are copied to host memory (bounded; engine.tier_store)
+    leave     idle blocks that lose their place on the device are copied to host memory (bounded; engine.tier_store),
+              and those that are next to lose it are copied ahead of that
     file      what host memory will have to give up is written to disk in good time, FILED blocks at once
     read      a prompt that waits continues what the device and host memory hold with blocks on disk: it is held back
               until they are in host memory again, once
@@ -43,6 +44,7 @@ from penstock.engine.tier_store import TierStore
 from penstock.policy import fetch
 
 FILED = 32  # blocks of one filing
+AHEAD = 16  # a share of the device's blocks that is saved before it has to be: 1 / AHEAD
 MEMORY = 0.8  # of the mean of what a block takes
 _log = logging.getLogger("penstock.engine")
 
@@ -133,11 +135,28 @@ class Tiers:
                 self._leaving.append((block, first + host, name))
 
     def begin(self, now: float) -> None:
-        """Copy what has left, before anything else touches its blocks."""
-        if not self._leaving:
+        """Copy what has left, before anything else touches its blocks; then what will have to leave next."""
+        if self._leaving:
+            leaving, self._leaving = sorted(self._leaving), []
+            self._copy(now, True, [one[:2] for one in leaving], [one[2] for one in leaving])
+        ahead = sorted(self._ahead())
+        if ahead:
+            self._copy(now, True, [one[:2] for one in ahead], [one[2] for one in ahead])
+
+    def _ahead(self) -> Iterator[tuple[int, int, BlockHash]]:
+        """The longest unused blocks that host memory does not have yet, while few are free of contents.
+
+        So that a step which needs their places seldom waits for a copy. One such copy at a time.
+        """
+        ledger, store = self._parts.ledger, self.store
+        if any([each.transfer.is_out for each in self._copies.values()]):
             return
-        leaving, self._leaving = sorted(self._leaving), []
-        self._copy(now, True, [one[:2] for one in leaving], [one[2] for one in leaving])
+        for block, name in ledger.next_to_go(ledger.total // AHEAD):
+            if name not in store.host and name not in store.disk:
+                host = store.keep(name)
+                if host is None:
+                    return
+                yield block, self.first + host, name
 
     def _copy(
         self, now: float, is_out: bool, pairs: list[tuple[int, int]], names: Sequence[BlockHash]

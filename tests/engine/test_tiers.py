@@ -327,6 +327,25 @@ class Shared:
             )
 
 
+def test_what_will_have_to_leave_next_is_saved_before_it_does() -> None:
+    """A sixteenth of the device: prompts that come then find places without waiting for a copy."""
+    world = World(num_blocks=64)
+
+    async def main() -> None:
+        for group in range(6):  # 10 blocks each
+            await world.ask(f"{group}", prompt(group, 40), 3, at=1.0 + 2 * group)
+        await asyncio.sleep(1.5)
+        outward = [event for event in world.book.of(Transferred) if event.is_out]
+        assert 0 < sum(event.num_blocks for event in outward) <= 12
+        names = TokenPrompt(prompt(0, 40)).blocks(SIZE)
+        kept = [name in world.store.host for name in names]
+        assert any(kept) and not all(kept), kept
+        assert kept == sorted(kept), "the end of the oldest one first"
+        await world.over()
+
+    run(main())
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_at_random_the_words_are_those_without_tiers(seed: int) -> None:
     """Small memories everywhere, spoilt slots, cancelled requests; and swapping beside it."""
