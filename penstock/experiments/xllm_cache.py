@@ -12,9 +12,9 @@ experiment "xllm". Parts:
              where its prompt was computed, or is handed on like online work
 
 What cannot be repeated: the source gives no figure for its store alone, so the gates of part "tiers" are ours, fixed
-after seed 100 was looked at and before the scored ones. (After a first scored run, blocks began to be saved before they
-have to leave, which took away what tiers cost on the Mooncake trace; gates and traffic stayed.) Documents are drawn; JD's
-traffic is not public.
+after seed 100 was looked at and before the scored ones. (After a first scored run blocks began to be saved before they
+have to leave, which took away what tiers cost on the Mooncake trace; gates and traffic stayed.) Documents are drawn;
+JD's traffic is not public.
 """
 
 from __future__ import annotations
