@@ -187,6 +187,7 @@ def modelled_outside(
     meter = None if meters is None else meter_of(executor, shape)
     if meters is not None and meter is not None:
         meters.setdefault(spec.name, []).append(meter)
+    transport = None if fabric is None else _transport(spec, shape, fabric)
     made = _modelled(
         replace(spec, executor=executor),
         shape,
@@ -194,7 +195,7 @@ def modelled_outside(
         scheduler=scheduler,
         meter=meter,
         templates={each.name: model for each, model in templates.items()},
-        fabric=fabric,
+        transport=transport,
     )
     made.adapter_load_s = executor.adapter_load_s
     made.disk_block_s = block_bytes / (1e9 * spec.tiers.disk_gb_s)
@@ -203,19 +204,15 @@ def modelled_outside(
         num_blocks=_num_blocks(spec, shape),
         predictors=predictors_of(executor, shape, spec.lengths),
         log=log,
-        transport=None if fabric is None else _transport(spec, shape, fabric),
+        transport=transport,
         reshaper=made if isinstance(made, ElasticExecutor) else None,
     )
-
-
-def _address(spec: ReplicaSpec) -> str:
-    return f"inside:{spec.name}"
 
 
 def _transport(spec: ReplicaSpec, shape: ModelShape, fabric: Fabric) -> ModelledTransport:
     card = KvCard(
         layout=f"{spec.model}, as modelled",
-        address=fabric.fresh(_address(spec)),
+        address=fabric.fresh(f"inside:{spec.name}"),
         block_size=spec.block_size,
         block_bytes=round(shape.kv_bytes * spec.block_size),
         devices=min(spec.executor.tensor_parallel, shape.kv_heads),  # beyond that heads are doubled
@@ -260,14 +257,14 @@ def _modelled(
     scheduler: SchedulerTime | None,
     meter: EnergyMeter | None,
     templates: Mapping[str, StepModel],
-    fabric: Fabric | None = None,
+    transport: ModelledTransport | None = None,
 ) -> ModelledExecutor:
     executor = spec.executor
     model, sharing = executed(executor, shape), sharing_of(executor.sharing)
-    if fabric is not None and caps.lends:
+    if transport is not None and caps.lends:
         _check_lends(spec, caps)
         more = dict(caps=caps, scheduler=scheduler, meter=meter, templates=templates)
-        return _lending(spec, shape, model, fabric, more)
+        return _lending(spec, shape, model, transport, more)
     if caps.encodes:
         more = dict(scheduler=scheduler, meter=meter, templates=templates)
         return encoding(spec, model, caps, more)
@@ -308,12 +305,16 @@ def _modelled(
 
 
 def _lending(
-    spec: ReplicaSpec, shape: ModelShape, model: StepModel, fabric: Fabric, more: dict[str, Any]
+    spec: ReplicaSpec,
+    shape: ModelShape,
+    model: StepModel,
+    transport: ModelledTransport,
+    more: dict[str, Any],
 ) -> LendingExecutor:
     return LendingExecutor(
         model,
-        fabric,
-        address=_address(spec),
+        transport.fabric,
+        address=transport.card.address,
         num_blocks=_num_blocks(spec, shape),
         block_size=spec.block_size,
         block_bytes=round(shape.kv_bytes * spec.block_size),

@@ -76,7 +76,7 @@ class ModelledTransport:
     def __init__(
         self, fabric: Fabric, card: KvCard, behind: int | None = None, embedding_bytes: int = 0
     ) -> None:
-        self._fabric, self._card, self.behind = fabric, card, behind
+        self.fabric, self._card, self.behind = fabric, card, behind
         self._embedding_bytes = embedding_bytes
         self._wires = fabric.wires[card.address] = _Wires(card.devices)
 
@@ -94,22 +94,22 @@ class ModelledTransport:
         return num_bytes
 
     async def _copy(self, address: str, num_bytes: int) -> None:
-        link, source = self._fabric.link, self._fabric.wires.get(address)
+        link, source = self.fabric.link, self.fabric.wires.get(address)
         if source is None:
             raise ReplicaLost(f"there is nothing at {address}")
-        end = self._fabric.carry(address, self._card.address, num_bytes)
+        end = self.fabric.carry(address, self._card.address, num_bytes)
         if end is not None and not link.is_ideal:
             await _until(end)
-        if self._fabric.wires.get(address) is not source:
+        if self.fabric.wires.get(address) is not source:
             raise ReplicaLost(f"{address} has gone while it was read")
-        self._fabric.num_bytes += num_bytes
+        self.fabric.num_bytes += num_bytes
 
     async def sums(self, blocks: Sequence[int]) -> tuple[int, ...]:
         return (0,) * len(blocks)
 
     async def close(self) -> None:
-        if self._fabric.wires.get(self._card.address) is self._wires:
-            del self._fabric.wires[self._card.address]
+        if self.fabric.wires.get(self._card.address) is self._wires:
+            del self.fabric.wires[self._card.address]
 
 
 async def _until(at: float) -> None:

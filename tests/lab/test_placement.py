@@ -105,3 +105,19 @@ def test_the_simulator_agrees_on_pairs() -> None:
     judged = Judge(hardware=found, asked=asked).tails(unit, 4.0)
     told = simulated_tails(asked, 4.0, tables="distserve", tp=1, decode_tp=1)
     assert told == pytest.approx(judged, rel=0.05)
+
+
+@pytest.mark.parametrize(("tp", "decode_tp"), [(2, 1), (1, 2)])
+def test_the_simulator_agrees_on_pairs_of_unequal_degree(tp: int, decode_tp: int) -> None:
+    """Steps of either degree, and blocks that are pulled by more devices or by fewer."""
+    lengths = Lognormal(
+        prompt_median=400, output_median=100, prompt_sigma=0.6, output_sigma=0.6, most=900
+    )
+    found = hardware("opt-13b", spec_of("a100-80g", "distserve"))
+    asked = Asked(lengths=lengths, ttft_s=1, tpot_s=1, num=100)
+    unit = Unit(way="disaggregated", parallel=Parallel(tp), decode=Parallel(decode_tp))
+    judged = Judge(hardware=found, asked=asked).tails(unit, 4.0)
+    told = simulated_tails(
+        asked, 4.0, tables="distserve", tp=tp, decode_tp=decode_tp, pull_share=0.05
+    )
+    assert told == pytest.approx(judged, rel=0.05)
