@@ -158,7 +158,6 @@ def modelled_outside(
     scheduler = None if charged is None else charged.cost.seconds
     if fills_canvases(spec):
         return canvas_outside(spec, shape, scheduler, log)
-    context = min(shape.max_context, executor.max_context or shape.max_context)
     lanes = lanes_of(executor, spec.policies)
     if executor.lanes is None and executor.gpu is None:
         lanes = 1  # nobody asked for more, and how they slow each other down depends on the card
@@ -168,7 +167,7 @@ def modelled_outside(
     tier_blocks, disk_blocks = spec.tiers.blocks(block_bytes)
     caps = Caps(
         num_layers=shape.layers,
-        max_context=context,
+        max_context=min(shape.max_context, executor.max_context or shape.max_context),
         max_repeat=MAX_REPEAT,
         max_lanes=lanes,
         max_total_share=float(lanes),
