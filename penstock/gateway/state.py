@@ -18,6 +18,7 @@ from penstock.core.ports import Service
 from penstock.gateway.metrics import Meter, ModelMeter
 
 PATH = "/internal/state"
+COUNTS = ("in_flight", "prompt_tokens", "generated_tokens", "cached_tokens", "looked_up_tokens")
 
 
 class State:
@@ -35,12 +36,19 @@ class State:
             "version": penstock.__version__,
             "at": wall_at,
             "is_draining": self._is_draining(),
-            "models": [_model(name, meter) for name, meter in self._meter.models().items()],
+            "models": self._models(),
             "replicas": [
                 {**_plain(report), "age_s": max(0.0, loop_at - report.at)} for report in reports
             ],
             "recent": [{**_plain(event), "ago_s": loop_at - _at(event)} for event in events],
         }
+
+    def _models(self) -> list[dict[str, object]]:
+        """Those that were called, and those that nobody has called yet."""
+        called = self._meter.models()
+        told = [_model(name, meter) for name, meter in called.items()]
+        idle = [name for name in self._service.models() if name not in called]
+        return told + [{"name": name} | dict.fromkeys(COUNTS, 0) for name in idle]
 
 
 def _plain(thing: msgspec.Struct) -> Mapping[str, object]:

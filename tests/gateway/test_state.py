@@ -177,3 +177,13 @@ def test_in_a_narrow_terminal_no_number_is_cut_and_empty_columns_are_left_out(
     assert head == ["replica", "state", "run", "wait", "prefill", "age", "s"]
     assert [line[1:] for line in (first, second)] == [["alive", "0", "12345", "0", "0.7"]] * 2
     assert [line[0][-7:] for line in (first, second)] == [".gguf-0", ".gguf-1"]
+
+
+def test_a_model_that_nobody_has_called_is_there(service: Scripted, text: TextModel) -> None:
+    app = create_app(service, dict.fromkeys(service.names, text), GatewayConfig())
+
+    async def ask() -> dict[str, object]:
+        return app.state.snapshot()
+
+    told = run_virtual(ask())
+    assert shown(told).splitlines()[2].split() == ["tiny", "0", "-", "-", "0", "-"]
