@@ -36,7 +36,28 @@ ARRIVING_S = 1.0
 FAULTY_S = 1.3
 MOVING = frozenset({"move", "wire"})  # requests of one answer can
 LONG = 200  # tokens of an answer for which nobody waits to the end
-ROUTES = tuple(policy.TABLE["route"])
+ROUTES = (
+    "round-robin",
+    "least",
+    "p2c",
+    "prefix",
+    "on-demand",
+    "prefix-hash",
+    "session",
+    "deepest-prefix",
+    "kv-aware",
+    "llm-d",
+    "dynamo",
+    "mooncake",
+    "ray-prefix",
+    "preble",
+    "affinity",
+    "least-tokens",
+    "dualmap",
+    "llumnix",
+    "xllm",
+)
+LATER = tuple([name for name in policy.TABLE["route"] if name not in ROUTES])
 BLOCK_SIZES = (4, 8, 16)
 Mood = Literal["patient", "leaves", "raises", "leaves-inside", "asks-inside", "ends-others"]
 
@@ -125,7 +146,7 @@ def _config(rng: Stream, seed: int, kinds: Sequence[str]) -> Config:
         ),
         policy=Table(
             preset="fast-switch" if swaps else rng.choice(("vllm-v1", "sglang", "prefill-first")),
-            route=rng.choice(ROUTES),
+            route=_route(rng, seed),
         ),
         max_waiting=rng.choice((None, None, 4)),
         max_outstanding=rng.choice((None, None, 16)),
@@ -159,6 +180,13 @@ def _fetching(config: Config, rng: Stream) -> Config:
     replicas = rng.choice((2, 3)) if fleet.replicas == 1 else fleet.replicas
     fleet = replace(fleet, cache=cache, policy=policy, replicas=replicas)
     return replace(config, fleet=(fleet,))
+
+
+def _route(rng: Stream, seed: int) -> str:
+    """Those that were added later are drawn apart, so that what else a seed decides stays what it was."""
+    chosen, apart = rng.choice(ROUTES), stream(seed, "faults", "later routes")
+    is_later = apart.randrange(len(ROUTES) + len(LATER)) >= len(ROUTES)
+    return apart.choice(LATER) if is_later else chosen
 
 
 def _asks(rng: Stream, kinds: Sequence[str]) -> list[Ask]:
