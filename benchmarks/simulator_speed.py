@@ -18,6 +18,9 @@ PENSTOCK_DATA names it too. A case whose trace is absent is said to be skipped.
 "wall" and "cpu" are of the whole process with its children, from start to end; "run" is what the simulation says it
 took, without the start of the interpreter. "rss" is the largest resident set of any of its processes.
 
+Compiled modules are used where there are any (`penstock compile`); PENSTOCK_COMPILED=off measures plain Python. The
+last line says which.
+
 A peer is any command that plays the same traces. It is timed in the same way, once for each case that its name begins
 with: `--peer "azure dynosim=/venv/bin/python replay.py {trace} --workers {replicas}"`. In COMMAND, {trace}, {replicas}
 and {requests} are replaced.
@@ -35,6 +38,8 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from penstock.core.compiled import is_active
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "examples" / "azure_a100.toml"
@@ -233,6 +238,7 @@ def main() -> None:
         print(json.dumps({"schema": 1, "runs": kept}, indent=1))
     else:
         print(table(rows))
+        print(f"compiled modules: {'yes' if is_active() else 'no'}")
 
 
 if __name__ == "__main__":

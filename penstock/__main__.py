@@ -7,6 +7,7 @@ interrupt ends with 130, a closed pipe quietly.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -28,6 +29,7 @@ VERBS: dict[str, str] = {
     "report": "Show what a run did, and why slow requests were slow.",
     "replay": "Take a log's decisions again and compare each one.",
     "train": "Train the default model.",
+    "compile": "Compile what simulations spend their time in.",
     "version": "Print the version.",
 }
 EXTRA_OF = {
@@ -134,7 +136,9 @@ def run(args: Sequence[str]) -> int:
 
 
 def main() -> None:
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # or the interpreter looks through all that there is for garbage before it ends
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
+# Tests put other things in the place of functions and fields, which compiled modules do not allow.
+os.environ.setdefault("PENSTOCK_COMPILED", "off")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

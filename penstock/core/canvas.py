@@ -18,7 +18,7 @@ None of it is ever shared: a position's keys change with whatever is written beh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 from penstock.core.types import CanvasRule, Job, Sampling, WorkOption
 
@@ -37,12 +37,15 @@ def meaningless(chosen: Sampling) -> str | None:
     return None
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
 class CanvasJob(Job):
     """A job on a canvas. `computed` stays 0: no position is final before the answer ends."""
 
-    rule: CanvasRule
-    step: int = 0  # of the active block
+    __slots__ = ("rule", "step")
+
+    def __init__(self, *, rule: CanvasRule, **facts: Any) -> None:
+        super().__init__(**facts)
+        self.rule = rule
+        self.step = 0  # of the active block
 
     @property
     def canvas(self) -> int:

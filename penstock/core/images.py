@@ -11,18 +11,20 @@ as its prompt is computed again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from penstock.core.types import Job, Part, Request
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
 class ImageJob(Job):
     """A job with images. The first `encoded` are ready, and so many more are in the step that runs (`encoding`)."""
 
-    images: tuple[int, ...]  # tokens that each stands for
-    encoded: int = 0
-    encoding: int = 0
+    __slots__ = ("images", "encoded", "encoding")
+
+    def __init__(self, *, images: tuple[int, ...], encoded: int = 0, **facts: Any) -> None:
+        super().__init__(**facts)
+        self.images = images  # tokens that each stands for
+        self.encoded, self.encoding = encoded, 0
 
     @property
     def is_encoded(self) -> bool:

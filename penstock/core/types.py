@@ -28,6 +28,7 @@ from penstock.core.adapters import AdapterReport
 from penstock.core.asks import Grammar as Grammar
 from penstock.core.asks import Sampling as Sampling
 from penstock.core.asks import Slo as Slo
+from penstock.core.job import Job as Job
 
 SCHEMA = 1  # major version of everything written or sent; see core.schema
 
@@ -131,60 +132,6 @@ class WorkOption(NamedTuple):
     samples: bool  # the chunk that reaches tokens_max yields a token
     rows: int = 1
     holds: int | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One answer in progress. Only its replica writes to it.
-
-    `carried`: (tokens, layers) of a chunk that has passed so many layers and not yet the rest; its positions count as
-    computed when it has passed the last. None = no chunk is under way.
-    """
-
-    seq: int  # arrival number inside its replica; also its name in plans and logs
-    request: Request
-    answer: int  # which of the request's n answers
-    arrived_at: float
-    hashes: list[BlockHash]  # of full blocks known so far: the prompt's, then the output's
-    num_prompt: int
-    max_tokens: int
-    num_output: int = 0
-    computed: int = 0
-    in_flight: int = 0
-    cached: int = 0  # positions adopted from the prefix cache when first admitted
-    carried: tuple[int, int] | None = None
-    status: Status = "waiting"
-    priority: int = 0
-    num_preemptions: int = 0
-    furthest: int = 0  # most positions it had computed when it was preempted
-    num_recomputed: int = 0  # positions computed again after preemptions
-    admitted_at: float | None = None
-    first_token_at: float | None = None
-    last_token_at: float | None = None
-    is_cancelled: bool = False
-    is_streamed: bool = True  # its caller hears of every token, not of the end alone
-
-    @property
-    def known(self) -> int:
-        return self.num_prompt + self.num_output
-
-    @property
-    def todo(self) -> int:
-        return self.num_prompt + self.num_output - self.computed - self.in_flight
-
-    @property
-    def is_prefilling(self) -> bool:
-        return self.computed + self.in_flight < self.num_prompt
-
-    @property
-    def id(self) -> str:
-        return f"{self.request.id}.{self.answer}"
-
-    def frontier(self) -> list[WorkOption]:
-        todo = self.todo
-        if todo <= 0:
-            return []
-        return [WorkOption("extend", 1, todo, self.request.kind == "generate")]
 
 
 class TokenLogprob(NamedTuple):

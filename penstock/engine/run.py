@@ -132,7 +132,7 @@ class IdleRuns:
 
     def remove(self, run: Run) -> None:
         run.before.after, run.after.before = run.after, run.before
-        del run.before, run.after
+        run.before = run.after = self._ends  # lets go of them
         self.num_blocks -= len(run.blocks)
 
     def trim(self, run: Run, size: int) -> list[int]:

@@ -9,87 +9,38 @@ rounding: a timer set for 5.0 fires when `time()` is 5.0. The rules, each held b
   - a callback that raises ends the run (plain asyncio logs it and goes on, and here that would end in a deadlock);
   - threads, sockets, pipes, signals and subprocesses live in real time and are refused by name.
 
-The loop derives from asyncio's BaseEventLoop and replaces its `_run_once`, so it has no selector and no self-pipe. A
-simulation is little else than callbacks, so handles are made here, with asyncio's fields and without its checks for
-debugging: half the price. What is set without a context runs in the one that the loop runs in: copying one for each
-callback is for web frameworks, whose tasks bring their own. It leans on internals of CPython 3.11-3.14: `_ready`,
-`_run_once`, `_stopping`, `_closed` and the fields of handles.
+The loop derives from asyncio's BaseEventLoop and replaces its `_run_once`, so it has no selector and no self-pipe. What
+is due when is kept by sim.agenda. It leans on internals of CPython 3.11-3.14: `_ready`, `_run_once`, `_stopping`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from heapq import heapify, heappop, heappush
-from typing import Any, NoReturn, TypeVar, TypeVarTuple
+from typing import NoReturn, TypeVar, TypeVarTuple
 
 from penstock.core.clock import announce
+from penstock.sim.agenda import Agenda
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-PRUNE_AT = 256  # cancelled timers tolerated in the heap before it is rebuilt
-
-
-class _Soon(asyncio.Handle):
-    """A callback that is ready."""
-
-    __slots__ = ()
-    _source_traceback = _repr = None  # what asyncio fills when debugging
-
-    def __init__(
-        self, callback: Callable[..., object], args: tuple[object, ...], context: Context | None
-    ) -> None:
-        self._callback, self._args = callback, args
-        self._context = context
-        self._cancelled = False
-
-    def cancel(self) -> None:
-        self._cancelled = True
-
-
-class _Timer(asyncio.TimerHandle):
-    """A callback that waits for its instant; `_scheduled` while it does."""
-
-    __slots__ = ()
-    _source_traceback = _repr = None
-
-    def __init__(
-        self,
-        when: float,
-        callback: Callable[..., object],
-        args: tuple[object, ...],
-        loop: VirtualLoop,
-        context: Context | None,
-    ) -> None:
-        self._when, self._callback, self._args, self._loop = when, callback, args, loop
-        self._context = context
-        self._cancelled = False
-        self._scheduled = True
-
-    def cancel(self) -> None:
-        if not self._cancelled:
-            self._cancelled = True
-            if self._scheduled:
-                self._loop._count_cancelled()
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
     """A loop whose clock starts at `start_at` and stands still while anything is ready."""
 
-    _ready: deque[asyncio.Handle]
-    _stopping: bool
-    _closed: bool
-
     def __init__(self, start_at: float = 0.0) -> None:
         super().__init__()
-        self._now = start_at
-        self._timers: list[tuple[float, int, _Timer]] = []
-        self._num_set = 0
-        self._num_cancelled = 0
+        self._agenda = agenda = Agenda(start_at)
+        straight: dict[str, object] = {  # to the agenda, without a call in between
+            "time": agenda.time,
+            "call_at": agenda.call_at,
+            "call_soon": agenda.call_soon,
+            "_ready": agenda.ready,  # emptied by the base class when it is closed
+        }
+        vars(self).update(straight)
 
     def run_forever(self) -> None:
         announce(self)
@@ -98,34 +49,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         finally:
             announce(None)
 
-    def time(self) -> float:
-        return self._now
+    def stop(self) -> None:
+        super().stop()
+        self._agenda.is_stopping = True
 
-    def call_at(
-        self,
-        when: float,
-        callback: Callable[[*Ts], object],
-        *args: *Ts,
-        context: Context | None = None,
-    ) -> asyncio.TimerHandle:
-        if self._closed:
-            raise RuntimeError("Event loop is closed")
-        timer = _Timer(when, callback, args, self, context)
-        self._num_set = number = self._num_set + 1
-        heappush(self._timers, (when, number, timer))
-        return timer
-
-    def call_soon(
-        self,
-        callback: Callable[[*Ts], object],
-        *args: *Ts,
-        context: Context | None = None,
-    ) -> asyncio.Handle:
-        if self._closed:
-            raise RuntimeError("Event loop is closed")
-        handle = _Soon(callback, args, context)
-        self._ready.append(handle)
-        return handle
+    def close(self) -> None:
+        super().close()
+        self._agenda.is_closed = True
 
     def call_soon_threadsafe(
         self,
@@ -140,60 +70,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self.call_soon(callback, *args, context=context)
 
     def _run_once(self) -> None:
-        """Run until told to stop: what is ready in its order, and when nothing is, jump."""
-        ready, jump = self._ready, self._jump
-        handle: Any  # with fields that asyncio does not tell of
-        while True:
-            for _ in range(len(ready)):
-                handle = ready.popleft()
-                if handle._cancelled:
-                    continue
-                if handle._context is None:
-                    handle._callback(*handle._args)
-                else:
-                    handle._context.run(handle._callback, *handle._args)
-            if self._stopping:
-                return
-            if not ready:
-                jump()
-
-    def _jump(self) -> None:
-        """Move the clock to the first live timer and make it, and all others that are due, ready."""
-        ready = self._ready
-        while self._timers:
-            at, _, timer = heappop(self._timers)
-            timer._scheduled = False
-            if timer._cancelled:
-                self._num_cancelled -= 1
-                continue
-            if at > self._now:
-                self._now = at
-            ready.append(timer)
-            break
-        else:
+        if not self._agenda.run():
             raise RuntimeError(self._deadlock())
-        timers, at = self._timers, self._now
-        while timers and timers[0][0] <= at:
-            timer = heappop(timers)[2]
-            timer._scheduled = False
-            if timer._cancelled:
-                self._num_cancelled -= 1
-            else:
-                ready.append(timer)
-
-    def _count_cancelled(self) -> None:
-        """Called once when a timer that waits is cancelled. Long runs cancel many far timeouts."""
-        self._num_cancelled += 1
-        if self._num_cancelled > PRUNE_AT and 2 * self._num_cancelled > len(self._timers):
-            self._timers = [entry for entry in self._timers if not entry[2]._cancelled]
-            heapify(self._timers)
-            self._num_cancelled = 0
 
     def _deadlock(self) -> str:
         waiting = sorted(_told(task) for task in asyncio.all_tasks(self) if not task.done())
         listed = "; ".join(waiting[:10]) + ("; ..." if len(waiting) > 10 else "")
         return (
-            f"virtual deadlock at {self._now!r} s: nothing is ready and no timer is set, "
+            f"virtual deadlock at {self._agenda.now!r} s: nothing is ready and no timer is set, "
             f"but {len(waiting)} task(s) wait: {listed or 'none'}"
         )
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import penstock
+from penstock.core.compiled import is_active
 
 app = typer.Typer()
 NAMED = ("torch", "numpy", "safetensors", "starlette", "ray")
@@ -26,13 +27,14 @@ def _installed(package: str) -> str | None:
 def version(
     is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print the version of Penstock, Python and the packages that matter to it.
+    """Print the version of Penstock, Python and the packages that matter to it, and whether modules are compiled.
 
     Example: `penstock version --json`
     """
     found: dict[str, str | None] = {
         "penstock": penstock.__version__,
         "python": platform.python_version(),
+        "compiled": "yes" if is_active() else "no, see penstock compile --help",
     }
     found |= {package: _installed(package) for package in NAMED}
     if is_json:

@@ -5,7 +5,6 @@ Jobs are handed to policies behind a glass: reading works, writing raises.
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import zlib
 from collections.abc import Callable, Sequence
@@ -269,7 +268,7 @@ def showing(rng: random.Random, glass: Any) -> Any:
     if rng.random() < 0.7 or job.num_prompt < 4:
         return glass
     images = (1,) * rng.randrange(1, 4)
-    facts = {each.name: getattr(job, each.name) for each in dataclasses.fields(job)}
+    facts = {name: getattr(job, name) for name in type(job).__slots__}
     encoded = rng.randrange(len(images) + 1)
     return Glass(ImageJob(images=images, encoded=encoded, **facts))
 

@@ -1,0 +1,104 @@
+"""Modules that were compiled to C are found before their sources, if somebody has compiled these very sources.
+
+What a simulated step costs is Python finding out, call by call, what it could have known: which class, which field,
+which number. `penstock compile` (lab.compiling) has mypyc translate the modules named here, with the types they have
+anyway, and keeps the result outside of the package, in a folder named by a digest over the sources and the Python they
+are for. So a source that was changed is never shadowed by what it was: its digest names another folder. Nothing here
+needs a compiler, and without the folder, or with PENSTOCK_COMPILED=off, everything is plain Python. Both give the same
+results to the byte.
+
+Standard library only: this is imported before anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec
+
+TYPE_CHECKING = False  # as type checkers read it; `typing` takes as long to import as all of this
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import ModuleType
+
+SWITCH = "PENSTOCK_COMPILED"
+PACKAGE = os.path.dirname(os.path.dirname(__file__))
+DONE = "done"  # a file that says that the folder is whole
+
+# What nearly every simulated step runs through. A module that reads files beside itself, or that is little else than
+# records of msgspec or coroutines, gains nothing.
+MODULES = (
+    "core.canvas", "core.images", "core.job",
+    "cost.energy", "cost.roofline", "cost.step",
+    "engine.briefing", "engine.flights", "engine.fork", "engine.host", "engine.joblist", "engine.launch",
+    "engine.ledger", "engine.moves", "engine.outcomes", "engine.partings", "engine.parts", "engine.pauses",
+    "engine.replica", "engine.reports", "engine.roster", "engine.run", "engine.turn",
+    "policy.batch.decodes", "policy.batch.vllm_v1",
+    "net.outbox",
+    "sim.agenda", "sim.channel", "sim.executor",
+    "report.histogram", "report.metrics",
+    "cluster.dispatches", "cluster.fleet", "cluster.link", "cluster.router", "cluster.sight", "cluster.ticket",
+    "lab.play",
+)  # fmt: skip
+
+
+class CompiledFinder:
+    """Finds modules by name in one folder, and nothing else."""
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self.files = files
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        file = self.files.get(fullname)
+        if file is None:
+            return None
+        loader = ExtensionFileLoader(fullname, file)
+        spec = ModuleSpec(fullname, loader, origin=file)
+        spec.has_location = True
+        return spec
+
+
+def root() -> str:
+    """Where what was compiled is kept, of all versions."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(cache, "penstock", "compiled")
+
+
+def folder() -> str:
+    """Where these sources are kept when they are compiled for this Python."""
+    from hashlib import blake2b
+
+    digest = blake2b(EXTENSION_SUFFIXES[0].encode(), digest_size=12)
+    for module in MODULES:
+        digest.update(module.encode())
+        with open(os.path.join(PACKAGE, *module.split(".")) + ".py", "rb") as source:
+            digest.update(source.read())
+    return os.path.join(root(), digest.hexdigest())
+
+
+def files_in(place: str) -> dict[str, str]:
+    """The compiled modules of a folder, by full name."""
+    suffix, found = EXTENSION_SUFFIXES[0], {}
+    for parent, _, names in os.walk(place):
+        inside = os.path.relpath(parent, place)
+        before = "" if inside == "." else inside.replace(os.sep, ".") + "."
+        for name in names:
+            if name.endswith(suffix):
+                found[before + name.removesuffix(suffix)] = os.path.join(parent, name)
+    return found
+
+
+def install() -> None:
+    """Have compiled modules found from now on, if there are any. Once, before anything else of penstock."""
+    if os.environ.get(SWITCH, "").lower() in ("off", "0") or not os.path.isdir(root()):
+        return
+    place = folder()
+    if os.path.exists(os.path.join(place, DONE)):
+        sys.meta_path.insert(0, CompiledFinder(files_in(place)))
+
+
+def is_active() -> bool:
+    """Whether this process uses compiled modules."""
+    return any(isinstance(finder, CompiledFinder) for finder in sys.meta_path)

@@ -1,0 +1,33 @@
+"""`penstock compile`: the modules that a simulation spends its time in, as C."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def compile(  # noqa: A001 - the verb's name
+    is_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compile what simulations spend their time in, once for this version and this Python.
+
+    Needs the extra `fast` (mypyc) and a C compiler, and takes a few minutes. Results stay the same to the byte. Used by
+    itself from then on; PENSTOCK_COMPILED=off turns it off, and so does every change of the sources.
+
+    Example: `pip install 'penstock[fast]' && penstock compile`
+    """
+    from penstock.core.compiled import MODULES
+    from penstock.lab.compiling import compile_modules
+    from penstock.report.progress import Bar
+
+    with Bar(f"compiling {len(MODULES)} modules"):
+        place = compile_modules()
+    if is_json:
+        typer.echo(json.dumps({"folder": str(place), "modules": list(MODULES)}))
+    else:
+        typer.echo(f"{len(MODULES)} modules are compiled, in {place}")

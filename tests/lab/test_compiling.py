@@ -1,0 +1,91 @@
+"""What mypyc makes of the modules says the same as their sources, to the byte.
+
+Compiling takes minutes: a test that does is slow. Where these very sources are compiled already, the runs are compared
+by default.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from penstock.core import compiled
+from penstock.lab.compiling import _opened, compile_modules
+
+ROOT = Path(__file__).parents[2]
+RUNS = """
+import json, sys
+from pathlib import Path
+from penstock.assemble import load_config
+from penstock.core.compiled import is_active
+from penstock.lab.simulate import simulate
+from penstock.traffic import open_trace
+
+found = [is_active()]
+for trace, speed, limit, *sets in json.loads(sys.argv[1]):
+    traffic = open_trace(Path("data") / trace, limit=limit, speed=speed, model="llama-3.1-8b")
+    run = simulate(load_config(Path("examples/azure_a100.toml"), sets=sets), traffic)
+    found.append((run.digest, str(run.figures.to_dict())))
+print(json.dumps(found))
+"""
+AZURE, MOONCAKE = "azure_2023_conv_200.csv", "mooncake_conversation_100.jsonl"
+POLICY = "fleet.0.policy"
+CASES = (
+    (AZURE, 20.0, 100, "fleet.0.replicas=1", "fleet.0.cache.num_blocks=400"),  # preempts
+    (AZURE, 4.0, 60, "is_checked=true"),
+    (AZURE, 4.0, 80, f"{POLICY}.preset=sglang", f"{POLICY}.route=p2c"),
+    (AZURE, 4.0, 60, f"{POLICY}.batch=layered"),
+    (AZURE, 4.0, 60, f"{POLICY}.batch=flow-prefill"),  # plans that yield
+    (AZURE, 4.0, 60, f"{POLICY}.route=llumnix", f"{POLICY}.move=llumnix"),
+    (MOONCAKE, 4.0, 40, f"{POLICY}.route=prefix", "fleet.0.cache.store=radix"),
+)
+
+
+def told(switch: str) -> list[object]:
+    env = {**os.environ, compiled.SWITCH: switch, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", RUNS, json.dumps(CASES)]
+    ended = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    found: list[object] = json.loads(ended.stdout)
+    return found
+
+
+def compare() -> None:
+    plain, fast = told("off"), told("on")
+    assert plain[0] is False and fast[0] is True
+    assert fast[1:] == plain[1:] and len(plain) == len(CASES) + 1
+
+
+def test_compiled_modules_give_the_same_log_where_they_are_at_hand() -> None:
+    if not (Path(compiled.folder()) / compiled.DONE).exists():
+        pytest.skip("these sources are not compiled here: penstock compile")
+    compare()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_compiling_gives_the_same_log() -> None:
+    has_compiler = any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+    if find_spec("mypyc") is None or not has_compiler:
+        pytest.skip("needs mypyc (the extra `fast`) and a C compiler")
+    compile_modules()
+    compare()
+
+
+def test_classes_that_others_inherit_from_are_declared_to_allow_it() -> None:
+    source = (
+        '"""Text."""\n\nfrom __future__ import annotations\n\nimport x\n\n\n'
+        "@x.word(1)\nclass One: ...\n\n\nclass Two: ...\n"
+    )
+    opened = _opened(source, {"One"})
+    one, two = [node for node in ast.parse(opened).body if isinstance(node, ast.ClassDef)]
+    assert len(one.decorator_list) == 2 and not two.decorator_list
+    assert _opened(source, {"Other"}) == source
