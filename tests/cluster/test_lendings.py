@@ -139,6 +139,10 @@ async def test_a_request_longer_than_one_memory(root: Path) -> None:
         creditor = next(link.name for link in world.links if link.name != holders["f"])
         world.fleet.lend("f", creditor, 5)
         await world.lent()
+        async with asyncio.timeout(20):  # and some of it comes home, when there is room
+            while dict(world.fleet.lent()["f"]) == {creditor: 5}:
+                world.fleet.recall("f", creditor, 1)
+                await asyncio.sleep(0.01)
         assert await running_one == middle
         await world.settled()
         task = asyncio.create_task(world.ask("d", LONG, 100))
