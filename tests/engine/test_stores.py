@@ -205,6 +205,7 @@ def test_blocks_hold_what_their_jobs_believe(store: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("store", STORES)
 def test_blocks_hold_what_their_jobs_believe_for_long(store: str) -> None:
     for seed in range(20):
