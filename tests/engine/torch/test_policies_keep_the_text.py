@@ -114,6 +114,9 @@ class Live:
 
     def ask(self, rng: random.Random, place: int) -> Request:
         stops = tuple(rng.sample(range(512), 20)) if rng.random() < 0.3 else ()
+        slo = Slo(ttft_s=rng.choice((None, 0.05, 0.5)), tpot_s=rng.choice((None, 0.05)))
+        if self.played.case.admit == "in-time":  # refuses by the clock, which a busy machine decides
+            slo = Slo(tpot_s=slo.tpot_s)
         return Request(
             id=RequestId(str(place)),
             model="m",
@@ -124,7 +127,7 @@ class Live:
                 max_tokens=rng.randint(8, 40),
                 stop_ids=stops,
             ),
-            slo=Slo(ttft_s=rng.choice((None, 0.05, 0.5)), tpot_s=rng.choice((None, 0.05))),
+            slo=slo,
             n=rng.choice((1, 1, 2)),
             tenant=rng.choice("ab"),
             priority=rng.randrange(3),
