@@ -376,7 +376,8 @@ EXPERIMENT = Experiment(
     "of first tokens in time by up to 42 points, and tuning the ratio of prefill to decode the throughput by 60 %.",
     criterion=f"At each of two loads on-demand keeps at least {FAR:g} points more than the shortest queue by "
     f"reports of 1 s, and is within {NEAR:g} point of the ideal, which knows to the millisecond where work ends first; "
-    f"on conversations, then code, roles that follow keep at least {GAIN:g} times as many requests within both promises as 4:4.",
+    f"on conversations, then code, roles that follow keep at least {GAIN:g} times as many requests within both "
+    f"promises as 4:4.",
     workload="Forwarding: 400 prompts of Azure's code trace (lengths drawn from 191), in bursts, 8 prefill replicas. "
     "Ratio: 45 s of conversations at 13/s, then 45 s of code at 18/s, Poisson, 8 replicas.",
     constants=(
