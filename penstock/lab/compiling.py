@@ -59,6 +59,13 @@ def compile_modules(*, scratch: Path | None = None) -> Path:
     return place
 
 
+def remove_all() -> None:
+    """Remove what was compiled of every version; everything is plain Python again."""
+    shutil.rmtree(compiled.root(), ignore_errors=True)
+    if os.path.exists(compiled.root()):
+        raise NotCompiled(f"{compiled.root()} could not be removed: is it yours?")
+
+
 def _copy(copy: Path) -> None:
     shutil.copytree(compiled.PACKAGE, copy / "penstock", ignore=shutil.ignore_patterns(*IGNORED))
     (copy / "mypy.ini").write_text(CONFIG)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from penstock.core import compiled
-from penstock.lab.compiling import _opened, compile_modules
+from penstock.lab.compiling import _opened, compile_modules, remove_all
 
 ROOT = Path(__file__).parents[2]
 RUNS = """
@@ -89,3 +89,13 @@ def test_classes_that_others_inherit_from_are_declared_to_allow_it() -> None:
     one, two = [node for node in ast.parse(opened).body if isinstance(node, ast.ClassDef)]
     assert len(one.decorator_list) == 2 and not two.decorator_list
     assert _opened(source, {"Other"}) == source
+
+
+def test_removing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    old = Path(compiled.root()) / "of-an-older-version"
+    old.mkdir(parents=True)
+    (old / compiled.DONE).touch()
+    remove_all()
+    assert not Path(compiled.root()).exists()
+    remove_all()  # nothing there is as good

@@ -44,7 +44,7 @@ FLAGS: dict[str, set[str]] = {
     },
     "chat": {"--model", "--api-key", "--system", "--complete", "--max-tokens"},
     "plan images": {"--trace", "--ttft", "--tpot", "--requests", "--set", "--json"},
-    "compile": {"--json"},
+    "compile": {"--remove", "--json"},
     "plan pipeline": {
         "--lengths", "--trace", "--tokens", "--sharing", "--quick", "--set", "--out", "--plot", "--json",
     },

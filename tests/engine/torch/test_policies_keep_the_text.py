@@ -115,7 +115,9 @@ class Live:
     def ask(self, rng: random.Random, place: int) -> Request:
         stops = tuple(rng.sample(range(512), 20)) if rng.random() < 0.3 else ()
         slo = Slo(ttft_s=rng.choice((None, 0.05, 0.5)), tpot_s=rng.choice((None, 0.05)))
-        if self.played.case.admit == "in-time":  # refuses by the clock, which a busy machine decides
+        if (
+            self.played.case.admit == "in-time"
+        ):  # refuses by the clock, which a busy machine decides
             slo = Slo(tpot_s=slo.tpot_s)
         return Request(
             id=RequestId(str(place)),
