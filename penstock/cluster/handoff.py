@@ -55,7 +55,12 @@ class HandOff:
         self._keeps_offline = steering is not None and steering.keeps_offline
 
     def pauses(self, ticket: Ticket, replica: str) -> Stage | None:
-        """Before which stage a request that goes to this replica is to stand still and be handed on from there."""
+        """Before which stage a request that goes to this replica is to stand still and be handed on from there.
+
+        One with blocks elsewhere stays where it is (cluster.lendings).
+        """
+        if ticket.borrows:
+            return None
         role = self._router.reports[replica].role
         if ticket.request.parts and role in PAUSING["prefill"]:
             return "prefill" if self._has_taker(ticket.request, replica, "prefill") else None
@@ -71,7 +76,10 @@ class HandOff:
         assert stage is not None, "it does not pause"
         self._pass_on(ticket, stage, ())
 
-    def _pass_on(self, ticket: Ticket, stage: Stage, tried: tuple[str, ...]) -> None:
+    def _pass_on(
+        self, ticket: Ticket, stage: Stage, tried: tuple[str, ...], *, stands: bool = True
+    ) -> None:
+        """`stands`: no movement that began, and came to nothing, has told it to go on."""
         source, request = ticket.replica, ticket.request
         target = None
         if not route.takes(self._router.reports[source].role, stage):  # else it does so by now
@@ -82,7 +90,7 @@ class HandOff:
             }
             target = self._choose(ticket, stage, tuple(sorted(excluded)))
         if target is None:
-            if not tried:  # a movement that came to nothing has told it already
+            if stands:
                 cast(MovingPort, self._ports[source]).go_on(request.id)
             return
         pauses = self.pauses(ticket, target) if stage == "prefill" else None
@@ -90,8 +98,11 @@ class HandOff:
         def over(told: Migrated) -> None:
             if told.outcome == "committed":
                 ticket.pauses = pauses
+            elif told.outcome in ("source_lost", "finished_first"):
+                return  # the fleet places it anew, or it has ended
             elif ticket.replica == source and not ticket.is_cancelled and self._is_open(ticket):
-                self._pass_on(ticket, stage, (*tried, target))
+                still = stands and told.outcome == "refused"
+                self._pass_on(ticket, stage, (*tried, target), stands=still)
 
         self._moves.begin(request.id, target, "pull", over, pauses=pauses)
 

@@ -14,7 +14,7 @@ Several may wait at a time. Every AGAIN_S seconds those are asked for, in the or
 seems to be enough: each gets all or gives back what it got, so that no two wait for what the other holds. Whoever came
 first and has waited for PATIENCE_S keeps what it gets, and nobody passes it any more; if it has not got all within
 HOLD_S it gives that back and begins again, since who holds it up may wait for it. Whoever would not fit among replicas
-that have nothing else to do is told so at once; one whose home is lost meanwhile is placed anew.
+that have nothing else to do is told so at once; one whose home is lost or drains meanwhile is placed anew.
 
 `lend` does the same for a request that runs, as often as somebody wants: the debtor's batch grows by what it can move
 out of its memory; `recall` has some of it come home. What is refused then is not asked for again here: whoever decides
@@ -44,7 +44,13 @@ from penstock.cluster.moving_end import MovingEnd
 from penstock.cluster.recalls import Recalls
 from penstock.cluster.router import Router
 from penstock.core.clock import now
-from penstock.core.errors import ContextTooLong, Overloaded, PenstockError, ReplicaLost
+from penstock.core.errors import (
+    ContextTooLong,
+    Draining,
+    Overloaded,
+    PenstockError,
+    ReplicaLost,
+)
 from penstock.core.messages import Lent
 from penstock.core.ports import ReplicaPort
 from penstock.core.types import Report, Request
@@ -124,7 +130,9 @@ class Lendings:
             self._recalls.bring_home(borrower, creditor, num_blocks)
 
     def hear(self, report: Report) -> None:
-        """A creditor may want its blocks back, or is gone before the request was sent."""
+        """A creditor may want its blocks back; it, or the home, may be gone before the request was sent."""
+        if report.is_draining or not report.is_alive:
+            self._leave(report)
         if report.is_alive:
             self._recalls.hear(report)
             return
@@ -158,6 +166,13 @@ class Lendings:
     def _number(self) -> int:
         self._count += 1
         return self._count
+
+    def _leave(self, home: Report) -> None:
+        """Whoever waits to be sent there is placed anew, before the fleet forgets that replica."""
+        for borrower in list(self._coming.values()):
+            if borrower.home == home.replica and borrower.on_ready is not None:
+                drains = Draining(f"{home.replica} is shutting down")
+                self._settle(borrower, drains if home.is_alive else _lost(home.replica))
 
     def _serve(self) -> None:
         """Another round: who of those that are coming can be asked for?"""
@@ -198,8 +213,7 @@ class Lendings:
             self._settle(borrower, None)
             return None
         if home not in self._ports or not reports[home].is_alive:
-            lost = ReplicaLost(f"{home} was lost before it had the request")
-            self._settle(borrower, lost)
+            self._settle(borrower, _lost(home))
             return None
         others = [each for each in reports.values() if can_lend(each, home)]
         needs = borrower.num_kept + borrower.missing
@@ -310,6 +324,10 @@ class Lendings:
             hint="shorten the prompt or ask for fewer tokens",
             param="prompt",
         )
+
+
+def _lost(home: str) -> ReplicaLost:
+    return ReplicaLost(f"{home} was lost before it had the request")
 
 
 def _too_few(num: int) -> Overloaded:

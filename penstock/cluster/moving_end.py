@@ -46,10 +46,14 @@ class MovingEnd(ABC):
 
     def _hear_move(self, told: Offered | Taken | Lent | Recalled) -> None:
         if isinstance(told, Lent):
-            self._lending.pop(told.loan)(told)
+            on_lent = self._lending.pop(told.loan, None)
+            if on_lent is not None:  # else whoever controlled the replica before asked for it
+                on_lent(told)
             return
         if isinstance(told, Recalled):
-            self._recalling.pop(told.loan)(told)
+            on_recalled = self._recalling.pop(told.loan, None)
+            if on_recalled is not None:
+                on_recalled(told)
             return
         on_moved = self._moves.get(told.move)
         if on_moved is not None:

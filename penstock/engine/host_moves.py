@@ -52,7 +52,6 @@ class HostMoves:
         self._replica, self._transport, self._say = replica, transport, say
         self._touch = touch
         self._open: dict[int, str] = {}  # requests of movements that are not settled
-        self._pausing: set[str] = set()  # or that paused once
         self._loans: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -71,11 +70,11 @@ class HostMoves:
         if isinstance(told, LoanTold):
             self._hear_loan(told)
         elif isinstance(told, Offer):
-            self._open[told.move] = told.request
+            if told.is_last:  # whoever is only shown has nothing to be settled
+                self._open[told.move] = told.request
             self._replica.move(Offering(told.move, told.request, told.is_last, self._say_offered))
         elif isinstance(told, Settle):
             self._open.pop(told.move, None)
-            self._pausing.discard(told.request)
             self._replica.move(Settling(told.move, told.request, told.how))
         else:
             self._open[told.move] = told.name
@@ -96,29 +95,33 @@ class HostMoves:
 
             replica.move(Recalling(loan, told.num_blocks, told.into, on_recalled))
             return
+        if isinstance(told, Lend) and replica.is_draining:
+            self._say(Lent(loan, "", "it is shutting down"), STATE_BYTES)
+            return
         self._loans.add(loan)
         if isinstance(told, Borrow):
             replica.move(Borrowing(loan, told.request, told.num_blocks, told.address))
         else:
 
             def on_lent(address: str, error: str | None) -> None:
+                if error is not None:
+                    self._loans.discard(loan)  # nobody gives back what was not lent
                 self._say(Lent(loan, address, error), STATE_BYTES)
 
             replica.move(Lending(loan, told.num_blocks, on_lent))
 
     def pause(self, request: str, before: Stage) -> None:
         """See engine.pauses."""
-        self._pausing.add(request)
         self._replica.move(Pausing(request, before))
 
     def go_on(self, request: str) -> None:
-        self._pausing.discard(request)
         self._replica.move(GoingOn(request))
 
     def abandon(self) -> None:
-        """Whoever has ordered all this is gone: what was to leave or pauses stays, what was to come is dropped."""
-        for request in sorted(self._pausing):
-            self.go_on(request)
+        """Whoever has ordered all this is gone: what was to leave stays, what was to come is dropped.
+
+        The host cancels all requests behind this, which ends those that pause too (engine.pauses).
+        """
         for loan in sorted(self._loans):
             self._replica.move(Returning(loan))
         self._loans.clear()
@@ -138,6 +141,8 @@ class HostMoves:
 
     def _say_offered(self, offered: Offered) -> None:
         state = offered.state
+        if state is None:  # it has ended, and so may the movement, without a word
+            self._open.pop(offered.move, None)
         num_tokens = len(offered.blocks) + (0 if state is None else len(state.output_ids))
         self._say(offered, STATE_BYTES + TOKEN_BYTES * num_tokens)
 

@@ -261,6 +261,7 @@ class World:
             assert replica.is_idle and not replica.ledger.tables, (
                 f"{replica.config.name} holds something"
             )
+            assert not site.host._moves._open, "a movement is not settled"
             assert not replica._moves.joinings._incoming and not replica._moves.joinings._unproven
             assert replica.ledger.free == replica.ledger.total
             replica.check()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import UNSET
 
 from penstock.assemble import load_config
 from penstock.cluster import inside
@@ -208,6 +209,37 @@ class Killer:
     async def _kill(self) -> None:
         await asyncio.sleep(0.02)
         await self.hosts[self.name].stop()
+
+
+class KillerOfLeavers(Killer):
+    """Ends a replica at the instant at which the first request is to leave it: it is never told so."""
+
+    def emit(self, event: Any) -> None:
+        if isinstance(event, Routed) and event.stage == "prefill" and event.tried is not UNSET:
+            if self.killing is None:
+                stop = self.hosts[self.name].stop()
+                self.killing = asyncio.get_running_loop().create_task(stop)
+
+
+def test_one_that_was_about_to_leave_a_replica_that_dies_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others could take it over, but there is nothing left to be taken."""
+    hosts: dict[str, Any] = {}
+    opened = inside.open_host
+
+    def kept(spec: Any, *more: Any) -> Any:
+        hosts[spec.name] = opened(spec, *more)
+        return hosts[spec.name]
+
+    monkeypatch.setattr(inside, "open_host", kept)
+    killer = KillerOfLeavers("m-0", hosts)
+    roles = "{encode = 1, prefill = 2, decode = 1}"
+    outcome, events, _ = played(tmp_path, roles, listeners=(killer,))
+    assert killer.killing is not None and killer.killing.done()
+    assert outcome.played.num_served == 24 and not outcome.played.errors
+    told = Counter(event.outcome for event in events if isinstance(event, Migrated))
+    assert told["source_lost"] == 1 and set(told) == {"source_lost", "committed"}
 
 
 @pytest.mark.parametrize(

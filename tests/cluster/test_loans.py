@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.cluster.fleet import Fleet
+from penstock.cluster.link import ReplicaLink
 from penstock.cluster.router import Router
 from penstock.core.clock import now
-from penstock.core.messages import Lent
+from penstock.core.messages import Lent, Recalled
 from penstock.core.prompt import HashedPrompt
 from penstock.core.types import Report, Request, RequestId, Sampling
 from penstock.policy import find
@@ -78,3 +79,13 @@ def test_a_creditor_that_died_while_another_was_asked_is_left_out() -> None:
         assert ended == [None] and not fleet.num_outstanding
 
     run(main())
+
+
+def test_answers_to_whoever_controlled_a_replica_before_are_passed_over() -> None:
+    link = ReplicaLink("a")
+    link._hear_move(Lent(5))
+    link._hear_move(Recalled(5))
+    told: list[object] = []
+    link.lend(6, 3, told.append)
+    link._hear_move(Lent(6, "here"))
+    assert told == [Lent(6, "here")]

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from penstock.assemble import assemble, modelled_leaves
+from penstock.cluster import inside
 from penstock.cluster.fleet import Fleet
 from penstock.core.errors import PenstockError
 from penstock.core.events import Event, Finished
 from penstock.core.lending import Loaned, LoanOver, Recalled, Relocated
+from penstock.core.moving import WentOn
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Request, RequestId, Sampling
 from penstock.lab.trial import deployment
@@ -45,7 +47,10 @@ def request(name: str, prompt: int, output: int) -> Request:
 
 
 def fleet(
-    act: Callable[[Fleet], Coroutine[Any, Any, None]], replicas: int = 3, **policy: Any
+    act: Callable[[Fleet], Coroutine[Any, Any, None]],
+    replicas: int = 3,
+    roles: dict[str, int] | None = None,
+    **policy: Any,
 ) -> Ears:
     """Do it with a fresh fleet that lends; afterwards all blocks are everybody's own again."""
     ears = Ears()
@@ -54,6 +59,7 @@ def fleet(
         config = deployment(
             {"preset": "vllm-v1", "route": "least", "batch": {"max_tokens": 512}, **policy},
             replicas=replicas,
+            roles=roles,
             lends=True,
             cache={"num_blocks": BLOCKS, "prefix": False, "block_size": SIZE},
         )
@@ -196,6 +202,77 @@ def test_one_whose_home_is_lost_while_it_waits_is_placed_anew() -> None:
 
     ears = fleet(act, replicas=3)
     assert [each.num_output for each in ears.of(Finished) if each.request == "long"] == [60]
+
+
+def test_one_that_waits_for_a_replica_that_leaves_is_placed_anew() -> None:
+    """Nothing runs at its home, which is put out at once; the fleet forgets it without a request."""
+
+    async def act(found: Fleet) -> None:
+        blockers = [
+            asyncio.ensure_future(found.submit(request(f"b{at}", 5_500, 700))) for at in range(2)
+        ]
+        await until(lambda: sum(bool(each.num_decoding) for each in found.reports()) == 2)
+        long = asyncio.ensure_future(found.submit(request("long", 9_000, 60)))
+        await asyncio.sleep(0.2)
+        home = found._lendings._coming["long"].home
+        assert home not in {found.holders()[f"b{at}"] for at in range(2)}
+        await found.drain_replica(home)
+        await found.port(home).stop()
+        found.leave(home)
+        async with asyncio.timeout(600):
+            await asyncio.gather(*blockers, long)
+
+    ears = fleet(act, replicas=3)
+    assert {each.request: each.num_output for each in ears.of(Finished)} == {
+        "b0": 700,
+        "b1": 700,
+        "long": 60,
+    }
+
+
+def test_a_replica_that_drains_lends_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts: dict[str, Any] = {}
+    opened = inside.open_host
+
+    def kept(spec: Any, *more: Any) -> Any:
+        hosts[spec.name] = opened(spec, *more)
+        return hosts[spec.name]
+
+    monkeypatch.setattr(inside, "open_host", kept)
+
+    async def act(found: Fleet) -> None:
+        port: Any = found.port("default-1")
+        told: list[Any] = []
+        port.lend(901, 10_000, told.append)
+        await until(lambda: len(told) == 1)
+        assert told[0].error is not None and not hosts["default-1"]._moves._loans
+        draining = asyncio.ensure_future(port.drain())
+        await asyncio.sleep(0.01)
+        port.lend(902, 10, told.append)
+        await until(lambda: len(told) == 2)
+        assert told[1].error == "it is shutting down"
+        await draining
+
+    fleet(act)
+
+
+def test_one_with_blocks_elsewhere_is_answered_where_its_prompt_was_computed() -> None:
+    """Whether it had them before it was sent, or a loan was made while its prompt was computed."""
+
+    async def act(found: Fleet) -> None:
+        async with asyncio.timeout(600):
+            await found.submit(request("long", 9_000, 50))
+            late = asyncio.ensure_future(found.submit(request("late", 5_000, 50)))
+            await asyncio.sleep(0.05)
+            found.lend("late", "default-1", 40)
+            await late
+            await found.submit(request("short", 500, 50))
+
+    ears = fleet(act, roles={"prefill": 1, "decode": 2})
+    places = {each.request: each.who for each in ears.of(Finished)}
+    assert places.pop("short") in ("default-1", "default-2")
+    assert places == {"long": "default-0", "late": "default-0"}
+    assert [each.request for each in ears.of(WentOn)] == ["late"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from penstock.__main__ import run
 from penstock.assemble import load_config
 from penstock.core.errors import BadConfig, BadTrace
-from penstock.lab.encode_plan import AskedFor, Needs, placements_of, plan_images, split
+from penstock.lab.encode_budgets import Budgets
+from penstock.lab.encode_plan import (
+    AskedFor,
+    Needs,
+    _Trials,
+    placements_of,
+    plan_images,
+    split,
+    text_of,
+)
 
 DEPLOY = """
 [net]
@@ -96,3 +105,31 @@ def test_without_a_tower_or_images_there_is_nothing_to_plan(files: tuple[Path, P
     deploy.write_text(DEPLOY % "")
     with pytest.raises(BadConfig, match="executor.vision"):
         plan_images(load_config(deploy), asked)
+
+
+def test_whoever_is_refused_is_not_served_in_time(files: tuple[Path, Path]) -> None:
+    """One request at a time is let in: those who are keep their promises, but most are not."""
+    deploy, shown = files
+    text = (DEPLOY % TOWER).replace("replicas = 3", "replicas = 3\nmax_outstanding = 1")
+    deploy.write_text(text)
+    asked = AskedFor(trace=shown, ttft_s=1.0, tpot_s=0.03, num=30)
+    found = plan_images(load_config(deploy), asked)
+    assert [each.rate_per_s for each in found.tried] == [0.0] * 4
+    assert "none keeps both promises" in text_of(found) and "take" not in text_of(found)
+
+
+def test_more_than_was_expected_is_found(files: tuple[Path, Path]) -> None:
+    """Three replicas serve some 25 a second, and 1 is expected."""
+    deploy, shown = files
+    asked = AskedFor(trace=shown, ttft_s=1.0, tpot_s=0.05, num=30)
+    bounds = Budgets(max_tokens=1024, max_images=1)
+    trials = _Trials(load_config(deploy), asked, bounds, 1.0, lambda name, tries: None)
+    assert trials.highest("together", None) > 3.0
+
+
+def test_replicas_of_a_plan_are_all_alike(files: tuple[Path, Path]) -> None:
+    deploy, shown = files
+    apart = "roles = {prefill = 2, decode = 1}\nhand_off = {degrees = {prefill = 2}}"
+    deploy.write_text((DEPLOY % TOWER).replace("replicas = 3", f"replicas = 3\n{apart}"))
+    with pytest.raises(BadConfig, match="all alike"):
+        plan_images(load_config(deploy), AskedFor(trace=shown, ttft_s=1.0, tpot_s=0.05))
