@@ -135,6 +135,36 @@ def test_steps_that_memory_does_not_suffice_for_are_not_recorded(model_root: Pat
     asyncio.run(executor.stop())
 
 
+class Choosy(Again):
+    """Has no memory for 16 tokens of many chunks, nor for 8 tokens of few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tried = 0
+
+    def record(self, run: Callable[[], None]) -> Play:
+        self.tried += 1
+        if self.tried in (1, 4):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().record(run)
+
+
+async def test_sizes_that_were_recorded_for_some_numbers_of_chunks_only(
+    model_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "CHUNKS", (2, 4))
+    wanted = await mixed(opened(model_root, "qwen3"), 14)
+    executor = opened(model_root, "qwen3", spare=1)
+    executor.num_blocks = BLOCKS
+    room, recorder = room_of(executor), Choosy()
+    with torch.inference_mode():
+        graphs = DecodeGraphs(executor._decoder, Again(), room, sizes=[1])
+        graphs.prompts = PromptGraphs(executor._decoder, recorder, room, tokens=(8, 16))
+    executor._graphs, recorded = graphs, recorder.plays
+    assert await mixed(executor, 14) == wanted
+    assert recorder.plays > recorded
+
+
 def test_sizes() -> None:
     assert batch_sizes(1) == [1]
     assert batch_sizes(3) == [1, 2, 4]

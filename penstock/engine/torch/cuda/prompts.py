@@ -81,10 +81,12 @@ class PromptGraphs:
     def play(self, arrays: StepArrays) -> Tensor | None:
         """Hidden states of the rows that sample, kept until the next; None: not a step to play."""
         count, num_chunks = len(arrays.ids), len(arrays.context)
-        chunks = next((size for size in CHUNKS if size >= max(num_chunks, len(arrays.rows))), None)
-        tokens = next((size for size in self.sizes if size >= count), None)
-        if chunks is None or tokens is None or not arrays.wants_next_tokens:
+        least = max(num_chunks, len(arrays.rows))
+        # Of a number of tokens there may be one for few chunks only, or for many only.
+        fits = [(t, c) for t, c in self._plays if t >= count and c >= least]
+        if not fits or not arrays.wants_next_tokens:
             return None
+        tokens, chunks = min(fits)
         self._stage(arrays, tokens, chunks)
         self._plays[tokens, chunks][0]()
         return self._hidden[: len(arrays.rows)]
