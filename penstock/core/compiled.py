@@ -3,9 +3,10 @@
 What a simulated step costs is Python finding out, call by call, what it could have known: which class, which field,
 which number. `penstock compile` (lab.compiling) has mypyc translate the modules named here, with the types they have
 anyway, and keeps the result outside of the package, in a folder named by a digest over the sources and the Python they
-are for. So a source that was changed is never shadowed by what it was: its digest names another folder. Nothing here
-needs a compiler, and without the folder, or with PENSTOCK_COMPILED=off, everything is plain Python. Both give the same
-results to the byte.
+are for. So a source that was changed is never shadowed by what it was: its digest names another folder. All sources of
+the package count, not these modules alone: mypyc reads a field of a named tuple by its place, takes constants in, and
+must know which classes others inherit from, wherever these are defined. Nothing here needs a compiler, and without the
+folder, or with PENSTOCK_COMPILED=off, everything is plain Python. Both give the same results to the byte.
 
 Standard library only: this is imported before anything else.
 """
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 SWITCH = "PENSTOCK_COMPILED"
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
-DONE = "done"  # a file that says that the folder is whole
+DONE = "done"  # a file that names what the folder holds when it is whole
 
 # What nearly every simulated step runs through. A module that reads files beside itself, or that is little else than
 # records of msgspec or coroutines, gains nothing.
@@ -67,15 +68,30 @@ def root() -> str:
 
 
 def folder() -> str:
-    """Where these sources are kept when they are compiled for this Python."""
+    """Where these sources are kept when they are compiled for this Python and this C library."""
     from hashlib import blake2b
 
-    digest = blake2b(EXTENSION_SUFFIXES[0].encode(), digest_size=12)
-    for module in MODULES:
-        digest.update(module.encode())
-        with open(os.path.join(PACKAGE, *module.split(".")) + ".py", "rb") as source:
-            digest.update(source.read())
+    digest = blake2b(repr((EXTENSION_SUFFIXES[0], sys.version, _libc())).encode(), digest_size=12)
+    for path in _sources():
+        with open(path, "rb") as source:
+            text = source.read()
+        digest.update(f"{os.path.relpath(path, PACKAGE)} {len(text)}\n".encode())
+        digest.update(text)
     return os.path.join(root(), digest.hexdigest())
+
+
+def _sources() -> list[str]:
+    """All of the package."""
+    found = []
+    for parent, _, names in os.walk(PACKAGE):
+        found += [os.path.join(parent, name) for name in names if name.endswith(".py")]
+    return sorted(found)
+
+
+def _libc() -> str | None:
+    """A home may be that of several machines, of which an older one could not load what a newer one has compiled."""
+    has_name = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {})
+    return os.confstr("CS_GNU_LIBC_VERSION") if has_name else None
 
 
 def files_in(place: str) -> dict[str, str]:
@@ -90,13 +106,30 @@ def files_in(place: str) -> dict[str, str]:
     return found
 
 
+def whole(place: str) -> dict[str, str]:
+    """The compiled modules of a folder that holds all it was made with; none of any other.
+
+    One that has lost a file, as caches may, is of no use: compiled classes do not go with plain ones.
+    """
+    try:
+        with open(os.path.join(place, DONE), encoding="utf-8") as done:
+            names = done.read().split()
+    except OSError:
+        return {}
+    found = files_in(place)
+    return found if names and found.keys() == set(names) else {}
+
+
 def install() -> None:
     """Have compiled modules found from now on, if there are any. Once, before anything else of penstock."""
     if os.environ.get(SWITCH, "").lower() in ("off", "0") or not os.path.isdir(root()):
         return
-    place = folder()
-    if os.path.exists(os.path.join(place, DONE)):
-        sys.meta_path.insert(0, CompiledFinder(files_in(place)))
+    try:
+        files = whole(folder())
+    except OSError:  # sources that cannot be read
+        return
+    if files:
+        sys.meta_path.insert(0, CompiledFinder(files))
 
 
 def is_active() -> bool:

@@ -35,6 +35,14 @@ setup(
     script_args=["build_ext", "--inplace"],
 )
 """
+TRIAL = """
+from importlib import import_module
+from penstock.core.compiled import MODULES, is_active
+
+assert is_active(), "it is not found"
+for module in MODULES:
+    import_module(f"penstock.{module}")
+"""
 IGNORED = ("*.so", "__pycache__", "ui", "source", "default_model", "data")
 
 
@@ -43,19 +51,26 @@ class NotCompiled(PenstockError):
 
 
 def compile_modules(*, scratch: Path | None = None) -> Path:
-    """The folder with the compiled modules, made now if it is not there."""
+    """The folder with the compiled modules, made now if it is not there. Raises NotCompiled, MissingExtra."""
     place = Path(compiled.folder())
-    if (place / compiled.DONE).exists():
+    if compiled.whole(str(place)):
         return place
     for module in ("mypyc", "setuptools"):
         if find_spec(module) is None:
             raise missing_extra(module, "fast")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch) as name:
-        copy = Path(name)
-        _copy(copy)
-        _build(copy)
-        _keep(copy, place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=scratch) as name:
+            copy = Path(name)
+            _copy(copy)
+            _build(copy)
+            _keep(copy, place)
+    except OSError as error:
+        raise NotCompiled(
+            f"what is compiled cannot be kept in {place.parent}: {error}",
+            hint="XDG_CACHE_HOME names another folder for it, TMPDIR one to work in",
+        ) from error
+    _try(place)
     return place
 
 
@@ -67,10 +82,15 @@ def remove_all() -> None:
 
 
 def _copy(copy: Path) -> None:
-    shutil.copytree(compiled.PACKAGE, copy / "penstock", ignore=shutil.ignore_patterns(*IGNORED))
+    """Its files can be written to, whoever owns the package and whatever is allowed with it."""
+    package = copy / "penstock"
+    ignored = shutil.ignore_patterns(*IGNORED)
+    shutil.copytree(compiled.PACKAGE, package, ignore=ignored, copy_function=shutil.copyfile)
+    for folder in (package, *(path for path in package.rglob("*") if path.is_dir())):
+        folder.chmod(0o755)
     (copy / "mypy.ini").write_text(CONFIG)
     (copy / "setup.py").write_text(SETUP)
-    inherited = _inherited(copy / "penstock")
+    inherited = _inherited(package)
     for module in compiled.MODULES:
         file = _file(copy, module)
         file.write_text(_opened(file.read_text(), inherited))
@@ -127,7 +147,7 @@ def _build(copy: Path) -> None:
 
 
 def _keep(copy: Path, place: Path) -> None:
-    """In one move, so that nobody finds half of it."""
+    """In one move, so that nobody finds half of it. Of two that compile at once the first one's is kept."""
     with tempfile.TemporaryDirectory(dir=place.parent) as name:
         made = Path(name) / "made"
         for file in copy.rglob(f"*{EXTENSION_SUFFIXES[0]}"):
@@ -135,6 +155,29 @@ def _keep(copy: Path, place: Path) -> None:
             if relative.parts[0] != "build":
                 (made / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(file, made / relative)
-        (made / compiled.DONE).write_text(compiled.SWITCH)
-        if not place.exists():
+        (made / compiled.DONE).write_text("\n".join(sorted(compiled.files_in(str(made)))))
+        if place.exists() and not compiled.whole(str(place)):
+            shutil.rmtree(place)  # it has lost something
+        try:
             os.replace(made, place)
+        except OSError:
+            if not compiled.whole(str(place)):
+                raise
+
+
+def _try(place: Path) -> None:
+    """Take it away again if it cannot be loaded here: it would break every command."""
+    paths = (str(Path(compiled.PACKAGE).parent), os.environ.get("PYTHONPATH", ""))
+    found = {compiled.SWITCH: "on", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    told = subprocess.run(
+        [sys.executable, "-c", TRIAL],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **found},
+    )
+    if told.returncode:
+        shutil.rmtree(place, ignore_errors=True)
+        raise NotCompiled(
+            f"what was compiled cannot be loaded: {told.stderr[-2000:]}",
+            hint="everything works without compiled modules, in plain Python",
+        )

@@ -30,7 +30,7 @@ def kept(*names: str) -> Path:
         file = place.joinpath(*name.split(".")).with_name(name.rpartition(".")[2] + SUFFIX)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    (place / compiled.DONE).touch()
+    (place / compiled.DONE).write_text("\n".join(names))
     return place
 
 
@@ -66,17 +66,47 @@ def test_half_a_folder_and_a_switch_leave_all_plain(
     assert not compiled.is_active()
 
 
-def test_other_sources_have_another_folder(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_that_has_lost_a_module_leaves_all_plain(cache: Path) -> None:
+    place = kept("penstock.engine.fork", "penstock.core.job")
+    (place / "penstock" / "core" / f"job{SUFFIX}").unlink()
+    compiled.install()
+    assert not compiled.is_active()
+
+
+def test_sources_that_cannot_be_read_are_plain(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    kept("penstock.engine.fork")
+    monkeypatch.setattr(compiled, "_sources", lambda: [str(cache / "missing.py")])
+    compiled.install()
+    assert not compiled.is_active()
+
+
+@pytest.mark.parametrize("changed", ["engine/fork.py", "core/plans.py"])
+def test_other_sources_have_another_folder(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """Those that stay plain too: where a field of a named tuple stands is compiled in."""
     package = tmp_path / "penstock"
-    for module in compiled.MODULES:
-        file = Path(*module.split(".")).with_suffix(".py")
-        (package / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(compiled.PACKAGE) / file, package / file)
+    for path in compiled._sources():
+        file = package / Path(path).relative_to(compiled.PACKAGE)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, file)
     before = compiled.folder()
     monkeypatch.setattr(compiled, "PACKAGE", str(package))
     assert compiled.folder() == before
-    with (package / "engine" / "fork.py").open("a") as source:
+    with (package / changed).open("a") as source:
         source.write("# another\n")
+    assert compiled.folder() != before
+
+
+@pytest.mark.parametrize("what", ["version", "libc"])
+def test_another_python_or_c_library_has_another_folder(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    before = compiled.folder()
+    if what == "version":
+        monkeypatch.setattr(sys, "version", "3.11.99")
+    else:
+        monkeypatch.setattr(compiled, "_libc", lambda: "glibc 9.9")
     assert compiled.folder() != before

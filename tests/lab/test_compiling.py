@@ -10,15 +10,18 @@ import ast
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from penstock.core import compiled
-from penstock.lab.compiling import _opened, compile_modules, remove_all
+from penstock.lab import compiling
+from penstock.lab.compiling import NotCompiled, _copy, _keep, _opened, compile_modules, remove_all
 
 ROOT = Path(__file__).parents[2]
 RUNS = """
@@ -65,7 +68,7 @@ def compare() -> None:
 
 
 def test_compiled_modules_give_the_same_log_where_they_are_at_hand() -> None:
-    if not (Path(compiled.folder()) / compiled.DONE).exists():
+    if not compiled.whole(compiled.folder()):
         pytest.skip("these sources are not compiled here: penstock compile")
     compare()
 
@@ -99,3 +102,67 @@ def test_removing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     remove_all()
     assert not Path(compiled.root()).exists()
     remove_all()  # nothing there is as good
+
+
+def made(tmp_path: Path) -> tuple[Path, Path]:
+    """(a copy with two modules built, where they are to be kept)"""
+    copy, place = tmp_path / "copy", tmp_path / "kept" / "0123"
+    for name in ("job", "canvas"):
+        file = copy / "penstock" / "core" / f"{name}{EXTENSION_SUFFIXES[0]}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    place.parent.mkdir()
+    return copy, place
+
+
+def test_half_a_folder_is_made_anew_and_a_whole_one_left_alone(tmp_path: Path) -> None:
+    copy, place = made(tmp_path)
+    (place / "penstock").mkdir(parents=True)  # as somebody who clears caches may leave it
+    _keep(copy, place)
+    assert compiled.whole(str(place)).keys() == {"penstock.core.job", "penstock.core.canvas"}
+    mark = place / "mark"
+    mark.touch()
+    _keep(copy, place)  # the second of two that have compiled at once
+    assert mark.exists() and [one.name for one in place.parent.iterdir()] == [place.name]
+
+
+def test_where_nothing_can_be_kept_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(compiling, "find_spec", lambda module: module)
+    with pytest.raises(NotCompiled, match="cannot be kept"):
+        compile_modules()
+
+
+def test_what_cannot_be_loaded_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiling, "TRIAL", "raise ImportError('another libc')")
+    place = Path(compiled.folder())
+    place.mkdir(parents=True)
+    with pytest.raises(NotCompiled, match="another libc"):
+        compiling._try(place)
+    assert not place.exists()
+
+
+def test_a_package_that_nobody_may_write_to_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "penstock"
+    (package / "core").mkdir(parents=True)
+    (package / "core" / "job.py").write_text("from __future__ import annotations\n")
+    monkeypatch.setattr(compiled, "PACKAGE", str(package))
+    monkeypatch.setattr(compiled, "MODULES", ("core.job",))
+    for path in (package / "core" / "job.py", package / "core", package):
+        path.chmod(0o555)
+    try:
+        (tmp_path / "copy").mkdir()
+        _copy(tmp_path / "copy")
+    finally:
+        for path in (package, package / "core"):
+            path.chmod(0o755)
+    for path in (tmp_path / "copy" / "penstock").rglob("*"):
+        assert path.stat().st_mode & stat.S_IWUSR
