@@ -12,6 +12,7 @@ together on the GPU first (card_memory.py).
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from penstock.core.errors import ReplicaLost
 from penstock.core.plans import Decodes, Plan, Transfer
 from penstock.engine.torch.card_memory import CardMemory
 
 GROUP_BYTES = 64 << 20  # brought together at once
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -108,6 +111,9 @@ class Mover:
             else:
                 copy_runs(_bytes(self._arena), _bytes(self.host), transfer)
             self._tell(transfer.id)
+        except Exception:  # the pool would keep it to itself
+            logger.exception("blocks could not be copied; who waits for them is not told")
+            raise
         finally:
             copy.done.set()
 
@@ -122,7 +128,10 @@ def host_of(arena: Tensor, host_blocks: int) -> Tensor:
 
 
 def copy_packed(card: CardMemory, host: Tensor, transfer: Transfer) -> None:
-    """One copy a run, of at most GROUP_BYTES."""
+    """One copy a run, of at most GROUP_BYTES; piece by piece where the card has no memory left to bring them together.
+
+    It must not fail: a step that waits for it would read what lay there before.
+    """
     pieces, _, size = card.shape
     most = max(1, GROUP_BYTES // (pieces * size))
     for first, start, count in transfer.runs:
@@ -130,10 +139,13 @@ def copy_packed(card: CardMemory, host: Tensor, transfer: Transfer) -> None:
             few = min(most, count - at)
             blocks = range(first + at, first + at + few)
             rows = host[:, start + at : start + at + few].transpose(0, 1).flatten(2)
-            if transfer.is_out:
-                card.fetch_rows(blocks, rows)
-            else:
-                card.store_rows(blocks, rows)
+            try:
+                if transfer.is_out:
+                    card.fetch_rows(blocks, rows)
+                else:
+                    card.store_rows(blocks, rows)
+            except ReplicaLost:
+                card.copy_singly(blocks, rows, is_out=transfer.is_out)
 
 
 def _bytes(arena: Tensor) -> Bytes:

@@ -129,10 +129,24 @@ def moves(count: int) -> list[Transfer]:
     return found
 
 
-@pytest.mark.parametrize("at_once", [1 << 10, 64 << 20])
-def test_copies_to_pinned_memory_and_back(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a mover does on a card, against a plain model; pieces of a block lie side by side in host memory."""
+def full(*_: object) -> None:
+    raise ReplicaLost("the card has no memory left to copy blocks with")
+
+
+@pytest.mark.parametrize(
+    ("at_once", "is_full"), [(1 << 10, False), (64 << 20, False), (64 << 20, True)]
+)
+def test_copies_to_pinned_memory_and_back(
+    at_once: int, is_full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a mover does on a card, against a plain model; pieces of a block lie side by side in host memory.
+
+    On a card without memory for it too: who waits for the blocks would read others.
+    """
     monkeypatch.setattr("penstock.engine.torch.mover.GROUP_BYTES", at_once)
+    if is_full:
+        monkeypatch.setattr(CardMemory, "fetch_rows", full)
+        monkeypatch.setattr(CardMemory, "store_rows", full)
     device = arena(3, torch.float32)
     host = host_of(device, 60)
     assert host.is_pinned() == device.is_cuda and host[:, 7].is_contiguous()
