@@ -94,7 +94,7 @@ class Fetches:
             return
         self._count += 1
         self._open[self._count] = _Fetch(receiver, told.seek, told.peer)
-        cast(FetchingEnd, owner).show(Show(self._count, told.names))
+        cast(FetchingEnd, owner).show(Show(self._count, told.names, told.before))
 
     def _shown(self, owner: str, told: Shown) -> None:
         fetch = self._open.get(told.seek)

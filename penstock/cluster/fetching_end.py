@@ -36,7 +36,7 @@ class FetchingEnd(ABC):
         self._put(told)
 
     def show(self, told: Show) -> None:
-        self._put(told, HASH_BYTES * len(told.names))
+        self._put(told, HASH_BYTES * (len(told.names) + len(told.before)))
 
     def tell_shown(self, told: Shown) -> None:
         self._put(told, 2 * NUMBER_BYTES * len(told.blocks))

@@ -34,11 +34,15 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class Seek:
-    """Replica -> fleet: blocks of these names, which follow each other, are wanted from `peer`; say Shown."""
+    """Replica -> fleet: blocks of these names, which follow each other, are wanted from `peer`; say Shown.
+
+    `before`: the names of those in front of them, from the prompt's beginning on. Blocks are found along a prompt.
+    """
 
     seek: int
     peer: str
     names: tuple[BlockHash, ...]
+    before: tuple[BlockHash, ...] = ()
     kind: Literal["seek"] = "seek"
 
 
@@ -48,6 +52,7 @@ class Show:
 
     seek: int
     names: tuple[BlockHash, ...]
+    before: tuple[BlockHash, ...] = ()
     kind: Literal["show"] = "show"
 
 
@@ -133,7 +138,7 @@ class BlocksBrought(Struct, kw_only=True, frozen=True, gc=False):
 
 
 class Pinned(Struct, kw_only=True, frozen=True, gc=False):
-    """A replica was asked for blocks by a peer (input), and keeps `num_blocks` of them; `names` in hex."""
+    """A replica was asked for blocks by a peer (input), and keeps `num_blocks` of them; names in hex."""
 
     kind: Literal["pinned"] = "pinned"
     at: float
@@ -143,6 +148,7 @@ class Pinned(Struct, kw_only=True, frozen=True, gc=False):
     reads_host: bool
     num_blocks: int
     num_host: int
+    before: tuple[str, ...] = ()
 
 
 class Unpinned(Struct, kw_only=True, frozen=True, gc=False):

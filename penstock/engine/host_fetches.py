@@ -88,11 +88,14 @@ class HostFetches:
 
     # ---------------------------------------------------------------- as receiver
 
-    def _seek(self, seek: int, peer: str, names: tuple[BlockHash, ...]) -> None:
+    def _seek(
+        self, seek: int, peer: str, names: tuple[BlockHash, ...], before: tuple[BlockHash, ...]
+    ) -> None:
         """The replica wants these."""
         loop = running_loop()
         self._timers[seek] = loop.call_later(self._config.timeout_s, self._delay, seek)
-        self._say(Seek(seek, peer, names), HEAD_BYTES + HASH_BYTES * len(names))
+        num_names = len(names) + len(before)
+        self._say(Seek(seek, peer, names, before), HEAD_BYTES + HASH_BYTES * num_names)
 
     def _delay(self, seek: int) -> None:
         """What has not begun to come by now will not."""
@@ -170,7 +173,8 @@ class HostFetches:
             self._spawn(self._sum_up(told, transport, there))
 
         self._pinned[told.seek] = told
-        self._replica.move(Pinning(told.seek, told.names, behind is not None, on_pinned))
+        reads_host = behind is not None
+        self._replica.move(Pinning(told.seek, told.names, told.before, reads_host, on_pinned))
 
     async def _sum_up(self, told: Show, transport: Transport, blocks: tuple[int, ...]) -> None:
         sums = await transport.sums(blocks)

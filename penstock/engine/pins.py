@@ -1,8 +1,9 @@
 """Blocks that a peer reads: they stay where they are until it has left.
 
 Shown are those of the wanted ones that follow each other from the first: on the device as far as nobody writes them
-now, behind them those that host memory holds (where peers can read it). Device blocks are held by a stand-in like those
-of a running job; host blocks are marked as busy. A block on disk is not shown: its owner would have to read it first.
+now, behind them those that host memory holds (where peers can read it). The device's are found along the prompt, so a
+stand-in holds them like those of a running job, with what is in front of them; host blocks are marked as busy. A block
+on disk is not shown: its owner would have to read it first.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Pinning(Struct, gc=False):
 
     seek: int
     names: tuple[BlockHash, ...]
+    before: tuple[BlockHash, ...]
     reads_host: bool
     on_pinned: OnPinned
 
@@ -59,12 +61,13 @@ class Pins:
     def pin(self, now: float, asked: Pinning) -> None:
         assert asked.seek not in self._pins, f"seek {asked.seek} is shown already"
         parts, size = self._parts, self._parts.ledger.block_size
-        job, hosts = self._stand_ins.make(asked.names), NOBODY
-        blocks = self._readable(parts.ledger.tables[job.seq])
-        if len(blocks) < len(parts.ledger.tables[job.seq]):
-            names = asked.names[: len(blocks)]
-            again = self._stand_ins.make(names)  # before the others are let go
-            self._stand_ins.end(job, len(asked.names) * size)
+        names, hosts = (*asked.before, *asked.names), NOBODY
+        job = self._stand_ins.make(names)
+        readable = self._readable(parts.ledger.tables[job.seq])
+        blocks = tuple(readable[len(asked.before) :])
+        if len(readable) < len(parts.ledger.tables[job.seq]):
+            again = self._stand_ins.make(names[: len(readable)])  # before the others are let go
+            self._stand_ins.end(job, len(names) * size)
             job = again
         else:
             hosts = self._in_host(asked, len(blocks))
@@ -79,9 +82,10 @@ class Pins:
                 reads_host=asked.reads_host,
                 num_blocks=len(blocks),
                 num_host=len(hosts),
+                before=tuple([each.hex() for each in asked.before]),
             )
         )
-        self._stand_ins.answers.append(lambda: asked.on_pinned(tuple(blocks), there))
+        self._stand_ins.answers.append(lambda: asked.on_pinned(blocks, there))
 
     def unpin(self, now: float, told: Unpinning) -> None:
         self._parts.emit(Unpinned(at=now, who=self._parts.name, seek=told.seek))

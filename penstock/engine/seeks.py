@@ -28,7 +28,8 @@ from penstock.engine.parts import Parts
 from penstock.engine.stand_ins import StandIns
 from penstock.engine.swap import joined
 
-OnSeek = Callable[[int, str, tuple[BlockHash, ...]], None]  # seek, peer, names
+Names = tuple[BlockHash, ...]
+OnSeek = Callable[[int, str, Names, Names], None]  # seek, peer, wanted, before them
 OnRoom = Callable[[Pairs | str], None]  # or why not
 
 
@@ -176,7 +177,7 @@ class Seeks:
         holder = self._stand_ins.make(names)
         have = self._parts.ledger.held(holder)
         number, self._count = self._count, self._count + 1
-        wanted = tuple(names[have:])
+        before, wanted = tuple(names[:have]), tuple(names[have:])
         self.under_way[number] = _Seek(hint.peer, wanted, holder, now, [job])
         self._coming.update(dict.fromkeys(wanted, number))
         self._parts.roster.hold(job)
@@ -186,7 +187,7 @@ class Seeks:
                 num_blocks=len(wanted),
             )
         )  # fmt: skip
-        self._stand_ins.answers.append(lambda: hint.on_seek(number, hint.peer, wanted))
+        self._stand_ins.answers.append(lambda: hint.on_seek(number, hint.peer, wanted, before))
 
     def _answer(self, now: float, told: Answering) -> None:
         parts, seek = self._parts, self.under_way.get(told.seek)

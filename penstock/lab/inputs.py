@@ -203,7 +203,7 @@ def _fetch_order(
     event: Hinted | SeekAnswered | SeekLate | BlocksBrought | Pinned | Unpinned,
 ) -> FetchOrder:
     if isinstance(event, Hinted):
-        return Hinting(event.request, event.peer, event.num_blocks, lambda seek, peer, names: None)
+        return Hinting(event.request, event.peer, event.num_blocks, lambda *wanted: None)
     if isinstance(event, SeekAnswered):
         blocks = tuple(range(event.num_blocks))
         return Answering(event.seek, blocks, event.error, lambda pairs: None)
@@ -212,8 +212,11 @@ def _fetch_order(
     if isinstance(event, BlocksBrought):
         return Fetched(event.seek, event.num_bytes, event.error)
     if isinstance(event, Pinned):
-        names = tuple([BlockHash(bytes.fromhex(each)) for each in event.names])
-        return Pinning(event.seek, names, event.reads_host, lambda blocks, hosts: None)
+        names, before = (
+            tuple([BlockHash(bytes.fromhex(each)) for each in told])
+            for told in (event.names, event.before)
+        )
+        return Pinning(event.seek, names, before, event.reads_host, lambda blocks, hosts: None)
     return Unpinning(event.seek)
 
 

@@ -12,6 +12,8 @@ import pytest
 from penstock.core.clock import now
 from penstock.core.events import Finished
 from penstock.core.fetching import BlocksBrought, Pinned, SeekBegun, SeekLate
+from penstock.core.prompt import TokenPrompt
+from penstock.core.types import Request, RequestId, Sampling
 from penstock.engine.peers import PeersConfig
 from penstock.lab.replay import replay_replica
 from penstock.sim.channel import Link
@@ -107,6 +109,26 @@ def test_what_is_here_already_is_not_asked_for() -> None:
 
     world = played(main)
     assert [event.num_blocks for event in of(world, SeekBegun)] == [10, 10]
+    assert cached(world)["second"] == 80
+
+
+def test_the_rest_of_what_the_peer_knows_as_one_is_shown() -> None:
+    """The receiver computed the first half by itself, so nothing has told the owner's blocks apart there."""
+
+    async def main(world: World) -> None:
+        half = Request(
+            id=RequestId("half"),
+            model="m",
+            prompt=TokenPrompt([*PREFIX[:40], 9]),
+            sampling=Sampling(max_tokens=1, temperature=0.0),
+        )
+        world.sites["r1"].host.replica.submit(half)
+        await asyncio.sleep(1.0)
+        world.ask("second", [*PREFIX, 2], 3)
+
+    world = played(main)
+    (begun,), (pinned,) = of(world, SeekBegun), of(world, Pinned)
+    assert (begun.num_blocks, pinned.num_blocks, len(pinned.before)) == (10, 10, 10)
     assert cached(world)["second"] == 80
 
 
