@@ -177,10 +177,17 @@ class HostFetches:
         self._replica.move(Pinning(told.seek, told.names, told.before, reads_host, on_pinned))
 
     async def _sum_up(self, told: Show, transport: Transport, blocks: tuple[int, ...]) -> None:
-        sums = await transport.sums(blocks)
-        if self._pinned.get(told.seek) is told:
+        try:
+            sums = await transport.sums(blocks)
             shown = Shown(told.seek, blocks, sums, transport.card.address)
-            self._say(shown, HEAD_BYTES + 2 * NUMBER_BYTES * len(blocks))
+        except PenstockError as failed:
+            shown = Shown(told.seek, error=failed.message)
+        if self._pinned.get(told.seek) is not told:
+            return
+        if shown.error is not None:  # nobody will read them, nor say so
+            del self._pinned[told.seek]
+            self._replica.move(Unpinning(told.seek))
+        self._say(shown, HEAD_BYTES + 2 * NUMBER_BYTES * len(shown.blocks))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -108,6 +108,8 @@ class StagedTransport(Served):
         return None  # host memory behind a card is not served
 
     async def sums(self, blocks: Sequence[int]) -> tuple[int, ...]:
+        if not blocks:
+            return ()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._worker, self._sums, blocks)
 

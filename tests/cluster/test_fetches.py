@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
 
 from penstock.core.clock import now
+from penstock.core.errors import ReplicaLost
 from penstock.core.events import Finished
-from penstock.core.fetching import BlocksBrought, Pinned, SeekBegun, SeekLate
+from penstock.core.fetching import BlocksBrought, Pinned, SeekAnswered, SeekBegun, SeekLate
 from penstock.core.prompt import TokenPrompt
 from penstock.core.types import Request, RequestId, Sampling
 from penstock.engine.peers import PeersConfig
@@ -178,6 +179,21 @@ def test_a_peer_that_dies_before_it_answers_costs_nothing_else() -> None:
 
     world = played(main)
     assert not of(world, BlocksBrought) and cached(world)["second"] == 0
+    finished = {event.request: event for event in of(world, Finished)}
+    assert finished["second"].at - finished["second"].arrived_at < 0.2
+
+
+def test_a_peer_that_cannot_sum_up_says_so_and_keeps_nothing() -> None:
+    async def main(world: World) -> None:
+        async def sums(blocks: Sequence[int]) -> tuple[int, ...]:
+            raise ReplicaLost("the card has no memory left to copy blocks with")
+
+        world.sites["r0"].transport.sums = sums  # type: ignore[method-assign]
+        world.ask("second", [*PREFIX, 2], 3)
+
+    world = played(main)
+    (answered,) = of(world, SeekAnswered)
+    assert "no memory left" in answered.error
     finished = {event.request: event for event in of(world, Finished)}
     assert finished["second"].at - finished["second"].arrived_at < 0.2
 

@@ -2,7 +2,9 @@
 
 Blocks that lie anywhere are first brought together on the card, which takes it next to no time, so that one long copy
 goes over the bus. Every thread that copies has a stream of its own, which waits for what the steps have queued; who
-called goes on when the copy is done. Where the card has no memory left for that, ReplicaLost is raised.
+called goes on when the copy is done. Where the card has no memory left to bring blocks together, ReplicaLost is raised
+of copies for peers, who do without. Copies to host memory and back (`fetch_rows`, `store_rows`) must not fail, as plans
+read what they bring: they go piece by piece then, which needs no memory.
 """
 
 from __future__ import annotations
@@ -55,14 +57,24 @@ class CardMemory:
             together = self._rows.transpose(0, 1)[self._at(blocks)].contiguous()
             into.copy_(together, non_blocking=True)
 
-        self._beside(gather)
+        def one_by_one() -> None:
+            for rows, block in zip(into, blocks, strict=True):
+                for there, piece in zip(rows, self._rows, strict=True):
+                    there.copy_(piece[block], non_blocking=True)
+
+        self._beside(gather, one_by_one)
 
     def store_rows(self, blocks: Sequence[int], packed: Tensor) -> None:
         def scatter() -> None:
             rows = packed.to(self._rows.device, non_blocking=True)
             self._rows.index_copy_(1, self._at(blocks), rows.transpose(0, 1))
 
-        self._beside(scatter)
+        def one_by_one() -> None:
+            for rows, block in zip(packed, blocks, strict=True):
+                for here, piece in zip(rows, self._rows, strict=True):
+                    piece[block].copy_(here, non_blocking=True)
+
+        self._beside(scatter, one_by_one)
 
     def copy_singly(self, blocks: Sequence[int], rows: Tensor, *, is_out: bool) -> None:
         """What fetch_rows and store_rows do, piece by piece: slowly, and without memory of the card."""
@@ -97,22 +109,30 @@ class CardMemory:
     def _at(self, blocks: Sequence[int]) -> Tensor:
         return torch.tensor(blocks, device=self._rows.device)
 
-    def _beside(self, copy: Callable[[], None]) -> None:
+    def _beside(self, copy: Callable[[], None], sparing: Callable[[], None] | None = None) -> None:
+        """`sparing` does the same and takes no memory of the card."""
         with torch.inference_mode():
             if not self._is_cuda:
-                copy()
+                _tried(copy, sparing)
                 return
             device = self._rows.device
             stream: torch.cuda.Stream | None = getattr(self._own, "stream", None)
             if stream is None:
                 stream = self._own.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.default_stream(device))
-            try:
-                with torch.cuda.stream(stream):
-                    copy()
-            except torch.OutOfMemoryError:
-                raise ReplicaLost(
-                    "the card has no memory left to copy blocks with",
-                    hint="leave it some: cache.memory_bytes or cache.num_blocks",
-                ) from None
+            with torch.cuda.stream(stream):
+                _tried(copy, sparing)
             stream.synchronize()
+
+
+def _tried(copy: Callable[[], None], sparing: Callable[[], None] | None) -> None:
+    try:
+        copy()
+        return
+    except torch.OutOfMemoryError:
+        if sparing is None:
+            raise ReplicaLost(
+                "the card has no memory left to copy blocks with",
+                hint="leave it some: cache.memory_bytes or cache.num_blocks",
+            ) from None
+    sparing()  # what was taken so far is let go by now

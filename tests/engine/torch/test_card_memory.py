@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -116,6 +117,20 @@ def test_a_source_that_cannot_copy_is_told_of() -> None:
     asyncio.run(main())
 
 
+def test_peers_hear_that_a_card_is_full_and_what_holds_nothing_sums_up_to_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        source = transport(arena(1))
+        assert await source.sums(()) == ()
+        monkeypatch.setattr(CardMemory, "_at", no_memory)
+        with pytest.raises(ReplicaLost, match="no memory left"):
+            await source.sums([1, 2])
+        await source.close()
+
+    asyncio.run(main())
+
+
 def moves(count: int) -> list[Transfer]:
     chance, found = random.Random(0), []
     for number in range(count):
@@ -129,8 +144,8 @@ def moves(count: int) -> list[Transfer]:
     return found
 
 
-def full(*_: object) -> None:
-    raise ReplicaLost("the card has no memory left to copy blocks with")
+def no_memory(card: CardMemory, blocks: Sequence[int]) -> torch.Tensor:
+    raise torch.OutOfMemoryError
 
 
 @pytest.mark.parametrize(
@@ -141,12 +156,11 @@ def test_copies_to_pinned_memory_and_back(
 ) -> None:
     """What a mover does on a card, against a plain model; pieces of a block lie side by side in host memory.
 
-    On a card without memory for it too: who waits for the blocks would read others.
+    Also where the card has no memory to bring blocks together with.
     """
     monkeypatch.setattr("penstock.engine.torch.mover.GROUP_BYTES", at_once)
     if is_full:
-        monkeypatch.setattr(CardMemory, "fetch_rows", full)
-        monkeypatch.setattr(CardMemory, "store_rows", full)
+        monkeypatch.setattr(CardMemory, "_at", no_memory)
     device = arena(3, torch.float32)
     host = host_of(device, 60)
     assert host.is_pinned() == device.is_cuda and host[:, 7].is_contiguous()
