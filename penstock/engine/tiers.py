@@ -146,12 +146,13 @@ class Tiers:
     def _ahead(self) -> Iterator[tuple[int, int, BlockHash]]:
         """The longest unused blocks that host memory does not have yet, while few are free of contents.
 
-        So that a step which needs their places seldom waits for a copy. One such copy at a time.
+        So that a step which needs their places seldom waits for a copy. One such copy at a time, and no more than
+        half of host memory: else each would make room of the one before it, for ever.
         """
         ledger, store = self._parts.ledger, self.store
         if any([each.transfer.is_out for each in self._copies.values()]):
             return
-        for block, name in ledger.next_to_go(ledger.total // AHEAD):
+        for block, name in ledger.next_to_go(min(ledger.total // AHEAD, store.num_host // 2)):
             if name not in store.host and name not in store.disk:
                 host = store.keep(name)
                 if host is None:

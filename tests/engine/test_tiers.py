@@ -346,6 +346,21 @@ def test_what_will_have_to_leave_next_is_saved_before_it_does() -> None:
     run(main())
 
 
+def test_a_small_host_memory_is_not_copied_to_over_and_over() -> None:
+    """It holds less than a sixteenth of the device, and the steps go on."""
+    world = World(num_blocks=64, tier_blocks=3)
+
+    async def main() -> None:
+        for group in range(6):
+            await world.ask(f"{group}", prompt(group, 40), 3, at=1.0 + 2 * group)
+        await world.ask("long", prompt(7, 4), 40, at=14.0)
+        await world.over()
+
+    run(main())
+    outward = [event for event in world.book.of(Transferred) if event.is_out]
+    assert 0 < sum(event.num_blocks for event in outward) <= 20
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_at_random_the_words_are_those_without_tiers(seed: int) -> None:
     """Small memories everywhere, spoilt slots, cancelled requests; and swapping beside it."""
