@@ -85,13 +85,12 @@ class Partings:
         if job is None:  # it has not arrived, or has ended
             asked.on_offered(Offered(asked.move, False, JobState()))
             return
-        size = self._parts.ledger.block_size
-        full, tiers = 0, self._parts.tiers
-        is_brought = tiers is not None and tiers.is_moving  # what it shares may not be written yet
-        if job.status == "running" and not is_brought:
+        size, full = self._parts.ledger.block_size, 0
+        if job.status == "running":
             table = self._parts.ledger.tables.get(job.seq, [])[: job.computed // size]
-            full = self._written(table) * size
-        asked.on_offered(self._offered(now, asked, job, full))
+            table, copied = table[: self._written(table)], self._parts.copied_blocks()
+            full = next((at for at, block in enumerate(table) if block in copied), len(table))
+        asked.on_offered(self._offered(now, asked, job, full * size))
 
     def depart(self, now: float) -> None:
         """Let go whoever can."""
