@@ -7,6 +7,7 @@ mean of a block.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from msgspec import UNSET, Struct, UnsetType
@@ -14,6 +15,7 @@ from msgspec import UNSET, Struct, UnsetType
 from penstock.core.types import BroughtReport, Job
 from penstock.core.views import Chunk, Cost, Rng
 from penstock.engine.parts import Parts
+from penstock.engine.run import Run
 from penstock.policy import fetch
 
 NEAR = 4  # waiting jobs for which something is brought
@@ -70,14 +72,15 @@ class Bringing:
     rng: Rng
     brought: dict[fetch.Place, Brought] = field(default_factory=dict)
 
-    def fits(self, job: Job, here: int) -> bool:
+    def fits(self, job: Job, here: Mapping[Run, int]) -> bool:
         """Whether the whole prompt of one that waits would fit: what is brought for others is gone when they run.
 
-        `here`: blocks of it on the device.
+        `here`: what it finds on the device. What nobody holds of that is among the free blocks.
         """
         parts = self.parts
-        need = -(-job.known // parts.ledger.block_size)
-        return need + len(parts.roster.running) <= parts.ledger.free + here
+        held = sum([size for run, size in here.items() if run.refs])
+        need = -(-job.known // parts.ledger.block_size) - held
+        return need + len(parts.roster.running) <= parts.ledger.free
 
     def wants(
         self, now: float, place: fetch.Place, job: Job, *, have: int, more: int,

@@ -156,14 +156,15 @@ class Seeks:
     def _look(self, now: float, job: Job, hint: Hinting | None) -> None:
         ledger, names = self._parts.ledger, job.hashes
         limit = min((job.known - 1) // ledger.block_size, len(names))
-        here = sum(ledger.find(names, 0, limit).values())
+        found = ledger.find(names, 0, limit)
+        here = sum(found.values())
         if here < limit and job.seq not in ledger.copies:
             coming = self._coming.get(names[here])
             if coming is not None and not self.under_way[coming].is_late:
                 self.under_way[coming].waiting.append(job)
                 self._parts.roster.hold(job)
                 return
-        if hint is None or not self._bringing.fits(job, here):
+        if hint is None or not self._bringing.fits(job, found):
             return
         del self._hints[hint.request]
         more = min(limit, hint.num_blocks) - here

@@ -180,8 +180,9 @@ class Tiers:
         limit = min((job.known - 1) // ledger.block_size, len(names))
         if limit < 1 or job.seq in ledger.copies:
             return
-        here = sum(ledger.find(names, 0, limit).values())
-        if here >= limit or not self._bringing.fits(job, here):
+        found = ledger.find(names, 0, limit)
+        here = sum(found.values())
+        if here >= limit or not self._bringing.fits(job, found):
             return
         ready = store.in_host(names, here, limit)
         if store.disk and self._is_read(now, job, here + ready, limit):
