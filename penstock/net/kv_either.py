@@ -1,7 +1,8 @@
 """Blocks between replicas of which some stand on one machine: from shared memory where it can be read, else by TCP.
 
 Whether it can be read is asked of the system, not of addresses: the peer is of the same boot and the same namespace of
-processes, and its memory opens. Else the blocks come over TCP, also from one who stands beside us in another container.
+processes, and its memory opens. Else the blocks come over TCP, also from one who stands beside us in another container,
+or who could not share its memory and has a socket alone.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ class EitherTransport:
         return await self._shared.sums(blocks)
 
     async def pull(self, address: str, runs: Runs) -> None:
+        if not address.startswith(SCHEME):
+            await self._tcp.pull(address, runs)
+            return
         where, shared, tcp = address.removeprefix(SCHEME).split("|")
         if where == self._machine and shared not in self._unreadable:
             try:

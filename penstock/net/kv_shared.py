@@ -57,6 +57,8 @@ def is_offered() -> bool:
 
 def opened(address: str, *, is_written: bool = False) -> Region:
     """A peer's memory, to be read, or written too. Raises ReplicaLost when it is not there any more."""
+    if not address.startswith(SCHEME):
+        raise ReplicaLost("its memory is not shared with others")
     pid, number, token, numbers = address.removeprefix(SCHEME).split(":")
     path = f"/proc/{pid}/fd/{number}"
     try:
@@ -67,6 +69,10 @@ def opened(address: str, *, is_written: bool = False) -> Region:
         raise ReplicaLost(f"the memory of process {pid} cannot be read: {error.strerror}") from None
     try:
         memory = mmap.mmap(file, 0, prot=mmap.PROT_READ | (mmap.PROT_WRITE if is_written else 0))
+    except OSError as error:
+        raise ReplicaLost(
+            f"the memory of process {pid} cannot be mapped: {error.strerror}"
+        ) from None
     finally:
         os.close(file)
     shape = tuple(int(each) for each in numbers.split("x"))

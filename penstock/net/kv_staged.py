@@ -96,6 +96,8 @@ class StagedTransport(Served):
         self.begin()
 
     async def pull(self, address: str, runs: Runs) -> None:
+        if not address.startswith(SCHEME):
+            raise ReplicaLost("its blocks are not those of a card")
         source = self._sources.get(address)
         if source is None:
             source = self._sources[address] = StagedSource(address, self._memory, self._window)

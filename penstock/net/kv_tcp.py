@@ -143,6 +143,9 @@ class TcpTransport(Served):
         return await loop.run_in_executor(self._workers, self._own.sums, blocks)
 
     async def pull(self, address: str, runs: Runs) -> None:
+        address = address.rpartition("|")[2]  # the last part of net.kv_either's
+        if not address.startswith(SCHEME):
+            raise ReplicaLost("its blocks are not to be had over TCP")
         source = self._sources.get(address)
         if source is None:
             source = self._sources[address] = Source(address)

@@ -73,6 +73,29 @@ def test_runs_are_copied(runs: list[tuple[int, int, int]]) -> None:
     assert (here == wanted).all()
 
 
+def test_who_could_not_share_its_memory_has_a_socket_alone() -> None:
+    """It is read from by one that has both, and the other way round; what has no socket is said to be lost."""
+
+    async def main() -> None:
+        (there, _), (here, address) = shared(1), shared(2)
+        alone = tcp_transport(there)
+        both = EitherTransport(shared_transport(here, address), tcp_transport(here))
+        await both.pull(alone.card.address, [(0, 3, 4)])
+        assert (here[:, 3:7] == there[:, :4]).all()
+        here[:, 9] += 1
+        await alone.pull(both.card.address, [(9, 9, 1)])
+        assert (here[:, 9] == there[:, 9]).all()
+        with pytest.raises(ReplicaLost, match="not to be had"):
+            await alone.pull(address, [(0, 0, 1)])
+        memory = shared_transport(here, address)
+        with pytest.raises(ReplicaLost, match="not shared"):
+            await memory.pull(alone.card.address, [(0, 0, 1)])
+        for each in (both, alone, memory):
+            await each.close()
+
+    asyncio.run(main())
+
+
 @given(some_runs())
 @settings(max_examples=20, deadline=None)
 def test_they_come_over_tcp(runs: list[tuple[int, int, int]]) -> None:
