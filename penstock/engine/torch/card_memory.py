@@ -76,18 +76,6 @@ class CardMemory:
 
         self._beside(scatter, one_by_one)
 
-    def copy_singly(self, blocks: Sequence[int], rows: Tensor, *, is_out: bool) -> None:
-        """What fetch_rows and store_rows do, piece by piece: slowly, and without memory of the card."""
-
-        def copy() -> None:
-            for at, block in enumerate(blocks):
-                for piece in range(len(self._rows)):
-                    ours, theirs = self._rows[piece, block], rows[at, piece]
-                    into, source = (theirs, ours) if is_out else (ours, theirs)
-                    into.copy_(source, non_blocking=True)
-
-        self._beside(copy)
-
     def pin(self, window: Region) -> None:
         if self._is_cuda and window.nbytes:
             driver = torch.cuda.cudart()  # type: ignore[no-untyped-call]

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.core.errors import ReplicaLost
 from penstock.core.plans import Decodes, Plan, Transfer
 from penstock.engine.torch.card_memory import CardMemory
 
@@ -128,10 +127,7 @@ def host_of(arena: Tensor, host_blocks: int) -> Tensor:
 
 
 def copy_packed(card: CardMemory, host: Tensor, transfer: Transfer) -> None:
-    """One copy a run, of at most GROUP_BYTES; piece by piece where the card has no memory left to bring them together.
-
-    It must not fail: a step that waits for it would read what lay there before.
-    """
+    """One copy a run, of at most GROUP_BYTES."""
     pieces, _, size = card.shape
     most = max(1, GROUP_BYTES // (pieces * size))
     for first, start, count in transfer.runs:
@@ -139,13 +135,10 @@ def copy_packed(card: CardMemory, host: Tensor, transfer: Transfer) -> None:
             few = min(most, count - at)
             blocks = range(first + at, first + at + few)
             rows = host[:, start + at : start + at + few].transpose(0, 1).flatten(2)
-            try:
-                if transfer.is_out:
-                    card.fetch_rows(blocks, rows)
-                else:
-                    card.store_rows(blocks, rows)
-            except ReplicaLost:
-                card.copy_singly(blocks, rows, is_out=transfer.is_out)
+            if transfer.is_out:
+                card.fetch_rows(blocks, rows)
+            else:
+                card.store_rows(blocks, rows)
 
 
 def _bytes(arena: Tensor) -> Bytes:
