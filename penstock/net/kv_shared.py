@@ -45,6 +45,10 @@ class SharedFile:
         numbers = "x".join(map(str, shape))
         return f"{SCHEME}{os.getpid()}:{self._file}:{self.token}:{numbers}"
 
+    def close(self) -> None:
+        """Nobody can map it any more; those who have keep it."""
+        os.close(self._file)
+
 
 def process_of(address: str) -> str:
     return address.removeprefix(SCHEME).partition(":")[0]

@@ -9,8 +9,9 @@ copies from its card straight into it, one that cannot (another machine, another
 the source takes part, but each byte is copied twice by the cards' own copy engines and by nobody else. The window has
 two halves: while one is emptied to the target's card, the source fills the other.
 
-A peer that dies harms nobody: the window lives as long as somebody maps it. Threads, token and losses are those of
-net.kv_tcp.
+A peer that dies harms nobody: the window lives as long as somebody maps it. One that is waited for too long may still
+write into the window when it goes on, so behind each copy that failed the target takes another window. Threads, token
+and losses are those of net.kv_tcp.
 """
 
 from __future__ import annotations
@@ -59,18 +60,38 @@ logger = logging.getLogger(__name__)
 class Window:
     """Two halves of host memory, and the name by which others can map it: empty where nobody can, or shall."""
 
-    def __init__(self, half_bytes: int, *, is_shared: bool) -> None:
-        self.half_bytes, self.name = half_bytes, ""
+    def __init__(self, half_bytes: int, pinned: Memory, *, is_shared: bool) -> None:
+        """`pinned`: by which the card can copy to and from it."""
+        self.half_bytes, self.name, self._pinned = half_bytes, "", pinned
         self.memory: Region = np.zeros(0, np.uint8)
+        self._file: SharedFile | None = None
         if is_shared and is_offered():
-            try:
-                self._file = SharedFile(2 * half_bytes)  # kept open: others find it through us
-                self.memory = np.frombuffer(self._file.memory, np.uint8)
-                self.name = self._file.address((2 * half_bytes,))
-            except OSError as error:  # a limit on files, a sandbox
-                logger.warning("blocks go over sockets, as no memory can be shared: %s", error)
-        if not self.name:
+            self._share()
+        if self._file is None:
             self.memory = np.zeros(2 * half_bytes, np.uint8)
+        pinned.pin(self.memory)
+
+    def _share(self) -> None:
+        num_bytes = 2 * self.half_bytes
+        try:
+            self._file = SharedFile(num_bytes)  # kept open: others find it through us
+        except OSError as error:  # a limit on files, a sandbox
+            logger.warning("blocks go over sockets, as no memory can be shared: %s", error)
+            return
+        self.memory = np.frombuffer(self._file.memory, np.uint8)
+        self.name = self._file.address((num_bytes,))
+
+    def leave(self) -> None:
+        """Whoever was told of it may still write into what it was, and into nothing that is read."""
+        if self._file is None:  # nobody else can
+            return
+        self._pinned.unpin(self.memory)
+        self._file.close()
+        self._file, self.name = None, ""
+        self._share()
+        if self._file is None:
+            self.memory = np.zeros(2 * self.half_bytes, np.uint8)
+        self._pinned.pin(self.memory)
 
     def part(self, offset: int, shape: tuple[int, int, int]) -> Region:
         return self.memory[offset : offset + int(np.prod(shape))].reshape(shape)
@@ -87,8 +108,7 @@ class StagedTransport(Served):
         super().__init__(memory, layout=layout, block_size=block_size, link=link)
         half = max(HALF_BYTES, block_bytes(memory))
         is_shared = link is None or link.kind != "tcp"
-        self._memory, self._window = memory, Window(half, is_shared=is_shared)
-        memory.pin(self._window.memory)
+        self._memory, self._window = memory, Window(half, memory, is_shared=is_shared)
         self._theirs: dict[str, Region | None] = {}  # windows that were mapped; None: it cannot be
         self._mapping = threading.Lock()
         self._sources: dict[str, StagedSource] = {}
@@ -213,6 +233,7 @@ class StagedSource:
             kept, self._socket = self._socket, None  # what is still to come on it is of no use
             if kept is not None:
                 kept.close()
+                self._window.leave()
             raise
 
     def _connected(self) -> socket.socket:

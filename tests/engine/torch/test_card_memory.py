@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from penstock.engine.swap import joined
 from penstock.engine.torch.card_memory import CardMemory
 from penstock.engine.torch.mover import Mover, copy_packed, host_of
 from penstock.net import kv_staged
-from penstock.net.blocks import block_bytes
+from penstock.net.blocks import Region, block_bytes
 from penstock.net.kv_link import KvKind, KvLink
 from penstock.net.kv_staged import StagedTransport
 
@@ -97,6 +98,43 @@ def test_losses_are_told_and_a_closed_connection_is_opened_again() -> None:
         with pytest.raises(ReplicaLost):
             await target.pull(source.card.address, [(0, 0, 1)])
         await target.close()
+
+    asyncio.run(main())
+
+
+def test_a_source_that_was_waited_for_too_long_writes_into_nothing_that_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        source, target = await pulled("auto")
+        late: list[Region] = []
+        gone_on = threading.Event()
+
+        def stall(blocks: Sequence[int], into: Region) -> None:
+            late.append(into)
+            gone_on.wait(10)
+
+        fetch, source._memory.fetch = source._memory.fetch, stall  # type: ignore[method-assign]
+        monkeypatch.setattr(kv_staged, "STALL_S", 0.05)
+        target._sources.clear()  # a connection that was opened before has the usual patience
+        with pytest.raises(ReplicaLost, match="did not come"):
+            await target.pull(source.card.address, [(0, 0, 1)])
+        assert late
+
+        def disturbed(blocks: Sequence[int], into: Region) -> None:
+            fetch(blocks, into)
+            for stalled in late:
+                stalled[:] = 77
+
+        source._memory.fetch = disturbed  # type: ignore[method-assign]
+        monkeypatch.setattr(kv_staged, "STALL_S", 10.0)
+        await target.pull(source.card.address, RUNS)
+        there = [block for first, _, count in RUNS for block in range(first, first + count)]
+        here = [block for _, start, count in RUNS for block in range(start, start + count)]
+        assert await target.sums(here) == await source.sums(there)
+        gone_on.set()
+        for each in (source, target):
+            await each.close()
 
     asyncio.run(main())
 
