@@ -177,8 +177,11 @@ class Fleet:
     async def drain_replica(self, name: str) -> None:
         """Give a replica no new requests, move away those that can, and return when the last one has ended there."""
         drained = asyncio.ensure_future(self._ports[name].drain())
-        await self._moves.send_away(name)
-        await drained
+        try:
+            await self._moves.send_away(name)
+            await drained
+        finally:  # who asked may have been cancelled
+            drained.cancel()
 
     async def stop(self) -> None:
         """End the replicas now; requests inside them are lost."""

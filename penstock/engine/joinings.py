@@ -76,7 +76,9 @@ class Joinings:
         self._pull_share = pull_share
         self._pulled: dict[int, tuple[Job, int]] = {}  # by seq, and tokens it came with
         self._incoming: dict[int, _Incoming] = {}
-        self._unproven: dict[int, Job] = {}
+        self._joined: dict[
+            int, tuple[Job, bool]
+        ] = {}  # of movements not settled; whether with blocks
         self.answers: list[Callable[[], None]] = []
 
     @property
@@ -165,7 +167,8 @@ class Joinings:
 
     def settle(self, now: float, told: Settling) -> None:
         """How a movement to here ended."""
-        coming, joined = self._incoming.get(told.move), self._unproven.pop(told.move, None)
+        coming = self._incoming.get(told.move)
+        joined, has_blocks = self._joined.pop(told.move, (None, False))
         parts = self._parts
         if coming is not None:
             if coming.is_copying:
@@ -174,7 +177,8 @@ class Joinings:
                 self._drop(now, told.move)
         elif joined is not None and joined.status != "ended":
             if told.how == "confirm":
-                parts.briefing.proven(joined)
+                if has_blocks:
+                    parts.briefing.proven(joined)
             else:
                 self._distrust(joined)
                 joined.is_cancelled = True
@@ -223,8 +227,8 @@ class Joinings:
         job.computed = max(job.computed, state.computed)
         parts.briefing.bring(job, state)
         parts.roster.images.bring(job, state.encoded, has_blocks=state.computed > 0)
+        self._joined[asked.move] = job, bool(state.computed)
         if state.computed:
-            self._unproven[asked.move] = job
             parts.roster.admit(job)
             self._ask_again()
         else:
