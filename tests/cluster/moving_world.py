@@ -262,7 +262,7 @@ class World:
                 f"{replica.config.name} holds something"
             )
             assert not site.host._moves._open, "a movement is not settled"
-            assert not replica._moves.joinings._incoming and not replica._moves.joinings._unproven
+            assert not replica._moves.joinings._incoming and not replica._moves.joinings._joined
             assert replica.ledger.free == replica.ledger.total
             replica.check()
 
