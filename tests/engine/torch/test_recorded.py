@@ -15,6 +15,7 @@ from penstock.engine.torch import kernels
 from penstock.engine.torch.build import EngineConfig, build_decoder
 from penstock.engine.torch.decoder import Alone, Decoder, Piece, StepInput
 from penstock.engine.torch.kernels import program
+from penstock.engine.torch.linear import Weights
 from penstock.engine.torch.ports import StepMeta
 from penstock.engine.torch.recorded import MOST_ROWS
 from tests.engine.torch.models import FAMILIES, saved
@@ -23,9 +24,10 @@ pytestmark = pytest.mark.skipif(not kernels.available(), reason=str(kernels.why_
 BLOCKS, SIZE = 48, 16
 
 
-def opened(root: Path, name: str, dtype: str) -> Decoder:
+def opened(root: Path, name: str, dtype: str, weights: Weights = "stored") -> Decoder:
+    """Weights of 8 bits are multiplied, and recorded, by our kernels on every processor."""
     folder, _ = saved(root, name)
-    config = EngineConfig(device="cpu", dtype=dtype, num_blocks=BLOCKS)  # type: ignore[arg-type]
+    config = EngineConfig(device="cpu", dtype=dtype, num_blocks=BLOCKS, weights=weights)  # type: ignore[arg-type]
     return build_decoder(model_facts(folder), config, Alone(), None).decoder
 
 
@@ -83,10 +85,11 @@ def test_bits_and_pieces_are_the_plain_ones(model_root: Path, name: str, dtype: 
             assert pieces == others
 
 
-def test_all_of_a_plain_model_is_native(model_root: Path) -> None:
-    if not kernels.linear.wins_on_this_machine(torch.bfloat16):
+@pytest.mark.parametrize("weights", ("stored", "int8"))
+def test_all_of_a_plain_model_is_native(model_root: Path, weights: Weights) -> None:
+    if weights == "stored" and not kernels.linear.wins_on_this_machine(torch.bfloat16):
         pytest.skip("this processor multiplies bfloat16 with another library")
-    decoder = opened(model_root, "qwen3", "bf16")
+    decoder = opened(model_root, "qwen3", "bf16", weights)
     with torch.inference_mode():
         assert decoder.spaces is not None
         space = decoder.spaces.find(decoder.embed(STEPS[0].ids))
@@ -163,7 +166,7 @@ def test_fields_of_both_widths_move() -> None:
 
 
 def test_pieces_run_on_end_until_somebody_wants_the_thread(model_root: Path) -> None:
-    decoder = opened(model_root, "qwen3", "bf16")
+    decoder = opened(model_root, "qwen3", "bf16", "int8")
     count = 2 * len(decoder.layers)
     with torch.inference_mode():
         wanted, one_by_one = ended(decoder.forward(STEPS[0]))
