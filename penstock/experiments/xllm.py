@@ -4,14 +4,20 @@ Source: xLLM (JD, 2025; report arXiv:2510.14686) and jd-opensource/xllm, xllm-se
 accelerator, each a part of its own:
 
     roles      8 replicas, either promised first tokens and paces kept by 90 % of the answers: the highest mean rate of
-               roles that change (route and scale "xllm") over the best fixed split under least load, on traffic like
-               Azure's code trace, on its conversations, and on one after the other
+               roles that change (route and scale "xllm") over fixed splits under least load, on traffic like Azure's
+               code trace, on its conversations, and on one after the other
     offline    online conversations at a rate that one replica keeps its promises at, beside a supply of offline prompts
                without end: offline tokens a second in what each step leaves (batch "leftover") over those of offline
                work that runs only while nobody is online
     evictions  little memory and many conversations: admission that looks 256 tokens ahead against one that takes
                whoever fits now; how often jobs are preempted in a crowd, and the rate at which promises are kept
     experts    peak over mean load of devices, experts placed by EPLB from half of the sequences and tested on the other
+
+The source compares with "minimal load" and does not say in which split; here it is the even one, which is what a fleet
+has that knows nothing of its traffic. At first the gate of 1.3 was over the *best* fixed split, found by trying all on
+the traffic itself. No roles can pass that: prompts of the code trace are some five times the work of its answers, so
+all eight replicas, busy all the time, would hardly serve a fifth more than 6:2 (lab.stage_work; `why` has the figures).
+Roles that change must not serve less than the best split, though.
 
 What cannot be repeated: Ascend devices, JD's traffic, and Azure's code trace whole: the repository holds 191 requests
 of it, which lengths are drawn from; that it comes in bursts is imitated by switching arrivals on and off. The encode
@@ -39,20 +45,22 @@ from penstock.lab.experiment import (
     paired,
 )
 from penstock.lab.expert_balance import DEVICES, PLANS, Balance
-from penstock.lab.role_flips import Flips, Turns
-from penstock.lab.zero_evict import ADMISSIONS, Crowd
+from penstock.lab.role_flips import Turns, flips, work_of
+from penstock.lab.stage_work import StageWork
+from penstock.lab.zero_evict import ADMISSIONS, crowd
 
 CONV, CONV_SAMPLE, CODE_SAMPLE = (
     "azure_2023_conv.csv", "azure_2023_conv_200.csv", "azure_2023_code_191.csv",
 )  # fmt: skip
 TRAFFIC = {"code": ("code",), "conv": ("conv",), "shift": ("conv", "code")}
 SPLITS = {
-    "code": ("7:1", "6:2", "5:3"),
+    "code": ("7:1", "6:2", "5:3", "4:4"),
     "conv": ("5:3", "4:4", "3:5", "2:6"),
     "shift": ("6:2", "5:3", "4:4", "3:5"),
 }
 PROMISE = Slo(ttft_s=1.0, tpot_s=0.05)
-WON = {"code": 1.3, "conv": 1.0}
+EVEN = "4:4"
+WON = {"code": 1.3, "conv": 1.0}  # over the even split
 OFFLINE_WON, ONLINE_KEPT = 1.5, 0.99
 RATE_KEPT = 0.97  # of what is served without looking ahead
 EXPERTS_WON = {8: 1.35, 16: 1.7}
@@ -86,7 +94,7 @@ def work(settings: Settings, scale: Scale) -> Mapping[str, object]:
     if settings["part"] == "offline":
         return beside(variant, conv=conv, num=num, seed=seed)
     if settings["part"] == "evictions":
-        return Crowd(variant, conv, num, seed).figures()
+        return crowd(variant, conv=conv, num=num, seed=seed)
     offered = Turns(
         kinds=TRAFFIC[str(settings["traffic"])],
         code=SAMPLES / CODE_SAMPLE,
@@ -96,7 +104,8 @@ def work(settings: Settings, scale: Scale) -> Mapping[str, object]:
         seed=seed,
         slo=PROMISE,
     )
-    return Flips(variant, offered).figures()
+    work = work_of(offered)
+    return {**flips(variant, offered).figures(), **work._asdict()}
 
 
 # ---------------------------------------------------------------------------- the verdict
@@ -123,10 +132,31 @@ def roles_ratios(rows: Sequence[Row], traffic: str) -> list[Ratio]:
         Ratio(
             name=f"{traffic}: rate, roles that change / {under}",
             values=paired(rows, "rate", {**here, "variant": "xllm"}, {**here, "variant": under}),
-            published=published.get(traffic, "") if under == best else "",
+            published=published.get(traffic, "") if under == EVEN else "",
         )
         for under in (best, *(split for split in SPLITS[traffic] if split != best), "together")
     ]
+
+
+def bound_told(rows: Sequence[Row], traffic: str) -> str:
+    """How much more than fixed splits any roles could serve, by the work of prompts and answers alone."""
+    where: dict[str, object] = {"part": "roles", "traffic": traffic, "variant": "xllm"}
+    prompts, answers = (by_seed(rows, name, **where) for name in StageWork._fields)
+    if not prompts:
+        return f"{traffic}: the work of its stages was not noted"
+    told = []
+    for split in SPLITS[traffic]:
+        first, _, second = split.partition(":")
+        most = mean(
+            StageWork(prompts[seed], answers[seed]).most_over(int(first), int(second))
+            for seed in prompts
+        )
+        told.append(f"{split} {most:.2f}")
+    ratio = mean(prompts[seed] / answers[seed] for seed in prompts)
+    return (
+        f"{traffic}: prompts are {ratio:.2f} times the work of answers, which allows any roles at most so many times "
+        f"the rate of {', '.join(told)}"
+    )
 
 
 def experts_ratio(rows: Sequence[Row], plan: str, devices: int) -> Ratio:
@@ -186,9 +216,12 @@ def judge(rows: Sequence[Row]) -> Verdict:
         found = roles_ratios(rows, traffic)
         ratios += found
         if found and traffic in WON:
-            parts[f"{traffic}: at least {WON[traffic]:g} times the best fixed roles"] = (
-                found[0].mean >= WON[traffic]
+            even = next(each for each in found if each.name.endswith(EVEN))
+            parts[f"{traffic}: at least {WON[traffic]:g} times the even split"] = (
+                even.mean >= WON[traffic]
             )
+            parts[f"{traffic}: no less than the best fixed roles"] = found[0].mean >= 1.0
+            told.append(bound_told(rows, traffic))
     pair = [{"part": "offline", "variant": name} for name in ("leftover", "only when idle")]
     gained = Ratio(
         name="offline tokens/s: leftover / only when idle",
@@ -235,7 +268,8 @@ EXPERIMENT = Experiment(
     claim="Roles that follow the load serve 1.67 times the requests of minimal load on Azure's code trace and 1.1 "
     "times on its conversations; offline work beside online work yields up to 3 times the offline throughput; "
     "experts are rebalanced while serving.",
-    criterion="Roles: at least 1.3 times the rate of the best fixed split on code, at least 1.0 on conversations. "
+    criterion=f"Roles: on code at least {WON['code']:g} times the rate of an even split under least load, on "
+    f"conversations at least {WON['conv']:g} times, and on both no less than the best fixed split. "
     f"Offline: at least {OFFLINE_WON:g} times the tokens of 'only when idle' with {100 * ONLINE_KEPT:.0f} % of online "
     "promises kept. Evictions: none where admission looks ahead, at 0.97 of the rate at least. Experts: peak load over "
     "contiguous at least 1.35 times lower on 8 devices and 1.7 on 16, on tokens that the plan was not made from.",

@@ -8,14 +8,14 @@ last online request has come, and those served until then are counted.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from penstock.assemble import Config, load_config
+from penstock.assemble import Config
 from penstock.core.events import Event, Finished
-from penstock.core.prompt import TracedPrompt
-from penstock.core.types import Request, RequestId, Sampling, Slo
-from penstock.lab.role_flips import CARD, LONGEST, MODEL, TABLES
+from penstock.core.types import Request, Slo
+from penstock.lab.rate_search import fleet_of
+from penstock.lab.role_flips import EXECUTOR, MODEL, request_of
 from penstock.lab.simulate import simulate
 from penstock.lab.trial import Offered
 from penstock.traffic import TraceMeta
@@ -57,8 +57,8 @@ class Mixed:
         online = Offered(trace=self.conv, num=self.num, seed=self.seed, rate_per_s=self.rate_per_s)
         for place, (at, each) in enumerate(online):
             assert each.true_output is not None
-            made = _request(str(place), each.prompt.num_tokens, each.true_output)
-            yield at, replace(made, slo=PROMISE)
+            prompt, output = each.prompt.num_tokens, each.true_output
+            yield at, request_of(str(place), prompt, output, slo=PROMISE)
 
     def offline_sizes(self) -> Mapping[str, int]:
         """Prompt tokens by request."""
@@ -67,19 +67,7 @@ class Mixed:
     def _offline(self) -> Iterator[Request]:
         pairs = Empirical(path=self.conv).first(max(1, self.num_offline), self.seed + 1).tolist()
         for place, (prompt, output) in enumerate(pairs[: self.num_offline]):
-            yield _request(f"{PREFIX}{place}", prompt, output, priority=1)
-
-
-def _request(name: str, prompt: int, output: int, *, priority: int = 0) -> Request:
-    output = min(output, LONGEST // 2)
-    return Request(
-        id=RequestId(name),
-        model="default",
-        prompt=TracedPrompt(min(prompt, LONGEST - output)),
-        sampling=Sampling(max_tokens=output),
-        priority=priority,
-        true_output=output,
-    )
+            yield request_of(f"{PREFIX}{place}", prompt, output, priority=1)
 
 
 @dataclass
@@ -109,13 +97,7 @@ class Tally:
 
 
 def config_of(variant: str) -> Config:
-    fleet: dict[str, object] = {
-        "name": "default",
-        "executor": {"kind": "modelled", "gpu": CARD, "tables": TABLES},
-        "cache": {"prefix": False},
-        "policy": {**RANKED, **OFFLINE[variant]},
-    }
-    return load_config(model=MODEL, flags={f"fleet.0.{name}": told for name, told in fleet.items()})
+    return fleet_of({**RANKED, **OFFLINE[variant]}, model=MODEL, executor=EXECUTOR)
 
 
 def beside(variant: str, *, conv: Path, num: int, seed: int) -> Mapping[str, object]:

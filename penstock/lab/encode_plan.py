@@ -27,16 +27,17 @@ from penstock.core.errors import BadConfig, BadTrace
 from penstock.core.events import Event, Finished
 from penstock.core.images import images_of
 from penstock.core.types import Request, Slo
-from penstock.cost.step import StepModel, features_of
+from penstock.cost.step import StepModel
 from penstock.cost.vision import VisionCost
-from penstock.lab.encode_budgets import Budgets, Usual, budgets, largest
+from penstock.lab.encode_budgets import Budgets, Usual, budgets
 from penstock.lab.highest_rate import highest_rate
 from penstock.lab.simulate import simulate
+from penstock.lab.stage_work import stage_work
 from penstock.traffic import open_trace
 
 STEP, WANTED = 1.1, 0.9
 WIDER, WIDER_BY = 3, 8  # the search goes on above what was expected so often, by so many places
-MOST_ANSWERS = 256
+ALONE = 64  # and below it by so many: at a four-hundredth of that rate requests hardly ever meet
 SAMPLE = 2000  # requests that the usual one is the mean of
 STAGES: Mapping[str, Mapping[str, str]] = {  # role: its stages, by their first letters
     "EP-D": {"prefill": "ep", "decode": "d"},
@@ -102,7 +103,7 @@ def plan_images(
     sample = _sample(asked.trace)
     usual = _usual(sample)
     bounds = budgets(model, vision, usual, asked.tpot_s)
-    needs = _needs(sample, model, vision, usual, asked.tpot_s)
+    needs = _needs(sample, model, vision, asked.tpot_s)
     placements = {"together": None, **placements_of(needs, fleet.replicas)}
     trials = _Trials(config, asked, bounds, needs.of("epd") / fleet.replicas, on_try)
     tried = [
@@ -150,20 +151,11 @@ def _usual(sample: Sequence[Request]) -> Usual:
     )
 
 
-def _needs(
-    sample: Sequence[Request], model: StepModel, vision: VisionCost, usual: Usual, tpot_s: float
-) -> Needs:
-    def step_s(answers: int) -> float:
-        return model.seconds(features_of([(usual.context - 1, 1, 1)] * answers))
-
-    answers = largest(lambda number: step_s(number) <= tpot_s, 1, MOST_ANSWERS)
-    token_s, num = step_s(answers) / answers, len(sample)
-    prompts = [model.seconds(features_of([(0, each.prompt.num_tokens, 1)])) for each in sample]
-    return Needs(
-        e=math.fsum([vision.seconds(images_of(each)) for each in sample]) / num,
-        p=math.fsum(prompts) / num,
-        d=token_s * sum([each.true_output or 1 for each in sample]) / num,
-    )
+def _needs(sample: Sequence[Request], model: StepModel, vision: VisionCost, tpot_s: float) -> Needs:
+    pairs = [(each.prompt.num_tokens, each.true_output or 1) for each in sample]
+    work = stage_work(pairs, model, tpot_s)
+    images_s = math.fsum([vision.seconds(images_of(each)) for each in sample])
+    return Needs(e=images_s / len(sample), p=work.prompt_s, d=work.answer_s)
 
 
 @dataclass
@@ -223,6 +215,8 @@ class _Trials:
             if attained(high) < WANTED:
                 break
             low, high = high, high + WIDER_BY
+        if attained(low) < WANTED:
+            low, high = math.floor(middle) - ALONE, low
         return highest_rate(attained, low=low, high=high, step=STEP, wanted=WANTED)
 
     def _config(self, roles: Mapping[str, int] | None) -> Config:
@@ -254,10 +248,8 @@ def text_of(found: Planned) -> str:
         told = "all do everything" if each.roles is None else _roles_told(each.roles)
         lines.append(f"{each.rate_per_s:8.2f} requests/s  {each.name:<9} {told}")
     if not best.rate_per_s:
-        told = (
-            "none keeps both promises, even at a quarter of the rate that the stages' times allow"
-        )
-        return "\n".join([*lines, "", f"{told}: promise less, or add replicas"])
+        told = "none keeps both promises, even where requests hardly ever meet"
+        return "\n".join([*lines, "", f"{told}: promise less, or take faster cards"])
     roles = "" if best.roles is None else f"roles = {{{_roles_told(best.roles)}}}, "
     lines += [
         "",

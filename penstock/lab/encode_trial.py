@@ -18,23 +18,22 @@ answers of about 150. Nobody published lengths of such traffic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from penstock.assemble import Config, load_config
+from penstock.assemble import Config
 from penstock.assemble.vision import vision_of
 from penstock.cluster.spec import ExecutorSpec
 from penstock.core.config import Table
-from penstock.core.images import parts_of
+from penstock.core.images import images_of, parts_of
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Request, RequestId, Sampling, Slo
 from penstock.cost.hardware import card_of
 from penstock.cost.roofline import Roofline
 from penstock.cost.shapes import shape_of
-from penstock.lab.encode_budgets import Budgets, Usual, budgets
-from penstock.lab.highest_rate import Kept, highest_rate
-from penstock.lab.simulate import simulate
-from penstock.lab.trial import Finishes
+from penstock.lab.encode_budgets import ALONE_IMAGES, ALONE_TOKENS, Budgets, Usual, budgets
+from penstock.lab.rate_search import RateSearch, fleet_of
+from penstock.lab.stage_work import stage_work
 from penstock.traffic import TraceMeta
 from penstock.traffic.arrivals import Poisson
 from penstock.traffic.images import Images, Shown
@@ -42,10 +41,7 @@ from penstock.traffic.lengths import Lognormal
 
 REPLICAS = 8
 MODEL, CARD, TOWER = "qwen2-7b", "a100-80g", "qwen2-vl"
-KV_BYTES_S = 200e9  # of a replica's wire; NVLink of the card, two thirds of it
-STEP = 1.1
 LOW, HIGH = 20, 52  # places on the grid of rates: 6.7 to 142 a second
-WANTED = 0.9
 SIZES = Table(kind="choice", values=[999, 888, 729])  # tokens: 37 x 27, 37 x 24, 27 x 27
 MEAN_TOKENS = (999 + 888 + 729) / 3
 TRAFFIC: dict[str, tuple[Images, Lognormal]] = {
@@ -105,16 +101,13 @@ def config_of(variant: str, bounds: Budgets, tpot_s: float) -> Config:
     )
     if variant.startswith("xllm"):
         policy["scale"] = {"name": "xllm", "tpot_s": tpot_s}
-    fleet: dict[str, object] = {
-        "name": "default",
-        "replicas": REPLICAS,
-        "roles": roles_of(variant),
-        "executor": {"kind": "modelled", "gpu": CARD, "vision": TOWER},
-        "cache": {"prefix": False},
-        "policy": policy,
-    }
-    flags: dict[str, object] = {f"fleet.0.{name}": told for name, told in fleet.items()}
-    return load_config(model=MODEL, flags={**flags, "net.kv_bytes_per_s": KV_BYTES_S})
+    return fleet_of(
+        policy,
+        model=MODEL,
+        executor={"gpu": CARD, "vision": TOWER},
+        replicas=REPLICAS,
+        roles=roles_of(variant),
+    )
 
 
 @dataclass(kw_only=True)
@@ -155,37 +148,30 @@ class Pictures:
         )
 
 
-@dataclass
-class Stages:
-    """The search of one variant on one traffic."""
+def stages(variant: str, offered: Pictures) -> RateSearch:
+    """The search of one variant on one traffic, at whatever rate; the profile is of what comes last."""
+    slo = offered.slo
+    assert slo.tpot_s is not None
+    return RateSearch(
+        config=config_of(variant, bounds_of(offered.kinds[-1], slo), slo.tpot_s),
+        at_rate=lambda rate: replace(offered, rate_per_s=rate),
+        slo=slo,
+        low=LOW,
+        high=HIGH,
+    )
 
-    variant: str
-    offered: Pictures
-    digest: str = ""
-    cost_model: str = ""
-    _known: dict[int, Kept] = field(default_factory=dict)
 
-    def kept(self, place: int) -> Kept:
-        found = self._known.get(place)
-        if found is None:
-            finishes, found = Finishes(), Kept()
-            offered = replace(self.offered, rate_per_s=STEP**place)
-            tpot_s = offered.slo.tpot_s
-            assert tpot_s is not None
-            config = config_of(self.variant, bounds_of(offered.kinds[-1], offered.slo), tpot_s)
-            simulated = simulate(config, offered, has_gaps=False, listeners=(finishes, found))
-            self.digest, self.cost_model = finishes.digest(), simulated.sources[0].cost_model
-            self._known[place] = found
-        return found
-
-    def attained(self, place: int) -> float:
-        slo = self.offered.slo
-        assert slo.ttft_s is not None and slo.tpot_s is not None
-        return self.kept(place).attainment(slo.ttft_s, slo.tpot_s)
-
-    def highest(self) -> float:
-        return highest_rate(self.attained, low=LOW, high=HIGH, step=STEP, wanted=WANTED)
-
-    def figures(self) -> Mapping[str, object]:
-        rate = self.highest()
-        return {"rate": rate, "finished": self.digest, "cost_model": self.cost_model}
+def most_of(offered: Pictures) -> float:
+    """Requests a second that the replicas would serve if they were busy all the time and nothing held up anything:
+    images and prompts in the largest steps that a profile allows where nobody answers.
+    """
+    executor, slo = ExecutorSpec(kind="modelled", gpu=CARD, vision=TOWER), offered.slo
+    assert slo.tpot_s is not None
+    model, vision = Roofline(shape_of(MODEL), card_of(CARD)), vision_of(executor)
+    requests = [request for _, request in offered]
+    pairs = [(each.prompt.num_tokens, each.true_output or 1) for each in requests]
+    images = [tokens for each in requests for tokens in images_of(each)]
+    groups = [images[at : at + ALONE_IMAGES] for at in range(0, len(images), ALONE_IMAGES)]
+    images_s = sum([vision.seconds(group) for group in groups]) / len(requests)
+    work = stage_work(pairs, model, slo.tpot_s, step_tokens=ALONE_TOKENS)
+    return REPLICAS / (images_s + sum(work))

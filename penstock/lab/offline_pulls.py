@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from penstock.assemble import Config, load_config
+from penstock.assemble import Config
 from penstock.lab.beside import PROMISE, RANKED, Mixed, Tally
-from penstock.lab.role_flips import CARD, KV_BYTES_S, MODEL, TABLES
+from penstock.lab.rate_search import fleet_of
+from penstock.lab.role_flips import EXECUTOR, MODEL
 from penstock.lab.simulate import simulate
 
 ROLES = {"prefill": 2, "decode": 2}
@@ -33,16 +34,9 @@ def config_of(variant: str) -> Config:
     move = {"move": MOVES[variant]} if MOVES[variant] else {}
     batch = {"name": "leftover", "tpot_s": PROMISE.tpot_s}
     routes = {"route": "least", "route_decode": "least"}
-    fleet: dict[str, object] = {
-        "name": "default",
-        "replicas": sum(ROLES.values()),
-        "roles": ROLES,
-        "executor": {"kind": "modelled", "gpu": CARD, "tables": TABLES},
-        "cache": {"prefix": False},
-        "policy": {**RANKED, "batch": batch, **routes, **move},
-    }
-    flags: dict[str, object] = {f"fleet.0.{name}": told for name, told in fleet.items()}
-    return load_config(model=MODEL, flags={**flags, "net.kv_bytes_per_s": KV_BYTES_S})
+    policy = {**RANKED, "batch": batch, **routes, **move}
+    replicas = sum(ROLES.values())
+    return fleet_of(policy, model=MODEL, executor=EXECUTOR, replicas=replicas, roles=ROLES)
 
 
 def offline_pulls(variant: str, *, conv: Path, num: int, seed: int) -> Mapping[str, object]:

@@ -11,29 +11,32 @@ published (cost.linear_five), keys and values over modelled wires.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from penstock.assemble import Config, load_config
+from penstock.assemble import Config
+from penstock.cluster.predictors import step_model
+from penstock.cluster.spec import ExecutorSpec
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Request, RequestId, Sampling, Slo
-from penstock.lab.highest_rate import Kept, highest_rate
-from penstock.lab.simulate import simulate
-from penstock.lab.trial import Finishes, Offered
+from penstock.cost.shapes import shape_of
+from penstock.lab.rate_search import RateSearch, fleet_of
+from penstock.lab.stage_work import StageWork, stage_work
+from penstock.lab.trial import Offered
 from penstock.traffic import TraceMeta
 from penstock.traffic.arrivals import OnOff
 from penstock.traffic.lengths import Empirical
 
 REPLICAS = 8
-MODEL, CARD, TABLES = "opt-13b", "a100-80g", "distserve"
+MODEL = "opt-13b"
+CARD = "a100-80g"
+EXECUTOR = {"gpu": CARD, "tables": "distserve"}
 LONGEST = 2048  # positions of the model
-KV_BYTES_S = 200e9  # of a replica's wire; NVLink of the card, two thirds of it
 ON_S, OFF_S = 10.0, 20.0  # of bursts: what the published piece of the code trace looks like
-STEP = 1.1
 LOW, HIGH = 8, 38  # places on the grid of rates: 2.1 to 37 a second
-WANTED = 0.9
-BATCH: dict[str, object] = {"name": "vllm-v1", "max_tokens": 2048}
+STEP_TOKENS = 2048
+BATCH: dict[str, object] = {"name": "vllm-v1", "max_tokens": STEP_TOKENS}
 
 
 def policy_of(variant: str) -> tuple[dict[str, object], dict[str, int] | None]:
@@ -51,16 +54,7 @@ def policy_of(variant: str) -> tuple[dict[str, object], dict[str, int] | None]:
 
 def config_of(variant: str) -> Config:
     policy, roles = policy_of(variant)
-    fleet: dict[str, object] = {
-        "name": "default",
-        "replicas": REPLICAS,
-        "roles": roles,
-        "executor": {"kind": "modelled", "gpu": CARD, "tables": TABLES},
-        "cache": {"prefix": False},
-        "policy": policy,
-    }
-    flags: dict[str, object] = {f"fleet.0.{name}": told for name, told in fleet.items()}
-    return load_config(model=MODEL, flags={**flags, "net.kv_bytes_per_s": KV_BYTES_S})
+    return fleet_of(policy, model=MODEL, executor=EXECUTOR, replicas=REPLICAS, roles=roles)
 
 
 @dataclass(kw_only=True)
@@ -86,7 +80,7 @@ class Turns:
             at = before
             for at, prompt, output in self._code() if kind == "code" else self._conv():
                 at += before
-                yield at, self._request(place, prompt, output)
+                yield at, request_of(str(place), prompt, output, slo=self.slo)
                 place += 1
             before = at
 
@@ -103,16 +97,21 @@ class Turns:
             assert request.true_output is not None
             yield at, request.prompt.num_tokens, request.true_output
 
-    def _request(self, place: int, prompt: int, output: int) -> Request:
-        output = min(output, LONGEST // 2)
-        return Request(
-            id=RequestId(str(place)),
-            model="default",
-            prompt=TracedPrompt(min(prompt, LONGEST - output)),
-            sampling=Sampling(max_tokens=output),
-            slo=self.slo,
-            true_output=output,
-        )
+
+def request_of(
+    name: str, prompt: int, output: int, *, slo: Slo | None = None, priority: int = 0
+) -> Request:
+    """Cut to what the model has positions for, the answer to half of them."""
+    output = min(output, LONGEST // 2)
+    return Request(
+        id=RequestId(name),
+        model="default",
+        prompt=TracedPrompt(min(prompt, LONGEST - output)),
+        sampling=Sampling(max_tokens=output),
+        priority=priority,
+        slo=slo or Slo(),
+        true_output=output,
+    )
 
 
 @functools.cache
@@ -120,36 +119,20 @@ def _lengths(path: Path) -> Empirical:
     return Empirical(path=path)
 
 
-@dataclass
-class Flips:
-    """The search of one variant on one traffic."""
+def flips(variant: str, offered: Turns) -> RateSearch:
+    """The search of one variant on one traffic, at whatever rate."""
+    return RateSearch(
+        config=config_of(variant),
+        at_rate=lambda rate: replace(offered, rate_per_s=rate),
+        slo=offered.slo,
+        low=LOW,
+        high=HIGH,
+    )
 
-    variant: str
-    offered: Turns
-    digest: str = ""
-    cost_model: str = ""
-    _known: dict[int, Kept] = field(default_factory=dict)
 
-    def kept(self, place: int) -> Kept:
-        found = self._known.get(place)
-        if found is None:
-            finishes, found = Finishes(), Kept()
-            offered = replace(self.offered, rate_per_s=STEP**place)
-            simulated = simulate(
-                config_of(self.variant), offered, has_gaps=False, listeners=(finishes, found)
-            )
-            self.digest, self.cost_model = finishes.digest(), simulated.sources[0].cost_model
-            self._known[place] = found
-        return found
-
-    def attained(self, place: int) -> float:
-        slo = self.offered.slo
-        assert slo.ttft_s is not None and slo.tpot_s is not None
-        return self.kept(place).attainment(slo.ttft_s, slo.tpot_s)
-
-    def highest(self) -> float:
-        return highest_rate(self.attained, low=LOW, high=HIGH, step=STEP, wanted=WANTED)
-
-    def figures(self) -> Mapping[str, object]:
-        rate = self.highest()
-        return {"rate": rate, "finished": self.digest, "cost_model": self.cost_model}
+def work_of(offered: Turns) -> StageWork:
+    """What its prompts and answers take a replica, at the promised pace."""
+    assert offered.slo.tpot_s is not None
+    model = step_model(ExecutorSpec(kind="modelled", gpu=CARD, tables="distserve"), shape_of(MODEL))
+    pairs = [(request.prompt.num_tokens, request.true_output or 1) for _, request in offered]
+    return stage_work(pairs, model, offered.slo.tpot_s, step_tokens=STEP_TOKENS)

@@ -7,20 +7,19 @@ often jobs are preempted at a fixed rate above it, where memory is what everybod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.assemble import Config, load_config
+from penstock.assemble import Config
 from penstock.core.events import Event, Finished
 from penstock.core.types import Slo
-from penstock.lab.highest_rate import Kept, highest_rate
-from penstock.lab.role_flips import CARD, MODEL, STEP, TABLES, Turns
+from penstock.lab.rate_search import STEP, RateSearch, fleet_of
+from penstock.lab.role_flips import EXECUTOR, MODEL, Turns
 from penstock.lab.simulate import simulate
 
 NUM_BLOCKS = 1000
 LOW, HIGH = -12, 12  # places on the grid of rates: 0.3 to 3.1 a second
 CROWDED = 12  # the place at which preemptions are counted
-WANTED = 0.9
 PROMISE = Slo(ttft_s=2.0, tpot_s=0.06)
 ADMISSIONS: dict[str, dict[str, object]] = {
     "256 ahead": {"name": "conservative", "ahead_tokens": 256},
@@ -29,13 +28,8 @@ ADMISSIONS: dict[str, dict[str, object]] = {
 
 
 def config_of(variant: str) -> Config:
-    fleet: dict[str, object] = {
-        "name": "default",
-        "executor": {"kind": "modelled", "gpu": CARD, "tables": TABLES},
-        "cache": {"prefix": False, "num_blocks": NUM_BLOCKS},
-        "policy": {"preset": "vllm-v1", "admit": ADMISSIONS[variant]},
-    }
-    return load_config(model=MODEL, flags={f"fleet.0.{name}": told for name, told in fleet.items()})
+    policy = {"preset": "vllm-v1", "admit": ADMISSIONS[variant]}
+    return fleet_of(policy, model=MODEL, executor=EXECUTOR, cache={"num_blocks": NUM_BLOCKS})
 
 
 @dataclass
@@ -51,41 +45,22 @@ class Preempted:
             self.jobs += event.num_preemptions > 0
 
 
-@dataclass
-class Crowd:
-    """One variant on one seed's conversations."""
+def crowd(variant: str, *, conv: Path, num: int, seed: int) -> Mapping[str, object]:
+    """Figures of one variant on one seed's conversations."""
 
-    variant: str
-    conv: Path
-    num: int
-    seed: int
-    cost_model: str = ""
-    _kept: dict[int, float] = field(default_factory=dict)
-
-    def _run(self, place: int) -> tuple[float, Preempted]:
-        offered = Turns(
-            kinds=("conv",), code=self.conv, conv=self.conv, num=self.num, rate_per_s=STEP**place,
-            seed=self.seed, slo=PROMISE,
+    def at_rate(rate_per_s: float) -> Turns:
+        return Turns(
+            kinds=("conv",), code=conv, conv=conv, num=num, rate_per_s=rate_per_s, seed=seed,
+            slo=PROMISE,
         )  # fmt: skip
-        kept, preempted = Kept(), Preempted()
-        simulated = simulate(
-            config_of(self.variant), offered, has_gaps=False, listeners=(kept, preempted)
-        )
-        self.cost_model = simulated.sources[0].cost_model
-        assert PROMISE.ttft_s is not None and PROMISE.tpot_s is not None
-        return kept.attainment(PROMISE.ttft_s, PROMISE.tpot_s), preempted
 
-    def attained(self, place: int) -> float:
-        if place not in self._kept:
-            self._kept[place] = self._run(place)[0]
-        return self._kept[place]
-
-    def figures(self) -> Mapping[str, object]:
-        rate = highest_rate(self.attained, low=LOW, high=HIGH, step=STEP, wanted=WANTED)
-        preempted = self._run(CROWDED)[1]
-        return {
-            "rate": rate,
-            "preemptions": preempted.times,
-            "preempted_jobs": preempted.jobs,
-            "cost_model": self.cost_model,
-        }
+    config, preempted = config_of(variant), Preempted()
+    search = RateSearch(config=config, at_rate=at_rate, slo=PROMISE, low=LOW, high=HIGH)
+    rate = search.highest()
+    simulate(config, at_rate(STEP**CROWDED), has_gaps=False, listeners=(preempted,))
+    return {
+        "rate": rate,
+        "preemptions": preempted.times,
+        "preempted_jobs": preempted.jobs,
+        "cost_model": search.cost_model,
+    }
