@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from penstock.core.errors import PenstockError
 from penstock.core.types import Report, Request
+from penstock.policy.loads import LENDERS_KEEP, away_of
 
 if TYPE_CHECKING:
     from penstock.cluster.ticket import Ticket
 
-SPARE = 8  # a creditor keeps 1 / SPARE of its memory (engine.loans)
 LEAST = (
     32  # a loan is 1 / LEAST of its memory, or all that is missing: each takes a line of its own
 )
@@ -56,11 +56,8 @@ def blocks_of(request: Request, block_size: int) -> int:
 
 
 def must_lend(request: Request, report: Report) -> int:
-    """Blocks of a request that others must keep: all beyond the half of its home that it works in, if it takes more
-    than its home has for one.
-    """
-    blocks, total = blocks_of(request, report.block_size), report.total_blocks
-    return 0 if blocks <= total - total // SPARE else blocks - total // 2
+    """Blocks of a request that others must keep."""
+    return away_of(blocks_of(request, report.block_size), report.total_blocks)
 
 
 def can_lend(report: Report, home: str) -> bool:
@@ -70,10 +67,10 @@ def can_lend(report: Report, home: str) -> bool:
 
 def most_of(report: Report) -> int:
     """What it could lend if it had nothing else to do."""
-    return report.total_blocks - report.total_blocks // SPARE - 2
+    return report.total_blocks - report.total_blocks // LENDERS_KEEP - 2
 
 
 def spare_of(report: Report) -> int:
     """Blocks beyond those that it keeps for what it runs, which has grown since it reported, and for who is next."""
-    kept = report.total_blocks // SPARE + 2 * report.num_running + 1
+    kept = report.total_blocks // LENDERS_KEEP + 2 * report.num_running + 1
     return report.free_blocks - report.head_blocks - kept

@@ -32,6 +32,8 @@ from penstock.core.views import PhaseCost
 
 LARGEST = 4096  # jobs, when a batch counts as saturated at the latest
 
+LENDERS_KEEP = 8  # 1 / LENDERS_KEEP of a memory is not lent, whatever is asked (engine.loans)
+
 FULL_BATCH = 128  # jobs that Llumnix takes for a full decode batch
 
 
@@ -124,6 +126,13 @@ def rest_blocks(report: Report) -> int:
 def freeness_jobs(report: Report) -> int:
     """Those that share what is left: who runs, and the first who waits."""
     return max(1, report.num_running + (report.num_waiting > 0))
+
+
+def away_of(blocks: int, total: int) -> int:
+    """Of a request that takes so many blocks in all, those that others must keep: all beyond the half of its home that
+    it works in, if it takes more than its home has for one.
+    """
+    return 0 if blocks <= total - total // LENDERS_KEEP else blocks - total // 2
 
 
 def neg_steps(report: Report, sent: Sent = NOTHING_SENT) -> float:

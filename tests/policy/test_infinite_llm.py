@@ -154,6 +154,21 @@ def test_debts_in_a_circle_are_cancelled_as_far_as_the_least_of_them_and_room_go
     assert recalled(a, waiting, lent=two) == [("of-a", "a", "b", 200)]
 
 
+def test_of_a_request_longer_than_a_memory_only_that_comes_home_which_others_need_not_keep() -> (
+    None
+):
+    def longer(name: str) -> Report:  # 5,000 blocks in all, of which its home works in 2,000
+        told = JobReport(name, 0, "running", 0, 0.0, 16 * 3000, 1, 16 * 2000, 16, 900)
+        return report(name[-1], [told])
+
+    a, b = longer("of-a"), longer("of-b")
+    assert recalled(a, b, lent={"of-a": (("b", 3000),), "of-b": (("a", 3000),)}) == []
+    more = {"of-a": (("b", 3070),), "of-b": (("a", 3300),)}
+    assert recalled(a, b, lent=more) == [("of-a", "a", "b", 70), ("of-b", "b", "a", 70)]
+    fits = report("b", [job("of-b", 900)])
+    assert recalled(a, fits, lent={"of-a": (("b", 3000),), "of-b": (("a", 300),)}) == []
+
+
 def test_the_smallest_batch_is_served_first_and_memory_is_lent_once() -> None:
     others = [job(f"l{at}", 50) for at in range(50)]
     small, large = full("small"), report("large", [job("big", 1500), *others], waiting=30)

@@ -15,8 +15,10 @@ throughput of both: the debtor gains those who wait, the creditor attends over m
 for again in the next round, as it was never counted.
 
 Where replicas owe each other, in a circle of whatever length, as many blocks of each debt as the smallest of them has
-come home, as far as there is room (v1's cancelling of debts; replicas that keep blocks for requests longer than a
-memory come to owe each other). What they get back makes room for the next ones in the next round.
+come home, as far as there is room (v1's cancelling of debts). What they get back makes room for the next ones in the
+next round. What others must keep of a request that is longer than a memory stays there, even where two such requests
+keep replicas in each other's debt: some block of each would be away whatever came home, so each would make its round
+trips as before, and each replica would attend over as much as before.
 
 Parameters: `every_s` (heartbeat, 100 ms), `unit_tokens` (an rBlock, 512), `small` (0.5), `full` (0.6), `gain` (3 %),
 `hop_s`: what the first block that is away adds to the debtor's steps, one round trip a layer.
@@ -38,10 +40,8 @@ from msgspec import UNSET, Struct
 
 from penstock.core.types import JobReport, Report, RequestId
 from penstock.core.views import PhaseCost
-from penstock.policy.loads import saturated, used_blocks
+from penstock.policy.loads import LENDERS_KEEP, away_of, saturated, used_blocks
 from penstock.policy.move import Decision, Loan, View
-
-KEPT = 8  # a creditor keeps 1 / KEPT of its memory whatever `full` says (engine.loans)
 
 
 class _Replica(Struct):
@@ -186,9 +186,15 @@ def cancelled(
     told: dict[tuple[str, str], list[tuple[int, str]]] = {}  # by debtor and creditor
     for report in reports:
         for job in () if report.jobs is UNSET else report.jobs:
-            for creditor, count in lent.get(job.request, ()):
-                told.setdefault((report.replica, creditor), []).append((count, job.request))
-    circle = _circle(debts_of(reports, lent))
+            may = _may_come_home(job, report, lent.get(job.request, ()))
+            for creditor, count in lent.get(job.request, ()) if may > 0 else ():
+                told.setdefault((report.replica, creditor), []).append(
+                    (min(count, may), job.request)
+                )
+    owes: dict[str, set[str]] = {}
+    for debtor, creditor in told:
+        owes.setdefault(debtor, set()).add(creditor)
+    circle = _circle(owes)
     pairs = list(zip(circle, [*circle[1:], *circle[:1]], strict=True))
     least = min([sum([count for count, _ in told[pair]]) for pair in pairs], default=0)
     rooms = {each.replica: 0 if each.num_waiting else _spare(each) for each in reports}
@@ -199,6 +205,12 @@ def cancelled(
         if num > 0:
             found.append(Loan(RequestId(request), debtor, creditor, num))
     return tuple(found)
+
+
+def _may_come_home(job: JobReport, report: Report, loans: Sequence[tuple[str, int]]) -> int:
+    """Of the blocks that others keep of it, those that they need not."""
+    blocks = -(-(job.num_prompt + job.max_tokens) // report.block_size)
+    return sum([count for _, count in loans]) - away_of(blocks, report.total_blocks)
 
 
 def _circle(owes: Mapping[str, set[str]]) -> list[str]:
@@ -216,7 +228,7 @@ def _circle(owes: Mapping[str, set[str]]) -> list[str]:
 
 def _spare(report: Report) -> int:
     """Blocks that it need not keep for what runs there."""
-    return report.free_blocks - report.total_blocks // KEPT - 2 * report.num_running - 1
+    return report.free_blocks - report.total_blocks // LENDERS_KEEP - 2 * report.num_running - 1
 
 
 def _reaches(owes: Mapping[str, set[str]], first: str, last: str) -> bool:
