@@ -5,7 +5,7 @@
 
 Blocks are written and read by one thread, in the order in which that is asked for. A slot is good if its head is
 whole, names the block that is looked for, and its contents have the checksum: whatever was cut off, overwritten or has
-rotted is found out when it is read, and is no more than a block that has to be computed.
+rotted is found out when it is read, and is no more than a block that has to be computed. Each reason is told once.
 
 Room on the disk is taken before anything is written to it, GROWTH slots at a time. When the disk is full, or fails,
 nothing more is written; what is there can still be read.
@@ -58,6 +58,7 @@ class Shelf:
         self._stride = stride_of(self._length)
         self._stamp = self._num_there = 0
         self._error: str | None = None
+        self._warned: set[str] = set()  # what was warned of
         self._file = _open(path)
         try:
             self.found = self._recall(identity)
@@ -77,14 +78,20 @@ class Shelf:
     # ------------------------------------------------------------------ on the worker's thread
 
     def _run(self, filing: Filing) -> None:
+        """Tells of every filing: whoever waits for one that nobody tells of waits for ever."""
         act = self._write if filing.is_out else self._read
-        bad = [
-            place
-            for place, ((block, slot), name) in enumerate(
-                zip(filing.pairs, filing.names, strict=True)
-            )
-            if not act(block, slot, name)
-        ]
+        try:
+            bad = [
+                place
+                for place, ((block, slot), name) in enumerate(
+                    zip(filing.pairs, filing.names, strict=True)
+                )
+                if not act(block, slot, name)
+            ]
+        except Exception as error:  # the outermost loop of this thread
+            logger.exception("%s: no more cached blocks go to this disk", self.path)
+            self._error = f"{self.path}: {type(error).__name__}: {error}"
+            bad = list(range(len(filing.pairs)))
         self._tell(filing.id, tuple(bad), self._error)
 
     def _write(self, block: int, slot: int, name: BlockHash) -> bool:
@@ -107,15 +114,24 @@ class Shelf:
         try:
             size = os.preadv(self._file, [head, contents.data], self._at(slot))
         except OSError as error:
-            logger.warning("%s, slot %d: %s", self.path, slot, error.strerror)
+            self._warn_once("cannot be read", f"slot {slot}: {error.strerror}")
             return False
         told = _told(head)
         is_good = size == HEAD.size + self._length and told is not None and told[0] == name
         if not is_good or told is None or zlib.crc32(contents.data) != told[2]:
-            logger.warning("%s, slot %d does not hold what was written there", self.path, slot)
+            self._warn_once("does not hold what was written there", f"slot {slot}")
             return False
         self._region[:, block] = contents.reshape(self._region.shape[0], -1)
         return True
+
+    def _warn_once(self, reason: str, about: str) -> None:
+        """A file that rots does so in many places."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            logger.warning(
+                "%s %s (%s); such blocks are computed again, and counted without another word",
+                self.path, reason, about,
+            )  # fmt: skip
 
     def _grow(self, slots: int) -> None:
         """Take room for at least so many slots; raises OSError where there is none."""

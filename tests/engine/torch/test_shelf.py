@@ -133,6 +133,34 @@ def test_a_full_disk_is_written_to_no_more(tmp_path: Path, monkeypatch: pytest.M
     disk.shelf.close()
 
 
+def test_a_file_that_rots_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    disk = Disk(tmp_path / "x.kv")
+    names = [name(each) for each in range(8)]
+    disk.file([(each, each) for each in range(8)], names, is_out=True)
+    os.truncate(disk.shelf.path, PAGE + disk.shelf._stride)
+    for _ in range(2):
+        disk.file([(each, each) for each in range(8)], names, is_out=False)
+        assert disk.told[-1][1:] == (tuple(range(1, 8)), None)
+    (told,) = [each.getMessage() for each in caplog.records]
+    assert "does not hold what was written there (slot 1)" in told
+    disk.file([(1, 1)], names[1:2], is_out=True)
+    disk.file([(2, 1)], names[1:2], is_out=False)
+    assert disk.told[-1][1:] == ((), None), "it can be written to again"
+    disk.shelf.close()
+
+
+def test_whatever_goes_wrong_is_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody waits for every filing."""
+    disk = Disk(tmp_path / "x.kv")
+    disk.file([(0, 0), (1, 1)], [name(0), name(1)], is_out=True)
+    disk.shelf._region = None  # type: ignore[assignment]
+    disk.file([(0, 0), (1, 1)], [name(0), name(1)], is_out=False)
+    number, bad, error = disk.told[-1]
+    assert (number, bad) == (1, (0, 1)) and "AttributeError" in str(error)
+    assert "no more cached blocks" in caplog.text
+    disk.shelf.close()
+
+
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadConfig, match="cannot be opened"):
