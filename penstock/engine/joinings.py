@@ -2,7 +2,7 @@
 
     asked     a job is made for it that no policy sees; blocks are taken for what comes along, behind those of its
               beginning that are here already (the first time); where there is no room it is turned away, or waits
-    granted   somebody copies into its blocks, which nothing else touches
+    granted   somebody copies into its blocks, as soon as nothing else is copied from or to them
     landed    they are written; after the last stage the job joins the running (or, without blocks, the waiting)
     settled   confirmed: its blocks get their names, by which others find them; or dropped
 
@@ -56,6 +56,7 @@ class _Incoming(Struct, gc=False):
     job: Job
     asked: Taking
     has_blocks: bool = False
+    room: Pairs | None = None  # taken, until nothing else is copied there
     is_asking: bool = True
     is_copying: bool = False
     is_dropped: bool = False
@@ -104,39 +105,54 @@ class Joinings:
                 return
             job = roster.expect(now, asked.request, state, asked.move)
             coming = self._incoming[asked.move] = _Incoming(job, asked)
-        coming.asked, coming.is_asking = asked, True
+        coming.asked, coming.is_asking, coming.room = asked, True, None
         self._parts.emit(told)
         roster.bring(now, coming.job, state)
         self.grant(now)
 
     def grant(self, now: float) -> None:
-        """Give blocks to whoever asks, in the order in which they came; not while some are still being saved."""
+        """Give blocks to whoever asks, in the order in which they came."""
         is_full = False
         for move, coming in list(self._incoming.items()):
-            if not coming.is_asking or self._parts.is_copying:
+            if not coming.is_asking:
                 continue
-            pairs: Pairs | None = ()
-            waits = coming.asked.waits and self._could_fit(coming)
-            if waits and (is_full or self._is_enough()):
-                is_full = True
-                continue
-            if coming.asked.state.computed:
-                self._take_blocks()
-                pairs = self._blocks_for(coming)
-            if pairs is None and waits:
-                is_full = True
-                continue
-            if waits and self._pull_share is not None:
-                self._pulled[coming.job.seq] = coming.job, coming.asked.state.num_output
-            coming.is_asking = False
-            error = NO_ROOM if pairs is None else None
-            self._emit_granted(now, move, coming, pairs or (), error)
-            if pairs is None:
-                self._drop(now, move)
-                self._answer(coming.asked, NO_ROOM)
-            else:
-                coming.is_copying = True
-                self._answer(coming.asked, pairs)
+            if coming.room is None:
+                waits = coming.asked.waits and self._could_fit(coming)
+                if waits and (is_full or self._is_enough()):
+                    is_full = True
+                    continue
+                coming.room = self._room_for(coming)
+                if coming.room is None and waits:
+                    is_full = True
+                    continue
+                if waits and self._pull_share is not None:
+                    self._pulled[coming.job.seq] = coming.job, coming.asked.state.num_output
+            if coming.room is None:
+                self._turn_away(now, move, coming)
+            elif self._is_quiet(coming.room):
+                self._let_copy(now, move, coming, coming.room)
+
+    def _room_for(self, coming: _Incoming) -> Pairs | None:
+        if not coming.asked.state.computed:
+            return ()
+        self._take_blocks()
+        return self._blocks_for(coming)
+
+    def _is_quiet(self, pairs: Pairs) -> bool:
+        """Whether nothing else is copied from or to these blocks: what lay there may be on its way to host memory."""
+        places = {first + at for _, first, count in pairs for at in range(count)}
+        return self._parts.copied_blocks().isdisjoint(places)
+
+    def _let_copy(self, now: float, move: int, coming: _Incoming, pairs: Pairs) -> None:
+        coming.is_asking, coming.room, coming.is_copying = False, None, True
+        self._emit_granted(now, move, coming, pairs, None)
+        self._answer(coming.asked, pairs)
+
+    def _turn_away(self, now: float, move: int, coming: _Incoming) -> None:
+        coming.is_asking = False
+        self._emit_granted(now, move, coming, (), NO_ROOM)
+        self._drop(now, move)
+        self._answer(coming.asked, NO_ROOM)
 
     def land(self, now: float, landing: Landing) -> None:
         coming = self._incoming.get(landing.move)

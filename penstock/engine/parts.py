@@ -88,12 +88,6 @@ class Parts:
         """For reports."""
         return (self.num_drafted, self.num_right) if self.num_drafted else UNSET
 
-    @property
-    def is_copying(self) -> bool:
-        """Whether blocks are being copied beside the steps: whoever else writes into blocks waits for that."""
-        swap, tiers = self.swap, self.tiers
-        return (swap is not None and swap.is_moving) or (tiers is not None and tiers.is_moving)
-
     def copied_blocks(self) -> set[int]:
         """Device blocks that something is being copied from or to beside the steps, or is about to be."""
         found = set() if self.swap is None else self.swap.copied()
