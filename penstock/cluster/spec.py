@@ -225,12 +225,22 @@ class ReplicaSpec:
         return build(cls, json.loads(text))
 
 
+USUAL_STEP = 2048  # tokens of the largest step where a policy does not say
+
+
 def lanes_of(executor: ExecutorSpec, policies: Mapping[str, Mapping[str, object]]) -> int:
     """Plans that are to run side by side: as told, or as the batch policy likes."""
     if executor.lanes is not None:
         return executor.lanes
     found = policy.find("batch", str(policies["batch"]["name"]))
     return int(getattr(found, "num_lanes", 1))
+
+
+def step_tokens_of(policies: Mapping[str, Mapping[str, object]]) -> int | None:
+    """Tokens of the largest step, as the batch policy says; None: a whole context."""
+    batch = policy_of("batch", policies["batch"], "policy.batch")
+    names = [name for name in ("max_tokens", "chunk_tokens") if hasattr(batch, name)]
+    return getattr(batch, names[0]) if names else USUAL_STEP
 
 
 def policy_of(slot: str, table: Mapping[str, object], where: str) -> object:

@@ -14,6 +14,7 @@ from penstock.core.errors import BadConfig
 from penstock.engine.folder import ModelFacts
 from penstock.engine.tier_config import TiersConfig
 from penstock.engine.torch.attention import TRITON, KvLayout, choose_backend
+from penstock.engine.torch.beside import Beside, Use, beside_of
 from penstock.engine.torch.decoder import Decoder, Rank
 from penstock.engine.torch.families import Shape
 from penstock.engine.torch.kernels import build_with
@@ -25,7 +26,7 @@ from penstock.engine.torch.linear import (
     mappable,
 )
 from penstock.engine.torch.load import check_split, load_decoder
-from penstock.engine.torch.memory import choose_num_blocks
+from penstock.engine.torch.memory import block_bytes, choose_num_blocks
 from penstock.engine.torch.mlp import ExpertLoads, Mixture, packed_bytes
 from penstock.engine.torch.packed import LIMIT_BYTES, store_of
 from penstock.engine.torch.ports import DTYPES
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from penstock.engine.torch.cuda.graphs import DecodeGraphs
     from penstock.engine.torch.elastic.change import Changes
 
+LEAST_STEP = 2048
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -51,6 +54,7 @@ class EngineConfig:
     threads     of torch, a process; None leaves torch's own choice
     niceness    of the threads that compute, 0 to 19: at more than 0 whoever else wants a core has it first; see lane.py
     num_blocks, memory_bytes, free_share   see memory.py; at most one of them is needed
+    step_tokens   of the largest step, for what is left free beside them; None: a whole context, 2048 at least
     max_context None: what the model states. More than that is refused
     attention, linear   "auto", or the portable ones by name
     lanes       plans that run side by side: 1, or 2 on a CPU (cores.py); then `threads` says how many cores they share
@@ -83,6 +87,7 @@ class EngineConfig:
     num_blocks: int | None = None
     memory_bytes: int | None = None
     free_share: float | None = None
+    step_tokens: int | None = LEAST_STEP
     block_size: int = 16
     max_context: int | None = None
     seed: int = 0
@@ -124,6 +129,7 @@ class EngineConfig:
             "block_size",
             "threads",
             "num_blocks",
+            "step_tokens",
             "max_context",
             "lanes",
             "graph_batch",
@@ -157,6 +163,7 @@ class Built:
     transport: KvTransport | None = None  # for requests that move
     sharing: Sharing | None = None  # of context between replicas
     changes: Changes | None = None  # of devices for experts
+    beside: Beside | None = None  # what else takes memory
 
     def expert_loads(self, facts: ModelFacts) -> ExpertLoads | None:
         """None of models without experts. A rank's share of an expert counts as one."""
@@ -215,28 +222,18 @@ def build_decoder(
     check_split(shape, rank.world, str(facts.folder))
     device = choose_device(config.device, rank.rank)
     dtype, why_dtype = choose_dtype(config.dtype, shape.stored_dtype, device)
-    layout = KvLayout(
-        num_layers=shape.num_layers,
-        num_blocks=num_blocks or 0,
-        block_size=config.block_size,
-        num_kv_heads=shape.num_kv_heads // rank.world,
-        head_dim=shape.head_dim,
-        dtype=dtype,
-        device=device,
-        stored=torch.int8 if config.kv == "int8" else None,
-    )
-    if shape.latent is not None:  # one for all heads, so every rank has it whole
-        told = shape.latent
-        layout = replace(layout, num_kv_heads=1, head_dim=told.cached, latent=told.width)
+    layout = _layout(shape, config, dtype, device, rank.world)
     methods = methods_of(config, device, dtype)
     loaded, from_where = _load(facts.folder, config, (shape, dtype, device), methods, rank)
     decoder = loaded.decoder
+    beside = beside_of(shape, dtype, device, _use(config, max_context, layout), rank.world)
     count = num_blocks or choose_num_blocks(
         layout,
         max_context,
         num_blocks=config.num_blocks,
         memory_bytes=config.memory_bytes,
         free_share=config.free_share,
+        beside_bytes=beside.total,
     )
     backend, why_attention = choose_backend(layout.holding(count), wanted=config.attention)
     decoder.attention = backend
@@ -249,6 +246,7 @@ def build_decoder(
         "packed": from_where,
         "attention": f"{backend.name}: {why_attention}",
         "kv": "int8, a scale for each vector: asked for" if layout.is_int8 else "as dtype",
+        "memory": f"{count * block_bytes(layout) / 1e6:,.0f} MB of keys and values; {beside}",
     }
     if shape.rope.kind == "longrope" and shape.rope.short_factors != shape.rope.long_factors:
         kind, trained = "long" if shape.rope.is_long else "short", shape.rope.original_context
@@ -257,12 +255,44 @@ def build_decoder(
         notes["stored"] = loaded.stored
     if loaded.unread:
         notes["skipped"] = f"tensors this engine has no use for: {', '.join(loaded.unread)}"
-    built = Built(decoder, device, dtype, count, notes, transport=transport)
+    built = Built(decoder, device, dtype, count, notes, transport=transport, beside=beside)
     if config.lends:
         built.sharing = open_sharing(decoder, transport, layout, config)
     if device.type == "cuda":
         built.graphs, notes["graphs"] = _record(built, config, max_context)
     return built
+
+
+def _layout(
+    shape: Shape, config: EngineConfig, dtype: torch.dtype, device: torch.device, world: int
+) -> KvLayout:
+    """Of blocks that are still to be counted."""
+    layout = KvLayout(
+        num_layers=shape.num_layers,
+        num_blocks=0,
+        block_size=config.block_size,
+        num_kv_heads=shape.num_kv_heads // world,
+        head_dim=shape.head_dim,
+        dtype=dtype,
+        device=device,
+        stored=torch.int8 if config.kv == "int8" else None,
+    )
+    if shape.latent is None:
+        return layout
+    told = shape.latent  # one for all heads, so every rank has it whole
+    return replace(layout, num_kv_heads=1, head_dim=told.cached, latent=told.width)
+
+
+def _use(config: EngineConfig, max_context: int, layout: KvLayout) -> Use:
+    each = block_bytes(layout)
+    host_blocks = config.host_blocks + config.tiers.blocks(each)[0]
+    return Use(
+        rows=config.step_tokens or max(max_context, LEAST_STEP),
+        lanes=config.lanes,
+        slots=config.max_adapters,
+        rank=config.adapter_rank,
+        host_bytes=host_blocks * each,
+    )
 
 
 def _transport(backend: object, name: str, config: EngineConfig, rank: Rank) -> KvTransport | None:

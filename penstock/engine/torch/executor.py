@@ -91,6 +91,7 @@ class TorchExecutor:
     ) -> None:
         self.facts, self.config, self.notes = facts, config, built.notes
         self.num_blocks, self.block_size = built.num_blocks, config.block_size
+        self.beside = built.beside
         self._decoder, self._device, self._crew = built.decoder, built.device, crew
         self._graphs = built.graphs
         self.adapters = open_adapters(built, config)

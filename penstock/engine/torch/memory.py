@@ -1,12 +1,14 @@
 """How many blocks of keys and values fit.
 
-Said by number, by bytes, or left open: then a share of the free memory is taken, but no more than CONTEXTS whole
-contexts need. Free memory of a CPU is what the kernel calls available, within the limit of this process's control
-group if there is one; of a GPU, what its driver reports.
+Said by number, by bytes, or left open: then a share of the memory is taken that is free and not needed for anything
+else (beside.py; half of what is free at least), but no more than CONTEXTS whole contexts need. What was said is taken
+as it is, with a warning where it will not do. Free memory of a CPU is what the kernel calls available, within the limit
+of this process's control group if there is one; of a GPU, what its driver reports.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ LIMITS = (
         Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ),
 )
+logger = logging.getLogger(__name__)
 
 
 def block_bytes(layout: KvLayout) -> int:
@@ -38,9 +41,11 @@ def choose_num_blocks(
     num_blocks: int | None = None,
     memory_bytes: int | None = None,
     free_share: float | None = None,
+    beside_bytes: int = 0,
 ) -> int:
     """Blocks to hold. `layout.num_blocks` is ignored. Raises BadConfig when not even one fits."""
-    each = block_bytes(layout)
+    each, free = block_bytes(layout), free_bytes(layout.device)
+    left = free - beside_bytes
     if num_blocks is not None:
         found = num_blocks
     elif memory_bytes is not None:
@@ -48,11 +53,17 @@ def choose_num_blocks(
     else:
         share = FREE_SHARE.get(layout.device.type, 0.5) if free_share is None else free_share
         wanted = CONTEXTS * -(-max_context // layout.block_size)
-        found = min(int(free_bytes(layout.device) * share) // each, wanted)
+        found = min(int(max(left, free // 2) * share) // each, wanted)
     if found < 1:
         raise BadConfig(
             f"no block of {each} bytes fits into the memory set aside for keys and values",
             hint="give it more memory (memory_bytes) or state num_blocks",
+        )
+    if found * each > left:
+        told = (found * each, beside_bytes, free)
+        logger.warning(
+            "keys and values take %.1f GB and all else up to %.1f GB, but only %.1f GB are free",
+            *[each / 1e9 for each in told],
         )
     return found
 
