@@ -275,13 +275,15 @@ class JobReport(Struct, array_like=True, gc=False):
 
 class BroughtReport(NamedTuple):
     """What came from one place ("host", "disk", "peer"): seconds are those of the copies, `num_failed` blocks of host
-    and disk, or fetches from peers, that came to nothing."""
+    and disk, or fetches from peers, that came to nothing. `num_lost`: blocks that were to be saved there and had to go
+    before they were."""
 
     place: str
     num_blocks: int
     num_bytes: int
     seconds: float
     num_failed: int
+    num_lost: int = 0
 
 
 class Report(Struct, kw_only=True, gc=False):

@@ -20,6 +20,7 @@ from penstock.policy import fetch
 
 NEAR = 4  # waiting jobs for which something is brought
 MEMORY = 0.9  # of what copies took
+MEMORY_OF_MEAN = 0.8  # the same where a mean is kept
 
 
 class CopyTime(Struct, gc=False):
@@ -60,17 +61,19 @@ class Brought:
     num_bytes: int = 0
     seconds: float = 0.0
     num_failed: int = 0
+    num_lost: int = 0  # that were to be saved there
 
 
 @dataclass(slots=True)
 class Bringing:
-    """One per replica; `brought`: from each place."""
+    """One per replica; `brought`: from each place; `block_s`: what a block from there took lately, in the mean."""
 
     parts: Parts
     policy: fetch.Policy
     cost: Cost
     rng: Rng
     brought: dict[fetch.Place, Brought] = field(default_factory=dict)
+    block_s: dict[fetch.Place, float] = field(default_factory=dict)
 
     def fits(self, job: Job, here: Mapping[Run, int]) -> bool:
         """Whether the whole prompt of one that waits would fit: what is brought for others is gone when they run.
@@ -101,6 +104,14 @@ class Bringing:
         )
         return self.policy.decide(view).fetches
 
+    def learn(
+        self, place: fetch.Place, num_blocks: int, num_bytes: int, seconds: float, failed: int = 0
+    ) -> None:
+        """A copy from there has ended; `num_blocks` are what came of it."""
+        block_s = seconds / (num_blocks + failed)
+        self.block_s[place] = blended(self.block_s.get(place), block_s)
+        self.count(place, num_blocks, num_bytes, seconds, failed)
+
     def count(
         self, place: fetch.Place, num_blocks: int, num_bytes: int, seconds: float, failed: int = 0
     ) -> None:
@@ -110,6 +121,12 @@ class Bringing:
         found.seconds += seconds
         found.num_failed += failed
 
+    def lose(self, place: fetch.Place, num_blocks: int) -> bool:
+        """So many were to be saved there and are gone; whether these are the first."""
+        found = self.brought.setdefault(place, Brought())
+        found.num_lost += num_blocks
+        return found.num_lost == num_blocks
+
     @property
     def told(self) -> tuple[BroughtReport, ...] | UnsetType:
         """For reports."""
@@ -117,7 +134,19 @@ class Bringing:
             return UNSET
         return tuple(
             [
-                BroughtReport(place, each.num_blocks, each.num_bytes, each.seconds, each.num_failed)
+                BroughtReport(
+                    place,
+                    each.num_blocks,
+                    each.num_bytes,
+                    each.seconds,
+                    each.num_failed,
+                    each.num_lost,
+                )  # fmt: skip
                 for place, each in sorted(self.brought.items())
             ]
         )
+
+
+def blended(known: float | None, fresh: float) -> float:
+    """A mean in which older ones count less."""
+    return fresh if known is None else MEMORY_OF_MEAN * known + (1 - MEMORY_OF_MEAN) * fresh

@@ -9,6 +9,8 @@ pinned; then chunk by chunk, blocks are taken and full ones registered; launch.
 blocks left; an input interrupts it at the next step boundary. Blocks of the repeated positions are taken when the
 executor says how many steps it ran, which is the same number at the same moment as if it had stepped.
 
+**Nobody is admitted** while tiers ask for that (engine.tiers): the policies are told that nobody waits.
+
 **Blocks that move.** With host memory (`ReplicaConfig.swap`) an eviction to "host" copies a job's blocks there, and it
 gets them back when it is admitted again (engine.swap). Either the plan waits for the copy, or the job is left out of it
 and joins the running when the copy is there; until then no policy sees it. Transfers that end are inputs (Transferred).
@@ -28,12 +30,15 @@ from penstock.core.ports import MovingExecutor
 from penstock.core.types import Caps, Job, PlanId
 from penstock.core.views import Lane, Singles
 from penstock.engine.flights import Flight, Flights, seen
+from penstock.engine.joblist import JobList
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.lending_ledger import LendingLedger
 from penstock.engine.parts import Parts
 from penstock.engine.roster import NOTHING
 from penstock.engine.swap import Swap, without
 from penstock.engine.turn import Chunks, Council, Verdict
+
+NOBODY = JobList(is_live=False)
 
 
 class Launch:
@@ -49,14 +54,19 @@ class Launch:
         """One step of decisions. False: nothing runs now, and they are to be asked again at once."""
         roster, flights = self._roster, self._flights
         caps = self._narrow or self._executor.caps
+        waiting = roster.waiting
+        if self._tiers is not None and self._tiers.is_pressed:
+            if not (roster.running.jobs or flights.suspended):
+                return True
+            waiting = NOBODY
         if not (flights.running or flights.suspended):
-            if self._council.goes_on(roster.running, roster.waiting):
+            if self._council.goes_on(roster.running, waiting):
                 self._decode_on(now)
                 return True
         verdict = self._council.decide(
             now,
             running=roster.running,
-            waiting=roster.waiting,
+            waiting=waiting,
             caps=caps,
             flying=seen(self._flights.running, now),
             suspended=seen(self._flights.suspended, now),
@@ -185,7 +195,7 @@ class Launch:
                 admitted=(),
                 evicted=(),
                 num_running=len(jobs),
-                num_waiting=0,
+                num_waiting=len(self._roster.waiting.jobs),
                 free_blocks=self._ledger.free,
             )
         )

@@ -1,11 +1,15 @@
 """What host memory and disk hold of cached blocks, by name: numbers only, never the memory itself.
 
-    host    name -> host block. The longest unused go first; those that are on disk too lose nothing by it
-    disk    name -> slot of a file. The same
-    dirty   in host memory and not on disk: to be written there before they have to go, the longest unused first
+    host    name -> host block
+    disk    name -> slot of a file. The longest unused go first
+    dirty   those in host memory that are to be written to disk yet, the longest unused first
+    clean   those in host memory that need not be, because the disk has them or there is none: the same. They go first
 
 A block may be in both, and on the device as well. Nothing that is being copied is given up: `busy` counts the copies
 under way that touch a host block or a slot. A name's contents never change, so no copy is ever out of date.
+
+Dirty blocks go when there is no clean one left, and only for what leaves the device, which would be lost itself;
+`take_lost` counts both. What is read from disk, or saved ahead of time, does without.
 """
 
 from __future__ import annotations
@@ -35,17 +39,23 @@ class TierStore:
         self.host: dict[BlockHash, Kept] = {}
         self.disk: dict[BlockHash, Kept] = {}
         self.dirty: dict[BlockHash, None] = {}
+        self.clean: dict[BlockHash, None] = {}
         self.arriving: set[BlockHash] = set()  # on their way from the device to host memory
         self._free_host = list(range(num_host))  # given from the end, as the ledger empties runs
         self._free_slots = list(range(num_slots))
         self.has_disk = num_slots > 0
+        self._num_lost = 0
         self._news: tuple[PlaceNews, PlaceNews] | None = None  # of host memory, of the disk
 
-    def is_low(self) -> bool:
-        """Whether what is dirty should be written, so that there is room when it is needed."""
-        return self.has_disk and len(self._free_host) + len(self.host) - len(self.dirty) < (
-            self.num_host // 2
-        )
+    @property
+    def room(self) -> int:
+        """Host blocks that can be had without losing anything, but for what is being copied just now."""
+        return len(self._free_host) + len(self.clean)
+
+    def take_lost(self) -> int:
+        """Blocks that are nowhere behind the device, though the disk takes them, since the last call."""
+        lost, self._num_lost = self._num_lost, 0
+        return lost
 
     # ------------------------------------------------------------------ news
 
@@ -119,18 +129,24 @@ class TierStore:
                 kept = each.pop(name, None)
                 if kept is not None:
                     each[name] = kept
-            if name in self.dirty:
-                del self.dirty[name]
-                self.dirty[name] = None
+            for some in (self.dirty, self.clean):
+                if name in some:
+                    del some[name]
+                    some[name] = None
 
     # ------------------------------------------------------------------ host memory
 
-    def keep(self, name: BlockHash) -> int | None:
-        """A host block for contents that leave the device; None: they are kept already, or there is no room."""
+    def keep(self, name: BlockHash, *, is_ahead: bool = False) -> int | None:
+        """A host block for contents that leave the device; None: they are kept already, or there is no room.
+
+        `is_ahead`: they are still there, and nothing is to be lost for them.
+        """
         if name in self.host or name in self.disk:
             self.touch((name,))
             return None
-        block = self._host_block()
+        block = self._clean_block()
+        if block is None and not is_ahead:
+            block = self._dirty_block()
         if block is not None:
             self.host[name] = Kept(block, 1)
             self.arriving.add(name)
@@ -142,14 +158,21 @@ class TierStore:
         self.arriving.remove(name)
         if self._news is not None:
             self._news[0].came(name)
-        if self.has_disk and name not in self.disk:
-            self.dirty[name] = None
+        (self.dirty if self.has_disk and name not in self.disk else self.clean)[name] = None
 
-    def _host_block(self) -> int | None:
+    def _clean_block(self) -> int | None:
+        """A host block for which nothing is lost."""
         if self._free_host:
             return self._free_host.pop()
-        for name, kept in self.host.items():
-            if not kept.busy:
+        return self._block_of(self.clean)
+
+    def _dirty_block(self) -> int | None:
+        self._num_lost += self.has_disk
+        return self._block_of(self.dirty)
+
+    def _block_of(self, some: Iterable[BlockHash]) -> int | None:
+        for name in some:
+            if not self.host[name].busy:
                 self._leave_host(name)
                 return self._free_host.pop()
         return None
@@ -159,6 +182,7 @@ class TierStore:
             self._news[0].went(name)
         self._free_host.append(self.host.pop(name).block)
         self.dirty.pop(name, None)
+        self.clean.pop(name, None)
 
     # ------------------------------------------------------------------ disk
 
@@ -204,6 +228,7 @@ class TierStore:
         kept, there = self.host[name], self.disk[name]
         kept.busy -= 1
         there.busy, there.coming = there.busy - 1, None
+        self.clean[name] = None
         if not is_good:
             self.leave_disk(name, was_there=False)
         elif self._news is not None:
@@ -213,7 +238,7 @@ class TierStore:
         """Host blocks and the slots that they are read from; fewer than asked for when there is no room."""
         pairs: list[tuple[int, int]] = []
         for name in names:
-            block = self._host_block()
+            block = self._clean_block()
             if block is None:
                 break
             there = self.disk[name]
@@ -230,12 +255,16 @@ class TierStore:
             self._leave_host(name, was_there=False)
             if not there.busy:
                 self.leave_disk(name)
-        elif self._news is not None:
+            return
+        self.clean[name] = None
+        if self._news is not None:
             self._news[0].came(name)
 
     def close_disk(self) -> None:
         """Nothing more is written; what is there can still be read."""
         self.has_disk = False
+        there = {name for each in (self.clean, self.dirty) for name in each}
+        self.clean = {name: None for name in self.host if name in there}  # as they were used
         self.dirty.clear()
 
     def restore(self, slots: Iterable[tuple[BlockHash, int]]) -> None:
@@ -246,7 +275,7 @@ class TierStore:
         self._free_slots = [slot for slot in self._free_slots if slot not in taken]
 
     def check(self) -> None:
-        """Every host block and every slot is one name's, or free; nothing is dirty that is not in host memory."""
+        """Every host block and every slot is one name's, or free; what is whole in host memory is clean or dirty."""
         for each, free, total in (
             (self.host, self._free_host, self.num_host),
             (self.disk, self._free_slots, self.num_slots),
@@ -256,3 +285,9 @@ class TierStore:
             assert all(kept.busy >= 0 for kept in each.values()), "a copy has ended twice"
         for name in self.dirty:
             assert name in self.host and name not in self.disk, "what is dirty is written already"
+        coming = {name for name, there in self.disk.items() if there.coming is not None}
+        whole = {name for name in self.host if self._is_settled(name)} - coming
+        assert whole == {*self.clean, *self.dirty}, (
+            "a block of host memory is neither clean nor dirty"
+        )
+        assert self.clean.keys().isdisjoint(self.dirty), "a block is clean and dirty"

@@ -2,7 +2,9 @@
 
     leave     idle blocks that lose their place on the device are copied to host memory (bounded; engine.tier_store),
               and those that are next to lose it are copied ahead of that
-    file      what host memory will have to give up is written to disk in good time, FILED blocks at once
+    file      what comes to host memory is written to disk, the longest unused first (engine.filings)
+    press     host memory has no room but for blocks that are to be written yet, and who waits would push more into it:
+              nobody is admitted until the disk has caught up, if the policy finds that worth it
     read      a prompt that waits continues what the device and host memory hold with blocks on disk: it is held back
               until they are in host memory again, once
     promote   a prompt that waits continues what the device holds with blocks in host memory: they are copied back and
@@ -15,10 +17,9 @@ blocks may leave only where whoever gets them next goes through the executor too
 
 Looked at are the first NEAR jobs that wait, in the order in which they came, and only while the whole prompt of one
 would fit: what is brought for others would be gone when their turn comes. Whether a copy is worth it is for the policy
-of kind `fetch` to say, which is told what copies took lately and what the cost model says of computing.
-
-What goes wrong on disk costs a computation and nothing else: a block that was not written, or does not hold what it
-should when it is read, is forgotten there; a disk that takes no more is written to no more.
+of kind `fetch` to say, which is told what copies took lately and what the cost model says of computing; it is asked
+the same of blocks that are to be saved. Who runs is never held up: what that pushes out when there is no room is lost,
+and counted.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ from typing import cast
 
 from msgspec import Struct
 
-from penstock.core.events import FiledAway, Transferred
+from penstock.core.events import Transferred
 from penstock.core.messages import NO_CHANGES, BlockNews
-from penstock.core.plans import Filed, Filing, Moved, Transfer
+from penstock.core.plans import Filed, Moved, Transfer
 from penstock.core.ports import FilingExecutor
 from penstock.core.types import BlockHash, Job
 from penstock.engine.bringing import NEAR, Bringing
+from penstock.engine.filings import FILED, Filings
 from penstock.engine.ledger import BlockLedger
 from penstock.engine.parts import Parts
 from penstock.engine.run import Run
@@ -43,9 +45,11 @@ from penstock.engine.swap import device_blocks, joined
 from penstock.engine.tier_store import TierStore
 from penstock.policy import fetch
 
-FILED = 32  # blocks of one filing
 AHEAD = 16  # a share of the device's blocks that is saved before it has to be: 1 / AHEAD
-MEMORY = 0.8  # of the mean of what a block takes
+LOSING = (
+    "%s: cached blocks come to host memory faster than the disk takes them, and some are lost; a larger host_bytes "
+    "helps, and /metrics counts them"
+)
 _log = logging.getLogger("penstock.engine")
 
 
@@ -53,13 +57,6 @@ class _Copy(Struct, gc=False):
     transfer: Transfer
     names: Sequence[BlockHash]
     begun_at: float
-
-
-class _Held(Struct, gc=False):
-    """A job that waits for filings."""
-
-    job: Job
-    filings: set[int]
 
 
 class Tiers:
@@ -76,7 +73,7 @@ class Tiers:
         """`numbers`: of transfers, none of which is given twice."""
         caps = parts.executor.caps
         self._parts, self._bringing = parts, bringing
-        self._numbers, self._ask_again = numbers, ask_again
+        self._numbers = numbers
         self._executor = cast(FilingExecutor, parts.executor)
         self.store = TierStore(caps.tier_blocks, caps.disk_blocks)
         if caps.disk_blocks:
@@ -84,22 +81,15 @@ class Tiers:
         self.first = caps.host_blocks  # of ours; those before it are engine.swap's
         self._leaving: list[tuple[int, int, BlockHash]] = []  # device block, host block
         self._copies: dict[int, _Copy] = {}
-        self._filings: dict[int, tuple[Filing, float]] = {}
-        self._next_filing = 0
-        self._held: dict[int, _Held] = {}
+        self._filings = Filings(parts, bringing, self.store, ask_again)
         self._was_held: set[int] = set()
-        self._block_s: dict[fetch.Place, float] = {}
+        self.is_pressed = False  # nobody is to be admitted now
         self._is_aside = False
         link = caps.link
         if link is not None:
-            self._block_s["host"] = link.seconds(1, FILED, 1) / FILED
+            bringing.block_s["host"] = link.seconds(1, FILED, 1) / FILED
         parts.ledger.on_emptied = self._leave
         self.read_by_peers: Callable[[], list[BlockHash]] = list
-
-    @property
-    def is_moving(self) -> bool:
-        """Whether blocks of the device are being copied."""
-        return bool(self._copies or self._leaving)
 
     def coming(self) -> set[int]:
         """Device blocks into which something is being copied."""
@@ -133,6 +123,10 @@ class Tiers:
             host = keep(name)
             if host is not None:
                 self._leaving.append((block, first + host, name))
+        lost = self.store.take_lost()
+        if lost:
+            if self._bringing.lose("disk", lost):
+                _log.warning(LOSING, self._parts.name)
 
     def begin(self, now: float) -> None:
         """Copy what has left, before anything else touches its blocks; then what will have to leave next."""
@@ -154,7 +148,7 @@ class Tiers:
             return
         for block, name in ledger.next_to_go(min(ledger.total // AHEAD, store.num_host // 2)):
             if name not in store.host and name not in store.disk:
-                host = store.keep(name)
+                host = store.keep(name, is_ahead=True)
                 if host is None:
                     return
                 yield block, self.first + host, name
@@ -170,10 +164,32 @@ class Tiers:
 
     def prepare(self, now: float) -> None:
         """Bring what those who wait could use."""
+        self.is_pressed = self._is_short_of_room(now)
         if self.store.host or self.store.disk:
             for job in self._parts.roster.waiting.jobs[:NEAR]:
                 self._bring(now, job)
         self.begin(now)
+
+    def _is_short_of_room(self, now: float) -> bool:
+        """Whether those who wait would push blocks out that the disk can still be given, and are to let it."""
+        store, ledger, roster = self.store, self._parts.ledger, self._parts.roster
+        jobs, size = roster.waiting.jobs[:NEAR], ledger.block_size
+        if not jobs or self._filings.writing is None:
+            return False
+        coming = sum([1 - -job.known // size - ledger.held(job) for job in roster.running.jobs])
+        need = coming + sum([1 - -job.known // size for job in jobs])
+        if need <= store.room:
+            return False
+        for job in jobs:
+            need -= sum(ledger.find(job.hashes, 0, len(job.hashes)).values())
+        leaving = ledger.next_to_go(min(need, ledger.free))
+        lost = -store.room
+        lost += sum([name not in store.host and name not in store.disk for _, name in leaving])
+        if lost <= 0:
+            return False
+        block_s = self._filings.save_s
+        copy_s = None if block_s is None else block_s * lost
+        return self._bringing.wants(now, "disk", jobs[0], have=0, more=lost, copy_s=copy_s)
 
     def _bring(self, now: float, job: Job) -> None:
         ledger, store, names = self._parts.ledger, self.store, job.hashes
@@ -187,11 +203,11 @@ class Tiers:
         ready = store.in_host(names, here, limit)
         if store.disk and self._is_read(now, job, here + ready, limit):
             return
-        if ready and self._wants(now, "host", job, here, ready):
+        if ready and not self.is_pressed and self._wants(now, "host", job, here, ready):
             self._promote(now, job, ready)
 
     def _wants(self, now: float, place: fetch.Place, job: Job, have: int, more: int) -> bool:
-        block_s = self._block_s.get(place)
+        block_s = self._bringing.block_s.get(place)
         copy_s = None if block_s is None else block_s * more
         return self._bringing.wants(now, place, job, have=have, more=more, copy_s=copy_s)
 
@@ -204,18 +220,30 @@ class Tiers:
         if to_read and not self._wants(now, "disk", job, have, len(to_read)):
             to_read = []
         if to_read:
-            store.touch(reversed(names[:have]))
-            number = self._next_filing
-            pairs = store.read(number, to_read)
-            if pairs:
-                self._file(now, False, pairs, to_read)
+            store.touch(reversed(names[:limit]))
+            number = self._filings.read(now, to_read)
+            if number is not None:
                 coming.add(number)
         if not coming:
             return False
         self._was_held.add(job.seq)
-        self._held[job.seq] = _Held(job, coming)
-        self._parts.roster.hold(job)
+        self._filings.hold(job, coming)
         return True
+
+    def read_for_peer(
+        self, now: float, names: Sequence[BlockHash], then: Callable[[float], None]
+    ) -> bool:
+        """Whether some of these come to host memory from disk, up to the first that is in neither; `then` hears when
+        they are there."""
+        to_read, coming = self.store.behind(names, 0, len(names))
+        if to_read:
+            self.store.touch(reversed(names))
+            number = self._filings.read(now, to_read)
+            if number is not None:
+                coming.add(number)
+        if coming:
+            self._filings.call(coming, then)
+        return bool(coming)
 
     def _promote(self, now: float, job: Job, ready: int) -> None:
         """Copy blocks back that continue what the device holds, and let them be found."""
@@ -239,28 +267,6 @@ class Tiers:
             ledger.register(job, upto)
         ledger.release(job, upto)
 
-    # ------------------------------------------------------------------ disk
-
-    def _file(
-        self, now: float, is_out: bool, pairs: list[tuple[int, int]], names: Sequence[BlockHash]
-    ) -> None:
-        first = self.first
-        told = tuple([(first + host, slot) for host, slot in pairs])
-        filing = Filing(self._next_filing, is_out, told, tuple(names[: len(pairs)]))
-        self._next_filing += 1
-        self._filings[filing.id] = filing, now
-        self._executor.file(filing)
-
-    def _write_some(self, now: float) -> None:
-        """One filing at a time, so that reads do not wait long."""
-        store = self.store
-        if not store.is_low() or any(filing.is_out for filing, _ in self._filings.values()):
-            return
-        names = store.to_write(FILED)
-        pairs = store.write(self._next_filing, names)
-        if pairs:
-            self._file(now, True, pairs, names)
-
     # ------------------------------------------------------------------ what has ended
 
     def moved(self, now: float, moved: Moved) -> None:
@@ -280,56 +286,15 @@ class Tiers:
             for name in copy.names:
                 self.store.kept(name)
         else:
-            self._learn("host", len(copy.names), now - copy.begun_at)
+            count = len(copy.names)
+            num_bytes = self._executor.kv_block_bytes * count
+            self._bringing.learn("host", count, num_bytes, now - copy.begun_at)
             for name in copy.names:
                 self.store.host[name].busy -= 1
-        self._write_some(now)
+        self._filings.write_some(now)
 
     def filed(self, now: float, filed: Filed) -> None:
-        filing, begun_at = self._filings.pop(filed.filing)
-        told = FiledAway(
-            at=now,
-            who=self._parts.name,
-            filing=filing.id,
-            is_out=filing.is_out,
-            num_blocks=len(filing.pairs),
-            bad=filed.bad,
-            error=filed.error,
-        )
-        self._parts.emit(told)
-        store, bad = self.store, set(filed.bad)
-        for place, name in enumerate(filing.names):
-            if filing.is_out:
-                store.written(name, place not in bad)
-            else:
-                store.was_read(name, place not in bad)
-        if filed.error is not None:
-            store.close_disk()
-        if not filing.is_out:
-            self._learn("disk", len(filing.names), now - begun_at, len(bad))
-            self._let_go(now, filing.id)
-        self._write_some(now)
-
-    def _let_go(self, now: float, filing: int) -> None:
-        """Whoever waited for it can be planned."""
-        for seq, held in reversed(list(self._held.items())):  # each goes to the front
-            held.filings.discard(filing)
-            if held.filings:
-                continue
-            del self._held[seq]
-            self._parts.roster.take_back(held.job, "waiting")
-            self._ask_again()
-            if held.job.is_cancelled:
-                self._parts.finish(now, held.job, "cancelled")
-
-    def _learn(self, place: fetch.Place, num_blocks: int, seconds: float, failed: int = 0) -> None:
-        known, fresh = self._block_s.get(place), seconds / num_blocks
-        if known is not None:
-            fresh = MEMORY * known + (1 - MEMORY) * fresh
-        self._block_s[place] = fresh
-        good = num_blocks - failed
-        num_bytes = self._executor.kv_block_bytes * good
-        self._bringing.count(place, good, num_bytes, seconds, failed)
+        self._filings.ended(now, filed)
 
     def forget(self, seq: int) -> None:
         """The job has ended."""
@@ -340,12 +305,12 @@ class Tiers:
         store = self.store
         store.check()
         busy = [name for copy in self._copies.values() for name in copy.names]
-        busy += [name for filing, _ in self._filings.values() for name in filing.names]
+        filed = self._filings.names()
+        busy += filed
         busy += [name for _, _, name in self._leaving]
         busy += self.read_by_peers()
         assert sum(kept.busy for kept in store.host.values()) == len(busy), "a copy is miscounted"
-        num_filed = sum(len(filing.names) for filing, _ in self._filings.values())
-        assert sum(there.busy for there in store.disk.values()) == num_filed, "a filing is lost"
+        assert sum(there.busy for there in store.disk.values()) == len(filed), "a filing is lost"
 
 
 def news_of(ledger: BlockLedger, tiers: Tiers | None) -> BlockNews | None:

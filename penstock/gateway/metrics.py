@@ -235,6 +235,7 @@ def _brought(reports: Sequence[Report]) -> Iterable[Metric]:
             ("bytes", "Their bytes."),
             ("seconds", "What their copies took."),
             ("failures", "Blocks, or fetches from peers, that could not be had."),
+            ("lost_blocks", "Cached blocks that were to be saved there and had to go before."),
         )
     ]
     for replica, places in told:

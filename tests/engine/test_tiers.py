@@ -111,6 +111,12 @@ class World:
         assert tiers is not None
         return tiers.store
 
+    @property
+    def num_lost(self) -> int:
+        """Blocks that were to be saved and could not be."""
+        disk = self.replica._bringing.brought.get("disk")
+        return 0 if disk is None else disk.num_lost
+
     async def ask(self, name: str, ids: Sequence[int], output: int, at: float = 0.0) -> None:
         await sleep_until(at)
         self.replica.submit(
@@ -170,9 +176,7 @@ def test_a_prefix_that_was_evicted_comes_back_from_host_memory(fetch: str) -> No
 def test_what_is_not_worth_a_copy_is_computed() -> None:
     """Copies of LINK take 1.2 ms a block and a block 4 ms to compute; here they take 2000 times that."""
     world = World(fetch="cheaper")
-    tiers = world.replica._parts.tiers
-    assert tiers is not None
-    tiers._block_s["host"] = 2.0
+    world.replica._bringing.block_s["host"] = 2.0
     run(in_turn(world, [0, 1, 2, 0]))
     assert world.cached()["3"] < 20
 
@@ -186,6 +190,35 @@ def test_blocks_go_on_to_disk_and_come_back_from_there() -> None:
     assert sum(event.num_blocks for event in reads) >= 6 and not any(each.bad for each in reads)
     for place, group in enumerate(groups):
         assert world.told[f"{place}"] == list(said(prompt(group, 40, place), 3))
+
+
+def test_what_host_memory_has_no_room_for_is_all_on_disk() -> None:
+    """Host memory of two prompts, six prompts: each is found whole when it comes again, and again."""
+    world = World(tier_blocks=24, disk_blocks=200)
+    groups = [*range(6)] * 3
+    run(in_turn(world, groups))
+    cached = world.cached()
+    assert [cached[f"{place}"] for place in range(6, 18)] == [40] * 12
+    assert world.store.take_lost() == 0 and world.num_lost == 0
+    for place, group in enumerate(groups):
+        assert world.told[f"{place}"] == list(said(prompt(group, 40, place), 3))
+
+
+def test_who_waits_lets_a_slow_disk_catch_up() -> None:
+    """A block takes 30 ms to write and 4 ms to compute: `always` waits for it, `never` loses some."""
+    lost, ends = {}, {}
+    for fetch in ("always", "cheaper", "never"):
+        world = World(tier_blocks=24, disk_blocks=200, disk_block_s=0.03, fetch=fetch)
+        run(in_turn(world, range(8), step_s=0.1))
+        lost[fetch], ends[fetch] = world.num_lost, max(each.at for each in world.book.of(Finished))
+        texts = [prompt(group, 40, group) for group in range(8)]
+        names = {name for ids in texts for name, _ in contents([*ids, *said(ids, 3)[:2]])}
+        here = set(world.replica.ledger.contents().values())
+        kept = here | set(world.store.host) | set(world.store.disk)
+        assert len(kept & names) == len(names) - lost[fetch], "all that is lost is counted"
+    assert lost["always"] == 0 < lost["never"], lost
+    assert ends["never"] < ends["always"], "what is not waited for is not waited for"
+    assert lost["cheaper"], "writing takes longer than computing"
 
 
 def test_a_block_that_is_spoilt_on_disk_is_computed_again() -> None:
@@ -219,6 +252,8 @@ def test_nothing_that_is_being_copied_is_given_up() -> None:
     store.written(one, True)
     assert store.keep(three) == 1 and one not in store.host and store.disk[one].block == slot
     store.kept(two)
+    store.write(5, [two])
+    store.written(two, True)
     (pair,) = store.read(1, [one])
     assert pair == (0, slot) and two not in store.host
     store.check()
@@ -242,6 +277,35 @@ def test_a_slot_that_is_being_read_or_written_is_no_other_block_s() -> None:
     assert len(store.write(1, names[1:2])) == 1 and names[0] not in store.disk
     store.written(names[1], False)
     assert not store.disk, "what was not written is not there"
+    store.check()
+
+
+def test_what_the_disk_has_goes_before_what_it_does_not() -> None:
+    names = [BlockHash(bytes([number]) * 16) for number in range(5)]
+    store = TierStore(3, 9)
+    for name in names[:3]:
+        assert store.keep(name) is not None
+        store.kept(name)
+    store.write(0, [names[1]])
+    store.written(names[1], True)
+    assert store.room == 1
+    assert store.keep(names[3]) is not None and names[1] not in store.host
+    store.kept(names[3])
+    assert store.room == 0 and store.take_lost() == 0
+    assert store.keep(names[4], is_ahead=True) is None, (
+        "nothing is lost for what need not leave yet"
+    )
+    assert not store.read(1, [names[1]]), "nor for what the disk has"
+    assert store.take_lost() == 0
+    assert store.keep(names[4]) is not None and names[0] not in store.host
+    assert store.take_lost() == 1
+    store.kept(names[4])
+    store.check()
+    store.close_disk()
+    assert store.room == 3 and not store.dirty
+    assert store.keep(names[0]) is not None and names[2] not in store.host, "the longest unused"
+    assert store.take_lost() == 0, "without a disk nothing is to be saved there"
+    store.kept(names[0])
     store.check()
 
 

@@ -1,7 +1,8 @@
 """Are cached blocks brought back from where they lie, or computed again? Asked for each stretch that could be.
 
 Where: host memory behind the device, the disk behind that (engine.tiers), or a peer: the memory of another replica
-(engine.seeks).
+(engine.seeks). And where host memory is full of blocks that the disk does not have yet: is what waits to let the disk
+catch up, or are so many of them computed again some day? Then `copy_s` is what writing them takes, and `cached` is 0.
 
 Law: there is something to bring, and what it takes is no negative number.
 """
