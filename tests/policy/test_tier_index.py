@@ -21,7 +21,7 @@ def test_a_prompt_is_found_in_three_places_one_behind_the_other() -> None:
     index.tell("b", BlockNews(PROMPT[:3]))
     assert index.tiers(PROMPT) == {"a": InTiers(10, 6, 4), "b": InTiers(3)}
     assert index.match(PROMPT) == {"a": 10, "b": 3}
-    assert index.match_near(PROMPT) == {"a": 16, "b": 3}
+    assert index.match_far(PROMPT) == {"a": 20, "b": 3} and index.told_far("a") == set(PROMPT[:20])
     index.tell("a", BlockNews((), PROMPT[6:10], Changes(PROMPT[6:10])))
     assert index.tiers(PROMPT)["a"] == InTiers(6, 10, 4)
     index.tell("a", BlockNews(host=Changes((), PROMPT[12:16]), disk=Changes((), PROMPT[14:16])))
@@ -37,8 +37,8 @@ def test_a_prompt_is_found_in_three_places_one_behind_the_other() -> None:
 def test_without_tiers_it_costs_one_index() -> None:
     index = TierIndex()
     index.tell("a", BlockNews(PROMPT[:4]))
-    assert index.tiers(PROMPT) == {"a": InTiers(4)} and index.match_near(PROMPT) == {"a": 4}
-    assert index.told_near("a") == set(PROMPT[:4]) and not index.told_near("nobody")
+    assert index.tiers(PROMPT) == {"a": InTiers(4)} and index.match_far(PROMPT) == {"a": 4}
+    assert index.told_far("a") == set(PROMPT[:4]) and not index.told_far("nobody")
 
 
 @pytest.mark.parametrize("seed", range(8))
