@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.core.events import Reported
+from penstock.core.types import Report
 from penstock.experiments.llumnix import EXPERIMENT, work
 from penstock.lab.experiment import Row, Scale, check_plan
+from penstock.lab.llumnix_fleet import Books
 from penstock.lab.power_laws import POWER_LAWS, length_of
 
 
@@ -15,6 +18,24 @@ def test_lengths_have_the_mean_and_the_quantiles_that_are_told(mean: int) -> Non
     assert sum(lengths) / len(lengths) == pytest.approx(mean, rel=0.03)
     told = [lengths[round(share * 20_000)] for share in (0.5, 0.8, 0.95, 0.99)]
     assert told == pytest.approx(POWER_LAWS[mean][1:], rel=0.02)
+
+
+def test_a_preemption_is_avoidable_where_the_others_have_room_for_whoever_was_put_out() -> None:
+    books = Books()
+
+    def tell(name: str, *, free: int = 0, head: int = 0, preempted: int = 0) -> None:
+        told = Report(
+            replica=name, at=0.0, free_blocks=free, head_blocks=head, num_preemptions=preempted
+        )
+        books.emit(Reported(at=0.0, who="fleet", report=told))
+
+    for name, free, head in (("a", 0, 0), ("b", 30, 0), ("c", 50, 30)):
+        tell(name, free=free, head=head)
+    assert books.num_put_out == 0
+    tell("a", head=50, preempted=1)
+    assert (books.num_put_out, books.num_avoidable) == (1, 1)
+    tell("a", head=51, preempted=3)  # of the 80 free blocks c's queue will have 30
+    assert (books.num_put_out, books.num_avoidable) == (3, 1)
 
 
 def test_a_small_run_and_its_verdict() -> None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from penstock.core.types import JobReport, Report, Request
@@ -97,6 +98,22 @@ def test_who_was_preempted_gets_room_and_nobody_comes_where_somebody_waits() -> 
     assert moved(usual, report("b", 90)) == []
     busy = report("b", 90, [job("y")], num_waiting=1)
     assert moved(report("a", 1, [job("r")]), busy) == []
+
+
+def test_whoever_has_moved_is_left_out_until_its_old_replica_reports_without_it() -> None:
+    policy = find("move", "llumnix")()
+
+    def asked(now: float, at: float, **fields: Any) -> list[str]:
+        jobs = [job("r", num_blocks=30), job("s", num_blocks=40)]
+        full = msgspec.structs.replace(report("a", 1, jobs, **fields), at=at)
+        view = move.View(now, random.Random(0), (full, report("b", 90)), {}, {})
+        return [each.request for each in policy.decide(view).moves]
+
+    assert asked(0.0, 0.0) == ["r"]
+    assert asked(0.05, 0.0) == ["s"]
+    assert asked(0.1, 0.0) == []  # both have moved, and the report does not know
+    assert asked(0.15, 0.12, moving_out=1) == []  # made while they were leaving
+    assert asked(0.2, 0.19) == ["r"]  # they are back, or were refused
 
 
 def test_all_leave_a_replica_that_drains_and_none_come() -> None:

@@ -32,7 +32,8 @@ better dispatch would not).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from typing import ClassVar
 
 from msgspec import UNSET
@@ -40,6 +41,8 @@ from msgspec import UNSET
 from penstock.core.types import JobReport, Report, RequestId
 from penstock.policy.loads import neg_freeness, rest_blocks
 from penstock.policy.move import Cause, Decision, Move, MoveMode, View
+
+FORGOTTEN_S = 1.0  # since a request was asked to move; reports come every 0.1 s
 
 
 @dataclass(slots=True)
@@ -50,6 +53,7 @@ class Llumnix:
     every_s: float = 0.05
     last_blocks: int = 16
     balanced: bool = False
+    _asked_at: dict[str, float] = field(default_factory=dict, init=False)  # by request
     needs_jobs: ClassVar[bool] = True
     needs_steady: ClassVar[bool] = True
     causes: ClassVar[tuple[Cause, ...]] = ("draining",)
@@ -91,8 +95,19 @@ class Llumnix:
                 moves.append(Move(RequestId(found.request), source, target, mode))
         if not moves:
             return Decision()
+        self._remember(view.now, moves)
         told = ", ".join(f"{move.source} {free[move.source]:.1f}" for move in moves)
         return Decision(tuple(moves), f"freeness of {told} is below {self.low:g}")
+
+    def _remember(self, now: float, moves: Sequence[Move]) -> None:
+        asked = {request: at for request, at in self._asked_at.items() if at > now - FORGOTTEN_S}
+        self._asked_at = asked | {move.request: now for move in moves}
+
+    def _may_have_left(self, job: JobReport, source: Report) -> bool:
+        """Whoever was asked to move stays in the reports of its old replica until one that is made when it has left."""
+        asked_at = self._asked_at.get(job.request, -inf)
+        is_leaving = source.moving_out > 0 and source.at < asked_at + FORGOTTEN_S
+        return source.at <= asked_at or is_leaving
 
     def _pick(self, view: View, source: Report, target: Report) -> JobReport | None:
         """The least urgent and then the shortest that decodes, is not moving and fits."""
@@ -104,6 +119,7 @@ class Llumnix:
             if job.status == "running"
             and job.computed >= job.num_prompt
             and job.request not in view.moving
+            and not self._may_have_left(job, source)
             and job.num_blocks < room
         ]
         return min(able, key=lambda job: (-job.priority, job.num_blocks, job.request), default=None)
