@@ -42,7 +42,7 @@ class TierStore:
         self.clean: dict[BlockHash, None] = {}
         self.arriving: set[BlockHash] = set()  # on their way from the device to host memory
         self._free_host = list(range(num_host))  # given from the end, as the ledger empties runs
-        self._free_slots = list(range(num_slots))
+        self._free_slots = list(range(num_slots))[::-1]  # the first ones first: the file grows
         self.has_disk = num_slots > 0
         self._num_lost = 0
         self._news: tuple[PlaceNews, PlaceNews] | None = None  # of host memory, of the disk

@@ -265,6 +265,16 @@ def test_nothing_that_is_being_copied_is_given_up() -> None:
     store.check()
 
 
+def test_a_file_takes_no_more_of_the_disk_than_it_needs() -> None:
+    names = [BlockHash(bytes([number]) * 16) for number in range(9)]
+    store = TierStore(9, 1000)
+    store.restore([(names[0], 1)])
+    for name in names[1:]:
+        assert store.keep(name) is not None
+        store.kept(name)
+    assert [slot for _, slot in store.write(0, names[1:5])] == [0, 2, 3, 4]
+
+
 def test_a_slot_that_is_being_read_or_written_is_no_other_block_s() -> None:
     names = [BlockHash(bytes([number]) * 16) for number in range(3)]
     store = TierStore(3, 1)
