@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from penstock import policy
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "penstock"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -104,6 +106,15 @@ def test_nothing_is_left_for_later() -> None:
     pattern = re.compile(r"\b(TODO|FIXME)\b|raise NotImplementedError\s*$", re.MULTILINE)
     found = [name_of(path) for path in FILES if pattern.search(path.read_text())]
     assert not found, found
+
+
+def test_the_design_lists_every_policy() -> None:
+    """The table of kinds in docs/design.md is the TABLE of policies, in its order."""
+    rows = re.findall(
+        r"^\| (\w+) \| .*\? \| (`.*`) \|$", (ROOT / "docs/design.md").read_text(), re.M
+    )
+    listed = {kind: re.findall(r"`([^`]+)`", names) for kind, names in rows}
+    assert listed == {kind: list(names) for kind, names in policy.TABLE.items()}
 
 
 def test_policies_load_without_the_world() -> None:

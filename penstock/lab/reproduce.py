@@ -4,7 +4,7 @@
 
 Runs go over the cores through `run_points`: a stopped run goes on where it was. What is kept is plain JSON that names
 all it depends on: versions and the digest of the source, seeds, constants, the traces by their sha256, every row, the
-verdict. `docs/systems.md` is made of such files and of nothing else.
+verdict. `docs/systems.md` and the table of systems in the README are made of such files and of nothing else.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,19 +196,47 @@ def picture(experiment: Experiment, kept: Kept, path: Path) -> None:
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, SYSTEMS = ROOT / "docs" / "results", ROOT / "docs" / "systems.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- table of penstock reproduce -->", "<!-- end of the table -->"
 
 
 def keep(kept: Kept) -> list[Path]:
-    """Put a result among those that the repository holds and write docs/systems.md from them all."""
+    """Put a result among those that the repository holds; write docs/systems.md and the README's table anew."""
     if not RESULTS.parent.is_dir():
         raise BadConfig("there is no docs folder to keep results in", hint="run in a checkout")
     path = write_text(RESULTS / f"{kept.name}.json", kept.to_json())
-    return [path, write_text(SYSTEMS, systems_page())]
+    readme = readme_page(README.read_text(encoding="utf-8"))
+    return [path, write_text(SYSTEMS, systems_page()), write_text(README, readme)]
+
+
+def all_kept() -> list[Kept]:
+    """What the repository holds, by name."""
+    return [read_kept(path) for path in sorted(RESULTS.glob("*.json"))]
 
 
 def systems_page() -> str:
     """docs/systems.md as the kept results make it."""
-    return page_of([read_kept(path) for path in sorted(RESULTS.glob("*.json"))])
+    return page_of(all_kept())
+
+
+def readme_page(page: str) -> str:
+    """The README with its table of systems as the kept results make it."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert begin and end, f"the README has no lines {BEGIN!r} and {END!r}"
+    return "\n".join([f"{before}{BEGIN}", *verdicts_of(all_kept()), f"{END}{after}"])
+
+
+def verdicts_of(results: Sequence[Kept]) -> list[str]:
+    """A row a verdict, the best first: who got it, by the name before the colon where nobody shares that."""
+    short = Counter(kept.system.partition(":")[0] for kept in results)
+    rows: dict[str, list[str]] = {"reproduced": [], "in part": [], "not": []}
+    for kept in results:
+        name = kept.system.partition(":")[0]
+        told = name if short[name] == 1 else kept.system
+        rows.setdefault(kept.verdict.outcome, []).append(f"[{told}](docs/systems.md#{kept.name})")
+    lines = [f"| {outcome} | {'; '.join(names)} |" for outcome, names in rows.items() if names]
+    return ["| verdict | claims of |", "|---|---|", *lines]
 
 
 def page_of(results: Sequence[Kept]) -> str:

@@ -14,6 +14,7 @@ from penstock.experiments import TABLE, burstgpt, find, sglang_ratio, vllm_chunk
 from penstock.lab.experiment import (
     SEEDS,
     Experiment,
+    Outcome,
     Ratio,
     Row,
     Scale,
@@ -23,7 +24,18 @@ from penstock.lab.experiment import (
     paired,
     unequal_sets,
 )
-from penstock.lab.reproduce import RESULTS, SYSTEMS, page_of, read_kept, reproduce, systems_page
+from penstock.lab.reproduce import (
+    README,
+    RESULTS,
+    SYSTEMS,
+    Kept,
+    page_of,
+    read_kept,
+    readme_page,
+    reproduce,
+    systems_page,
+    verdicts_of,
+)
 from penstock.lab.trial import SCHEDULERS, Offered, deployment, saturation, trial
 from penstock.traffic.arrivals import Gamma, Poisson
 
@@ -258,3 +270,26 @@ def test_the_page_of_systems_is_current() -> None:
     assert SYSTEMS.read_text() == systems_page(), (
         "write it again: penstock reproduce NAME --full --keep"
     )
+    assert README.read_text() == readme_page(README.read_text()), (
+        "write it again: penstock reproduce NAME --full --keep"
+    )
+
+
+def test_verdicts_are_told_in_a_row_each() -> None:
+    kept = read_kept(next(RESULTS.glob("*.json")))
+
+    def told(name: str, system: str, outcome: Outcome) -> Kept:
+        verdict = dataclasses.replace(kept.verdict, outcome=outcome)
+        return dataclasses.replace(kept, name=name, system=system, verdict=verdict)
+
+    lines = verdicts_of(
+        [
+            told("a", "A: one", "not"),
+            told("b1", "B: one", "reproduced"),
+            told("b2", "B: two", "not"),
+        ]
+    )
+    assert lines[2:] == [
+        "| reproduced | [B: one](docs/systems.md#b1) |",
+        "| not | [A](docs/systems.md#a); [B: two](docs/systems.md#b2) |",
+    ]
