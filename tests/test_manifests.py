@@ -15,7 +15,8 @@ from penstock.gateway.cold import OPEN_PATHS
 from penstock.verbs.serve import app
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed (extra `dev`)")
-FOLDER = Path(__file__).parents[1] / "examples" / "cluster"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "examples" / "cluster"
 VERSION = "1.33"
 MANIFESTS = sorted(FOLDER.glob("*.yaml"))
 
@@ -129,3 +130,21 @@ def test_the_ray_job_is_true_of_the_server() -> None:
     assert grace > config["serve"]["drain_timeout_s"]
     labels = spec["headGroupSpec"]["template"]["metadata"]["labels"]
     assert labels == of_kind(FOLDER / "ray.yaml", "Service")["spec"]["selector"]
+
+
+def test_the_image_is_made_of_what_is_here() -> None:
+    """The Dockerfile copies what a wheel needs and asks for extras that there are, and for the Ray of ray.yaml."""
+    lines = (FOLDER / "Dockerfile").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY") for name in line.split()[1:-1]]
+    assert all((ROOT / name).exists() for name in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"pyproject.toml", project["readme"], *project["license-files"], "penstock"} <= {*copied}
+    (install,) = [shlex.split(line) for line in lines if line.startswith("RUN pip install")]
+    (ours,) = [word for word in install if word.startswith(".[")]
+    assert {*ours[2:-1].split(",")} <= project["optional-dependencies"].keys()
+    assert install[install.index("-c") + 1] in copied
+    (ray,) = [
+        line for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("ray==")
+    ]
+    version = of_kind(FOLDER / "ray.yaml", "RayJob")["spec"]["rayClusterSpec"]["rayVersion"]
+    assert ray == f"ray=={version}"
