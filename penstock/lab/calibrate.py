@@ -22,6 +22,7 @@ import uvloop
 from penstock.assemble.presets import policy_tables
 from penstock.cluster.predictors import shape_of_model
 from penstock.cluster.spec import ExecutorSpec, lanes_of
+from penstock.core.cache_folder import cache_folder
 from penstock.core.errors import BadConfig, BadTrace, StepFailed
 from penstock.core.types import SCHEMA
 from penstock.cost.fitted import TERMS, Fit, fit_steps
@@ -35,6 +36,7 @@ from penstock.lab.refit import steps_of_log
 from penstock.lab.scheduling import measure_schedulers, policy_sets, schedule_cost, today
 from penstock.lab.serving import Ladder, ask_in_rounds
 from penstock.lab.serving_cost import serving_cost
+from penstock.report.files import check_writable
 from penstock.report.log import LogReader
 
 QUICK = Grid(batches=(1, 4, 16), contexts=(16, 256), chunks=(32, 128), rounds=2)
@@ -140,7 +142,7 @@ def describe_serving(cost: ServingCost) -> list[str]:
 def default_path(engine: Engine) -> Path:
     """Where a profile goes when nobody says so."""
     name = "".join(c if c.isalnum() or c in "-." else "-" for c in Path(engine.model).name)
-    return Path.home() / ".cache" / "penstock" / "profiles" / f"{name}-{engine.device}.json"
+    return cache_folder("profiles") / f"{name}-{engine.device}.json"
 
 
 def calibrate(
@@ -156,6 +158,8 @@ def calibrate(
     Raises BadModel, BadConfig and MissingExtra when the engine cannot be opened, StepFailed when it fails a step.
     """
     refuse_lanes(policy)
+    path = out or default_path(engine)
+    check_writable(path, "the profile")
     tell = on_stage or (lambda stage, done, of: None)
     steps, notes, num_layers = _alone(engine, QUICK if is_quick else Grid(), tell)
     tell("scheduler", 0, 1)
@@ -163,7 +167,7 @@ def calibrate(
     ladder = QUICK_LADDER if is_quick else Ladder()
     serving = measure_serving(engine, policy, ladder, scheduler, tell)
     machine = describe_machine({"device": _device_of(notes, engine)})
-    return _written(steps, engine, machine, num_layers, scheduler, serving, out)
+    return _written(steps, engine, machine, num_layers, scheduler, serving, path)
 
 
 def refuse_lanes(policy: str) -> None:
@@ -236,14 +240,17 @@ def measure_serving(
 def time_schedulers(out: Path | None = None, on_progress: OnProgress | None = None) -> Timed:
     """Time the scheduler with every set of policies there is, and write the table."""
     sets = list(policy_sets())
+    path = out or cache_folder("profiles") / "schedulers.json"
+    check_writable(path, "the table")
     table = asyncio.run(measure_schedulers(sets, on_progress=on_progress))
-    path = out or Path.home() / ".cache" / "penstock" / "profiles" / "schedulers.json"
     table.save(path)
     return Timed(table=table, path=path)
 
 
 def refit(log: Path, engine: Engine, *, out: Path | None = None) -> Calibrated:
     """Fit the steps of a served log. Raises BadTrace when it holds too few that can be placed."""
+    path = out or default_path(engine)
+    check_writable(path, "the profile")
     found = steps_of_log(LogReader(log))
     steps = [step for one in found.values() for step in one]
     if len(steps) < 2 * len(TERMS):
@@ -254,7 +261,7 @@ def refit(log: Path, engine: Engine, *, out: Path | None = None) -> Calibrated:
         )
     machine = describe_machine({"device": engine.device})
     num_layers = shape_of_model(engine.model).layers
-    return _written(steps, engine, machine, num_layers, None, None, out)
+    return _written(steps, engine, machine, num_layers, None, None, path)
 
 
 def _written(
@@ -264,7 +271,7 @@ def _written(
     num_layers: int,
     scheduler: SchedulerCost | None,
     serving: ServingCost | None,
-    out: Path | None,
+    path: Path,
 ) -> Calibrated:
     if len(steps) < 2 * len(TERMS):
         raise StepFailed(
@@ -284,7 +291,6 @@ def _written(
         scheduler=scheduler,
         serving=serving,
     )
-    path = out or default_path(engine)
     profile.save(path)
     return Calibrated(profile=profile, fit=fit, path=path)
 

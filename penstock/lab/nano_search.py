@@ -18,12 +18,13 @@ programs end after a number of nodes, not of seconds, so that equal searches fin
 
 from __future__ import annotations
 
-import os
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from penstock.core.cache_folder import cache_folder
 from penstock.core.errors import BadConfig, PenstockError
 from penstock.cost.nano_layer import (
     Resource,
@@ -40,6 +41,8 @@ from penstock.lab.nano_polish import GRAIN, Pipeline, Task, polish
 from penstock.lab.nano_shares import best_shares, fluid_bound, nominal_shares
 from penstock.lab.nano_structure import Structure, best_structure
 from penstock.lab.scheduling import processor_s
+
+logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]  # front pieces of each nano-batch
 OnProgress = Callable[[int, int, str], None]
@@ -259,12 +262,6 @@ def effort_of(name: str) -> Effort:
     return EFFORTS[name]
 
 
-def default_cache() -> Path:
-    """Where templates are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "penstock" / "nano"
-
-
 def find_template(
     task: Task,
     *,
@@ -275,14 +272,17 @@ def find_template(
     on_progress: OnProgress | None = None,
 ) -> Template:
     """The template for this task from the cache, searched and put there when it is not in it."""
-    folder = default_cache() if cache is None else cache
+    folder = cache_folder("nano") if cache is None else cache
     key = key_of(task.times, task.load, task.sharing, repr(effort_of(effort)))
     path = folder / f"{model}-{card}-tp{task.times.tp}-{task.load.tokens}-{key}.json"
     if path.is_file():
         return read_template(path)
     template = search(task, model=model, card=card, effort=effort, on_progress=on_progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
-        file.write(template.to_json())
-    Path(file.name).replace(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
+            file.write(template.to_json())
+        Path(file.name).replace(path)
+    except OSError as error:  # found is found
+        logger.warning("the template cannot be kept in %s: %s", folder, error.strerror or error)
     return template

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.core.cache_folder import cache_folder
 from penstock.core.errors import BadConfig, missing_extra
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ EPILOG = (
     "`penstock bench engine --model llama-160m --weights bf16,int8,int4 --threads 1,2 --out speed.json`; "
     "`penstock bench engine --from speed.json --page docs/performance.md`"
 )
-SCRATCH = Path.home() / ".cache" / "penstock" / "speed"
+SCRATCH = cache_folder("speed")
 
 Model = Annotated[
     str,
@@ -155,6 +156,7 @@ def _measured(fields: dict[str, Any], out: Path | None, **more: Any) -> dict[str
     if find_spec("torch") is None:
         raise missing_extra("torch", "engine")
     from penstock.lab.speed.turns import Turns, Wanted
+    from penstock.report.files import write_text
     from penstock.report.progress import Bar
 
     wanted: Wanted = Wanted(**fields, **more)
@@ -163,7 +165,7 @@ def _measured(fields: dict[str, Any], out: Path | None, **more: Any) -> dict[str
         def tell(done: int, of: int, told: str) -> None:
             bar.show(done, of, told)
             if out is not None:
-                _write(out, json.dumps(turns.run.to_dict()) + "\n")
+                write_text(out, json.dumps(turns.run.to_dict()) + "\n")
 
         turns = Turns(wanted, tell)
         run = asyncio.run(turns.all())
@@ -181,18 +183,12 @@ def _read(path: Path) -> dict[str, Any]:
     return told  # type: ignore[no-any-return]
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise BadConfig(f"cannot write {path}: {error.strerror}") from None
-
-
 def _place(page: Path, found: list[Any]) -> None:
     from penstock.lab.speed.text import page_of, placed
+    from penstock.report.files import write_text
 
     try:
-        _write(page, placed(page.read_text(), page_of(found)))
+        write_text(page, placed(page.read_text(), page_of(found)))
     except OSError as error:
         raise BadConfig(f"cannot read {page}: {error.strerror}") from None
     except ValueError as error:

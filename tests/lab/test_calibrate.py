@@ -17,7 +17,7 @@ from penstock.core.ports import Completion
 from penstock.core.types import SCHEMA, Caps
 from penstock.cost.fitted import Fitted, fit_steps
 from penstock.cost.profile import Profile, load_profile
-from penstock.lab.calibrate import Engine, calibrate, refit
+from penstock.lab.calibrate import Engine, calibrate, refit, time_schedulers
 from penstock.lab.measure import Grid, measure_steps
 from penstock.lab.refit import steps_of_log
 from penstock.lab.scheduling import schedule_cost
@@ -133,6 +133,16 @@ def test_of_two_lanes_only_steps_that_ran_alone_count(tmp_path: Path) -> None:
 def test_presets_with_two_lanes_are_not_calibrated() -> None:
     with pytest.raises(BadConfig, match="two steps side by side"):
         calibrate(Engine(), policy="semi-pd")
+
+
+@pytest.mark.parametrize("what", ["the profile", "the table"])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_measured(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(BadConfig, match=f"cannot write {what}"):
+        calibrate(Engine(model="nowhere")) if what == "the profile" else time_schedulers()
 
 
 def test_refitting_a_log_writes_a_profile_that_predicts_it(tmp_path: Path) -> None:

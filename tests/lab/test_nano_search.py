@@ -214,6 +214,11 @@ def test_search_on_a_real_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         task, model="llama-2-70b", card="a100-80g", effort="quick", cache=tmp_path
     )
     assert again == made
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    monkeypatch.setattr(nano_search, "search", lambda *told, **more: made)
+    kept_nowhere = find_template(task, model="l", card="a", effort="quick", cache=in_the_way / "in")
+    assert kept_nowhere == made
     model = NanoModel(task.times.model, again)  # type: ignore[attr-defined]
     step = StepFeatures(2048, 1302, 0, 1300, 1300 * 1024, 1024, 2, 748 * 300)
     layers = 80 * made.period_s

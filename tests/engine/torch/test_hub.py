@@ -104,7 +104,7 @@ def with_ggufs(hub: FakeHub, tmp_path: Path, **files: str) -> None:
 def test_a_repository_of_gguf_files(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf_folder, "_cache", lambda: tmp_path / "made")
+    monkeypatch.setattr(gguf_folder, "cache_folder", lambda part: tmp_path / "made" / part)
     cache = tmp_path / "cache"
     with_ggufs(hub, tmp_path, tiny_Q8="qwen3")
     place = find_model(NAME, endpoint=hub.endpoint, cache_dir=tmp_path / "first")

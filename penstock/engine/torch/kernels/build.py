@@ -23,6 +23,8 @@ from pathlib import Path
 
 import torch
 
+from penstock.core.cache_folder import cache_folder
+
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).parent / "source"
@@ -92,8 +94,7 @@ def usable_variants() -> tuple[Variant, ...]:
 
 
 def default_cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "penstock" / "kernels"
+    return cache_folder("kernels")
 
 
 def find_compiler() -> str:

@@ -11,4 +11,4 @@ from penstock.engine.torch.checkpoints.gguf import folder
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(folder, "cache_folder", lambda part: tmp_path / "cache" / part)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from penstock.core.cache_folder import cache_folder
 from penstock.core.errors import BadModel
 from penstock.engine.torch.checkpoints.gguf.config import read_config
 from penstock.engine.torch.checkpoints.gguf.format import (
@@ -67,8 +68,9 @@ def folder_of(path: Path) -> Path:
     """The folder that stands for a file, made if need be. Raises BadModel."""
     paths = [one.absolute() for one in all_parts(path)]
     stem = NUMBERED.sub(r"\1", paths[0].name).removesuffix(SUFFIX)
-    for root in (_cache(), Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}"):
-        place = root / "gguf" / _key(paths) / stem
+    cache, elsewhere = cache_folder("gguf"), f"penstock-{os.getuid()}/gguf"
+    for root in (cache, Path(tempfile.gettempdir()) / elsewhere):
+        place = root / _key(paths) / stem
         if (place / POINTER).exists():
             return place
         try:
@@ -77,13 +79,9 @@ def folder_of(path: Path) -> Path:
         except PermissionError:
             continue
     raise BadModel(
-        f"no folder for the configuration of {path} can be made in {_cache()}",
+        f"no folder for the configuration of {path} can be made in {cache}",
         hint="set XDG_CACHE_HOME to a folder that may be written",
     )
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock"
 
 
 def _key(paths: Sequence[Path]) -> str:
