@@ -12,14 +12,12 @@ About 2 ms a step: each is played (cost.nano_play). Runs of decode steps are pla
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from pathlib import Path
 
 from penstock.core.errors import BadConfig
 from penstock.cost.nano_layer import LayerTimes, Load, load_of, seconds_of, sequential_s
 from penstock.cost.nano_play import Player
 from penstock.cost.nano_sharing import Sharing, sharing_of
-from penstock.cost.nano_template import Template, read_template
+from penstock.cost.nano_template import Template
 from penstock.cost.nano_times import times_of
 from penstock.cost.step import StepCost, StepFeatures, StepModel
 
@@ -92,11 +90,3 @@ class NanoModel:
         layers_s = self.layers_s(load_of(features))
         parts = (("layers", layers_s), ("head and host", time_s - layers_s))
         return StepCost(time_s, None, plain.num_bytes, plain.flops, parts)
-
-
-def read_models(
-    plain: StepModel, paths: Iterable[Path], *, least_tokens: int = 1
-) -> dict[str, StepModel]:
-    """Models of the templates in these files, by the names that `Batch.nano` may say."""
-    templates = [read_template(path) for path in paths]
-    return {each.name: NanoModel(plain, each, least_tokens=least_tokens) for each in templates}

@@ -20,7 +20,6 @@ nor on which shapes they were measured; Table 3 of the publication, which is mea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.core.errors import BadConfig
@@ -93,10 +92,3 @@ def sharing_of(name: str) -> Sharing:
     if name not in SHARINGS:
         raise BadConfig(f"no sharing is named {name!r}; known: {', '.join(SHARINGS)}")
     return SHARINGS[name]
-
-
-def best_share(
-    sharing: Sharing, resource: Resource, allowed: Sequence[float] | None = None
-) -> float:
-    """The share that costs products least for a given amount of the other's work."""
-    return min(allowed or sharing.levels, key=lambda s: s / sharing.speed(resource, s))

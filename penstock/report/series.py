@@ -14,7 +14,6 @@ from penstock.core.events import Finished, Stepped
 
 MAX_BINS = 1000
 MAX_REPLICAS = 8  # more curves than that are told as the least, the median and the greatest
-FIELDS = ("running", "waiting", "blocks")
 Bin = tuple[int, int, int]
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from penstock.engine.torch.elastic.pages import view
 
 MOST_ROWS = 1 << 16
-ALIGNED = 4096
 
 
 @dataclass(frozen=True, slots=True)
