@@ -22,7 +22,7 @@ VERBS: dict[str, str] = {
     "top": "Watch the replicas of a running server.",
     "chat": "Talk to a served model in the terminal.",
     "simulate": "Run a deployment on a trace in virtual time.",
-    "plan": "Search what is made ahead of a deployment: pipelines of nano-batches.",
+    "plan": "Search placements of phases, who encodes images, pipelines of nano-batches.",
     "bench": "Measure a server under a trace, calibrate this machine, validate the simulator on it.",
     "reproduce": "Measure a published claim against its baselines.",
     "trace": "Look at a trace, generate one, or fit a generator to one.",
@@ -111,6 +111,7 @@ def run(args: Sequence[str]) -> int:
     """Run one command line; the exit code."""
     is_debug = "--debug" in args
     given = [arg for arg in args if arg != "--debug"]
+    given = ["version"] if given == ["--version"] else given
     verb = _verb_named(given)
     try:
         build_app(verb)(args=_with_default(given, verb), prog_name="penstock")

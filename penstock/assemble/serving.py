@@ -31,6 +31,7 @@ from penstock.gateway.app import Gateway, create_app
 from penstock.gateway.server import Server, listen, url_of
 from penstock.gateway.text import TextModel
 from penstock.gateway.vectors import Use, use_of
+from penstock.report.files import check_writable
 
 STILL_S = 10.0  # silence of engines that load before people are told that they do
 SAME_SIGNAL_S = 0.3  # people take longer to press Ctrl-C again
@@ -103,6 +104,8 @@ def run(
 ) -> bool:
     """Serve until told to stop; whether everything that was running could end. Raises PenstockError."""
     listen(config.gateway.host, config.gateway.port).close()  # fail before any model is loaded
+    if config.log.dir is not None:
+        check_writable(config.log.dir / "fleet.jsonl", "event logs to")
     if _own(config):
         on_phase(f"looking for {', '.join(fleet.model for fleet in _own(config))}")
     config = localise(config)

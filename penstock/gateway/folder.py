@@ -6,25 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from tokenizers import Tokenizer
 
 from penstock.core.errors import BadModel
-from penstock.engine.folder import model_facts
+from penstock.engine.folder import model_facts, read_json
 from penstock.gateway.template import ChatTemplate
 
 
 def read_table(path: Path) -> dict[str, Any]:
     """A JSON object in a file; empty when there is no such file."""
-    try:
-        value = msgspec.json.decode(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (msgspec.DecodeError, OSError) as error:
-        raise BadModel(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise BadModel(f"{path} should hold a JSON object")
-    return value
+    return read_json(path) if path.exists() else {}
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -26,8 +26,11 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
+        told = str(error.strerror or error).partition(" (while attempting")[
+            0
+        ]  # with the address again
         raise BadConfig(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            f"cannot listen on {host}:{port}: {told}",
             hint="choose another one with --port, or stop what uses it",
         ) from None
 

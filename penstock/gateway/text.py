@@ -16,6 +16,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from penstock.core.errors import BadRequest
+from penstock.engine.folder import read_json
 from penstock.engine.grammar import Grammars
 from penstock.engine.torch.diffusion.families import is_diffusion
 from penstock.gateway.detokenize import (
@@ -31,7 +32,6 @@ from penstock.gateway.folder import (
     load_template,
     load_tokenizer,
     preferred,
-    read_table,
 )
 from penstock.gateway.marks import MARKS, form_of, thinks
 from penstock.gateway.template import ChatTemplate
@@ -80,8 +80,8 @@ class TextModel:
     @classmethod
     def load(cls, folder: Path, *, max_context: int | None = None) -> TextModel:
         """From a model folder. `max_context` narrows what config.json allows. Raises BadModel."""
+        config = read_json(folder / "config.json")
         tokenizer = load_tokenizer(folder)
-        config = read_table(folder / "config.json")
         vectors = vectors_of(folder, config)
         context = context_tokens(folder)
         if vectors is not None and vectors.context_tokens is not None:

@@ -33,13 +33,10 @@ IMAGES_EPILOG = (
     '`executor = {gpu = "a100-80g", vision = "qwen2-vl"}` and the workload `[images]`. Simulated: real engines take '
     "text alone."
 )
-HELP = "Search what is made ahead of a deployment: pipelines of nano-batches, placements of phases."
-app = typer.Typer(help=HELP)
-
-
-@app.callback()
-def plan() -> None:
-    """Search what is made ahead of a deployment: pipelines of nano-batches, placements of phases."""
+app = typer.Typer(
+    help="Search placements of phases, who encodes images, pipelines of nano-batches.",
+    no_args_is_help=True,
+)
 
 
 @app.command("pipeline", epilog=EPILOG, no_args_is_help=True)

@@ -147,6 +147,9 @@ def test_a_model_without_a_template_says_so(folder: Path, tmp_path: Path) -> Non
 
 
 def test_broken_folders_name_the_file(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match="config.json is missing"):
+        TextModel.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BadModel, match="tokenizer.json is missing"):
         TextModel.load(tmp_path)
     copy(folder, tmp_path, chat_template="{% if %}")

@@ -213,8 +213,20 @@ def test_a_port_in_use_is_told_before_anything_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         err = failing("serve", "--port", port)
-    assert f"127.0.0.1:{port}" in err and "--port" in err
+    assert f"127.0.0.1:{port}: Address already in use\n" in err and "--port" in err
     assert "starting" not in err
+
+
+def test_logs_that_cannot_be_written_are_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    err = failing("serve", "--port", "0", "--log", str(tmp_path / "file" / "logs"))
+    assert str(tmp_path / "file" / "logs") in err and "Not a directory" in err
+    assert "looking for" not in err
+
+
+def test_a_folder_that_is_no_model_is_told(tmp_path: Path) -> None:
+    err = failing("serve", str(tmp_path), "--port", "0")
+    assert f"{tmp_path / 'config.json'} is missing" in err and "starting" not in err
 
 
 def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:

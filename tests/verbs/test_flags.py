@@ -195,6 +195,13 @@ def test_errors_are_a_line_and_a_hint(capsys: pytest.CaptureFixture[str], tmp_pa
         run(["--debug", "replay", str(tmp_path / "none.jsonl")])
 
 
+def test_the_version_is_told_as_a_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["version"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("penstock ") and run(["--version"]) == 0
+    assert capsys.readouterr().out == told
+
+
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["nonsense"]) == 2
     assert run(["replay"]) == 2

@@ -99,7 +99,9 @@ class PackedStore:
         try:
             head, tensors = take_apart(thing, rank)
         except Unkept as why:
-            logger.info("the packed model is not kept: %s", why)
+            logger.debug(
+                "the packed model is not kept: %s", why
+            )  # the note `packed` says where it is
             return None
         if sum(one.nbytes for one in tensors) < LEAST_BYTES:
             return None
