@@ -13,6 +13,10 @@ Four requests wait at each replica for their first token and sixteen more are be
 `pressed`: the queues that are reported are so long that no promise can be kept, so that routers which move what waits
 look for moves at each decision. `long`: prompts of 8,192 blocks. What was made before the first decision is frozen for
 the collector of garbage, as a server does when it has loaded.
+
+`decided`: a digest of all that was chosen, so that a router which was made faster can be seen to choose as before. With
+`--tiers` replicas have memory behind the device's: of every other beginning one of the two has the first half on the
+device, a quarter in host memory and the last on disk.
 """
 
 from __future__ import annotations
@@ -22,20 +26,35 @@ import gc
 import random
 import time
 from collections import deque
-from typing import Any
+from hashlib import blake2b
+from typing import Any, NamedTuple
 
 from penstock.cluster.router import Router
 from penstock.cluster.sight import Sight
-from penstock.core.messages import BlockNews
+from penstock.core.messages import BlockNews, Changes
 from penstock.core.prompt import HashedPrompt
 from penstock.core.types import BlockHash, Report, Request, RequestId, Sampling
 from penstock.cost.phases import Phases
 from penstock.policy import TABLE, find
 
 SYSTEM, PREFIX, OWN, LONG, SIZE = 8, 64, 16, 8192, 16
+WHOLE = (
+    PREFIX - SYSTEM,
+    PREFIX - SYSTEM,
+    PREFIX - SYSTEM,
+)  # where what is on the device, in host memory, on disk ends
+PARTED = (PREFIX - SYSTEM) // 2, 3 * (PREFIX - SYSTEM) // 4, PREFIX - SYSTEM
 WAITING, ANSWERED = 4, 16  # requests of a replica
 USUAL, PRESSED = 9_000, 900_000  # prompt tokens that wait at a replica, at most
 COST = Phases(prefill=(0.02, 1e-4, 7e-9), decode=(0.02, 6e-7, 4e-5))
+
+
+class Taken(NamedTuple):
+    """Seconds of decisions, the policy's share of them, and who was chosen."""
+
+    whole: list[float]
+    policy: list[float]
+    chosen: tuple[str, ...]
 
 
 class Quiet:
@@ -89,14 +108,24 @@ def report(name: str, chance: random.Random, at: float, absorbed: int, waits: in
     )
 
 
-def fill(router: Router, replicas: list[str], prefixes: int, chance: random.Random) -> None:
+def fill(
+    router: Router, replicas: list[str], args: argparse.Namespace, chance: random.Random
+) -> None:
     """Blocks: each beginning at two replicas."""
-    held: dict[str, list[BlockHash]] = {name: list(names(0, 0, SYSTEM)) for name in replicas}
-    for prefix in range(1, prefixes + 1):
-        for name in chance.sample(replicas, min(2, len(replicas))):
-            held[name] += names(prefix, SYSTEM, PREFIX)
+    held = {
+        name: ([*names(0, 0, SYSTEM)], list[BlockHash](), list[BlockHash]()) for name in replicas
+    }
+    for prefix in range(1, args.prefixes + 1):
+        blocks = names(prefix, SYSTEM, PREFIX)
+        for place, name in enumerate(chance.sample(replicas, min(2, len(replicas)))):
+            is_parted = args.tiers and place and prefix % 2
+            begin = 0
+            for part, end in zip(held[name], PARTED if is_parted else WHOLE, strict=True):
+                part += blocks[begin:end]
+                begin = end
     for name in replicas:
-        router.tell(0.0, name, BlockNews(tuple(held[name])))
+        device, host, disk = (tuple(part) for part in held[name])
+        router.tell(0.0, name, BlockNews(device, (), Changes(host), Changes(disk)))
 
 
 class Answers:
@@ -119,16 +148,17 @@ class Answers:
 
 def measure(
     name: str, args: argparse.Namespace, blocks: int, count: int, waits: int = USUAL
-) -> tuple[list[float], list[float]]:
+) -> Taken:
     chance = random.Random(7)
     policy = find("route", name)()
     timed = Timed(policy)
-    router = Router("fleet", timed, log=Quiet(), sight=Sight((policy,), cost=COST))  # type: ignore[arg-type]
+    sight = Sight((policy,), cost=COST, has_tiers=args.tiers)
+    router = Router("fleet", timed, log=Quiet(), sight=sight)  # type: ignore[arg-type]
     replicas = [f"replica-{number}" for number in range(args.replicas)]
     for each in replicas:
         router.hear(0.0, report(each, chance, 0.0, 0, waits))
-    fill(router, replicas, args.prefixes, chance)
-    answers, taken = Answers(router, len(replicas)), list[float]()
+    fill(router, replicas, args, chance)
+    answers, taken, told = Answers(router, len(replicas)), list[float](), list[str]()
     warm = (WAITING + ANSWERED + 1) * len(replicas)  # tables grow, code is read in
     gc.collect()
     gc.freeze()
@@ -142,23 +172,25 @@ def measure(
         taken.append((time.thread_time_ns() - begun) / 1e9)
         if chosen is None:
             raise SystemExit(f"{name} chose nobody")
+        told.append(chosen)
         answers.go_on(at, asked.id, chosen)
         if number % 3 == 0:
             one = replicas[number // 3 % len(replicas)]
             router.hear(at, report(one, chance, at, router.last_seq(one), waits))
     gc.unfreeze()
-    return taken[warm:], timed.seconds[warm:]
+    return Taken(taken[warm:], timed.seconds[warm:], tuple(told))
 
 
 def least_of(
     name: str, args: argparse.Namespace, blocks: int, count: int, waits: int = USUAL
-) -> tuple[list[float], list[float]]:
+) -> Taken:
     """Of each decision the least of the times it took."""
     found = [measure(name, args, blocks, count, waits) for _ in range(args.repeats)]
-    whole, policy = zip(*found, strict=True)
-    return [min(each) for each in zip(*whole, strict=True)], [
-        min(each) for each in zip(*policy, strict=True)
-    ]
+    whole, policy, (chosen, *others) = zip(*found, strict=True)
+    if any(each != chosen for each in others):
+        raise SystemExit(f"{name} did not choose the same each time")
+    least = [[min(each) for each in zip(*part, strict=True)] for part in (whole, policy)]
+    return Taken(*least, chosen)
 
 
 def at(values: list[float], share: float) -> float:
@@ -171,20 +203,37 @@ def main() -> None:
     parser.add_argument("--prefixes", type=int, default=10_000)
     parser.add_argument("--decisions", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--tiers", action="store_true")
     parser.add_argument("routers", nargs="*", default=sorted(TABLE["route"]))
     args = parser.parse_args()
     print(
         f"{args.replicas} replicas, {args.prefixes} beginnings, {args.decisions} decisions; milliseconds of thread time"
     )
-    columns = ("p50", "p99", "policy p50", "policy p99", "pressed p50", "pressed p99", "long p50")
+    columns = (
+        "p50",
+        "p99",
+        "policy p50",
+        "policy p99",
+        "pressed p50",
+        "pressed p99",
+        "long p50",
+        "decided",
+    )
     print(f"{'router':<16}" + "".join(f"{column:>13}" for column in columns))
     for name in args.routers:
-        whole, policy = least_of(name, args, OWN, args.decisions)
-        pressed, _ = least_of(name, args, OWN, args.decisions, PRESSED)
-        long, _ = least_of(name, args, LONG, max(50, args.decisions // 30))
-        told = [at(values, share) for values in (whole, policy, pressed) for share in (0.5, 0.99)]
-        told.append(at(long, 0.5))
-        print(f"{name:<16}" + "".join(f"{1e3 * one:13.3f}" for one in told), flush=True)
+        usual = least_of(name, args, OWN, args.decisions)
+        pressed = least_of(name, args, OWN, args.decisions, PRESSED)
+        long = least_of(name, args, LONG, max(50, args.decisions // 30))
+        parts = (usual.whole, usual.policy, pressed.whole)
+        told = [at(values, share) for values in parts for share in (0.5, 0.99)]
+        told.append(at(long.whole, 0.5))
+        decided = blake2b(repr((usual.chosen, pressed.chosen, long.chosen)).encode(), digest_size=4)
+        print(
+            f"{name:<16}"
+            + "".join(f"{1e3 * one:13.3f}" for one in told)
+            + f"{decided.hexdigest():>13}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ Each request sent to a replica gets the next number of that replica; the replica
 what the replica would say if reports took no time. A replica that echoes no numbers (a foreign server) is trusted after
 the first token of a request, or after three reports. What ended, was refused or was lost is dropped at once.
 
+Whose sums have changed is in `changed`, until somebody takes it out (policy.kept_loads).
+
 The same entries, kept until the first token, are the queue of a replica as its fleet sees it (`queued`), for policies
 that choose among requests that wait.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from penstock.core.types import Report, Request
-from penstock.policy.loads import NOTHING_SENT, Sent
+from penstock.policy.loads import Sent
 from penstock.policy.route import Queued
 
 REPORTS_TRUSTED = 3  # of a replica without numbers, after which what was sent before is in them
@@ -42,14 +44,11 @@ class Dispatches:
         self.queued: dict[str, dict[str, Queued]] = {}  # by replica and request, in order
         self._is_silent: set[str] = set()  # replicas that echo no numbers
         self.sent: dict[str, Sent] = {}
+        self.changed: set[str] = set()
 
     def last_seq(self, replica: str) -> int:
         """The number of the last request that was sent there."""
         return self._seqs.get(replica, 0)
-
-    def sent_to(self, replica: str) -> Sent:
-        """The sums of this replica, the same object until it is forgotten."""
-        return self.sent.setdefault(replica, Sent()) if self._counts else NOTHING_SENT
 
     def send(self, now: float, request: Request, report: Report, hit: int) -> None:
         """A request goes to the replica of `report`, which seems to hold `hit` tokens of its prompt."""
@@ -65,7 +64,10 @@ class Dispatches:
             seq, request.n, tokens, request.n * -(-request.prompt.num_tokens // report.block_size)
         )
         self._entries.setdefault(name, {})[request.id] = entry
-        sent = self.sent_to(name)
+        sent = self.sent.get(name)
+        if sent is None:
+            sent = self.sent[name] = Sent()
+        self.changed.add(name)
         sent.num += entry.num
         sent.tokens += entry.tokens
         sent.blocks += entry.blocks
@@ -95,6 +97,7 @@ class Dispatches:
         for table in (self._entries, self.queued, self.sent):
             table.pop(replica, None)
         self._is_silent.discard(replica)
+        self.changed.discard(replica)
 
     def wants_begin(self, replica: str) -> bool:
         """Whether the first token of a request there is news."""
@@ -126,6 +129,7 @@ class Dispatches:
         entry = None if entries is None else entries.pop(request, None)
         if entry is not None:
             sent = self.sent[replica]
+            self.changed.add(replica)
             sent.num -= entry.num
             sent.tokens -= entry.tokens
             sent.blocks -= entry.blocks

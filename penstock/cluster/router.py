@@ -36,7 +36,7 @@ from penstock.core.rng import stream
 from penstock.core.types import Report, Request, Stage
 from penstock.core.views import Move
 from penstock.policy import route
-from penstock.policy.loads import pending_tokens
+from penstock.policy.kept_loads import KeptLoads
 from penstock.report.log import Null
 
 STAGE: Stage = "prefill"
@@ -76,9 +76,7 @@ class Router:
         self._is_read = self._observe is not None or not isinstance(log, Null)
         self._columns = route.Columns([], [])
         self._places: dict[str, int] = {}  # of candidates in the columns
-        self._able: list[Report] = []  # candidates in the order of the reports
-        self._able_places: dict[str, int] = {}
-        self._backlogs = route.Backlogs([], [])  # of these
+        self._loads = self._loads_of([])
 
     def hear(self, now: float, report: Report) -> None:
         name = report.replica
@@ -89,9 +87,7 @@ class Router:
             self._rebuild()
         elif place is not None:
             self._columns.loads[place] = route.load_of(self.outstanding[name], report)
-            able_place = self._able_places[name]
-            self._able[able_place] = report
-            self._backlogs.told[able_place] = pending_tokens(report)
+            self._loads.hear(report)
         self.sight.hear(now, report)
         self._emit(Reported(at=now, who=self.name, report=report))
 
@@ -225,8 +221,7 @@ class Router:
             reports=reports,
             outstanding=self.outstanding,
             kept=None if tried or stage != STAGE else self._columns,
-            able=None if tried or stage != STAGE else self._able,
-            backlogs=self._backlogs,
+            kept_loads=None if tried or stage != STAGE else self._loads,
             sent=sight.sent,
             blocks=sight.blocks,
             cost=sight.cost,
@@ -245,12 +240,10 @@ class Router:
     def _check(self, view: route.View, decision: route.Decision) -> None:
         route.law(view, decision)
         if view.kept is not None:
-            able, view.able = view.able, None
+            loads, view.kept_loads = self._loads, None
             fresh = route.Columns.of(view.candidates(), self.outstanding)
-            assert able == view.candidates(), "the candidates kept are not those of the reports"
-            assert view.backlogs == route.Backlogs.of(view.candidates(), self.sight.sent), (
-                "the backlogs kept are not those of the reports"
-            )
+            assert loads.able == view.candidates(), "the candidates kept are not of the reports"
+            loads.check()
             assert view.kept == fresh, (
                 "the columns kept for the route policy are not those of the reports"
             )
@@ -312,13 +305,12 @@ class Router:
     def _rebuild(self) -> None:
         able = [each for each in self.reports.values() if route.is_candidate(each, STAGE)]
         self._columns = route.Columns.of(able, self.outstanding)
-        self._able = able
-        told_of = [pending_tokens(each) for each in able]
-        self._backlogs = route.Backlogs(
-            told_of, [self.sight.dispatches.sent_to(each.replica) for each in able]
-        )
-        self._able_places = {each.replica: place for place, each in enumerate(able)}
+        self._loads = self._loads_of(able)
         self._places = {name: place for place, name in enumerate(self._columns.names)}
+
+    def _loads_of(self, able: list[Report]) -> KeptLoads:
+        dispatches = self.sight.dispatches
+        return KeptLoads(able, dispatches.sent, dispatches.changed)
 
     def write(self, event: Event) -> None:
         """Something that happened to the fleet, for its log; nothing here goes by it."""

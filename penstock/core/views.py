@@ -193,10 +193,9 @@ class Loan(Struct, frozen=True, gc=False):
     num_blocks: int
 
 
-class InTiers(NamedTuple):
-    """Blocks of a prompt in a row: on the device, behind them in host memory, and behind those on disk."""
+class Behind(NamedTuple):
+    """Blocks of a prompt in a row behind those on the device: in host memory, and behind these on disk."""
 
-    device: int = 0
     host: int = 0
     disk: int = 0
 
@@ -213,8 +212,12 @@ class BlockFinder(Protocol):
         """Whether replicas tell of memory behind the device's."""
         ...
 
-    def tiers(self, hashes: Sequence[BlockHash]) -> Mapping[str, InTiers]:
-        """The same, with what lies behind the device's memory."""
+    def behind(self, hashes: Sequence[BlockHash]) -> Mapping[str, Behind]:
+        """What lies behind those in other memory, by replica; those where nothing does are left out."""
+        ...
+
+    def depth(self, hashes: Sequence[BlockHash], name: str) -> int:
+        """`match` of one replica."""
         ...
 
 

@@ -4,6 +4,7 @@ All are functions of a report, which may be old, and of `Sent`: what the fleet s
 knows (cluster.dispatches). With NOTHING_SENT they are what the report says and no more.
 
     inflight             requests sent and not ended: the fleet's own count, view.outstanding
+    num_waiting          jobs that wait, and were sent since                                   xLLM, llm-d
     pending_tokens       prompt tokens to compute: waiting and not cached, running, sent       DualMap
     miss_plus_pending    (prompt - hit) + pending_tokens                                       Llumnix v2
     queue_s              pending_tokens in seconds, less those since the report                Mooncake, DualMap
@@ -11,6 +12,7 @@ knows (cluster.dispatches). With NOTHING_SENT they are what the report says and 
     tpot_s               one decode step with this request in it                               xLLM, Llumnix v2
     foreseen_tpot_s      the same, with those counted that no report holds yet                 xLLM
     kv_ratio             (used + all waiting blocks) / total; busy from 1 on                   Llumnix v1
+    told_kv_ratio        the same of the report alone, whatever was sent since                 xLLM, llm-d
     kv_ratio_projected   (used + waiting + rest of running prompts + sent) / total             Llumnix v2
     neg_freeness         -(total - sum of virtual usages) / jobs, a block a unit               Llumnix
     neg_steps            -(free - waiting blocks) / jobs; -inf of an idle one                  Llumnix v1
@@ -46,6 +48,10 @@ class Sent(Struct, gc=False):
 
 
 NOTHING_SENT = Sent()
+
+
+def num_waiting(report: Report, sent: Sent = NOTHING_SENT) -> int:
+    return report.num_waiting + sent.num
 
 
 def pending_tokens(report: Report, sent: Sent = NOTHING_SENT) -> int:
@@ -93,6 +99,10 @@ def kv_ratio(report: Report, sent: Sent = NOTHING_SENT) -> float:
     """0 of a replica that has told of no memory."""
     total = report.total_blocks
     return (used_blocks(report) + report.waiting_blocks + sent.blocks) / total if total else 0.0
+
+
+def told_kv_ratio(report: Report, _: Sent = NOTHING_SENT) -> float:
+    return kv_ratio(report)
 
 
 def kv_ratio_projected(report: Report, sent: Sent = NOTHING_SENT) -> float:

@@ -7,8 +7,8 @@ Three indexes (policy.block_index), each of what can be had without going furthe
     far      all of it: what peers can have, too
 
 A prompt's blocks are given up from their end, so what follows a replica's blocks on the device is in its host memory,
-and what follows those on disk: the three numbers that `tiers` tells are differences of the three matches. Where
-replicas have no memory behind the device's, all three are one index, and nothing costs more.
+and what follows those on disk: the numbers that `behind` tells are differences of the three matches. Where replicas
+have no memory behind the device's, all three are one index, and nothing costs more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Container, Iterable, Sequence, Set
 
 from penstock.core.messages import BlockNews
 from penstock.core.types import BlockHash
-from penstock.core.views import InTiers
+from penstock.core.views import Behind
 from penstock.policy.block_index import TTL_S, BlockIndex
 
 
@@ -41,15 +41,24 @@ class TierIndex:
         """The same wherever they lie."""
         return self._far.match(hashes)
 
-    def tiers(self, hashes: Sequence[BlockHash]) -> dict[str, InTiers]:
+    def depth(self, hashes: Sequence[BlockHash], name: str) -> int:
         """See core.views.BlockFinder."""
+        return self._device.depth(hashes, name)
+
+    def behind(self, hashes: Sequence[BlockHash]) -> dict[str, Behind]:
+        """See core.views.BlockFinder."""
+        found = dict[str, Behind]()
         if not self.has_tiers:
-            return self._device.tiers(hashes)
-        device, near = self._device.match(hashes), self._near.match(hashes)
-        found = {}
-        for name, far in self._far.match(hashes).items():
-            here, behind = device.get(name, 0), near.get(name, 0)
-            found[name] = InTiers(here, behind - here, far - behind)
+            return found
+        device, far = self._device.match(hashes), self._far.match(hashes)
+        if far == device:
+            return found
+        near = self._near.match(hashes)
+        for name, end in far.items():
+            here = device.get(name, 0)
+            if end > here:
+                between = near.get(name, 0)
+                found[name] = Behind(between - here, end - between)
         return found
 
     def tell(self, name: str, news: BlockNews) -> None:
@@ -114,8 +123,10 @@ class TierIndex:
         """Blocks that it has on its device or is taken to have."""
         return self._device.size(name)
 
-    def __len__(self) -> int:
-        return len(self._device)
+    def check(self) -> None:
+        """What is kept twice is the same."""
+        for each in self._each:
+            each.check()
 
 
 def _settle(

@@ -21,7 +21,9 @@ from penstock.report.log import Memory
 
 SIZE, REPLICAS = 16, [f"r{number}" for number in range(9)]
 COST = Phases(prefill=(0.02, 1e-4, 7e-9), decode=(0.02, 6e-7, 4e-5))
-ROUTERS = ("affinity", "dualmap", "dynamo", "least-tokens", "llm-d", "mooncake", "preble")
+ROUTERS = (
+    "affinity", "dualmap", "dynamo", "least-tokens", "llm-d", "llumnix", "mooncake", "preble", "xllm", "xllm-cache",
+)  # fmt: skip
 
 
 class Twice:
@@ -33,9 +35,7 @@ class Twice:
         self.one, self.other = find("route", name)(), find("route", name)()
 
     def decide(self, view: View) -> Decision:
-        bare = structs.replace(
-            view, rng=copy.deepcopy(view.rng), kept=None, able=None, backlogs=None
-        )
+        bare = structs.replace(view, rng=copy.deepcopy(view.rng), kept=None, kept_loads=None)
         decision, plain = self.one.decide(view), self.other.decide(bare)
         assert decision == plain
         assert view.pendings(view.candidates()) == [
@@ -58,6 +58,8 @@ def report_of(name: str, chance: random.Random, router: Router) -> Report:
         replica=name,
         at=0.0,
         is_draining=chance.random() < 0.05,
+        num_running=chance.randrange(9),
+        num_waiting=chance.randrange(9),
         waiting_tokens=chance.randrange(40_000),
         cached_tokens=chance.randrange(90),
         prefill_tokens=chance.randrange(900),

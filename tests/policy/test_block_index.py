@@ -72,7 +72,11 @@ def test_match_is_the_longest_common_beginning(held: list[list[int]], asked: lis
         same = min(len(prompt), len(asked)) if same is None else same
         if same:
             want[f"r{place}"] = same
-    assert index.match(chain(*asked)) == want
+    found = index.match(chain(*asked))
+    assert found == want and index.match(chain(*asked)) == want, "asked twice, told the same"
+    depths = {f"r{place}": index.depth(chain(*asked), f"r{place}") for place in range(len(held))}
+    assert {name: num for name, num in depths.items() if num} == want
+    assert index.depth(chain(*asked), "nobody") == 0
 
 
 def test_guesses_hold_until_their_time_and_news_make_them_certain() -> None:
@@ -85,7 +89,8 @@ def test_guesses_hold_until_their_time_and_news_make_them_certain() -> None:
     assert index.match(prompt) == {"a": 8}  # said again at 5 s
     index.expire(15.0, "a")
     assert index.match(prompt) == {"a": 5} and index.told("a") == set(prompt[:5])
-    assert len(index) == 5
+    assert index.guessed("a") == []
+    index.check()
 
 
 def test_a_foreign_server_is_taken_to_hold_so_many_blocks_and_no_more() -> None:
@@ -96,6 +101,112 @@ def test_a_foreign_server_is_taken_to_hold_so_many_blocks_and_no_more() -> None:
     index.guess(2.0, "a", first[:2], most=8)
     index.guess(3.0, "a", chain("p", "q", "r", "s"), most=8)
     assert index.match(first) == {"a": 2}
+
+
+class Held:
+    """What an index is to say, by single blocks: sets, and for guesses until when."""
+
+    def __init__(self, names: str) -> None:
+        self.told = {name: set[BlockHash]() for name in names}
+        self.guessed = {name: dict[BlockHash, float]() for name in names}
+        self.parents = dict[BlockHash, BlockHash]()
+
+    def guess(self, now: float, name: str, prompt: Sequence[BlockHash], most: int | None) -> None:
+        guessed = self.guessed[name]
+        for each in reversed(prompt):
+            if each not in self.told[name]:
+                guessed.pop(each, None)
+                guessed[each] = now + 20.0
+        for each in list(guessed)[: -most or None] if most else ():
+            del guessed[each]
+
+    def store(self, name: str, prompt: Sequence[BlockHash]) -> tuple[BlockHash, ...]:
+        fresh = tuple(each for each in prompt if each not in self.told[name])
+        self.told[name].update(fresh)
+        for each in fresh:
+            self.guessed[name].pop(each, None)
+        return fresh
+
+    def remove(self, name: str) -> tuple[BlockHash, ...]:
+        """One that nothing continues."""
+        held = self.told[name] | self.guessed[name].keys()
+        inner = {self.parents.get(each) for each in held}
+        ends = sorted(self.told[name] - inner)[:1]
+        self.told[name].difference_update(ends)
+        return tuple(ends)
+
+    def expire(self, now: float, name: str) -> None:
+        left = [(each, until) for each, until in self.guessed[name].items() if until > now]
+        self.guessed[name] = dict(left)
+
+    def match(self, prompt: Sequence[BlockHash]) -> dict[str, int]:
+        found = {}
+        for name in self.told:
+            held = self.told[name] | self.guessed[name].keys()
+            num = next((at for at, each in enumerate(prompt) if each not in held), len(prompt))
+            if num:
+                found[name] = num
+        return found
+
+
+@pytest.mark.parametrize("most", [None, 1, 7])
+@pytest.mark.parametrize("seed", range(6))
+def test_it_says_what_sets_of_single_blocks_say(seed: int, most: int | None) -> None:
+    chance, index, held, now = random.Random(seed), BlockIndex(ttl_s=20.0), Held("abcd"), 0.0
+    for _ in range(600):
+        now, name = now + chance.random(), chance.choice("abcd")
+        prompt = chain(*(chance.randrange(2) for _ in range(chance.randrange(12))))
+        held.parents.update(zip(prompt[1:], prompt, strict=False))
+        what = chance.random()
+        if what < 0.5:
+            index.guess(now, name, prompt, most)
+            held.guess(now, name, prompt, most)
+        elif what < 0.8:
+            index.tell(name, news(held.store(name, prompt)))
+        else:
+            index.tell(name, news((), held.remove(name)))
+        index.expire(now, name)
+        held.expire(now, name)
+        index.check()
+        assert index.told(name) == held.told[name]
+        assert index.guessed(name) == list(held.guessed[name])
+        assert index.size(name) == len(held.told[name]) + len(held.guessed[name])
+        found = index.match(prompt)
+        assert found == held.match(prompt)
+        assert found == {each: num for each in "abcd" if (num := index.depth(prompt, each))}
+        if what > 0.99:
+            index.forget(name)
+            held.told[name].clear()
+            held.guessed[name].clear()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_news_in_any_order_break_nothing(seed: int) -> None:
+    """Blocks that come without those before them, and go from under those behind them."""
+    chance, index, now = random.Random(seed), BlockIndex(ttl_s=5.0), 0.0
+    for _ in range(600):
+        now, name = now + chance.random(), chance.choice("abc")
+        prompt = chain(*(chance.randrange(2) for _ in range(chance.randrange(1, 12))))
+        if chance.random() < 0.5:
+            index.guess(now, name, prompt, chance.choice((None, 9)))
+        else:
+            stored = chance.sample(prompt, chance.randint(0, len(prompt)))
+            removed = chance.sample(prompt, chance.randint(0, len(prompt)))
+            index.tell(name, news(stored, removed))
+        index.expire(now, name)
+        index.check()
+    for name in "abc":
+        index.forget(name)
+    index.check()
+    assert not index.match(prompt)
+
+
+def test_a_talk_that_grows_stays_one_run() -> None:
+    index, talk = BlockIndex(), chain(*range(200))
+    for end in range(10, 201, 10):
+        index.guess(0.0, "a", talk[:end])
+    (owner,) = index._replicas.values()
+    assert len(owner.noted) == 1 and owner.num == 200 and index.match(talk) == {"a": 200}
 
 
 @pytest.mark.parametrize("kind", [BlockLedger, RadixLedger])

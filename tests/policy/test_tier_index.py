@@ -8,7 +8,7 @@ import pytest
 
 from penstock.core.messages import BlockNews, Changes
 from penstock.core.types import BlockHash
-from penstock.core.views import InTiers
+from penstock.core.views import Behind
 from penstock.policy.tier_index import TierIndex
 
 PROMPT = tuple(BlockHash(bytes([place]) * 16) for place in range(30))
@@ -19,25 +19,25 @@ def test_a_prompt_is_found_in_three_places_one_behind_the_other() -> None:
     news = BlockNews(PROMPT[:10], (), Changes(PROMPT[10:16]), Changes(PROMPT[14:20]))
     index.tell("a", news)
     index.tell("b", BlockNews(PROMPT[:3]))
-    assert index.tiers(PROMPT) == {"a": InTiers(10, 6, 4), "b": InTiers(3)}
-    assert index.match(PROMPT) == {"a": 10, "b": 3}
+    assert index.behind(PROMPT) == {"a": Behind(6, 4)}
+    assert index.match(PROMPT) == {"a": 10, "b": 3} and index.depth(PROMPT, "b") == 3
     assert index.match_far(PROMPT) == {"a": 20, "b": 3} and index.told_far("a") == set(PROMPT[:20])
     index.tell("a", BlockNews((), PROMPT[6:10], Changes(PROMPT[6:10])))
-    assert index.tiers(PROMPT)["a"] == InTiers(6, 10, 4)
+    assert index.match(PROMPT)["a"] == 6 and index.behind(PROMPT) == {"a": Behind(10, 4)}
     index.tell("a", BlockNews(host=Changes((), PROMPT[12:16]), disk=Changes((), PROMPT[14:16])))
-    assert index.tiers(PROMPT)["a"].device == 6
+    assert index.match(PROMPT)["a"] == 6
     index.tell("a", BlockNews(disk=Changes((), PROMPT[16:20])))
-    assert index.tiers(PROMPT)["a"] == InTiers(6, 6, 0)
+    assert index.match(PROMPT)["a"] == 6 and index.behind(PROMPT) == {"a": Behind(6, 0)}
     index.guess(0.0, "b", PROMPT[:5])
-    assert index.tiers(PROMPT)["b"] == InTiers(5)
+    assert index.match(PROMPT)["b"] == 5 and "b" not in index.behind(PROMPT)
     index.forget("a")
-    assert index.tiers(PROMPT) == {"b": InTiers(5)}
+    assert index.match(PROMPT) == {"b": 5} and not index.behind(PROMPT)
 
 
 def test_without_tiers_it_costs_one_index() -> None:
     index = TierIndex()
     index.tell("a", BlockNews(PROMPT[:4]))
-    assert index.tiers(PROMPT) == {"a": InTiers(4)} and index.match_far(PROMPT) == {"a": 4}
+    assert index.match(PROMPT) == index.match_far(PROMPT) == {"a": 4} and not index.behind(PROMPT)
     assert index.told_far("a") == set(PROMPT[:4]) and not index.told_far("nobody")
 
 
@@ -48,7 +48,7 @@ def test_it_agrees_with_sets(seed: int) -> None:
     held = {
         name: [set[BlockHash](), set[BlockHash](), set[BlockHash]()] for name in ("a", "b", "c")
     }
-    wanted: dict[str, InTiers] = {}
+    wanted: dict[str, tuple[int, Behind]] = {}
     for _ in range(60):
         name = chance.choice(list(held))
         ends = sorted(chance.randint(0, len(PROMPT)) for _ in range(3))
@@ -62,6 +62,7 @@ def test_it_agrees_with_sets(seed: int) -> None:
         index.tell(name, BlockNews(*changes[0], *changes[1:]))
         device, host, disk = held[name]
         assert index.told(name) == device and index.told_behind(name) == (host, disk)
-        wanted[name] = InTiers(ends[0], ends[1] - ends[0], ends[2] - ends[1])
-        found = index.tiers(PROMPT)
-        assert {name: found.get(name, InTiers()) for name in wanted} == wanted
+        wanted[name] = ends[0], Behind(ends[1] - ends[0], ends[2] - ends[1])
+        here, behind = index.match(PROMPT), index.behind(PROMPT)
+        assert wanted == {name: (here.get(name, 0), behind.get(name, Behind())) for name in wanted}
+        assert all(any(each) for each in behind.values())

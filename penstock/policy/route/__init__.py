@@ -25,7 +25,8 @@ from typing import Protocol
 from msgspec import Struct
 
 from penstock.core.types import Report, Role, Stage
-from penstock.core.views import BlockFinder, InTiers, Move, PhaseCost, RequestView, Rng
+from penstock.core.views import Behind, BlockFinder, Move, PhaseCost, RequestView, Rng
+from penstock.policy.kept_loads import KeptLoads, Load, Number, loads_of
 from penstock.policy.loads import NOTHING_SENT, Sent, pending_tokens, queue_s
 
 ONE_OUTSTANDING = 1 << 32  # more than a replica can have jobs
@@ -66,21 +67,6 @@ def load_of(outstanding: int, report: Report) -> int:
     return outstanding * ONE_OUTSTANDING + report.num_running + report.num_waiting
 
 
-@dataclass(slots=True)
-class Backlogs:
-    """Of each candidate, in the order of the reports: prompt tokens it told of, and what was sent there since."""
-
-    told: list[int]
-    sent: list[Sent]
-
-    @classmethod
-    def of(cls, candidates: Sequence[Report], sent: Mapping[str, Sent]) -> Backlogs:
-        return cls(
-            [pending_tokens(report) for report in candidates],
-            [sent.get(report.replica, NOTHING_SENT) for report in candidates],
-        )
-
-
 class Queued(Struct, gc=False):
     """A request that was sent to a replica and not heard of: it waits there, or is being prefilled.
 
@@ -97,7 +83,7 @@ class Queued(Struct, gc=False):
 class View(Struct, gc=False):
     """`reports` may be stale; `outstanding` is the fleet's own count of requests sent and not yet ended.
 
-    kept, able, backlogs: what the fleet keeps up to date of all candidates, so that nobody has to look at every report
+    kept, kept_loads: what the fleet keeps up to date of all candidates, so that nobody has to look at every report
     sent: what was sent to each replica since the report that is shown; none where the fleet does not count
     blocks: what replicas hold; None where nobody wants to know
     cost: predictions; None where nobody can make any
@@ -113,8 +99,7 @@ class View(Struct, gc=False):
     reports: Sequence[Report]
     outstanding: Mapping[str, int]
     kept: Columns | None = None
-    able: list[Report] | None = None
-    backlogs: Backlogs | None = None
+    kept_loads: KeptLoads | None = None
     sent: Mapping[str, Sent] = {}
     blocks: BlockFinder | None = None
     cost: PhaseCost | None = None
@@ -125,14 +110,34 @@ class View(Struct, gc=False):
 
     def candidates(self) -> list[Report]:
         """Replicas the law allows, in the order of the reports. Read-only."""
-        if self.able is not None:
-            return self.able
+        if self.kept_loads is not None:
+            return self.kept_loads.able
         stage = self.stage
         return [report for report in self.reports if is_candidate(report, stage)]
+
+    def candidates_by_name(self) -> Mapping[str, Report]:
+        """The same by name."""
+        if self.kept_loads is not None:
+            return self.kept_loads.by_name
+        return {report.replica: report for report in self.candidates()}
 
     def columns(self) -> Columns:
         """Read-only, and valid during the call."""
         return self.kept or Columns.of(self.candidates(), self.outstanding)
+
+    def names(self, reports: Sequence[Report]) -> list[str]:
+        """Of each. Read-only."""
+        kept = self.kept_loads
+        if kept is not None and reports is kept.able:
+            return kept.names
+        return [report.replica for report in reports]
+
+    def loads(self, load: Load[Number], reports: Sequence[Report]) -> list[Number]:
+        """A load (policy.loads) of each. Read-only, and valid until the next call. See policy.kept_loads."""
+        kept = self.kept_loads
+        if kept is not None and reports is kept.able:
+            return kept.of(load)
+        return loads_of(load, reports, self.sent)
 
     def matched(self) -> Mapping[str, int]:
         """Blocks of the prompt's beginning that each replica holds; those that hold none are left out."""
@@ -142,11 +147,16 @@ class View(Struct, gc=False):
             self.found = self.blocks.match(hashes) if self.blocks is not None and hashes else {}
         return self.found
 
-    def tiers(self) -> Mapping[str, InTiers]:
-        """The same with what lies in host memory and on disk behind those blocks."""
-        size = self.reports[0].block_size if self.reports else 16
-        hashes = () if self.blocks is None else self.request.prompt.blocks(size)
-        return self.blocks.tiers(hashes) if self.blocks is not None and hashes else {}
+    def behind(self) -> Mapping[str, Behind]:
+        """What lies in host memory and on disk behind those blocks; replicas where nothing does are left out."""
+        if self.blocks is None or not self.blocks.has_tiers or not self.reports:
+            return {}
+        hashes = self.request.prompt.blocks(self.reports[0].block_size)
+        return self.blocks.behind(hashes) if hashes else {}
+
+    def held(self, reports: Sequence[Report]) -> list[int]:
+        """`matched` of each."""
+        return list(map(self.matched().get, self.names(reports), repeat(0)))
 
     def hit(self, report: Report) -> int:
         """Prompt tokens that this replica need not compute: of all of them it computes the last one."""
@@ -159,7 +169,7 @@ class View(Struct, gc=False):
         if not found:
             return [0] * len(reports)
         most, size = self.request.prompt.num_tokens - 1, reports[0].block_size
-        blocks = map(found.get, [report.replica for report in reports], repeat(0))
+        blocks = self.held(reports)
         if max(found.values()) * size <= most:
             return [num * size for num in blocks]
         return [min(num * size, most) for num in blocks]
@@ -172,12 +182,8 @@ class View(Struct, gc=False):
         return [token_s * tokens for tokens in self.pendings(reports)]
 
     def pendings(self, reports: Sequence[Report]) -> list[int]:
-        """`pending` of each."""
-        backlogs = self.backlogs
-        if backlogs is None or reports is not self.able:
-            backlogs = Backlogs.of(reports, self.sent)
-        pairs = zip(backlogs.told, backlogs.sent, strict=True)
-        return [told + sent.tokens for told, sent in pairs]
+        """`pending` of each. Read-only, and valid until the next call."""
+        return self.loads(pending_tokens, reports)
 
     def prefills_s(self, hits: Sequence[int]) -> list[float]:
         """What this prompt takes where so many of its tokens are held; 0 where nobody can predict."""
@@ -185,7 +191,7 @@ class View(Struct, gc=False):
             return [0.0] * len(hits)
         predict, num = self.cost.prefill_s, self.request.prompt.num_tokens
         by_hit = {hit: predict(num - hit, hit) for hit in set(hits)}
-        return [by_hit[hit] for hit in hits]
+        return list(map(by_hit.__getitem__, hits))
 
     def pending(self, report: Report) -> int:
         """Prompt tokens that this replica has to compute before it comes to this request."""

@@ -92,7 +92,7 @@ class DualMap:
             self._begun_at[event.replica] = event.at
 
     def decide(self, view: View) -> Decision:
-        able = {report.replica: report for report in view.candidates()}
+        able = view.candidates_by_name()
         if not able:
             return Decision(None, "no replica can take it")
         self._keep(view.columns().names)
@@ -207,8 +207,8 @@ class DualMap:
     def _hit_at(self, view: View, request: RequestView, report: Report) -> int:
         if view.blocks is None:
             return 0
-        found = view.blocks.match(request.prompt.blocks(report.block_size))
-        return min(found.get(report.replica, 0) * report.block_size, request.prompt.num_tokens - 1)
+        held = view.blocks.depth(request.prompt.blocks(report.block_size), report.replica)
+        return min(held * report.block_size, request.prompt.num_tokens - 1)
 
 
 def _breaks(queue: Sequence[Waiter]) -> bool:

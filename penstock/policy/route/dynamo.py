@@ -27,17 +27,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from math import exp
 from operator import add
 from typing import ClassVar
 
 from penstock.core.types import Report
-from penstock.core.views import InTiers, Rng
+from penstock.core.views import Rng
+from penstock.policy.loads import Sent
 from penstock.policy.route import Decision, View
-from penstock.policy.route.pick import spread
+from penstock.policy.route.pick import spread, with_behind
 
-NOTHING = InTiers()
+
+def decode_tokens(report: Report, _: Sent) -> int:
+    return report.decode_tokens
 
 
 @dataclass(slots=True)
@@ -68,34 +70,23 @@ class Dynamo:
         size = able[0].block_size
         blocks = view.request.prompt.num_tokens / size
         pending = [tokens / size + blocks for tokens in view.pendings(able)]
-        names = [each.replica for each in able]
         overlap, weight = self.overlap_weight, self.prefill_weight
-        credits = [overlap * held for held in map(view.matched().get, names, repeat(0))]
+        credits: Sequence[float] = [overlap * held for held in view.held(able)]
         if self.queue_decay:
             least, decay = min(pending), self.queue_decay
             pairs = zip(credits, pending, strict=True)
             credits = [credit / (1 + decay * (more - least) / blocks) for credit, more in pairs]
-        if view.blocks is not None and view.blocks.has_tiers:
-            credits = self._with_tiers(view, names, credits)
+        credits = with_behind(view, able, credits, self.host_weight, self.disk_weight)
+        triples = zip(view.loads(decode_tokens, able), pending, credits, strict=True)
         costs = [
-            each.decode_tokens / size
-            + blocks
-            + weight * (prefill - credit if prefill > credit else 0)
-            for each, prefill, credit in zip(able, pending, credits, strict=True)
+            tokens / size + blocks + weight * (prefill - credit if prefill > credit else 0)
+            for tokens, prefill, credit in triples
         ]
         if self.active_weight:
+            names = view.names(able)
             active = [self.active_weight * view.outstanding.get(name, 0) for name in names]
             costs = list(map(add, costs, active))
         return costs
-
-    def _with_tiers(
-        self, view: View, names: Sequence[str], credits: Sequence[float]
-    ) -> list[float]:
-        held = view.tiers()
-        behind = [held.get(name, NOTHING) for name in names]
-        host, disk = self.host_weight, self.disk_weight
-        pairs = zip(credits, behind, strict=True)
-        return [credit + host * each.host + disk * each.disk for credit, each in pairs]
 
 
 def draw(costs: Sequence[float], temperature: float, rng: Rng) -> int:

@@ -45,6 +45,5 @@ class KvAware:
         most = max(hits, default=0)
         if not most or most < view.request.prompt.num_tokens - self.missing_tokens:
             return self._session.decide(view)
-        names = [report.replica for report in able]
-        chosen = self._turns.most(names, hits)
+        chosen = self._turns.most(view.names(able), hits)
         return Decision(chosen, f"holds {most} of {view.request.prompt.num_tokens} tokens")

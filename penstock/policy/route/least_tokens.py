@@ -28,5 +28,5 @@ class LeastTokens:
         if not able:
             return Decision(None, "no replica can take it")
         loads = view.pendings(able)
-        chosen = self._turns.least([report.replica for report in able], loads)
+        chosen = self._turns.least(view.names(able), loads)
         return Decision(chosen, f"{min(loads)} prompt tokens before it")

@@ -28,7 +28,7 @@ from operator import add
 from typing import ClassVar
 
 from penstock.core.types import Report
-from penstock.policy.loads import NOTHING_SENT, kv_ratio
+from penstock.policy.loads import Sent, num_waiting, told_kv_ratio
 from penstock.policy.route import Decision, View
 from penstock.policy.route.pick import Turns, filtered, scored, spread
 
@@ -66,7 +66,7 @@ class LlmD:
             (kv_score, self.kv),
         )
         totals = scored(view, scorers, stay)
-        chosen = self._turns.most([report.replica for report in stay], totals)
+        chosen = self._turns.most(view.names(stay), totals)
         return Decision(chosen, f"score {max(totals):.3f} among {len(stay)} of {len(able)}")
 
     def _affine(self, view: View, reports: list[Report]) -> list[Report]:
@@ -84,25 +84,26 @@ class LlmD:
 
 
 def prefix_score(view: View, reports: list[Report]) -> list[float]:
-    found = view.matched()
-    num = len(view.request.prompt.blocks(reports[0].block_size)) if found else 0
-    return [found.get(each.replica, 0) / num if num else 0.0 for each in reports]
-
-
-def waiting(view: View, report: Report) -> int:
-    return report.num_waiting + view.sent.get(report.replica, NOTHING_SENT).num
+    if not view.matched():
+        return [0.0] * len(reports)
+    num = len(view.request.prompt.blocks(reports[0].block_size))
+    return [held / num for held in view.held(reports)]
 
 
 def load_score(view: View, reports: list[Report]) -> list[float]:
-    return [0.5 * (1 - min(waiting(view, each), LONG_QUEUE) / LONG_QUEUE) for each in reports]
+    return view.loads(short_queue, reports)
+
+
+def short_queue(report: Report, sent: Sent) -> float:
+    return 0.5 * (1 - min(num_waiting(report, sent), LONG_QUEUE) / LONG_QUEUE)
 
 
 def queue_score(view: View, reports: list[Report]) -> list[float]:
-    return spread([-float(waiting(view, each)) for each in reports])
+    return spread([-float(waiting) for waiting in view.loads(num_waiting, reports)])
 
 
 def kv_score(view: View, reports: list[Report]) -> list[float]:
-    return [1.0 - kv_ratio(each) for each in reports]
+    return [1.0 - ratio for ratio in view.loads(told_kv_ratio, reports)]
 
 
 def _ttfts_s(view: View, reports: list[Report]) -> list[float]:

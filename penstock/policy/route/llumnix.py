@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from penstock.core.types import Report
-from penstock.policy.loads import NOTHING_SENT, freeness_jobs, kv_ratio, neg_freeness, neg_steps
+from penstock.policy.loads import Sent, freeness_jobs, kv_ratio, neg_freeness, neg_steps
 from penstock.policy.route import Decision, View, after
 
 
@@ -45,13 +45,12 @@ class Llumnix:
         able = view.candidates()
         if not able:
             return Decision(None, "no replica takes requests")
-        loads = {report.replica: self._load(view, report) for report in able}
-        least = min(loads.values())
-        self._last = after(self._last, sorted(name for name in loads if loads[name] == least))
+        loads = view.loads(self._load, able)
+        least, pairs = min(loads), zip(view.names(able), loads, strict=True)
+        self._last = after(self._last, sorted(name for name, load in pairs if load == least))
         return Decision(self._last, f"{self.metric} {abs(least):.2f}")
 
-    def _load(self, view: View, report: Report) -> float:
-        sent = view.sent.get(report.replica, NOTHING_SENT)
+    def _load(self, report: Report, sent: Sent) -> float:
         if self.metric == "kv_ratio":
             return kv_ratio(report, sent)
         if self.metric == "steps":

@@ -62,7 +62,7 @@ class Mooncake:
         promise_s = view.request.slo.ttft_s or self.slo_s
         if self.refuse_above is not None and least > self.refuse_above * promise_s:
             return Decision(None, f"{least:.2f} s at best, {promise_s:g} s promised")
-        chosen = self._turns.least([report.replica for report in able], times)
+        chosen = self._turns.least(view.names(able), times)
         return Decision(chosen, f"first token in {least:.2f} s")
 
     def _fetched(

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import repeat
 
 from penstock.core.types import Report
+from penstock.core.views import Behind
 from penstock.policy.route import View, after
 
 Filter = Callable[[View, list[Report]], list[Report]]
+NOTHING = Behind()
 Score = Callable[[View, list[Report]], Sequence[float]]
 
 
@@ -63,6 +66,18 @@ def spread(values: Sequence[float]) -> list[float]:
     if most == least:
         return [1.0] * len(values)
     return [(value - least) / (most - least) for value in values]
+
+
+def with_behind(
+    view: View, reports: Sequence[Report], credits: Sequence[float], host: float, disk: float
+) -> Sequence[float]:
+    """Credits for what each holds on its device, and `host` and `disk` more for a block behind that."""
+    behind = view.behind()
+    if not behind:
+        return credits
+    each_behind = map(behind.get, view.names(reports), repeat(NOTHING))
+    pairs = zip(credits, each_behind, strict=True)
+    return [credit + host * each.host + disk * each.disk for credit, each in pairs]
 
 
 class Rates:

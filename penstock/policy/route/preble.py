@@ -53,7 +53,7 @@ class Preble:
         hits = view.hits(able)
         costs = _costs_s(view, able, hits)
         most, prompt = max(hits), view.request.prompt.num_tokens
-        names = [report.replica for report in able]
+        names = view.names(able)
         if most > self.threshold * prompt:
             held = [place for place, hit in enumerate(hits) if hit == most]
             among = [costs[place] for place in held]

@@ -63,16 +63,15 @@ class Xllm:
                 key=lambda each: (each[0], each[1].replica),
             )
             return Decision(chosen.replica, f"{tokens} tokens of images before it")
-        waits_s, chosen = min(
-            ((view.queue_s(report), report) for report in able),
-            key=lambda each: (each[0], each[1].replica),
-        )
+        queues_s = view.queues_s(able)
+        waits_s, pairs = min(queues_s), zip(view.names(able), queues_s, strict=True)
+        name = min(name for name, queue_s in pairs if queue_s == waits_s)
         promised_s = view.request.slo.ttft_s or self.ttft_s
         if waits_s > promised_s:
             spare = self._spare(view, waits_s)
             if spare is not None:
-                return Decision(spare, f"{waits_s:.1f} s at {chosen.replica}", is_overflow=True)
-        return Decision(chosen.replica, f"{waits_s:.2f} s queue")
+                return Decision(spare, f"{waits_s:.1f} s at {name}", is_overflow=True)
+        return Decision(name, f"{waits_s:.2f} s queue")
 
     def _writer(self, view: View, foreseen: Sequence[Foreseen]) -> Foreseen:
         """The first that keeps its pace, else the fastest. `foreseen` is in the order of names."""

@@ -23,13 +23,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from penstock.core.types import Report
-from penstock.core.views import InTiers
-from penstock.policy.loads import kv_ratio
+from penstock.policy.loads import num_waiting, told_kv_ratio
 from penstock.policy.route import Decision, View
-from penstock.policy.route.llm_d import waiting
-from penstock.policy.route.pick import Turns
-
-NOTHING = InTiers()
+from penstock.policy.route.pick import Turns, with_behind
 
 
 @dataclass(slots=True)
@@ -50,19 +46,13 @@ class XllmCache:
         if not able:
             return Decision(None, "no replica can take it")
         scores = self._scores(view, able)
-        chosen = self._turns.most([report.replica for report in able], scores)
+        chosen = self._turns.most(view.names(able), scores)
         return Decision(chosen, f"score {max(scores):.3f}")
 
     def _scores(self, view: View, able: list[Report]) -> list[float]:
-        held, num = view.tiers(), len(view.request.prompt.blocks(able[0].block_size))
-        queues = [waiting(view, each) for each in able]
+        num = max(len(view.request.prompt.blocks(able[0].block_size)), 1)
+        held = with_behind(view, able, view.held(able), self.host, self.disk)
+        queues, used = view.loads(num_waiting, able), view.loads(told_kv_ratio, able)
         longest = max(queues) or 1
-        return [
-            self._worth(held.get(each.replica, NOTHING)) / max(num, 1)
-            - kv_ratio(each)
-            - queue / longest
-            for each, queue in zip(able, queues, strict=True)
-        ]
-
-    def _worth(self, held: InTiers) -> float:
-        return held.device + self.host * held.host + self.disk * held.disk
+        triples = zip(held, used, queues, strict=True)
+        return [worth / num - share - queue / longest for worth, share, queue in triples]
