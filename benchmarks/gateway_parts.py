@@ -23,6 +23,7 @@ from penstock.cluster.fleets import Fleets
 from penstock.cluster.passage import Passage
 from penstock.cluster.router import Router
 from penstock.core.forward import Forward, ForwardedPrompt, Usage
+from penstock.core.messages import Submit
 from penstock.core.types import Output, Report, Request, RequestId
 from penstock.gateway.app import create_app
 from penstock.gateway.config import GatewayConfig
@@ -58,7 +59,8 @@ class Instant:
 
     name = "mock-0"
 
-    def submit(self, request: Request, on_output: Any, **_: object) -> None:
+    def submit(self, asked: Submit, on_output: Any, _: object) -> None:
+        request = asked.request
         loop, usage = asyncio.get_running_loop(), Usage(20, TOKENS, 0, True)
         cast(ForwardedPrompt, request.prompt).forward.usage = usage
         loop.call_soon(on_output, Output(0, (), 0, data=STREAM[:HALF]))

@@ -32,6 +32,7 @@ from penstock.core.clock import now
 from penstock.core.errors import BadConfig
 from penstock.core.ports import Log
 from penstock.policy import route
+from penstock.policy.route.by_stage import ByStage
 from penstock.report.made import opened
 
 __all__ = [
@@ -63,7 +64,6 @@ async def assemble(config: Config, leaves: Leaves) -> Fleets:
             router,
             max_outstanding=fleet.max_outstanding,
             steering=steering,
-            lends=fleet.lends,
         )
         rounds.append(rounds_of(made, steering, leaves.start, specs[0], len(specs)))
         by_name.update(dict.fromkeys((fleet.served_name, *fleet.aliases), made))
@@ -160,13 +160,13 @@ def router_of(config: Config, index: int, leaves: Leaves) -> tuple[Router, Log]:
     name = f"fleet-{fleet.served_name}"
     log = leaves.log(name)
     log.emit(opened(now(), name, made_fleet(config, index)))
+    first, second = cast(route.Policy, chosen), cast(route.Policy | None, decode)
     router = Router(
         name,
-        cast(route.Policy, chosen),
+        first if second is None else ByStage(first, second),
         log=log,
         seed=config.seed,
         is_checked=config.is_checked,
         sight=sight_of(config, index, (chosen, decode)),
-        decode=cast(route.Policy | None, decode),
     )
     return router, log

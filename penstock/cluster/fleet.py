@@ -25,7 +25,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import cast
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -51,9 +50,9 @@ from penstock.core.errors import (
     StepFailed,
     UpstreamFailed,
 )
-from penstock.core.messages import BlockNews
+from penstock.core.messages import BlockNews, Submit
 from penstock.core.moving import Migrated, MoveMode
-from penstock.core.ports import MovingPort, OnEnded, OnOutput, ReplicaPort
+from penstock.core.ports import OnEnded, OnOutput, ReplicaPort
 from penstock.core.types import Report, Request
 from penstock.policy.move import Cause, Move
 
@@ -75,7 +74,6 @@ class Fleet:
         max_outstanding: int | None = None,
         steering: Steering | None = None,
         moves: MoveBounds | None = None,
-        lends: bool = False,
     ) -> None:
         self.name = name
         self._ports = {port.name: port for port in ports}
@@ -84,7 +82,7 @@ class Fleet:
         self._tickets: dict[str, Ticket] = {}
         self._waiting = Waiting(lambda ticket: self._place(ticket, now(), None))
         self._moves = Moves(self._ports, router, self._tickets, moves or MoveBounds())
-        self._lendings = lendings = Lendings(self._ports, router, self._tickets, is_on=lends)
+        self._lendings = lendings = Lendings(self._ports, router, self._tickets)
         self._fetches = Fetches(self._ports, router)
         self._hand_off = HandOff(self._ports, router, self._moves, self._has, steering)
         reshapes = Reshapes(self._ports, router)
@@ -354,19 +352,15 @@ class Fleet:
         ticket.tried = (*ticket.tried, chosen)
         port, state = self._ports[chosen], ticket.state() if ticket.is_heard else None
         seq = self._router.last_seq(chosen)
-        request = ticket.request_now()
         ticket.pauses = self._hand_off.pauses(ticket, chosen) if state is None else None
         if state is None:
-            submit: Callable[..., None] = port.submit
-            if ticket.pauses:
-                submit = partial(cast(MovingPort, port).submit, pauses=ticket.pauses)
+            request = ticket.request_now()
             self._fetches.hint(request, chosen)
             wants_all = self._hears_all or ticket.on_output is not None
-            submit(request, ticket.hear, on_failed=ticket.fail, every_token=wants_all, seq=seq)
+            asked = Submit(request, wants_all, seq=seq, pauses=ticket.pauses)
+            port.submit(asked, ticket.hear, ticket.fail)
         elif getattr(port, "kv", None) is not None:
-            cast(MovingPort, port).submit(
-                ticket.request, ticket.hear, on_failed=ticket.fail, state=state, seq=seq
-            )
+            port.submit(Submit(ticket.request, state=state, seq=seq), ticket.hear, ticket.fail)
         else:
             lost = why or ReplicaLost(f"{chosen} cannot go on with what another replica began")
             self._router.end(at, ticket.request.id, chosen)

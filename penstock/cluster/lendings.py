@@ -30,6 +30,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from msgspec import UNSET
+
 from penstock.cluster.borrowers import (
     LEAST,
     Borrower,
@@ -63,17 +65,11 @@ PATIENCE_S, HOLD_S = 1.0, 5.0
 
 
 class Lendings:
-    """One per fleet. Where `is_on` is not set, nobody lends."""
+    """One per fleet. Replicas that cannot lend say so: their reports tell of no blocks lent, not even of none."""
 
     def __init__(
-        self,
-        ports: Mapping[str, ReplicaPort],
-        router: Router,
-        tickets: Mapping[str, Ticket],
-        *,
-        is_on: bool,
+        self, ports: Mapping[str, ReplicaPort], router: Router, tickets: Mapping[str, Ticket]
     ) -> None:
-        self._is_on = is_on
         self._ports, self._router, self._tickets = ports, router, tickets
         self._count = 0
         self._borrowers: dict[str, Borrower] = {}
@@ -93,13 +89,15 @@ class Lendings:
         """Blocks of a request that its home has no room for."""
         report = self._router.reports[home]
         size, total = report.block_size, report.total_blocks
+        if report.lent_blocks is UNSET:
+            return 0
         if request.n > 1 or request.prompt.num_tokens < total * size // 2:
             return 0  # it fits, or at least begins
         return must_lend(request, report)
 
     def defers(self, ticket: Ticket, home: str, on_ready: OnReady) -> bool:
         """Whether others are asked for blocks first; then `on_ready` hears when the home may get it, or why not."""
-        missing = self.missing(ticket.request, home) if self._is_on else 0
+        missing = self.missing(ticket.request, home)
         if not missing:
             return False
         ticket.replica, ticket.borrows = home, True
@@ -111,7 +109,10 @@ class Lendings:
     def lend(self, request_id: str, creditor: str, num_blocks: int) -> None:
         """One creditor keeps up to so many more blocks of a request that runs, if it has the room."""
         ticket = self._tickets.get(request_id)
-        if not self._is_on or ticket is None or ticket.movement is not None:
+        if ticket is None or ticket.movement is not None:
+            return
+        report = self._router.reports.get(creditor)
+        if report is None or report.lent_blocks is UNSET:
             return
         if ticket.request.n > 1 or creditor == ticket.replica:
             return

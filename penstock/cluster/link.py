@@ -43,10 +43,9 @@ from penstock.core.messages import (
     TakeAdapter,
     Taken,
 )
-from penstock.core.moving import JobState
 from penstock.core.ports import Channel, OnFailed, OnOutput
 from penstock.core.schema import check_schema
-from penstock.core.types import Report, Request, Role, Stage
+from penstock.core.types import Report, Request, Role
 from penstock.net.outbox import Outbox
 
 _log = logging.getLogger("penstock.cluster")
@@ -180,27 +179,18 @@ class ReplicaLink(MovingEnd, ReshapingEnd, FetchingEnd):
 
     # ---------------------------------------------------------------- core.ports.ReplicaPort
 
-    def submit(
-        self,
-        request: Request,
-        on_output: OnOutput,
-        *,
-        on_failed: OnFailed,
-        every_token: bool = True,
-        state: JobState | None = None,
-        seq: int = 0,
-        pauses: Stage | None = None,
-    ) -> None:
+    def submit(self, asked: Submit, on_output: OnOutput, on_failed: OnFailed) -> None:
         if self._channel is None or self._outbox is None:
             lost = ReplicaLost("the replica is not running", hint="send the request again")
             asyncio.get_running_loop().call_soon(on_failed, lost)
             return
+        request, state = asked.request, asked.state
         assert request.id not in self._held, f"{request.id} is in {self._name} already"
         self._held[request.id] = _Held(on_output, on_failed, request.n)
         num_bytes = SMALL_BYTES + TOKEN_BYTES * request.prompt.num_tokens
         if state is not None:
             num_bytes += TOKEN_BYTES * len(state.output_ids)
-        self._outbox.put(Submit(request, every_token, state, seq, pauses), num_bytes)
+        self._outbox.put(asked, num_bytes)
 
     def cancel(self, request_id: str) -> None:
         if request_id in self._held and self._outbox is not None:

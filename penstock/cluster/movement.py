@@ -72,7 +72,7 @@ class Moved(Protocol):
     def fail(self) -> OnFailed: ...
 
 
-OnOver = Callable[["Movement", Migrated], None]
+OnOver = Callable[[MoveOutcome, str], None]
 
 
 class Movement:
@@ -86,7 +86,6 @@ class Movement:
         target: MovingPort,
         *,
         mode: MoveMode,
-        who: str,
         bounds: MoveBounds,
     ) -> None:
         self.number, self.moved = number, moved
@@ -94,7 +93,7 @@ class Movement:
         self.phase: Phase = "staging" if mode == "live" else "leaving"
         self.pauses: Stage | None = None  # before which it stands still at the target
         self.lost: PenstockError | None = None  # why the source is gone, while the target decides
-        self._who, self._bounds = who, bounds
+        self._bounds = bounds
         self._on_over: OnOver | None = None
         self._asked_at = now()
         self._left_at: float | None = None
@@ -217,10 +216,15 @@ class Movement:
         self.phase = "over"
         if self._timer is not None:
             self._timer.cancel()
+        assert self._on_over is not None, "it has begun"
+        self._on_over(outcome, why)
+
+    def told(self, who: str, outcome: MoveOutcome, why: str) -> Migrated:
+        """What is to be written of it, when it is over."""
         card, at = self.source.kv or self.target.kv, now()
-        told = Migrated(
+        return Migrated(
             at=at,
-            who=self._who,
+            who=who,
             request=self.moved.request.id,
             source=self.source.name,
             target=self.target.name,
@@ -234,8 +238,6 @@ class Movement:
             + self._num_blocks * (0 if card is None else card.block_bytes),
             pause_s=None if self._left_at is None else at - self._left_at,
         )
-        assert self._on_over is not None, "it has begun"
-        self._on_over(self, told)
 
 
 def refusal(request: Request, source: object, target: object, mode: MoveMode) -> str | None:

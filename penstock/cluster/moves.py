@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from penstock.cluster.movement import MoveBounds, Movement, refusal
 from penstock.cluster.router import Router
 from penstock.core.clock import now
-from penstock.core.moving import Migrated, MoveMode
+from penstock.core.moving import Migrated, MoveMode, MoveOutcome
 from penstock.core.ports import MovingPort, ReplicaPort
 from penstock.core.types import Report, Stage
 from penstock.policy.move import Move
@@ -64,24 +64,24 @@ class Moves:
                 on_over(told)
             return
         self._count += 1
-
-        def over(movement: Movement, told: Migrated) -> None:
-            self._settle(ticket, movement, told)
-            if on_over is not None:
-                on_over(told)
-
-        ticket.movement = Movement(
+        movement = ticket.movement = Movement(
             self._count,
             ticket,
             cast(MovingPort, self._ports[ticket.replica]),
             cast(MovingPort, self._ports[target]),
             mode=mode,
-            who=self._router.name,
             bounds=self._bounds,
         )
-        ticket.movement.pauses = pauses
+        movement.pauses = pauses
         self.under_way[request_id] = Move(ticket.request.id, ticket.replica, target, mode)
-        ticket.movement.begin(over)
+
+        def over(outcome: MoveOutcome, why: str) -> None:
+            told = movement.told(self._router.name, outcome, why)
+            self._settle(ticket, movement, told)
+            if on_over is not None:
+                on_over(told)
+
+        movement.begin(over)
 
     def _why_not(self, ticket: Ticket | None, target: str, mode: MoveMode) -> str | None:
         """Why a request cannot move there now."""

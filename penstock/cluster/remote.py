@@ -23,7 +23,7 @@ from penstock.cluster.told_blocks import ToldBlocks
 from penstock.core.clock import now
 from penstock.core.errors import BadRequest, PenstockError, ReplicaLost, UpstreamFailed
 from penstock.core.forward import Forward, forward_of
-from penstock.core.messages import BlockNews
+from penstock.core.messages import BlockNews, Submit
 from penstock.core.moving import KvCard
 from penstock.core.ports import OnFailed, OnOutput
 from penstock.core.types import FinishReason, Output, Report, Request
@@ -129,15 +129,8 @@ class RemoteReplica:
 
     # ---------------------------------------------------------------- core.ports.ReplicaPort
 
-    def submit(
-        self,
-        request: Request,
-        on_output: OnOutput,
-        *,
-        on_failed: OnFailed,
-        every_token: bool = True,
-        seq: int = 0,
-    ) -> None:
+    def submit(self, asked: Submit, on_output: OnOutput, on_failed: OnFailed) -> None:
+        request = asked.request
         loop, forward = asyncio.get_running_loop(), forward_of(request)
         if forward is None:
             refusal = BadRequest(

@@ -55,17 +55,16 @@ class Router:
         seed: int = 0,
         is_checked: bool = False,
         sight: Sight | None = None,
-        decode: route.Policy | None = None,
     ) -> None:
-        """`sight` None: as the policies need it, without predictions. `decode`: of that stage; None: the same."""
+        """`sight` None: as the policy needs it, without predictions."""
         self.name = name
         self.reports: dict[str, Report] = {}
         self.outstanding: dict[str, int] = {}
-        self._policy, self._decode = policy, decode or policy
+        self._policy = policy
         self._log = log
         self._rng = stream(seed, name, "route")
         self._is_checked = is_checked
-        self.sight = Sight((policy, decode)) if sight is None else sight
+        self.sight = Sight((policy,)) if sight is None else sight
         self.moves: tuple[Move, ...] = ()  # that the last decision asked for
         self.held: tuple[str, Mapping[str, int]] = "", {}  # a request, and who had what of it then
         self._alternates: dict[str, tuple[str, ...]] = {}
@@ -171,7 +170,7 @@ class Router:
             outstanding = Counter(self.outstanding)
             outstanding.update(self._coming.values())
             view.outstanding = outstanding
-        decision = (self._decode if stage == "decode" else self._policy).decide(view)
+        decision = self._policy.decide(view)
         self._decided(view, decision, tuple(tried))
         if decision.replica is not None:
             self._coming[request.id] = decision.replica

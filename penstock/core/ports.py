@@ -17,8 +17,8 @@ from typing import Literal, Protocol
 from penstock.core.adapters import Adapter
 from penstock.core.errors import PenstockError
 from penstock.core.events import Event
-from penstock.core.messages import BlockNews, Offered, Taken
-from penstock.core.moving import JobState, KvCard, SettleHow
+from penstock.core.messages import BlockNews, Offered, Submit, Taken
+from penstock.core.moving import KvCard, SettleHow
 from penstock.core.plans import Adapted, Done, Filed, Filing, Moved, Plan, Transfer, Yielded
 from penstock.core.reshaping import NewShape, Placing
 from penstock.core.transport import Runs as Runs
@@ -223,20 +223,12 @@ class ReplicaPort(Protocol):
     @property
     def name(self) -> str: ...
 
-    def submit(
-        self,
-        request: Request,
-        on_output: OnOutput,
-        *,
-        on_failed: OnFailed,
-        every_token: bool = True,
-        seq: int = 0,
-    ) -> None:
-        """Start a request. Each answer's last Output has `finish` set.
+    def submit(self, asked: Submit, on_output: OnOutput, on_failed: OnFailed) -> None:
+        """Start a request. Each answer's last Output has `finish` set; without `every_token` it has num_tokens of all.
 
-        Without `every_token` only that last Output is sent, with num_tokens of the whole answer. When the replica
-        refuses or is lost, `on_failed` hears why, once, and nothing more is heard of the request. `seq` rises with
-        every call: Report.absorbed says which of them a report has counted, None where the far end cannot tell.
+        When the replica refuses or is lost, `on_failed` hears why, once, and nothing more is heard of the request.
+        Report.absorbed says up to which `seq` a report has counted, None where the far end cannot tell. A `state` and
+        `pauses` are for MovingPorts that have a `kv`.
         """
         ...
 
@@ -294,23 +286,9 @@ class MovingPort(ReplicaPort, Protocol):
         """None: they cannot, or it is not running."""
         ...
 
-    def submit(
-        self,
-        request: Request,
-        on_output: OnOutput,
-        *,
-        on_failed: OnFailed,
-        every_token: bool = True,
-        seq: int = 0,
-        state: JobState | None = None,
-        pauses: Stage | None = None,
-    ) -> None:
-        """With a `state` its one answer goes on behind the tokens that it has. One that `pauses` stands still before
-        that stage until it moves, or is told to `go_on`.
-        """
+    def go_on(self, request_id: str) -> None:
+        """One that stands still where it was to pause does so no longer."""
         ...
-
-    def go_on(self, request_id: str) -> None: ...
 
     def offer(self, move: int, request_id: str, is_last: bool) -> None: ...
 

@@ -26,6 +26,7 @@ from penstock.gateway.embeddings import Embeddings
 from penstock.gateway.errors import INTERNAL, WrongMethod, error_bytes, error_headers, face
 from penstock.gateway.forward import Forwards
 from penstock.gateway.metrics import Meter
+from penstock.gateway.state import State
 from penstock.gateway.text import TextModel
 from penstock.gateway.wire import ClientGone, Headers, send_bytes
 
@@ -46,7 +47,7 @@ class Gateway:
         self.service = service
         self.config = config
         self.meter = Meter(service.reports)
-        self.is_draining = False
+        self.state = State(service, self.meter)
         self._door = Door(config)
         calls = Calls(service, texts, config, self.meter, hash_key)
         calls.foreign = frozenset(foreign)
@@ -62,11 +63,7 @@ class Gateway:
             forwards = Forwards(cast(StartService, service), foreign, calls, config, self.meter)
             self._hot = {path: forwards.behind(path, ours) for path, ours in self._hot.items()}
         self._started_at: int | None = None
-        cold = Cold(
-            service, texts, config, calls, self.meter, lambda: self.is_draining, self._start
-        )
-        self.state = cold.shown
-        self._cold = cold.app()
+        self._cold = Cold(service, texts, config, calls, self.state, self._start).app()
         self._prefix = config.request_prefix or secrets.token_hex(5)
         self._numbers = itertools.count()
 
@@ -77,7 +74,7 @@ class Gateway:
 
     async def drain(self) -> None:
         """From now on /health says 503 and new requests are refused by the service."""
-        self.is_draining = True
+        self.state.is_draining = True
         await self.service.drain()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

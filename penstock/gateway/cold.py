@@ -30,7 +30,6 @@ from penstock.gateway.errors import (
     face,
 )
 from penstock.gateway.messages import plain_messages
-from penstock.gateway.metrics import Meter
 from penstock.gateway.state import PATH as STATE
 from penstock.gateway.state import State
 from penstock.gateway.text import TextModel
@@ -50,18 +49,15 @@ class Cold:
         texts: Mapping[str, TextModel],
         config: GatewayConfig,
         calls: Calls,
-        meter: Meter,
-        is_draining: Callable[[], bool],
+        shown: State,
         started_at: Callable[[], int],
     ) -> None:
         self._service = service
         self._texts = texts
         self._config = config
         self._calls = calls
-        self._meter = meter
-        self._is_draining = is_draining
+        self._shown = shown
         self._started_at = started_at
-        self.shown = State(service, meter, is_draining)
 
     def app(self) -> Starlette:
         get, post = ["GET"], ["POST"]
@@ -115,7 +111,7 @@ class Cold:
         """200 while a new request would be taken."""
         reports = list(self._service.reports())
         able = [report for report in reports if report.is_alive and not report.is_draining]
-        if self._is_draining():
+        if self._shown.is_draining:
             return _json({"status": "draining"}, 503)
         if reports and not able:
             return _json({"status": "no replica is ready"}, 503)
@@ -125,10 +121,10 @@ class Cold:
         return _json({"version": penstock.__version__})
 
     async def metrics(self, _: HttpRequest) -> Response:
-        return Response(self._meter.text(), headers={"content-type": METRICS_TYPE})
+        return Response(self._shown.meter.text(), headers={"content-type": METRICS_TYPE})
 
     async def state(self, _: HttpRequest) -> Response:
-        return _json(self.shown.snapshot())
+        return _json(self._shown.snapshot())
 
     async def tokenize(self, http: HttpRequest) -> Response:
         body = decode(TokenizeBody, await self._body(http))

@@ -24,8 +24,8 @@ COUNTS = ("in_flight", "prompt_tokens", "generated_tokens", "cached_tokens", "lo
 class State:
     """`recent` is set by whoever runs the fleets; None: nothing is told."""
 
-    def __init__(self, service: Service, meter: Meter, is_draining: Callable[[], bool]) -> None:
-        self._service, self._meter, self._is_draining = service, meter, is_draining
+    def __init__(self, service: Service, meter: Meter) -> None:
+        self._service, self.meter, self.is_draining = service, meter, False
         self.recent: Callable[[], Sequence[Event]] | None = None
 
     def snapshot(self) -> dict[str, object]:
@@ -35,7 +35,7 @@ class State:
         return {
             "version": penstock.__version__,
             "at": wall_at,
-            "is_draining": self._is_draining(),
+            "is_draining": self.is_draining,
             "models": self._models(),
             "replicas": [
                 {**_plain(report), "age_s": max(0.0, loop_at - report.at)} for report in reports
@@ -45,7 +45,7 @@ class State:
 
     def _models(self) -> list[dict[str, object]]:
         """Those that were called, and those that nobody has called yet."""
-        called = self._meter.models()
+        called = self.meter.models()
         told = [_model(name, meter) for name, meter in called.items()]
         idle = [name for name in self._service.models() if name not in called]
         return told + [{"name": name} | dict.fromkeys(COUNTS, 0) for name in idle]

@@ -43,6 +43,7 @@ from penstock.lab.inputs import request_of, stranger_of
 from penstock.lab.judge import Judge
 from penstock.policy import scale as policy_scale
 from penstock.policy.move import Move
+from penstock.policy.route.by_stage import ByStage
 from penstock.policy.scale import Bounds
 from penstock.report.made import MadeFleet
 
@@ -106,11 +107,10 @@ def _router(who: str, made: MadeFleet, judge: Judge) -> Router:
         raise BadTrace(f"the log's fleet cannot be made again: {error.message}") from None
     return Router(
         who,
-        policy,  # type: ignore[arg-type]
+        policy if decode is None else ByStage(policy, decode),  # type: ignore[arg-type]
         log=judge,
         seed=made.seed,
         sight=_sight((policy, decode), made),
-        decode=decode,  # type: ignore[arg-type]
     )
 
 

@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from penstock.core.clock import now
 from penstock.core.errors import PenstockError, ReplicaLost
+from penstock.core.messages import Submit
 from penstock.core.ports import OnFailed, OnOutput
 from penstock.core.types import Output, Report, Request
 
@@ -45,22 +46,15 @@ class NullReplica:
             )
         )
 
-    def submit(
-        self,
-        request: Request,
-        on_output: OnOutput,
-        *,
-        on_failed: OnFailed,
-        every_token: bool = True,
-        seq: int = 0,
-    ) -> None:
+    def submit(self, asked: Submit, on_output: OnOutput, on_failed: OnFailed) -> None:
+        request = asked.request
         assert request.id not in self.held
         self.seen.append(request.id)
         if not self.is_alive:
             asyncio.get_running_loop().call_soon(on_failed, ReplicaLost("not running"))
             return
         self.held[request.id] = Held(
-            request, on_output, on_failed, every_token, list(range(request.n))
+            request, on_output, on_failed, asked.every_token, list(range(request.n))
         )
 
     def cancel(self, request_id: str) -> None:

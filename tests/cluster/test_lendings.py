@@ -56,7 +56,7 @@ class World:
         ]
         self.log = Log()
         router = Router("fleet", find("route", "round-robin")(), log=self.log)
-        self.fleet = Fleet("m", self.links, router, lends=count > 1)
+        self.fleet = Fleet("m", self.links, router)
         self.processes = Processes(max_restarts=0)
 
     async def ask(self, name: str, ids: list[int], tokens: int) -> list[int]:

@@ -21,7 +21,7 @@ from penstock.core.errors import (
     StepFailed,
 )
 from penstock.core.events import Finished, Reported
-from penstock.core.messages import Failed, Hello, Say
+from penstock.core.messages import Failed, Hello, Say, Submit
 from penstock.core.prompt import HashedPrompt, TracedPrompt
 from penstock.core.types import Output, Report, Request, RequestId, Sampling
 from penstock.engine.turn import Predictors
@@ -120,7 +120,7 @@ def test_without_a_listener_only_the_end_travels() -> None:
             if len(heard) == 2:
                 ended.set()
 
-        link.submit(request("a", 5, n=2), hear, on_failed=pytest.fail, every_token=False)
+        link.submit(Submit(request("a", 5, n=2), every_token=False), hear, pytest.fail)
         await ended.wait()
         assert sorted((o.answer, o.num_tokens, o.finish) for o in heard) == [
             (0, 5, "length"),

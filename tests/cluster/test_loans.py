@@ -35,6 +35,7 @@ class Lender(NullReplica):
                 is_alive=self.is_alive,
                 free_blocks=BLOCKS,
                 total_blocks=BLOCKS,
+                lent_blocks=0,
             )
         )
 
@@ -57,7 +58,7 @@ def test_a_creditor_that_died_while_another_was_asked_is_left_out() -> None:
         replicas = [Lender(name) for name in ("a", "b", "c", "d")]
         home, first, second, third = replicas
         router = Router("fleet", find("route", "round-robin")(), log=Memory())
-        fleet = Fleet("m", replicas, router, lends=True)
+        fleet = Fleet("m", replicas, router)
         for replica in replicas:
             replica.say()
         ended: list[Exception | None] = []

@@ -13,6 +13,7 @@ import pytest
 from penstock.core.prompt import HashedPrompt
 from penstock.core.types import BlockHash, Report, Request, RequestId, Stage
 from penstock.policy import find, route
+from penstock.policy.route.by_stage import ByStage
 from penstock.policy.route.prefix import Prefix
 
 SIZE = 16
@@ -43,6 +44,18 @@ def ask(
     decision = policy.decide(view)
     route.law(view, decision)
     return decision.replica  # type: ignore[no-any-return]
+
+
+def test_two_policies_choose_for_prompts_and_for_answers() -> None:
+    policy, three = (
+        ByStage(find("route", "round-robin")(), find("route", "least")()),
+        reports_of("abc"),
+    )
+    loads = {"a": 4, "b": 4, "c": 1}
+    asked: list[Stage] = ["prefill", "decode", "prefill", "decode"]
+    assert [ask(policy, three, stage=each, outstanding=loads) for each in asked] == list("acbc")
+    hears = find("route", "dualmap")()
+    assert ByStage(hears, policy).observe == hears.observe and policy.observe is None
 
 
 def test_round_robin_is_fair_whoever_comes_and_goes() -> None:
