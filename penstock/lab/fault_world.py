@@ -365,6 +365,7 @@ class World:
         """Where the fleet's index differs from what a replica holds."""
         index, news, leaks = self._router.sight.blocks, replica.ledger.news, []
         if index is not None and isinstance(news, NewsDesk):
+            index.check()
             if index.told(name) != news.contents():
                 leaks.append(f"the index of blocks is wrong about {name}")
             if index.told_behind(name) != _behind(replica):
