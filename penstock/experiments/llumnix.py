@@ -16,7 +16,7 @@ in shorter ones a fleet takes far more than it could for long, and then everythi
 first: 1,000 requests at 10.7 a second, where dispatch by memory preempted 7.5 % of them, and moves saved 12 to 19 % of
 these. In runs of 3,000 the fleet is beyond what it can serve at half of that rate (seed 100: at 5 a second mean first
 tokens after 24 s, and half of the replicas without room for whoever is next in 57 % of the time). What moves can save
-is what is avoidable: the others had room, in all, for whoever was put out.
+is what is avoidable: there was room, in all, for everybody who waited.
 
 Thresholds are the artifact's for distributions whose answers are long (10 blocks a job). They and the rule for the rate
 were looked at with seeds from 97 on only. What headroom can win is little at the paper's rate: an urgent request alone

@@ -9,8 +9,8 @@
 
 What is measured of the fleet's memory, by its reports: `starved` is the share of time and replicas in which the first
 in the queue lacks memory; `full` the share of time in which that is so at half of the replicas or more: then there is
-nowhere to move; `avoidable` the share of preemptions at which the other replicas had, in all, as much memory free,
-beyond what their own queues begin with, as the first in the queue asks for where it happened.
+nowhere to move; `avoidable` the share of preemptions at which the fleet had as much memory free, in all, as everybody
+who waited asked for, whoever was put out among them: in one memory they would have fitted.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class Books:
         self._told[name] = report
         num = report.num_preemptions - (0 if before is None else before.num_preemptions)
         if num > 0:
-            others = [each for each in self._told.values() if each.replica != name]
-            free = sum([max(0, each.free_blocks - each.head_blocks) for each in others])
+            free = sum([each.free_blocks for each in self._told.values()])
+            wanted = sum([each.waiting_blocks for each in self._told.values()])
             self.num_put_out += num
-            self.num_avoidable += num * (free >= report.head_blocks)
+            self.num_avoidable += num * (free >= wanted)
         starved = [each.head_blocks > each.free_blocks for each in self._told.values()]
         self.num_seen += 1
         self.num_starved += report.head_blocks > report.free_blocks

@@ -20,21 +20,21 @@ def test_lengths_have_the_mean_and_the_quantiles_that_are_told(mean: int) -> Non
     assert told == pytest.approx(POWER_LAWS[mean][1:], rel=0.02)
 
 
-def test_a_preemption_is_avoidable_where_the_others_have_room_for_whoever_was_put_out() -> None:
+def test_a_preemption_is_avoidable_where_one_memory_would_hold_everybody_who_waits() -> None:
     books = Books()
 
-    def tell(name: str, *, free: int = 0, head: int = 0, preempted: int = 0) -> None:
+    def tell(name: str, *, free: int = 0, waiting: int = 0, preempted: int = 0) -> None:
         told = Report(
-            replica=name, at=0.0, free_blocks=free, head_blocks=head, num_preemptions=preempted
-        )
+            replica=name, at=0.0, free_blocks=free, waiting_blocks=waiting, num_preemptions=preempted
+        )  # fmt: skip
         books.emit(Reported(at=0.0, who="fleet", report=told))
 
-    for name, free, head in (("a", 0, 0), ("b", 30, 0), ("c", 50, 30)):
-        tell(name, free=free, head=head)
+    for name, free, waiting in (("a", 0, 0), ("b", 30, 0), ("c", 50, 30)):
+        tell(name, free=free, waiting=waiting)
     assert books.num_put_out == 0
-    tell("a", head=50, preempted=1)
+    tell("a", waiting=50, preempted=1)
     assert (books.num_put_out, books.num_avoidable) == (1, 1)
-    tell("a", head=51, preempted=3)  # of the 80 free blocks c's queue will have 30
+    tell("a", waiting=51, preempted=3)
     assert (books.num_put_out, books.num_avoidable) == (3, 1)
 
 
