@@ -13,8 +13,9 @@ import torch
 from penstock.core.errors import BadConfig
 from penstock.engine.torch import memory
 from penstock.engine.torch.attention import KvLayout
-from penstock.engine.torch.beside import Beside
+from penstock.engine.torch.beside import SCRATCH, Beside
 from penstock.engine.torch.executor import TorchExecutor
+from penstock.engine.torch.kernels import quantised, shorts
 from penstock.engine.torch.open import EngineConfig, open_executor
 from penstock.engine.torch.recorded import Space
 from tests.engine.torch.models import saved
@@ -57,6 +58,12 @@ def test_all_adapters_are_counted(executor: TorchExecutor) -> None:
         slots = bank.form.slots * bank.form.rank
         numbers += slots * (len(bank.parts) * bank.width + sum(part.width for part in bank.parts))
     assert 0 < numbers * 4 <= planned(executor).adapters
+
+
+def test_rows_in_whole_numbers_fit_whatever_the_group() -> None:
+    """16 bits each and a float for each group (source/shorts.h); 8 bits each and a RowGroup of 8 bytes."""
+    assert max(2 + 4 / group for group in shorts.GROUPS) <= SCRATCH
+    assert max(1 + 8 / group for group in quantised.GROUPS) <= SCRATCH
 
 
 def test_what_is_set_aside_is_told(executor: TorchExecutor) -> None:
