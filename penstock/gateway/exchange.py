@@ -14,6 +14,7 @@ write, so work that nobody reads stops at once also before the first token.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -24,6 +25,8 @@ from penstock.core.errors import StepFailed
 from penstock.core.ports import Service
 from penstock.core.types import Output, Request
 from penstock.gateway.wire import ClientGone
+
+logger = logging.getLogger(__name__)
 
 Heard = tuple[int, Output]  # the request an Output belongs to, by its place in the call
 
@@ -186,6 +189,7 @@ class Writer:
         if times == 2 and self._task is not None:
             self._is_stalled = True
             self._task.cancel()
+            logger.warning("a caller read nothing for %g s: its answer is dropped", self._limit_s)
             return
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(every_s, self._look, every_s, self._num_sends, times)

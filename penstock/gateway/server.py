@@ -7,6 +7,7 @@ then the sockets close. The second one closes at once; requests inside are cance
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -26,13 +27,16 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        told = str(error.strerror or error).partition(" (while attempting")[
-            0
-        ]  # with the address again
+        told, _, _ = str(error.strerror or error).partition(" (while")  # the address once more
         raise BadConfig(
             f"cannot listen on {host}:{port}: {told}",
             hint="choose another one with --port, or stop what uses it",
         ) from None
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what uvicorn says of an answer that was dropped: whoever dropped it has said why."""
+    return not record.getMessage().startswith("ASGI callable returned without")
 
 
 class Server(uvicorn.Server):
@@ -54,6 +58,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
+        logging.getLogger("uvicorn.error").addFilter(_is_news)
         self._gateway = gateway
         self._draining: asyncio.Task[None] | None = None
 

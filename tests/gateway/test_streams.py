@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ import pytest
 from penstock.core.types import Request
 from penstock.gateway.app import create_app
 from penstock.gateway.config import GatewayConfig
+from penstock.gateway.server import Server
 from penstock.gateway.text import TextModel
 from penstock.sim.loop import run as run_virtual
 from tests.gateway.conftest import ANSWER, Start
@@ -104,12 +106,20 @@ async def test_slow_clients_do_not_hold_up_others(text: TextModel, long_service:
     await asyncio.wait(calls)
 
 
-async def test_a_stalled_client_is_dropped(text: TextModel, long_service: Scripted) -> None:
+async def test_a_stalled_client_is_dropped(
+    text: TextModel, long_service: Scripted, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And it is said once, in our words."""
     long_service.step_s = 0.005
     app = create_app(long_service, {"tiny": text}, GatewayConfig(stall_timeout_s=0.1))
     pipe = Pipe(HELLO)
     await asyncio.wait_for(app(pipe.scope, pipe.receive, pipe.send), 2)  # type: ignore[arg-type]
     assert long_service.cancelled and not long_service.running
+    Server(app)
+    logging.getLogger("uvicorn.error").error("ASGI callable returned without completing response.")
+    logging.getLogger("uvicorn.error").error("something else")
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert told == ["a caller read nothing for 0.1 s: its answer is dropped", "something else"]
 
 
 async def test_a_reading_client_is_not_dropped(text: TextModel, long_service: Scripted) -> None:
