@@ -61,9 +61,11 @@ class BlockIndex:
         spans: list[tuple[int, int]] = []  # up to which place guesses go, and whose
         while at < end:
             by_told, by_guess, until = masks.get(hashes[at], 0) & holders, 0, end
-            for run in guesses.at(hashes[at]):
+            run = guesses.at(hashes[at])
+            while run is not None:
                 if run.holders & holders:
                     spans.append((at + run.shared(hashes, at), run.holders))
+                run = run.beside
             if spans:
                 spans = [span for span in spans if span[0] > at]
                 for place, who in spans:
@@ -93,10 +95,10 @@ class BlockIndex:
         replica, at, end = self._replicas.get(name), 0, len(hashes)
         while replica is not None and at < end:
             at = self._where_fewer(hashes, replica.bit, at, end)
-            _, common = self._guesses.of(replica, hashes, at) if at < end else (None, 0)
-            if not common:
+            _, shared = self._guesses.of(replica.bit, hashes, at) if at < end else (None, 0)
+            if not shared:
                 break
-            at += common
+            at += shared
         return at
 
     def behind(self, hashes: Sequence[BlockHash]) -> dict[str, Behind]:
