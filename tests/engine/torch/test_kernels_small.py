@@ -1,4 +1,5 @@
-"""The small operations against transformers and plain torch, whose rounding they promise."""
+"""The small operations, in every instruction set of this machine, against transformers and plain torch, whose rounding
+they promise."""
 
 from __future__ import annotations
 
@@ -18,6 +19,14 @@ BF16, FP32 = torch.bfloat16, torch.float32
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, params=kernels.isas() or ["none"])
+def best(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The instruction set that is taken."""
+    if request.param != "none":
+        loaded = library.load()
+        monkeypatch.setattr(loaded, "tables", {request.param: loaded.tables[request.param]})
 
 
 def assert_rounded_alike(got: Tensor, wanted: Tensor) -> None:

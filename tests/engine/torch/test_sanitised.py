@@ -1,5 +1,4 @@
-"""The kernels of linear layers, attention and adapters under the compiler's sanitisers of addresses and of undefined
-behaviour."""
+"""The kernels under the compiler's sanitisers of addresses and of undefined behaviour."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import pytest
 from penstock.engine.torch.kernels import build
 
 HERE = Path(__file__).parent
-CALLERS = [HERE / "linear_sanitised.cpp", HERE / "attention_sanitised.cpp"]
+CALLERS = [HERE / f"{name}_sanitised.cpp" for name in ("linear", "attention", "small")]
 FLAGS = ("-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 QUIET = ("-Wno-psabi", "-Wno-unknown-pragmas")
 

@@ -8,16 +8,40 @@ namespace VARIANT {
 
 constexpr int MOST_RANK = 256;
 
-// inner[u] = down . x[u], one number of it
-template <int U, class T>
-static inline void narrow(const AdaptCall& call, const T* const (&x)[U], const float* down, float* (&inner)[U], int64_t k) {
-    Lanes sum[U];
-    UNROLL for (int u = 0; u < U; ++u) sum[u] = fill(0);
+constexpr int ADAPT_SUMS = 4;  // beside each other, so that none waits for itself
+
+// inner[u] = down . x[u], K numbers of it from the k'th on
+template <int U, int K, class T>
+static inline void narrow(const AdaptCall& call, const T* const (&x)[U], const float* down, float* const (&inner)[U],
+                          int64_t k) {
+    Lanes sum[U][K];
+    UNROLL for (int u = 0; u < U; ++u) UNROLL for (int n = 0; n < K; ++n) sum[u][n] = fill(0);
     for (int64_t i = 0; i < call.num_in; i += GROUP) {
-        const Lanes weight = load(down + i);
-        UNROLL for (int u = 0; u < U; ++u) sum[u] = sum[u] + load(x[u] + i) * weight;
+        Lanes value[U];
+        UNROLL for (int u = 0; u < U; ++u) value[u] = load(x[u] + i);
+        UNROLL for (int n = 0; n < K; ++n) {
+            const Lanes weight = load(down + (k + n) * call.num_in + i);
+            UNROLL for (int u = 0; u < U; ++u) sum[u][n] = sum[u][n] + value[u] * weight;
+        }
     }
-    UNROLL for (int u = 0; u < U; ++u) inner[u][k] = sum_of(sum[u]);
+    UNROLL for (int u = 0; u < U; ++u) UNROLL for (int n = 0; n < K; ++n) inner[u][k + n] = sum_of(sum[u][n]);
+}
+
+// out[u] += inner[u] . up, N lanes of it from the j'th output on
+template <int U, int N, class T>
+static inline void spread_out(const AdaptCall& call, const float* up, float* const (&inner)[U], T* const (&out)[U],
+                              int64_t j) {
+    Lanes sum[U][N];
+    UNROLL for (int u = 0; u < U; ++u) UNROLL for (int n = 0; n < N; ++n) sum[u][n] = fill(0);
+    for (int64_t k = 0; k < call.rank; ++k)
+        UNROLL for (int n = 0; n < N; ++n) {
+            const Lanes weight = load(up + k * call.num_out + j + n * GROUP);
+            UNROLL for (int u = 0; u < U; ++u) sum[u][n] = sum[u][n] + fill(inner[u][k]) * weight;
+        }
+    UNROLL for (int u = 0; u < U; ++u) UNROLL for (int n = 0; n < N; ++n) {
+        T* to = out[u] + j + n * GROUP;
+        store(to, load(to) + sum[u][n]);
+    }
 }
 
 template <int U, class T>
@@ -33,16 +57,12 @@ static void adapt_users(const AdaptCall& call, int64_t user) {
         x[u] = (const T*)call.x + call.rows[user + u] * call.x_stride;
         out[u] = (T*)call.out + call.rows[user + u] * call.out_stride;
     }
-    for (int64_t k = 0; k < call.rank; ++k) narrow<U, T>(call, x, down + k * call.num_in, inner, k);
-    for (int64_t j = 0; j < call.num_out; j += GROUP) {
-        Lanes sum[U];
-        UNROLL for (int u = 0; u < U; ++u) sum[u] = fill(0);
-        for (int64_t k = 0; k < call.rank; ++k) {
-            const Lanes weight = load(up + k * call.num_out + j);
-            UNROLL for (int u = 0; u < U; ++u) sum[u] = sum[u] + fill(inner[u][k]) * weight;
-        }
-        UNROLL for (int u = 0; u < U; ++u) store(out[u] + j, load(out[u] + j) + sum[u]);
-    }
+    constexpr int BESIDE = ADAPT_SUMS / U;
+    int64_t k = 0, j = 0;
+    for (; k + BESIDE <= call.rank; k += BESIDE) narrow<U, BESIDE, T>(call, x, down, inner, k);
+    for (; k < call.rank; ++k) narrow<U, 1, T>(call, x, down, inner, k);
+    for (; j + BESIDE * GROUP <= call.num_out; j += BESIDE * GROUP) spread_out<U, BESIDE, T>(call, up, inner, out, j);
+    for (; j < call.num_out; j += GROUP) spread_out<U, 1, T>(call, up, inner, out, j);
 }
 
 template <class T>

@@ -19,10 +19,11 @@ constexpr float LOWEST = -1e30f;  // the running maximum before any key: finite,
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 constexpr int WIDE_ROWS = 12;  // from here on a tile is widened once
 constexpr int WIDE_STEP = LANE_BYTES == 32 ? 6 : 4;
+constexpr int ABREAST_GROUPS = LANE_BYTES == 64 ? 2 : 1;  // that four rows of a decoding query are scored with
 
 template <class S>
-static constexpr bool takes_pairs() {  // as they are stored
-    return sizeof(typename Format<S>::Left) == 2;
+static constexpr bool takes_stored() {  // as the dot product takes them, whatever the rows
+    return sizeof(S) == 2 && sizeof(typename Format<S>::Left) == 2;
 }
 
 struct Scratch {
@@ -83,7 +84,7 @@ static inline void soften(const AttentionCall& call, const Scratch& scratch, int
         if (!whole) x[g] = choose(within(g * GROUP, seen.from, seen.upto), x[g], hidden);
         best = greater_of(x[g], best);
     }
-    const float peak = joined(best, [](float a, float b) { return b > a ? b : a; });
+    const float peak = greatest_of(best);
     if (peak > scratch.highest[row]) {
         const Lanes shrink = exp2(fill(scratch.highest[row] - peak));
         scratch.total[row] *= shrink.part[0][0];
@@ -103,7 +104,7 @@ static inline void soften(const AttentionCall& call, const Scratch& scratch, int
         }
         store((Left*)scores + g * GROUP, p);
     }
-    scratch.total[row] += joined(total, [](float a, float b) { return a + b; });
+    scratch.total[row] += sum_of(total);
 }
 
 // The positions that query `index` of a chunk sees.
@@ -119,11 +120,12 @@ template <class Left, class S>
 static void soften_all(const AttentionCall& call, const Item& item, const Scratch& scratch, int rows, int start,
                        const Groups<S>& here) {
     const int share = call.num_heads / call.num_kv_heads;
-    for (int row = 0; row < rows; ++row) {
-        Range seen = visible(call, item.chunk, item.first_query + row / share);
+    for (int row = 0, query = item.first_query; row < rows; ++query) {
+        Range seen = visible(call, item.chunk, query);
         if (seen.from < item.key_begin) seen.from = item.key_begin;
         if (seen.upto > item.key_end) seen.upto = item.key_end;
-        soften<Left>(call, scratch, row, here, {seen.from - start, seen.upto - start});
+        const Range here_seen{seen.from - start, seen.upto - start};
+        for (int head = 0; head < share; ++head, ++row) soften<Left>(call, scratch, row, here, here_seen);
     }
 }
 
@@ -169,36 +171,52 @@ static void clean_edges(const AttentionCall& call, const Item& item, int start, 
     for (int group = 0; group < groups.count; ++group) {
         const Range valid = valid_of(item, start + group * GROUP);
         if (valid.from <= 0 && valid.upto >= GROUP) continue;
-        copy_visible(edges, groups.values[group], valid, call.head_dim);
+        memcpy(edges, groups.values[group], sizeof(S) * GROUP * call.head_dim);
+        clear_hidden(edges, valid, call.head_dim);
         groups.values[group] = edges;
         edges += GROUP * call.head_dim;
     }
 }
 
-static void clear_hidden(float* values, Range valid, int dim) {
-    for (int t = 0; t < GROUP; ++t)
-        if (!valid.holds(t)) memset(values + t * dim, 0, dim * sizeof(float));
+// Groups in the scratch memory, widened to floats. Returns those of the keys; latents are their own values.
+template <class S>
+static const float* widen_group(const AttentionCall& call, float* keys, float*& values, const S* const (&from)[2],
+                                const S* const (&next)[2]) {
+    if (call.is_latent) {
+        widen_rows(values = keys, from[0], next[0], call.head_dim);
+        return keys;
+    }
+    widen_keys(keys, from[0], next[0], call.head_dim);
+    widen_values(values, from[1], next[1], call.head_dim);
+    return keys;
 }
 
-// A tile of floats in the scratch memory.
+#ifdef DOT_BF16
+// The same, widened to pairs of bfloat16.
 template <class S>
-static Groups<float> widen(const AttentionCall& call, const Item& item, const Scratch& scratch, int start,
-                           const Groups<S>& from, const Groups<S>& next) {
+static const bf16* widen_group(const AttentionCall& call, bf16* keys, bf16*& values, const S* const (&from)[2],
+                               const S* const (&next)[2]) {
+    widen_values(values, from[1], next[1], call.head_dim, call.value_dim);
+    if (call.is_latent) return rows_of(keys, from[0], call.head_dim);
+    if constexpr (!takes_stored<S>()) widen_keys(keys, from[0], next[0], call.head_dim);
+    return keys;
+}
+#endif
+
+template <class S>
+static Groups<typename Format<S>::Left> widen(const AttentionCall& call, const Item& item, const Scratch& scratch,
+                                              int start, const Groups<S>& from, const Groups<S>& next) {
+    typedef typename Format<S>::Left Left;
     const int dim = call.head_dim;
-    Groups<float> wide;
+    Groups<Left> wide;
     wide.count = from.count;
     for (int g = 0; g < from.count; ++g) {
-        float *keys = scratch.keys + g * GROUP * dim, *values = scratch.values + g * GROUP * dim;
-        const S* next_keys = g < next.count ? next.keys[g] : from.keys[g];
-        const S* next_values = g < next.count ? next.values[g] : from.values[g];
-        if (call.is_latent) {
-            widen_rows(values = keys, from.keys[g], next_keys, dim);
-        } else {
-            widen_keys(keys, from.keys[g], next_keys, dim);
-            widen_values(values, from.values[g], next_values, dim);
-        }
+        Left* values = (Left*)scratch.values + g * GROUP * dim;
+        const Groups<S>& then = g < next.count ? next : from;
+        wide.keys[g] = widen_group<S>(call, (Left*)scratch.keys + g * GROUP * dim, values,
+                                      {from.keys[g], from.values[g]}, {then.keys[g], then.values[g]});
         clear_hidden(values, valid_of(item, start + g * GROUP), dim);
-        wide.keys[g] = keys, wide.values[g] = values;
+        wide.values[g] = values;
     }
     return wide;
 }
@@ -230,15 +248,6 @@ static void finish(const AttentionCall& call, const Item& item, const Scratch& s
 
 // How a tile is read: as it lies, widened first, or as latents, which are always widened.
 enum class Way { AS_STORED, WIDENED, LATENT };
-
-template <Way W, class S>
-struct Lefts {
-    typedef float Left;
-};
-template <class S>
-struct Lefts<Way::AS_STORED, S> {
-    typedef typename Format<S>::Left Left;
-};
 
 template <class S>
 static void attend_tile(const AttentionCall& call, const Item& item, const Scratch& scratch, int rows, int start,
@@ -284,42 +293,41 @@ struct Abreast {
     }
     Scratch scratch_at(int head) const { return scratch_of(scratch, head, rows, call.head_dim); }
 
-    // What is read after a head's groups: the next head's, or the next groups of the first head.
-    Groups<S> after(const Groups<S>& tile, int head, int first) const {
-        if (head + 1 < item.num_kv_heads) return groups_of(call, tile, head + 1, first, together);
-        return groups_of(call, tile, 0, first + together < tile.count ? first + together : tile.count, together);
+    // The at'th groups that are scored together, and the at'th that is put out, in the order in which they are read.
+    Groups<S> scored(const Groups<S>& tile, int at) const {
+        const int heads = item.num_kv_heads;
+        return groups_of(call, tile, at % heads, at / heads * together, together);
+    }
+    Groups<S> put(const Groups<S>& tile, int at) const {
+        return groups_of(call, tile, at % item.num_kv_heads, at / item.num_kv_heads, 1);
     }
 
     void score(const Groups<S>& tile) const {
-        for (int first = 0; first < tile.count; first += together)
-            for (int head = 0; head < item.num_kv_heads; ++head) {
-                const Scratch own = scratch_at(head);
-                const Groups<S> here = groups_of(call, tile, head, first, together);
-                Groups<S> next = after(tile, head, first);
-                if (!next.count) {
-                    next = groups_of(call, tile, 0, 0, together);
-                    for (int n = 0; n < next.count; ++n) next.keys[n] = next.values[n];
-                }
-                float* scores = own.scores + first * GROUP;
-                cover<4>(ScorePiece<S, true>{(const Left*)own.query, scores, here, next, call.head_dim}, rows, here.count);
-            }
+        const int heads = item.num_kv_heads, pieces = (tile.count + together - 1) / together * heads;
+        for (int at = 0; at < pieces; ++at) {
+            const Scratch own = scratch_at(at % heads);
+            const Groups<S> here = scored(tile, at);
+            Groups<S> next = at + 1 < pieces ? scored(tile, at + 1) : put(tile, 0);
+            if (at + 1 == pieces) next.keys[0] = next.values[0];
+            float* scores = own.scores + at / heads * together * GROUP;
+            cover<4>(ScorePiece<S, true>{(const Left*)own.query, scores, here, next, call.head_dim}, rows, here.count);
+        }
     }
 
     void put_out(const Groups<S>& tile, const Groups<S>& next_tile, int start) const {
-        const int dim = call.head_dim, heads = item.num_kv_heads;
-        for (int group = 0; group < tile.count; ++group)
-            for (int head = 0; head < heads; ++head) {
-                const Scratch own = scratch_at(head);
-                Groups<S> here = groups_of(call, tile, head, group, 1);
-                const S* next = here.values[0];
-                if (head + 1 < heads || group + 1 < tile.count)
-                    next = groups_of(call, tile, (head + 1) % heads, group + (head + 1) / heads, 1).values[0];
-                else if (next_tile.count)
-                    next = next_tile.keys[0];
-                clean_edges(call, item, start + group * GROUP, here, (S*)own.values);
-                const float* scores = own.scores + group * GROUP * sizeof(Left) / sizeof(float);
-                OutputPass<S>{scores, own.out, here.values[0], next, dim}.all(rows);
-            }
+        const int dim = call.head_dim, heads = item.num_kv_heads, pieces = tile.count * heads;
+        for (int at = 0; at < pieces; ++at) {
+            const Scratch own = scratch_at(at % heads);
+            Groups<S> here = put(tile, at);
+            const S* next = here.values[0];
+            if (at + 1 < pieces)
+                next = put(tile, at + 1).values[0];
+            else if (next_tile.count)
+                next = next_tile.keys[0];
+            clean_edges(call, item, start + at / heads * GROUP, here, (S*)own.values);
+            const float* scores = own.scores + at / heads * GROUP * sizeof(Left) / sizeof(float);
+            OutputPass<S>{scores, own.out, here.values[0], next, dim}.all(rows);
+        }
     }
 
     void attend() const {
@@ -343,15 +351,16 @@ struct Abreast {
 template <Way W, class S>
 static void attend_widened(const AttentionCall& call, const Item& item, const Scratch& scratch, int rows, int start,
                            const Groups<S>& here, const Groups<S>& next) {
+    typedef typename Format<S>::Left Left;
     const int dim = call.head_dim, out_dim = call.value_dim;
-    const float* query = (const float*)scratch.query;
-    const Groups<float> wide = widen(call, item, scratch, start, here, next), none{};
+    const Left* query = (const Left*)scratch.query;
+    const Groups<Left> wide = widen(call, item, scratch, start, here, next), none{};
     if (W == Way::LATENT)
-        dot_scores(scratch.scores, query, rows, scratch.keys, wide.count * GROUP, dim);
+        for (int g = 0; g < wide.count; ++g) dot_group(scratch.scores + g * GROUP, query, rows, wide.keys[g], dim);
     else
-        cover<WIDE_STEP>(ScorePiece<float, false>{query, scratch.scores, wide, none, dim}, rows, wide.count);
-    soften_all<float>(call, item, scratch, rows, start, here);
-    const OutputPiece<float, false> piece{scratch.scores, scratch.out, wide, none, out_dim, dim};
+        cover<WIDE_STEP>(ScorePiece<Left, false>{query, scratch.scores, wide, none, dim}, rows, wide.count);
+    soften_all<Left>(call, item, scratch, rows, start, here);
+    const OutputPiece<Left, false> piece{scratch.scores, scratch.out, wide, none, out_dim, dim};
     cover<WIDE_STEP>(piece, rows, out_dim / GROUP);
 }
 
@@ -359,7 +368,7 @@ template <Way W, class T, class S>
 static void attend_by(const AttentionCall& call, const Item& item, char* memory, int rows) {
     constexpr int MOST = W == Way::LATENT ? LATENT_GROUPS : TILE_GROUPS;
     const Scratch scratch = carve(memory, rows, call.head_dim);
-    load_queries<T, typename Lefts<W, S>::Left>(call, item, scratch, rows);
+    load_queries<T, typename Format<S>::Left>(call, item, scratch, rows);
     int start = item.key_begin / GROUP * GROUP;
     Groups<S> next = find_groups<S>(call, item, start, MOST);
     for (; start < item.key_end; start += MOST * GROUP) {
@@ -375,7 +384,7 @@ static void attend_by(const AttentionCall& call, const Item& item, char* memory,
 
 template <class T, class S>
 static void attend_abreast(const AttentionCall& call, const Item& item, char* memory, int rows) {
-    const int together = rows >= 4 ? 1 : rows == 1 ? TILE_GROUPS : 2;  // sums that fill the registers
+    const int few = rows == 1 ? TILE_GROUPS : 2, together = rows >= 4 ? ABREAST_GROUPS : few;  // sums that fill registers
     const Scratch scratch = carve(memory, int64_t(rows) * item.num_kv_heads, call.head_dim);
     Abreast<T, S>{call, item, scratch, rows, together}.attend();
 }
@@ -383,7 +392,7 @@ static void attend_abreast(const AttentionCall& call, const Item& item, char* me
 template <class T, class S>
 static void attend_as(const AttentionCall& call, const Item& item, char* memory) {
     const int rows = item.num_queries * (call.num_heads / call.num_kv_heads);
-    if (item.num_queries == 1 && !call.is_latent && (takes_pairs<S>() || rows < WIDE_ROWS))
+    if (item.num_queries == 1 && !call.is_latent && (takes_stored<S>() || rows < WIDE_ROWS))
         return attend_abreast<T, S>(call, item, memory, rows);
     if (item.num_kv_heads > 1) {
         Item one = item;
@@ -393,7 +402,7 @@ static void attend_as(const AttentionCall& call, const Item& item, char* memory)
     }
     if (call.is_latent)
         attend_by<Way::LATENT, T, S>(call, item, memory, rows);
-    else if (takes_pairs<S>() || rows < WIDE_ROWS)
+    else if (takes_stored<S>() || rows < WIDE_ROWS)
         attend_by<Way::AS_STORED, T, S>(call, item, memory, rows);
     else
         attend_by<Way::WIDENED, T, S>(call, item, memory, rows);
@@ -401,7 +410,7 @@ static void attend_as(const AttentionCall& call, const Item& item, char* memory)
 
 static void attend(const AttentionCall& call, const Item& item, char* scratch) {
     if (call.eight_bits)
-        call.bf16 ? attend_as<bf16, int8_t>(call, item, scratch) : attend_as<float, int8_t>(call, item, scratch);
+        call.bf16 ? attend_as<bf16, Byte>(call, item, scratch) : attend_as<float, int8_t>(call, item, scratch);
     else
         call.bf16 ? attend_as<bf16, bf16>(call, item, scratch) : attend_as<float, float>(call, item, scratch);
 }

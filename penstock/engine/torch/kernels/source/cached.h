@@ -1,14 +1,11 @@
 // What lies in the cache, and how it gets there: where a head's groups are, how they are read as floats, and how new
 // keys and values are written. calls.h tells the layouts.
 //
-// S is the stored type: float, bfloat16, or int8_t (a whole number times the token's scale). Whatever a kernel reads
-// as floats, it reads through `read`.
+// S is the stored type: float, bfloat16, or int8_t or Byte (a whole number times the token's scale). Whatever a kernel
+// reads as floats, it reads through `read`.
 #pragma once
 #include "calls.h"
 #include "product.h"
-#if LANE_BYTES == 32 && defined(__AVX2__)
-#include <immintrin.h>
-#endif
 
 namespace VARIANT {
 
@@ -16,10 +13,13 @@ typedef int8_t BytesAt __attribute__((vector_size(WIDTH), may_alias, aligned(1))
 
 static inline Lanes read(const float* from) { return load(from); }
 static inline Lanes read(const bf16* from) { return load(from); }
-// Compilers take vectors of eight bytes apart, hence the one conversion by name.
+// Compilers take vectors of bytes apart, hence the conversions by name.
 static inline Lanes read(const int8_t* from) {
     Lanes result;
-#if LANE_BYTES == 32 && defined(__AVX2__)
+#if LANE_BYTES == 64 && defined(__AVX512F__)
+    const __m512i whole = _mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128((const __m128i*)from));
+    result.part[0] = __builtin_convertvector((MaskPart)whole, FloatPart);
+#elif LANE_BYTES == 32 && defined(__AVX2__)
     EACH_PART {
         const __m128i bytes = _mm_loadl_epi64((const __m128i*)(from + p * WIDTH));
         result.part[p] = __builtin_convertvector((MaskPart)_mm256_cvtepi8_epi32(bytes), FloatPart);
@@ -30,6 +30,25 @@ static inline Lanes read(const int8_t* from) {
 #endif
     return result;
 }
+#ifdef DOT_BF16
+static inline Lanes read(const Byte* from) { return read((const int8_t*)from); }
+
+// Pairs of numbers that lie in two places.
+static inline Bits paired(const Byte* first, const Byte* second) {
+    const Lanes low = read(first), high = read(second);  // whole numbers: their lower halves are zero
+    Bits result;
+    EACH_PART result.part[p] = (BitsPart)low.part[p] >> 16 | (BitsPart)high.part[p];
+    return result;
+}
+static inline Bits paired(const bf16* first, const bf16* second) {
+    Bits result;
+    EACH_PART {
+        const HalfPart low = *(const HalvesAt*)(first + p * WIDTH), high = *(const HalvesAt*)(second + p * WIDTH);
+        result.part[p] = bits_of(low) | bits_of(high) << 16;
+    }
+    return result;
+}
+#endif
 
 // The two bfloat16 of each pair.
 static inline Lanes lower(const Bits& pairs) {
@@ -69,15 +88,14 @@ struct Range {
     bool holds(int at) const { return at >= from && at < upto; }
 };
 
-// A value group with zeros for the tokens outside `valid`.
+// Zeros for the tokens of a value group that are outside `valid`.
 template <class S>
-static void copy_visible(S* to, const S* group, Range valid, int dim) {
+static void clear_hidden(S* values, Range valid, int dim) {
     constexpr int PAIR = Format<S>::PAIR;
-    memcpy(to, group, sizeof(S) * GROUP * dim);
     for (int t = 0; t < GROUP; ++t) {
         if (valid.holds(t)) continue;
-        S* line = to + t / PAIR * dim * PAIR + t % PAIR;
-        for (int d = 0; d < dim; ++d) line[d * PAIR] = S(0);
+        S* line = values + t / PAIR * dim * PAIR + t % PAIR;
+        for (int d = 0; d < dim; ++d) line[d * PAIR] = S{};
     }
 }
 
@@ -95,17 +113,18 @@ static void widen_keys(float* to, const S* group, const S* next, int dim) {
     widen_rows(to, group, next, dim);
 }
 
+template <class S>
+static void widen_values(float* to, const S* group, const S* next, int dim) {
+    widen_rows(to, group, next, dim);
+}
+
+#ifndef DOT_BF16
 static void widen_keys(float* to, const bf16* group, const bf16* next, int dim) {
     for (int at = 0; at < dim * GROUP; at += 2 * GROUP) {
         const Bits pairs = load_bits(group + at);
         __builtin_prefetch(next + at);
         store(to + at, lower(pairs)), store(to + at + GROUP, upper(pairs));
     }
-}
-
-template <class S>
-static void widen_values(float* to, const S* group, const S* next, int dim) {
-    widen_rows(to, group, next, dim);
 }
 
 static void widen_values(float* to, const bf16* group, const bf16* next, int dim) {
@@ -116,6 +135,33 @@ static void widen_values(float* to, const bf16* group, const bf16* next, int dim
             store(to + t * dim + d, lower(pairs)), store(to + (t + 1) * dim + d, upper(pairs));
         }
 }
+#else
+// Groups as pairs of bfloat16.
+static void widen_keys(bf16* to, const Byte* group, const Byte* next, int dim) {
+    for (int at = 0; at < dim * GROUP; at += 2 * GROUP) {
+        __builtin_prefetch(next + at);
+        store_bits(to + at, paired(group + at, group + at + GROUP));
+    }
+}
+
+// Of `dim` numbers a token the first `count`; all of the next group are asked for.
+template <class S>
+static void widen_values(bf16* to, const S* group, const S* next, int dim, int count) {
+    for (int t = 0; t < GROUP; t += 2)
+        for (int d = 0; d < dim; d += GROUP) {
+            const S* first = group + t * dim + d;
+            __builtin_prefetch(next + t * dim + 2 * d);
+            if (d < count) store_bits(to + t * dim + 2 * d, paired(first, first + dim));
+        }
+}
+
+// Latents as their scores take them: where they lie, if they are bfloat16.
+static const bf16* rows_of(bf16*, const bf16* group, int) { return group; }
+static const bf16* rows_of(bf16* to, const Byte* group, int dim) {
+    for (int at = 0; at < dim * GROUP; at += GROUP) store(to + at, read(group + at));
+    return to;
+}
+#endif
 
 // Whole numbers in [-127, 127] and the scale that brings them back. A vector with a number that is not finite gets a
 // scale that is NaN, so that whoever sees it is told.

@@ -21,9 +21,15 @@ static inline Lanes entries(const float* row, int64_t at, int64_t width) {
 static inline bool any_of(const Mask& mask) {
     MaskPart all = mask.part[0];
     UNROLL for (int p = 1; p < PARTS; ++p) all |= mask.part[p];
+#if defined(__AVX512F__) && LANE_BYTES == 64
+    return _mm512_test_epi32_mask((__m512i)all, (__m512i)all) != 0;
+#elif defined(__AVX2__) && LANE_BYTES == 32
+    return !_mm256_testz_si256((__m256i)all, (__m256i)all);
+#else
     int32_t found = 0;
     UNROLL for (int i = 0; i < WIDTH; ++i) found |= all[i];
     return found != 0;
+#endif
 }
 
 // Four vectors at a time, so that a comparison need not wait for the one before it.

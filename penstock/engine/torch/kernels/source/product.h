@@ -24,6 +24,20 @@ struct Format<bf16> {
 #endif
 };
 
+// Eight bits beside rows of bfloat16. The dot product takes them as pairs of bfloat16, which hold them.
+#ifdef DOT_BF16
+struct Byte {
+    int8_t value;
+};
+template <>
+struct Format<Byte> {
+    static constexpr int PAIR = 1;
+    typedef bf16 Left;
+};
+#else
+typedef int8_t Byte;
+#endif
+
 // sum[r][n] += left[r] * column[n]
 template <int R, int N>
 static inline void add_products(Lanes (&sum)[R][N], const float* left, int64_t left_stride, const Lanes (&column)[N]) {
@@ -87,6 +101,8 @@ static inline void sweep_columns(const Piece& piece, int row, int columns) {
     constexpr int N = SUMS / R < 1 ? 1 : (SUMS / R > 4 ? 4 : SUMS / R);
     int column = 0;
     for (; column + N <= columns; column += N) piece.template run<R, N>(row, column);
+    if constexpr (N > 2)
+        if (column + 2 <= columns) piece.template run<R, 2>(row, column), column += 2;
     for (; column < columns; ++column) piece.template run<R, 1>(row, column);
 }
 
