@@ -281,7 +281,9 @@ def draws(rows: int, how: How) -> Iterator[Line]:
         ) -> object:
             return kernels.pick_tokens(logits, heat, chance, limits=[limits] * rows)
 
-        yield compare(f"draw {name}, {width} entries, {rows} rows", lambda ours=ours: ours, theirs, how)
+        yield compare(
+            f"draw {name}, {width} entries, {rows} rows", lambda ours=ours: ours, theirs, how
+        )
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -335,9 +337,8 @@ def main() -> None:
     if not kernels.available():
         raise SystemExit(f"no kernels here: {kernels.why_not()}")
     if not chosen.json:
-        print(
-            f"instruction set: {kernels.isas()[0]}\n{'':58s} {'kernels':>14s} {chosen.against or 'torch':>14s} {'ratio':>7s}"
-        )
+        print(f"instruction set: {kernels.isas()[0]}")
+        print(f"{'':58s} {'kernels':>14s} {chosen.against or 'torch':>14s} {'ratio':>7s}")
     for line in lines(How(chosen.seconds, chosen.against), chosen.only):
         print(json.dumps(asdict(line)) if chosen.json else show(line), flush=True)
 
