@@ -15,8 +15,7 @@ that choose among requests that wait.
 
 from __future__ import annotations
 
-from msgspec import Struct
-
+from penstock.core.records import Record
 from penstock.core.types import Report, Request
 from penstock.policy.loads import Sent
 from penstock.policy.route import Queued
@@ -24,7 +23,7 @@ from penstock.policy.route import Queued
 REPORTS_TRUSTED = 3  # of a replica without numbers, after which what was sent before is in them
 
 
-class Entry(Struct, gc=False):
+class Entry(Record):
     """One request sent to a replica. `num_reports` came since."""
 
     seq: int

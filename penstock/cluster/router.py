@@ -16,9 +16,9 @@ from collections.abc import Collection, Mapping
 from msgspec import UNSET, UnsetType
 
 from penstock.cluster.sight import Sight
+from penstock.core.arrivals import arrival_of
 from penstock.core.errors import BadRequest
 from penstock.core.events import (
-    Arrived,
     Begun,
     BlocksTold,
     Cancelled,
@@ -132,7 +132,7 @@ class Router:
         except ValueError as error:
             raise BadRequest(str(error), param="prompt") from None
         if self._is_read:
-            self._emit(Arrived.of(request, at=now, who=self.name, seq=0, hashes=hashes))
+            self._emit(arrival_of(request, at=now, who=self.name, seq=0, hashes=hashes))
 
     def choose(self, now: float, request: Request, tried: Collection[str] = ()) -> str | None:
         """The replica that takes the request, counted as outstanding there; None = nobody can now.

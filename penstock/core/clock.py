@@ -6,32 +6,24 @@ Nothing else in the project imports `time` to decide anything; see the lint rule
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 
-
-class _Virtual(threading.local):
-    """The virtual loop that runs in this thread: asking asyncio costs a system call, and a simulation asks a lot."""
-
-    loop: asyncio.AbstractEventLoop | None = None
-
-
-_virtual = _Virtual()
+from penstock.core.virtual import VIRTUAL
 
 
 def announce(loop: asyncio.AbstractEventLoop | None) -> None:
     """A virtual loop begins to run in this thread, or (None) has stopped."""
-    _virtual.loop = loop
+    VIRTUAL.loop = loop
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
     """asyncio.get_running_loop(), quicker in virtual time."""
-    return _virtual.loop or asyncio.get_running_loop()
+    return VIRTUAL.loop or asyncio.get_running_loop()
 
 
 def now() -> float:
     """Seconds of the running loop's clock. Only differences mean something."""
-    return (_virtual.loop or asyncio.get_running_loop()).time()
+    return (VIRTUAL.loop or asyncio.get_running_loop()).time()
 
 
 async def sleep_until(at: float) -> None:

@@ -13,7 +13,6 @@ made five times and written twice as fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
@@ -29,7 +28,6 @@ from penstock.core.lending import Spilled as Spilled
 from penstock.core.moving import (
     Departed,
     Granted,
-    JobState,
     Landed,
     Migrated,
     MoveAsked,
@@ -39,13 +37,12 @@ from penstock.core.moving import (
     Took,
     WentOn,
 )
-from penstock.core.prompt import TracedPrompt
 from penstock.core.reshaping import Reshaped as Reshaped
 from penstock.core.steered import Left as Left
 from penstock.core.steered import Scaled as Scaled
 from penstock.core.steered import Served as Served
 from penstock.core.steered import Steered as Steered
-from penstock.core.types import SCHEMA, BlockHash, FinishReason, Report, Request, Slo
+from penstock.core.types import SCHEMA, FinishReason, Report, Slo
 
 
 class Header(Struct, kw_only=True, frozen=True, gc=False):
@@ -105,47 +102,6 @@ class Arrived(Struct, kw_only=True, gc=False):
     ages: tuple[float, float | None] | UnsetType = UNSET
     move: int | UnsetType = UNSET
     images: tuple[int, ...] | UnsetType = UNSET
-
-    @classmethod
-    def of(
-        cls,
-        request: Request,
-        *,
-        at: float,
-        who: str,
-        seq: int,
-        hashes: Sequence[BlockHash],
-        state: JobState | None = None,
-        move: int | UnsetType = UNSET,
-    ) -> Arrived:
-        """What is to be known of a request to take its decisions again; `hashes` are those it was taken in with."""
-        prompt = request.prompt
-        traced = prompt if isinstance(prompt, TracedPrompt) and prompt.hash_ids and hashes else None
-        return cls(
-            at=at,
-            who=who,
-            request=request.id,
-            seq=seq,
-            model=request.model,
-            num_prompt=request.prompt.num_tokens,
-            max_tokens=request.sampling.max_tokens,
-            n=request.n,
-            tenant=request.tenant,
-            priority=request.priority,
-            slo=request.slo,
-            adapter=request.adapter,
-            program=request.program,
-            request_kind=request.kind,
-            hashes=tuple([each.hex() for each in hashes]) if hashes and traced is None else (),
-            hash_ids=() if traced is None else traced.hash_ids,
-            traced_size=None if traced is None else traced.traced_size,
-            salt="" if traced is None else traced.salt,
-            is_scored=request.scores_prompt,
-            num_output=UNSET if state is None else state.num_output,
-            ages=UNSET if state is None else (state.age_s, state.first_token_age_s),
-            move=move,
-            images=tuple([part.num_tokens for part in request.parts]) if request.parts else UNSET,
-        )
 
 
 class Routed(Struct, kw_only=True, gc=False):

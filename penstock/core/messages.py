@@ -1,6 +1,6 @@
 """What a fleet and a replica say to each other over a channel. Plain data, read-only; `net` carries it unread.
 
-Those sent for every request are not declared frozen, which would make each four times as dear.
+Those sent for every request are Records, which cost least to make.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 
 from penstock.core.fetching import Hint, Leave, Seek, Show, Shown
 from penstock.core.moving import JobState, KvCard, SettleHow
+from penstock.core.records import Record
 from penstock.core.reshaping import NewShape, Placing
 from penstock.core.types import SCHEMA, BlockHash, Output, Report, Request, Role, Stage
 
 
-@dataclass(slots=True)
-class Submit:
+class Submit(Record):
     """Fleet -> replica. Without `every_token` only the last output of each answer is sent back.
 
     With a `state` the request's one answer goes on behind the tokens that it has. One that `pauses` stands still before
@@ -234,8 +234,7 @@ class Taken:
     kind: Literal["taken"] = "taken"
 
 
-@dataclass(slots=True)
-class Outputs:
+class Outputs(Record):
     """Replica -> fleet: all that one step produced, one message a step. `items` = (request id, output)."""
 
     items: tuple[tuple[str, Output], ...]
@@ -319,8 +318,7 @@ class BlockNews(NamedTuple):
         return sum([len(each.stored) + len(each.removed) for each in places])
 
 
-@dataclass(slots=True)
-class Say:
+class Say(Record):
     """Replica -> fleet: its current report; `news` where somebody wants to know what its blocks hold."""
 
     report: Report

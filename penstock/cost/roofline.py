@@ -65,7 +65,7 @@ class Roofline:
         self.shape, self.card, self.tp, self.host = shape, card, tp, host or Host()
         self.coverage = coverage or coverage_of(shape)
         # Of decode steps, of numbers of rows and of samples: as many entries as batches have sizes.
-        self._fixed: dict[tuple[int, int, int | None, float], float] = {}
+        self._lines: dict[tuple[int, int, int | None, float], tuple[float, float]] = {}
         self._rows: dict[tuple[int, int, float], tuple[float, float, float]] = {}
         self._head: dict[tuple[int, float], float] = {}
         self._per_context: dict[tuple[int | None, float], float] = {}
@@ -114,15 +114,17 @@ class Roofline:
 
     def _line(self, features: StepFeatures, share: float) -> tuple[float, float]:
         """(fixed, slope): a step takes fixed + slope * decode_context. Decode steps hit the memory of `fixed`."""
-        slope = whole = self._slope(features.layers, share)
-        if features.num_prefills:
-            fixed = self._fixed_s(features, share)
+        tokens, _, samples, _, _, _, prefills, _, _, layers = features
+        if prefills:
+            fixed, slope = self._fixed_s(features, share), self._slope(layers, share)
         else:
-            key = (features.num_tokens, features.num_samples, features.layers, share)
-            known = self._fixed.get(key)
+            key = (tokens, samples, layers, share)
+            known = self._lines.get(key)
             if known is None:
-                known = self._fixed[key] = self._fixed_s(features, share)
-            fixed = known
+                known = self._fixed_s(features, share), self._slope(layers, share)
+                self._lines[key] = known
+            fixed, slope = known
+        whole = slope
         if self.card.skew:
             # What depends on contexts only through their spread does not change within a run.
             spread = features.max_decode_context * features.num_decodes - features.decode_context

@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from msgspec import Struct
-
 from penstock.core.events import Suspended
 from penstock.core.plans import Plan, Yielded
 from penstock.core.ports import RepeatingExecutor
+from penstock.core.records import Record
 from penstock.core.types import Job, PlanId
 from penstock.core.views import Chunk, Flying, Singles
 from penstock.engine.parts import Parts
 
 
-class Flight(Struct, gc=False):
+class Flight(Record):
     """A launched plan, and the live jobs behind its plain numbers."""
 
     plan: Plan
@@ -82,13 +81,14 @@ class Flights:
                 writing.update(tables.get(work.seq, [])[work.start // size : end])
         return next((at for at, block in enumerate(table) if block in writing), len(table))
 
-    def ahead(self) -> dict[int, int]:
-        """Steps of repeated plans that have ended and were not told, by job: what is known of it is so far behind."""
-        found: dict[int, int] = {}
+    def ahead(self) -> list[tuple[Sequence[Job], int]]:
+        """Whose repeated plans have run so many steps that were not told: what is known of them is so far behind."""
+        found = []
         for plan, flight in self.running.items():
             if flight.repeat > 1:
                 steps = cast(RepeatingExecutor, self._executor).num_ended(plan)
-                found.update([(job.seq, steps) for job in flight.jobs if steps])
+                if steps:
+                    found.append((flight.jobs, steps))
         return found
 
     def interrupt(self, plan: PlanId) -> None:

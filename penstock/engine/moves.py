@@ -58,7 +58,7 @@ class Moves:
     @property
     def is_waiting(self) -> bool:
         """Whether somebody waits to leave or to pause."""
-        if self.partings.is_waiting or self.pauses.is_waiting or self.seeks.under_way:
+        if self.partings.asked or self.pauses.asked or self.seeks.under_way:
             return True
         return self.loans is not None and self.loans.has_debts
 
@@ -101,7 +101,7 @@ class Moves:
         self.pauses.look(now)
         if self.loans is not None and self.loans.has_debts:
             self.loans.look(now)
-        if self.partings.is_waiting:
+        if self.partings.asked:
             self.partings.depart(now)
         if self.joinings.is_waiting:
             self.joinings.grant(now)

@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
-from msgspec import Struct
-
 from penstock.core.images import ImageJob
 from penstock.core.messages import Offered
 from penstock.core.moving import JobState, MoveAsked, Parted, SettleHow
 from penstock.core.ports import PortableExecutor
+from penstock.core.records import Record
 from penstock.core.types import Job, Status
 from penstock.engine.parts import Parts
 from penstock.engine.pauses import Pauses
@@ -28,7 +27,7 @@ OnOffered = Callable[[Offered], None]
 MOVABLE: tuple[Status, ...] = ("running", "waiting", "offloaded")
 
 
-class Offering(Struct, gc=False):
+class Offering(Record):
     """Asked from outside; see core.messages.Offer."""
 
     move: int
@@ -37,7 +36,7 @@ class Offering(Struct, gc=False):
     on_offered: OnOffered
 
 
-class Settling(Struct, gc=False):
+class Settling(Record):
     """See core.messages.Settle."""
 
     move: int
@@ -63,20 +62,15 @@ class Partings:
         """`written`: so many of the first of some blocks are not being written now."""
         self._written = written
         self._parts, self._pauses, self._ask_again = parts, pauses, ask_again
-        self._asked: dict[int, Offering] = {}
+        self.asked: dict[int, Offering] = {}  # who waits to leave, by movement
         self._held: dict[int, _Held] = {}
         self.answers: list[Callable[[], None]] = []
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether somebody waits to leave."""
-        return bool(self._asked)
 
     def offer(self, now: float, asked: Offering) -> None:
         """To leave: an input of a turn."""
         told = MoveAsked(at=now, who=self._parts.name, move=asked.move, request=asked.request)
         self._parts.emit(told)
-        self._asked[asked.move] = asked
+        self.asked[asked.move] = asked
         self.depart(now)
 
     def show(self, now: float, asked: Offering) -> None:
@@ -94,23 +88,23 @@ class Partings:
 
     def depart(self, now: float) -> None:
         """Let go whoever can."""
-        for move, asked in list(self._asked.items()):
+        for move, asked in list(self.asked.items()):
             job = self._job_of(asked.request)
             if job is None:
-                del self._asked[move]
+                del self.asked[move]
                 self._answer(asked, Offered(move, True, error="it has ended"))
             elif job.is_cancelled or job.in_flight or job.carried:
                 continue
             else:
                 paused = self._pauses.take(asked.request)
                 if paused is not None or job.status in MOVABLE:
-                    del self._asked[move]
+                    del self.asked[move]
                     self._part(now, asked, job, paused)
 
     def settle(self, now: float, told: Settling) -> None:
         """How a movement from here ended."""
         move, how = told.move, told.how
-        self._asked.pop(move, None)
+        self.asked.pop(move, None)
         held = self._held.pop(move, None)
         if held is None:
             return

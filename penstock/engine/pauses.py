@@ -12,22 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 
 from penstock.core.images import is_encoded
 from penstock.core.moving import PauseAsked, WentOn
+from penstock.core.records import Record
 from penstock.core.types import Job, Output, Stage, Status
 from penstock.engine.parts import Parts
 
 
-class Pausing(Struct, gc=False):
+class Pausing(Record):
     """Asked from outside, right behind the request."""
 
     request: str
     before: Stage = "decode"
 
 
-class GoingOn(Struct, gc=False):
+class GoingOn(Record):
     request: str
 
 
@@ -36,13 +37,8 @@ class Pauses:
 
     def __init__(self, parts: Parts, ask_again: Callable[[], None]) -> None:
         self._parts, self._ask_again = parts, ask_again
-        self._asked: dict[str, Stage] = {}
+        self.asked: dict[str, Stage] = {}  # who is to pause
         self._paused: dict[str, tuple[Job, Status]] = {}
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether somebody is to pause."""
-        return bool(self._asked)
 
     def apply(self, now: float, order: Pausing | GoingOn) -> None:
         if isinstance(order, Pausing):
@@ -54,20 +50,20 @@ class Pauses:
                 before=UNSET if before == "decode" else before,
             )
             self._parts.emit(told)
-            self._asked[order.request] = before
+            self.asked[order.request] = before
             return
         self._parts.emit(WentOn(at=now, who=self._parts.name, request=order.request))
-        self._asked.pop(order.request, None)
+        self.asked.pop(order.request, None)
         self._go_on(order.request)
 
     def look(self, now: float) -> None:
         """Pause whoever has come so far; let go who was cancelled meanwhile."""
-        for request, before in list(self._asked.items()):
+        for request, before in list(self.asked.items()):
             jobs = self._parts.roster.jobs_of(request)
             if not jobs:
-                del self._asked[request]
+                del self.asked[request]
             elif len(jobs) == 1 and _has_come(jobs[0], before):
-                del self._asked[request]
+                del self.asked[request]
                 self._pause(jobs[0], is_heard=jobs[0].is_streamed and before == "decode")
         for request, (job, _) in list(self._paused.items()):
             if job.is_cancelled:
@@ -76,7 +72,7 @@ class Pauses:
 
     def take(self, request: str) -> Status | None:
         """What a paused job was, for who leaves with it; None: it does not pause."""
-        self._asked.pop(request, None)
+        self.asked.pop(request, None)
         paused = self._paused.pop(request, None)
         return None if paused is None else paused[1]
 

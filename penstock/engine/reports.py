@@ -11,7 +11,7 @@ so that it says what it would say had they been launched one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from msgspec import UNSET, UnsetType
@@ -51,7 +51,10 @@ class Reporter:
         if waiting or arriving:
             num_waiting += len(waiting) + sum([one.n for one in arriving])
             tokens, blocks = _queue(waiting, arriving, size)
-        ahead = self._flights.ahead()
+        ahead, free = self._flights.ahead(), ledger.free
+        for jobs, steps in ahead:
+            context += steps * len(jobs)
+            free -= sum([self._more(job, steps) for job in jobs])
         accepts = not num_waiting and not is_draining and prefill < self._room
         return Report(
             replica=parts.name,
@@ -60,7 +63,7 @@ class Reporter:
             num_running=len(running),
             num_waiting=num_waiting,
             waiting_tokens=tokens,
-            free_blocks=ledger.free - sum([self._more(job, ahead) for job in running if ahead]),
+            free_blocks=free,
             total_blocks=ledger.total,
             block_size=size,
             max_context=self._max_context,
@@ -71,26 +74,25 @@ class Reporter:
             prefill_tokens=prefill,
             cached_tokens=self._cached(waiting) if "blocks" in self._tells else 0,
             num_decoding=decoding,
-            decode_tokens=context + sum(ahead.values()),
+            decode_tokens=context,
             num_urgent=urgent,
             waiting_blocks=blocks,
             head_blocks=-(-(self._head() or waiting[0]).known // size) if waiting else 0,
             oldest_wait_s=now - min([job.arrived_at for job in waiting]) if waiting else 0.0,
             num_preemptions=roster.num_preemptions,
             is_accepting=accepts,
-            jobs=self._jobs(now, ahead),
+            jobs=self._jobs(now, ahead) if "jobs" in self._tells else UNSET,
             image_tokens=self._image_tokens(arriving),
         )
 
-    def _more(self, job: Job, ahead: Mapping[int, int]) -> int:
-        """Blocks that a job took in steps which are not booked yet, the one that runs now included."""
-        steps, ledger = ahead.get(job.seq, 0), self._parts.ledger
-        if not steps:
-            return 0
+    def _more(self, job: Job, steps: int) -> int:
+        """Blocks that a job took in so many steps which are not booked yet, the one that runs now included."""
+        ledger = self._parts.ledger
         return max(0, -(-(job.computed + steps + 1) // ledger.block_size) - ledger.held(job))
 
     def _image_tokens(self, arriving: Sequence[Request]) -> int | UnsetType:
-        tokens = self._parts.roster.images.num_tokens
+        images = self._parts.roster.images
+        tokens = images.num_tokens if images.jobs else 0
         for request in arriving:
             if request.parts:
                 tokens += sum(images_of(request))
@@ -106,15 +108,17 @@ class Reporter:
                 found[job.seq] = fork.cached(job) if known is None else known
         return sum(found.values())
 
-    def _jobs(self, now: float, ahead: Mapping[int, int]) -> tuple[JobReport, ...] | UnsetType:
-        if "jobs" not in self._tells:
-            return UNSET
+    def _jobs(
+        self, now: float, ahead: Sequence[tuple[Sequence[Job], int]]
+    ) -> tuple[JobReport, ...]:
+        unbooked = {job.seq: steps for jobs, steps in ahead for job in jobs}
         roster, held = self._parts.roster, self._parts.ledger.held
         jobs = (*roster.running.jobs, *roster.fetched.values(), *roster.waiting.jobs)
         return tuple(
             [
-                _told(job, now, held(job) + self._more(job, ahead), ahead.get(job.seq, 0))
+                _told(job, now, held(job) + (self._more(job, steps) if steps else 0), steps)
                 for job in jobs
+                for steps in (unbooked.get(job.seq, 0),)
             ]
         )
 

@@ -8,12 +8,13 @@ taken here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from msgspec import UNSET, UnsetType
 
+from penstock.core.arrivals import arrival_of
 from penstock.core.canvas import CanvasJob
-from penstock.core.events import Arrived, Event, Finished
+from penstock.core.events import Event, Finished
 from penstock.core.moving import JobState
 from penstock.core.plans import Sampled
 from penstock.core.prompt import private_hashes
@@ -104,23 +105,13 @@ class Roster:
     ) -> list[Job]:
         assert request.id not in self._by_request, f"{request.id} is here already"
         hashes = self._hashes(request) if self._canvas is None else ()
-        self._emit_arrived(now, request, hashes, state, move)
+        who, seq = self._name, self._next_seq
+        self._emit(
+            arrival_of(request, at=now, who=who, seq=seq, hashes=hashes, state=state, move=move)
+        )
         jobs = []
         for answer in range(request.n):
-            job = self._make(
-                seq=self._next_seq,
-                request=request,
-                answer=answer,
-                arrived_at=now,
-                hashes=list(hashes),
-                num_prompt=request.prompt.num_tokens,
-                max_tokens=min(
-                    request.sampling.max_tokens,
-                    self.room_of(request.id) - request.prompt.num_tokens,
-                ),
-                priority=request.priority,
-                is_streamed=every_token,
-            )
+            job = self._make(now, request, answer, list(hashes), every_token)
             self._next_seq += 1
             jobs.append(job)
             if state is not None:
@@ -210,10 +201,37 @@ class Roster:
             self._unblock(job)
         return [] if is_there else jobs
 
-    def _make(self, **facts: Any) -> Job:
-        if facts["request"].parts:
-            return self.images.make(facts["request"], facts)
-        return Job(**facts) if self._canvas is None else CanvasJob(**facts, rule=self._canvas)
+    def _make(
+        self, now: float, request: Request, answer: int, hashes: list[BlockHash], every_token: bool
+    ) -> Job:
+        num_prompt = request.prompt.num_tokens
+        max_tokens = min(request.sampling.max_tokens, self.room_of(request.id) - num_prompt)
+        if self._canvas is None and not request.parts:  # told by name, which costs least
+            return Job(
+                seq=self._next_seq,
+                request=request,
+                answer=answer,
+                arrived_at=now,
+                hashes=hashes,
+                num_prompt=num_prompt,
+                max_tokens=max_tokens,
+                priority=request.priority,
+                is_streamed=every_token,
+            )
+        facts: dict[str, Any] = {
+            "seq": self._next_seq,
+            "request": request,
+            "answer": answer,
+            "arrived_at": now,
+            "hashes": hashes,
+            "num_prompt": num_prompt,
+            "max_tokens": max_tokens,
+            "priority": request.priority,
+            "is_streamed": every_token,
+        }
+        if request.parts:
+            return self.images.make(request, facts)
+        return CanvasJob(**facts, rule=cast(CanvasRule, self._canvas))
 
     def _hashes(self, request: Request) -> tuple[BlockHash, ...]:
         """None for prompts that are read off: a block that is found again is one whose tokens nobody computes."""
@@ -224,26 +242,6 @@ class Roster:
         if not hashes and request.n > 1:
             return private_hashes(request.id, request.prompt.num_tokens // size)
         return tuple(hashes)
-
-    def _emit_arrived(
-        self,
-        now: float,
-        request: Request,
-        hashes: tuple[BlockHash, ...],
-        state: JobState | None,
-        move: int | UnsetType,
-    ) -> None:
-        self._emit(
-            Arrived.of(
-                request,
-                at=now,
-                who=self._name,
-                seq=self._next_seq,
-                hashes=hashes,
-                state=state,
-                move=move,
-            )
-        )
 
     def start(self, now: float, job: Job) -> None:
         """From waiting to running, with the cached prefix pinned."""

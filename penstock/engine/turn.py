@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import get_args
 
-from msgspec import Struct
-
+from penstock.core.records import Record
 from penstock.core.rng import stream
 from penstock.core.types import Caps, Phase
 from penstock.core.views import (
@@ -67,7 +66,7 @@ class Predictors:
     programs: Programs = NO_PROGRAMS
 
 
-class Verdict(Struct, gc=False):
+class Verdict(Record):
     """What the policies decided for one step, and for how many more it would stay the same. `chunks`: by lane.
 
     `offloaded` and `loaded`: whose blocks the replica moves for it.
@@ -175,7 +174,8 @@ class Council:
             whys.append(decision.why)
         chunks, digest = self._digest(decision)
         if goes_on:
-            told = batch.Decision(_decodes_of(running.jobs), stable_for=batch.STABLE, outlasts=True)
+            plain = _decodes_of(running.jobs)
+            told: object = batch.Decision(plain, stable_for=batch.STABLE, outlasts=True)
             assert decision == told, "the last decision did not outlast"
         self._outlasts, self._is_mixed = decision.outlasts, True
         why = whys[0] if len(whys) == 1 else "; ".join(whys)

@@ -14,7 +14,8 @@ from math import exp
 from pathlib import Path
 from statistics import NormalDist
 
-from penstock.core.events import Arrived, Finished
+from penstock.core.arrivals import arrival_of
+from penstock.core.events import Finished
 from penstock.core.prompt import TracedPrompt
 from penstock.core.rng import stream
 from penstock.core.types import ProgramId, Request, RequestId, Sampling, Slo
@@ -129,7 +130,7 @@ def taught(trace: Path | None, seed: int) -> tuple[RecentLengths, SeenPrograms]:
 
 def _teach(programs: SeenPrograms, request: Request, at: float) -> None:
     output = request.true_output or 0
-    programs.observe(Arrived.of(request, at=at, who="past", seq=0, hashes=()))
+    programs.observe(arrival_of(request, at=at, who="past", seq=0, hashes=()))
     end_at = at + PACE_S * output
     programs.observe(
         Finished(

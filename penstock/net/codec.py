@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields
 
 import msgspec
+import msgspec.structs
 
 from penstock.core.errors import PenstockError
 from penstock.core.prompt import HashedPrompt, TokenPrompt, TracedPrompt
@@ -70,7 +71,8 @@ def _unpack_prompt(kind: type, packed: object) -> object:
 
 def kind_of(message_type: type) -> str:
     """The name a message type goes by: the default of its field `kind`."""
-    for field in fields(message_type):
+    is_struct = issubclass(message_type, msgspec.Struct)
+    for field in msgspec.structs.fields(message_type) if is_struct else fields(message_type):
         if field.name == "kind":
             return str(field.default)
     raise TypeError(f"{message_type.__name__} has no field `kind`")

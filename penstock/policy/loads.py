@@ -27,8 +27,7 @@ from __future__ import annotations
 
 from math import inf
 
-from msgspec import Struct
-
+from penstock.core.records import Record
 from penstock.core.types import Report
 from penstock.core.views import PhaseCost
 
@@ -39,7 +38,7 @@ LENDERS_KEEP = 8  # 1 / LENDERS_KEEP of a memory is not lent, whatever is asked 
 FULL_BATCH = 128  # jobs that Llumnix takes for a full decode batch
 
 
-class Sent(Struct, gc=False):
+class Sent(Record):
     """Sums over the requests sent to a replica that its report does not hold yet. `tokens`: of prompts, to compute."""
 
     num: int = 0

@@ -153,7 +153,8 @@ class LogWriter:
         try:
             view = memoryview(self._lines)
             while view:
-                view = view[os.write(self._file, view) :]
+                written = os.write(self._file, view)
+                view = view[written:]
             view.release()
         except OSError as error:
             self._give_up(error)

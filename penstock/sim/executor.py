@@ -62,7 +62,7 @@ _new_tuple: Callable[[type[StepFeatures], Iterable[object]], StepFeatures] = tup
 SchedulerTime = Callable[[int, int], float]  # seconds by (num_running, num_waiting)
 
 
-class _Run(Struct, eq=False):
+class _Run(Struct):
     """A launched plan. `ends` are the instants its steps end, as far as they are known; it stops after `target` steps.
 
     `unending`: the seqs of a plan of decodes none of which ends an answer; empty for all other plans. `parts`:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,7 @@ class Asked:
 
 
 def _single(asked: Asked) -> None:
+    gc.disable()  # what is imported is no garbage, and looking for some takes a tenth of the start
     from penstock.assemble import load_config
     from penstock.lab.simulate import simulate as run_simulation
     from penstock.report.files import check_writable
@@ -129,6 +131,7 @@ def _single(asked: Asked) -> None:
     from penstock.traffic.card import Watched
     from penstock.traffic.promises import slo_of
 
+    gc.enable()
     sweep_flags = {"--processes": asked.processes, "--ray": asked.ray, "--out": asked.out}
     refuse(sweep_flags, "belongs to a sweep", "add --sweep, --compare or --seeds")
     built = load_config(asked.config, sets=asked.sets or (), flags={"seed": asked.seed})

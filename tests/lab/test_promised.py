@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.core.events import Arrived, Completed, Finished
+from penstock.core.arrivals import arrival_of
+from penstock.core.events import Completed, Finished
 from penstock.core.types import ProgramId, Request, Slo
 from penstock.lab.promised import Offer, Scores, due_of, in_time
 from penstock.lab.promised_mix import change_of, offers_of, request_of, run_of
@@ -16,7 +17,7 @@ STREAM = Slo(ttft_s=1.0, tpot_s=0.1)
 def play(scores: Scores, request: Request, at: float, ends: list[float]) -> None:
     """It gets a token at each of `ends`, and ends if that is all."""
     seq = len(scores._by_seq)
-    scores.emit(Arrived.of(request, at=at, who="replica-0", seq=seq, hashes=()))
+    scores.emit(arrival_of(request, at=at, who="replica-0", seq=seq, hashes=()))
     for end in ends:
         outputs = ((seq, 1, False, ()),)
         scores.emit(Completed(at=end, who="r", plan=0, steps_run=1, ends=(end,), outputs=outputs))

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from penstock.assemble import Config, assemble, load_config, modelled_leaves
+from penstock.core.arrivals import arrival_of
 from penstock.core.clock import now
 from penstock.core.errors import StepFailed
-from penstock.core.events import Arrived, Completed, Event, Stepped
+from penstock.core.events import Completed, Event, Stepped
 from penstock.core.prompt import TracedPrompt
 from penstock.core.types import Request, RequestId, Sampling
 from penstock.cost.jitter import Jittered, kind_of, scatter_of
@@ -71,7 +72,7 @@ def true_step_s(tokens: int) -> float:
 
 def arrived(number: int, tokens: int, at: float) -> Event:
     request = request_of(number, tokens, 1)
-    return Arrived.of(request, at=at, who="r", seq=number, hashes=())
+    return arrival_of(request, at=at, who="r", seq=number, hashes=())
 
 
 def stepped(number: int, tokens: int, at: float) -> Event:

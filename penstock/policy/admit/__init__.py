@@ -11,16 +11,15 @@ one, and the policy hears only afterwards, as an event, how many there were.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from penstock.core.records import Record
 from penstock.core.views import Answer, JobView, LedgerFork, Lengths, Rng
 
 STABLE = 1 << 30  # steps: until somebody arrives, ends or leaves
 
 
-@dataclass(slots=True)
-class View:
+class View(Record):
     """`tokens`: positions the next step would compute for `job`, after those found in the prefix cache."""
 
     now: float
@@ -37,8 +36,7 @@ class View:
         return self.ledger.cached(self.job) + self.tokens
 
 
-@dataclass(slots=True)
-class Decision:
+class Decision(Record):
     """`stable_for`: of "later"; other answers change what runs."""
 
     answer: Answer

@@ -34,9 +34,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from msgspec import Struct
-
 from penstock.core.images import images_left
+from penstock.core.records import Record
 from penstock.core.types import Caps
 from penstock.core.views import (
     NO_PROGRAMS,
@@ -81,7 +80,7 @@ class View:
     suspended: Sequence[Flying] = ()
 
 
-class Decision(Struct, gc=False):
+class Decision(Record):
     """`stable_for`: steps for which the same chunks would be planned if nothing arrived, ended or ran short, and admit
     answered the same (for how long it does is asked of its answers).
 

@@ -11,6 +11,7 @@ from math import inf
 from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
+from penstock.core.records import Record
 from penstock.core.views import (
     NO_PROGRAMS,
     Columns,
@@ -50,8 +51,7 @@ class View:
     programs: Programs = NO_PROGRAMS
 
 
-@dataclass(slots=True)
-class Decision:
+class Decision(Record):
     """`stable_for`: steps for which the same ranking would be given if nothing arrived, ended or left."""
 
     ranking: Sequence[JobView]

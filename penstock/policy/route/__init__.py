@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Protocol
 
-from msgspec import Struct
-
+from penstock.core.records import Fact, Record
 from penstock.core.types import Report, Role, Stage
 from penstock.core.views import Behind, BlockFinder, Move, PhaseCost, RequestView, Rng
 from penstock.policy.kept_loads import KeptLoads, Load, Number, loads_of
@@ -67,7 +66,7 @@ def load_of(outstanding: int, report: Report) -> int:
     return outstanding * ONE_OUTSTANDING + report.num_running + report.num_waiting
 
 
-class Queued(Struct, gc=False):
+class Queued(Record):
     """A request that was sent to a replica and not heard of: it waits there, or is being prefilled.
 
     `tokens`: of its prompt, to compute as it seemed when it was sent; `hit` more of them not. `sent_at`: of the fleet.
@@ -80,7 +79,7 @@ class Queued(Struct, gc=False):
     sent_at: float
 
 
-class View(Struct, gc=False):
+class View(Record):
     """`reports` may be stale; `outstanding` is the fleet's own count of requests sent and not yet ended.
 
     kept, kept_loads: what the fleet keeps up to date of all candidates, so that nobody has to look at every report
@@ -204,7 +203,7 @@ class View(Struct, gc=False):
         return queue_s(report, sent, self.token_s, elapsed_s=self.ages.get(name, 0.0))
 
 
-class Decision(Struct, frozen=True, gc=False):
+class Decision(Fact, frozen=True):
     """`alternates`: who is asked next, in order, when the replica turns the request away.
 
     `moves`: other requests that should change their place now. `again_s`: nobody can take it now, and the fleet asks
