@@ -26,18 +26,21 @@ SWITCH = "PENSTOCK_COMPILED"
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 DONE = "done"  # a file that names what the folder holds when it is whole
 
-# What nearly every simulated step runs through. A module that reads files beside itself, or that is little else than
-# records of msgspec or coroutines, gains nothing.
+# What nearly every simulated step and request runs through. A module that reads files beside itself, or that is little
+# else than records of msgspec or coroutines, gains nothing; and read-only dataclasses cannot be pickled once they are
+# compiled, nor can classes with slots of their own. Packages stay plain: a compiled one finds what was compiled alone.
 MODULES = (
-    "core.canvas", "core.images", "core.job",
+    "core.arrivals", "core.canvas", "core.clock", "core.images", "core.job",
     "cost.energy", "cost.roofline", "cost.step",
-    "engine.briefing", "engine.flights", "engine.fork", "engine.host", "engine.joblist", "engine.launch",
-    "engine.ledger", "engine.moves", "engine.outcomes", "engine.partings", "engine.parts", "engine.pauses",
-    "engine.replica", "engine.reports", "engine.roster", "engine.run", "engine.turn",
-    "policy.batch.decodes", "policy.batch.vllm_v1",
+    "engine.briefing", "engine.encodings", "engine.flights", "engine.fork", "engine.host",
+    "engine.joblist", "engine.launch", "engine.ledger", "engine.moves", "engine.outcomes",
+    "engine.partings", "engine.parts", "engine.pauses", "engine.replica", "engine.reports", "engine.roster",
+    "engine.run", "engine.turn",
+    "policy.admit.full_fit", "policy.batch.decodes", "policy.batch.vllm_v1", "policy.order.fcfs", "policy.route.least",
+    "traffic.azure", "traffic.mooncake", "traffic.rows", "traffic.trace",
     "net.outbox",
     "sim.agenda", "sim.channel", "sim.executor",
-    "report.histogram", "report.metrics",
+    "report.account", "report.histogram", "report.log", "report.metrics",
     "cluster.dispatches", "cluster.fleet", "cluster.link", "cluster.router", "cluster.sight", "cluster.ticket",
     "lab.play",
 )  # fmt: skip
