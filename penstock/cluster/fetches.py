@@ -2,8 +2,8 @@
 
 A hint names the replica that told of the most of a prompt's blocks, if these are `least_blocks` more than the one has
 that the request goes to, and if their memories are laid out alike. It may be wrong by the time it is used: the owner
-shows what it has then. Told blocks count only, on the device, in host memory or on disk; what a replica is merely
-expected to hold soon it is still computing.
+shows what it has then. Told blocks count only, on the device or in host memory; what a replica is merely expected to
+hold soon it is still computing.
 
 Whatever is asked here is answered, or the end of it is told: when an owner is lost the receivers that wait for its
 answer hear so, and when a receiver is lost its owners may let go. For everything else the receiver has a deadline.
@@ -57,7 +57,7 @@ class Fetches:
         others = [(num, name) for name, num in found.items() if num >= least and name != chosen]
         for _, name in sorted(others, key=lambda each: (-each[0], each[1]))[:TRIED]:
             if self._can_read(chosen, name):
-                told = blocks.told_far(name)
+                told = blocks.told_near(name)
                 num = sum(1 for _ in takewhile(told.__contains__, hashes))
                 if num >= least:
                     cast(FetchingEnd, self._ports[chosen]).hint(Hint(request.id, name, num))

@@ -111,9 +111,9 @@ class Sight:
             self.blocks.tell(replica, news)
 
     def held(self, request: Request, block_size: int) -> Mapping[str, int]:
-        """Blocks of a prompt's beginning that each replica has, wherever they lie, or is about to have."""
+        """Blocks of a prompt's beginning that each replica has in memory which peers can read, or is about to have."""
         hashes = request.prompt.blocks(block_size)
-        return self.blocks.match_far(hashes) if self.blocks is not None and hashes else {}
+        return self.blocks.match_near(hashes) if self.blocks is not None and hashes else {}
 
     def send(self, now: float, request: Request, report: Report, hit: int) -> None:
         """A request goes to the replica of `report`, which seems to hold `hit` tokens of its prompt."""

@@ -138,8 +138,7 @@ class BlocksBrought(Struct, kw_only=True, frozen=True, gc=False):
 
 
 class Pinned(Struct, kw_only=True, frozen=True, gc=False):
-    """A replica was asked for blocks by a peer (input), and keeps `num_blocks` of the device and `num_host` behind
-    them; names in hex. `is_reading`: others come from its disk before it answers."""
+    """A replica was asked for blocks by a peer (input), and keeps `num_blocks` of them; names in hex."""
 
     kind: Literal["pinned"] = "pinned"
     at: float
@@ -150,7 +149,6 @@ class Pinned(Struct, kw_only=True, frozen=True, gc=False):
     num_blocks: int
     num_host: int
     before: tuple[str, ...] = ()
-    is_reading: bool = False
 
 
 class Unpinned(Struct, kw_only=True, frozen=True, gc=False):

@@ -2,7 +2,7 @@
 
 A filing is up to FILED blocks that are written, or all that are read for somebody, in the order in which they were
 asked for. One writes at a time, so that reads do not wait long. Jobs that wait for one are held, and put back where
-they stood when it has ended; whoever else waits for one is called then (`call`).
+they stood when it has ended.
 
 What goes wrong costs a computation and nothing else: a block that was not written, or does not hold what it should when
 it is read, is forgotten there; a disk that takes no more is written to no more.
@@ -33,13 +33,6 @@ class _Held(Struct, gc=False):
     filings: set[int]
 
 
-class _Calling(Struct, gc=False):
-    """Somebody else does."""
-
-    filings: set[int]
-    then: Callable[[float], None]
-
-
 class Filings:
     """One per replica with a disk behind its host memory."""
 
@@ -55,7 +48,6 @@ class Filings:
         self._under_way: dict[int, tuple[Filing, float]] = {}
         self._next = 0
         self._held: dict[int, _Held] = {}
-        self._calling: list[_Calling] = []
         self.save_s: float | None = None  # what writing a block took lately
 
     @property
@@ -94,10 +86,6 @@ class Filings:
         self._held[job.seq] = _Held(job, filings)
         self._parts.roster.hold(job)
 
-    def call(self, filings: set[int], then: Callable[[float], None]) -> None:
-        """`then` hears when they have ended."""
-        self._calling.append(_Calling(filings, then))
-
     def _let_go(self, now: float, filing: int) -> None:
         for seq, held in reversed(list(self._held.items())):  # each goes to the front
             held.filings.discard(filing)
@@ -108,11 +96,6 @@ class Filings:
             self._ask_again()
             if held.job.is_cancelled:
                 self._parts.finish(now, held.job, "cancelled")
-        for calling in list(self._calling):
-            calling.filings.discard(filing)
-            if not calling.filings:
-                self._calling.remove(calling)
-                calling.then(now)
 
     # ------------------------------------------------------------------ what has ended
 

@@ -2,8 +2,8 @@
 
 Shown are those of the wanted ones that follow each other from the first: on the device as far as nobody writes them
 now, behind them those that host memory holds (where peers can read it). The device's are found along the prompt, so a
-stand-in holds them like those of a running job, with what is in front of them; host blocks are marked as busy. What
-follows those on disk is read to host memory first, as far as there is room; the answer waits for that, and nobody else.
+stand-in holds them like those of a running job, with what is in front of them; host blocks are marked as busy. A block
+on disk is not shown: its owner would have to read it first.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from penstock.engine.parts import Parts
 from penstock.engine.stand_ins import StandIns
 
 OnPinned = Callable[[tuple[int, ...], tuple[int, ...]], None]  # device blocks, then host blocks
+
+
+NOBODY: tuple[BlockHash, ...] = ()
 
 
 class Pinning(Struct, gc=False):
@@ -37,15 +40,8 @@ class Unpinning(Struct, gc=False):
 
 
 class _Pin(Struct, gc=False):
-    asked: Pinning
     job: Job
-    blocks: tuple[int, ...]  # of the device
-    hosts: tuple[BlockHash, ...] = ()
-
-    @property
-    def rest(self) -> tuple[BlockHash, ...]:
-        """What was asked for and is not kept."""
-        return self.asked.names[len(self.blocks) + len(self.hosts) :]
+    hosts: tuple[BlockHash, ...]
 
 
 class Pins:
@@ -65,20 +61,18 @@ class Pins:
     def pin(self, now: float, asked: Pinning) -> None:
         assert asked.seek not in self._pins, f"seek {asked.seek} is shown already"
         parts, size = self._parts, self._parts.ledger.block_size
-        names = (*asked.before, *asked.names)
+        names, hosts = (*asked.before, *asked.names), NOBODY
         job = self._stand_ins.make(names)
         readable = self._readable(parts.ledger.tables[job.seq])
-        is_whole = len(readable) == len(parts.ledger.tables[job.seq])
-        if not is_whole:
+        blocks = tuple(readable[len(asked.before) :])
+        if len(readable) < len(parts.ledger.tables[job.seq]):
             again = self._stand_ins.make(names[: len(readable)])  # before the others are let go
             self._stand_ins.end(job, len(names) * size)
             job = again
-        pin = _Pin(asked, job, tuple(readable[len(asked.before) :]))
-        self._pins[asked.seek] = pin
-        is_reading = False
-        if is_whole and asked.reads_host:
-            self._hold_hosts(pin)
-            is_reading = self._is_read(now, pin)
+        else:
+            hosts = self._in_host(asked, len(blocks))
+        there = self._hold_hosts(hosts)
+        self._pins[asked.seek] = _Pin(job, hosts)
         parts.emit(
             Pinned(
                 at=now,
@@ -86,14 +80,12 @@ class Pins:
                 seek=asked.seek,
                 names=tuple([each.hex() for each in asked.names]),
                 reads_host=asked.reads_host,
-                num_blocks=len(pin.blocks),
-                num_host=len(pin.hosts),
+                num_blocks=len(blocks),
+                num_host=len(hosts),
                 before=tuple([each.hex() for each in asked.before]),
-                is_reading=is_reading,
             )
         )
-        if not is_reading:
-            self._answer(pin)
+        self._stand_ins.answers.append(lambda: asked.on_pinned(blocks, there))
 
     def unpin(self, now: float, told: Unpinning) -> None:
         self._parts.emit(Unpinned(at=now, who=self._parts.name, seek=told.seek))
@@ -114,33 +106,24 @@ class Pins:
         blocks = table[:full]
         return blocks[: next((at for at, one in enumerate(blocks) if one in coming), full)]
 
-    def _hold_hosts(self, pin: _Pin) -> None:
-        """Those of the rest that host memory holds in a row."""
+    def _in_host(self, asked: Pinning, start: int) -> tuple[BlockHash, ...]:
         tiers = self._parts.tiers
-        if tiers is None:
-            return
-        hosts = pin.rest[: tiers.store.settled(pin.rest, 0)]
+        if tiers is None or not asked.reads_host:
+            return ()
+        count = tiers.store.settled(asked.names, start)
+        return asked.names[start : start + count]
+
+    def _hold_hosts(self, hosts: Sequence[BlockHash]) -> tuple[int, ...]:
+        tiers = self._parts.tiers
+        if tiers is None or not hosts:
+            return ()
         tiers.store.touch(reversed(hosts))
+        found = []
         for name in hosts:
-            tiers.store.host[name].busy += 1
-        pin.hosts += hosts
-
-    def _is_read(self, now: float, pin: _Pin) -> bool:
-        """Whether some of the rest come from disk."""
-        tiers = self._parts.tiers
-
-        def go_on(_: float) -> None:
-            if self._pins.get(pin.asked.seek) is pin:
-                self._hold_hosts(pin)
-                self._answer(pin)
-
-        return tiers is not None and tiers.read_for_peer(now, pin.rest, go_on)
-
-    def _answer(self, pin: _Pin) -> None:
-        tiers, there = self._parts.tiers, list[int]()
-        if tiers is not None:
-            there = [tiers.first + tiers.store.host[name].block for name in pin.hosts]
-        self._stand_ins.answers.append(lambda: pin.asked.on_pinned(pin.blocks, tuple(there)))
+            kept = tiers.store.host[name]
+            kept.busy += 1
+            found.append(tiers.first + kept.block)
+        return tuple(found)
 
     def held(self) -> list[BlockHash]:
         """Host blocks that are marked as busy here, once for each time."""

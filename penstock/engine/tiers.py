@@ -230,21 +230,6 @@ class Tiers:
         self._filings.hold(job, coming)
         return True
 
-    def read_for_peer(
-        self, now: float, names: Sequence[BlockHash], then: Callable[[float], None]
-    ) -> bool:
-        """Whether some of these come to host memory from disk, up to the first that is in neither; `then` hears when
-        they are there."""
-        to_read, coming = self.store.behind(names, 0, len(names))
-        if to_read:
-            self.store.touch(reversed(names))
-            number = self._filings.read(now, to_read)
-            if number is not None:
-                coming.add(number)
-        if coming:
-            self._filings.call(coming, then)
-        return bool(coming)
-
     def _promote(self, now: float, job: Job, ready: int) -> None:
         """Copy blocks back that continue what the device holds, and let them be found."""
         ledger, store, names, first = self._parts.ledger, self.store, job.hashes, self.first

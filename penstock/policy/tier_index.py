@@ -3,8 +3,8 @@
 Three indexes (policy.block_index), each of what can be had without going further away:
 
     device   as ever, guesses included: what a prompt finds at once
-    near     device and host memory
-    far      all of it: what peers can have, too
+    near     device and host memory: what peers can read too
+    far      all of it
 
 A prompt's blocks are given up from their end, so what follows a replica's blocks on the device is in its host memory,
 and what follows those on disk: the numbers that `behind` tells are differences of the three matches. Where replicas
@@ -37,9 +37,9 @@ class TierIndex:
         """See core.views.BlockFinder."""
         return self._device.match(hashes)
 
-    def match_far(self, hashes: Sequence[BlockHash]) -> dict[str, int]:
-        """The same wherever they lie."""
-        return self._far.match(hashes)
+    def match_near(self, hashes: Sequence[BlockHash]) -> dict[str, int]:
+        """The same of device and host memory."""
+        return self._near.match(hashes)
 
     def depth(self, hashes: Sequence[BlockHash], name: str) -> int:
         """See core.views.BlockFinder."""
@@ -107,9 +107,9 @@ class TierIndex:
         """What this replica has on its device as it told itself."""
         return self._device.told(name)
 
-    def told_far(self, name: str) -> Set[BlockHash]:
-        """The same wherever they lie. Read-only, and valid until anything is told."""
-        return self._far.told_of(name)
+    def told_near(self, name: str) -> Set[BlockHash]:
+        """The same of device and host memory. Read-only, and valid until anything is told."""
+        return self._near.told_of(name)
 
     def told_behind(self, name: str) -> tuple[Set[BlockHash], Set[BlockHash]]:
         """In host memory and on disk."""

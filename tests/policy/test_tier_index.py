@@ -21,7 +21,8 @@ def test_a_prompt_is_found_in_three_places_one_behind_the_other() -> None:
     index.tell("b", BlockNews(PROMPT[:3]))
     assert index.behind(PROMPT) == {"a": Behind(6, 4)}
     assert index.match(PROMPT) == {"a": 10, "b": 3} and index.depth(PROMPT, "b") == 3
-    assert index.match_far(PROMPT) == {"a": 20, "b": 3} and index.told_far("a") == set(PROMPT[:20])
+    assert index.match_near(PROMPT) == {"a": 16, "b": 3}
+    assert index.told_near("a") == set(PROMPT[:16])
     index.tell("a", BlockNews((), PROMPT[6:10], Changes(PROMPT[6:10])))
     assert index.match(PROMPT)["a"] == 6 and index.behind(PROMPT) == {"a": Behind(10, 4)}
     index.tell("a", BlockNews(host=Changes((), PROMPT[12:16]), disk=Changes((), PROMPT[14:16])))
@@ -37,8 +38,8 @@ def test_a_prompt_is_found_in_three_places_one_behind_the_other() -> None:
 def test_without_tiers_it_costs_one_index() -> None:
     index = TierIndex()
     index.tell("a", BlockNews(PROMPT[:4]))
-    assert index.match(PROMPT) == index.match_far(PROMPT) == {"a": 4} and not index.behind(PROMPT)
-    assert index.told_far("a") == set(PROMPT[:4]) and not index.told_far("nobody")
+    assert index.match(PROMPT) == index.match_near(PROMPT) == {"a": 4} and not index.behind(PROMPT)
+    assert index.told_near("a") == set(PROMPT[:4]) and not index.told_near("nobody")
 
 
 @pytest.mark.parametrize("seed", range(8))
