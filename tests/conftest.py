@@ -1,7 +1,8 @@
 """Where the published data lies for tests that use it: --penstock-data or PENSTOCK_DATA. Without it they skip.
 
 Examples of hypothesis may take as long as they like: a busy machine stretches one beyond any bound, which says nothing
-of the code.
+of the code. Slow tests that do not say how long they may take get SLOW_S: the first one that starts an engine waits
+until its kernels are compiled.
 """
 
 from __future__ import annotations
@@ -17,6 +18,15 @@ settings.load_profile("patient")
 
 # Tests put other things in the place of functions and fields, which compiled modules do not allow.
 os.environ.setdefault("PENSTOCK_COMPILED", "off")
+
+
+SLOW_S = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_S))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

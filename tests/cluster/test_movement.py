@@ -230,7 +230,6 @@ def test_replicas_that_die_at_any_time(seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @given(st.integers(0, 1 << 32), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_anything_at_any_time(seed: int, kills: bool) -> None:
