@@ -1,11 +1,12 @@
 """One linear layer by method and rows, beside what a plain read of memory gets in the same process.
 
-    python benchmarks/linear_methods.py [--shape 4096x1024] [--threads 1] [--rows 1,2,8,32,256] [--json FILE]
+    python benchmarks/linear_methods.py [--shape 4096x1024] [--threads 1] [--rows 1,8,256] [--isa avx2] [--json FILE]
     python benchmarks/linear_methods.py --errors
 
 One row is a race along the memory bus: "read" is the share of a plain read's bytes a second at which the weights passed
 (scales included), the least of which a method can take. With many rows "Gop/s" counts two operations a weight and row.
-Besides our methods, torch's own products in 8 bits (fbgemm's, where this torch has it), which quantise rows too.
+Besides our methods, torch's own products in 8 bits (fbgemm's and oneDNN's, where this torch has them), which quantise
+rows too. `--isa` chooses an instruction set of our kernels other than the best here.
 
 Weights rotate through copies that no cache holds. Processor time of the calling thread with one thread, else wall time;
 the methods take turns, and each figure is the lower fifth of its turns, since the machine may be busy.
@@ -33,13 +34,19 @@ from penstock.engine.torch.kernels.build import find_compiler
 from penstock.engine.torch.kernels.linear import PackedLinear
 from penstock.engine.torch.kernels.quantised import PackedQuantised
 from penstock.engine.torch.kernels.shorts import ShortsLinear
-from penstock.engine.torch.linear import OneDnnLinear, PlainLinear, WidenedLinear
+from penstock.engine.torch.linear import (
+    OneDnnLinear,
+    PlainLinear,
+    WidenedLinear,
+    has_bf16_instructions,
+)
 from penstock.engine.torch.ports import Linear, LinearMethod, ShardSpec
 from penstock.engine.torch.quantised import Bits, quantise
 
 COLD_BYTES = 96 << 20
 PIECE_BYTES = 4 << 20
 FEW_ROWS = 8
+ENGINES = torch.backends.quantized.supported_engines
 FORMS: tuple[tuple[Bits, int], ...] = ((8, 128), (8, 32), (4, 128), (4, 32))
 READER = """
 typedef float Part __attribute__((vector_size(32)));
@@ -62,6 +69,7 @@ class Method:
     dtype: torch.dtype
     layers: Sequence[Layer]
     num_bytes: int
+    is_slow: bool = False  # several times slower than all others
     seconds: dict[int, list[float]] = field(default_factory=dict)
     turn: int = 0
 
@@ -90,18 +98,18 @@ def copies(make: Callable[[], Layer], num_bytes: int) -> list[Layer]:
     return [make() for _ in range(max(2, COLD_BYTES // num_bytes))]
 
 
-def of_numbers(weight: Tensor) -> list[Method]:
+def of_numbers(weight: Tensor, isa: str | None) -> list[Method]:
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         methods: list[LinearMethod] = [PlainLinear()]
-        if dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if dtype == torch.float32 or has_bf16_instructions():
             methods.append(OneDnnLinear())
         if dtype == torch.bfloat16:
             methods.append(WidenedLinear())
         if available():
-            methods.append(PackedLinear())
+            methods.append(PackedLinear(isa=isa))
         if available() and dtype == torch.bfloat16:
-            methods.append(ShortsLinear())
+            methods.append(ShortsLinear(isa=isa))
         for method in methods:
             width = 4 if method.name == "widened" else dtype.itemsize
             num_bytes = weight.numel() * width
@@ -111,32 +119,36 @@ def of_numbers(weight: Tensor) -> list[Method]:
                 return method.pack(weight.to(dtype, copy=True), None, ShardSpec())
 
             name = f"{str(dtype).removeprefix('torch.')} {kind}"
-            found.append(Method(name, dtype, copies(make, num_bytes), num_bytes))
+            is_slow = name == "bfloat16 plain" and not has_bf16_instructions()
+            found.append(Method(name, dtype, copies(make, num_bytes), num_bytes, is_slow))
     return found
 
 
-def of_few_bits(weight: Tensor) -> list[Method]:
+def of_few_bits(weight: Tensor, isa: str | None) -> list[Method]:
     found = []
-    if available():
-        for bits, group in FORMS:
-            few, method = quantise(weight, bits, group), PackedQuantised()
-            num_bytes = method.pack_quantised(few, None).num_bytes  # type: ignore[attr-defined]
-            layers = copies(lambda few=few, m=method: m.pack_quantised(few, None), num_bytes)  # type: ignore[misc]
-            found.append(Method(f"int{bits} of {group}", torch.bfloat16, layers, num_bytes))
-    if "fbgemm" in torch.backends.quantized.supported_engines:
-        scale = float(weight.abs().max()) / 127
-        warnings.simplefilter("ignore", UserWarning)  # torch is about to drop these
-        whole = torch.quantize_per_tensor(weight, scale, 0, torch.qint8)
-        op = torch.ops.quantized
+    for bits, group in FORMS if available() else ():
+        few, method = quantise(weight, bits, group), PackedQuantised(isa=isa)
+        num_bytes = method.pack_quantised(few, None).num_bytes  # type: ignore[attr-defined]
+        layers = copies(lambda few=few, m=method: m.pack_quantised(few, None), num_bytes)  # type: ignore[misc]
+        found.append(Method(f"int{bits} of {group}", torch.bfloat16, layers, num_bytes))
+    return found + [
+        torchs_bytes(weight, engine) for engine in ("fbgemm", "onednn") if engine in ENGINES
+    ]
 
-        def make() -> Layer:
-            packed = op.linear_prepack(whole, None)
-            return lambda x: op.linear_dynamic(x, packed, reduce_range=True)
 
-        found.append(
-            Method("int8 fbgemm", torch.float32, copies(make, weight.numel()), weight.numel())
-        )
-    return found
+def torchs_bytes(weight: Tensor, engine: str) -> Method:
+    """Torch's own layer of 8 bits, by one of its libraries."""
+    warnings.simplefilter("ignore", UserWarning)  # torch is about to drop these
+    whole = torch.quantize_per_tensor(weight, float(weight.abs().max()) / 127, 0, torch.qint8)
+    op = torch.ops.quantized
+
+    def make() -> Layer:
+        torch.backends.quantized.engine = engine  # of what is packed now
+        packed = op.linear_prepack(whole, None)
+        return lambda x: op.linear_dynamic(x, packed, reduce_range=engine == "fbgemm")
+
+    layers = copies(make, weight.numel())
+    return Method(f"int8 {engine}", torch.float32, layers, weight.numel())
 
 
 def errors(rows: int = 64, inputs: int = 1024, outputs: int = 512) -> None:
@@ -162,8 +174,8 @@ def measure(methods: Sequence[Method], rows: int, inputs: int, threads: int) -> 
     clock = time.thread_time if threads == 1 else time.perf_counter
     for turn in range(40 if rows <= FEW_ROWS else 10):
         for method in methods:
-            if rows > FEW_ROWS and method.name == "bfloat16 plain" and turn > 1:
-                continue  # several times slower than all others
+            if rows > FEW_ROWS and method.is_slow and turn > 1:
+                continue
             x = torch.randn(rows, inputs).to(method.dtype)
             method.turn += 1
             layer = method.layers[method.turn % len(method.layers)]
@@ -180,7 +192,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", default="4096x1024", help="outputs x inputs")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rows", default="1,2,8,32,256")
+    parser.add_argument("--rows", default="1,8,32,256,512")
+    parser.add_argument("--isa", choices=native.isas(), help="of our kernels; the best by default")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--errors", action="store_true", help="of 16-bit products, and no speeds")
     args = parser.parse_args()
@@ -190,7 +203,7 @@ def main() -> None:
     outputs, inputs = map(int, args.shape.split("x"))
     all_rows = [int(word) for word in args.rows.split(",")]
     weight, read = torch.randn(outputs, inputs), reader()
-    methods = [read, *of_numbers(weight), *of_few_bits(weight)]
+    methods = [read, *of_numbers(weight, args.isa), *of_few_bits(weight, args.isa)]
     for rows in all_rows:
         measure(methods, rows, inputs, args.threads)
     speed = PIECE_BYTES / low(read.seconds[all_rows[0]])
@@ -207,7 +220,13 @@ def main() -> None:
         print(f"int{bits} of {group}: {float(lost):.2g} of the variance of normal weights is lost")
     if args.json:
         found = {method.name: method.seconds for method in methods}
-        told = {"shape": args.shape, "threads": args.threads, "read": speed, "seconds": found}
+        told = {
+            "shape": args.shape,
+            "threads": args.threads,
+            "isa": args.isa,
+            "read": speed,
+            "seconds": found,
+        }
         args.json.write_text(json.dumps(told))
 
 

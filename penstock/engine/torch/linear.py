@@ -3,14 +3,13 @@
 Of weights as numbers:
 
     plain    torch's own F.linear; any device, any dtype
-    onednn   oneDNN's blocked layout, made at load. For fp32 it halves the time of 8 rows, for bf16 (on processors with
-             bf16 instructions) also of a single row
-    packed   our own kernels, for bf16 on processors without bf16 instructions, where torch's bf16 product of 8 rows is
-             several times slower than the fp32 one: products of 16-bit whole numbers (kernels/shorts.py) or, for
-             routers and where the processor has no fast ones, of floats (kernels/linear.py)
+    onednn   oneDNN's blocked layout, made at load: for fp32, and for bf16 on processors with AMX
+    packed   our own kernels, for bf16 on all other processors: products of pairs of bf16 where there is an instruction
+             for them, else of 16-bit whole numbers (kernels/shorts.py) or, for routers and where the processor
+             has no fast ones, of floats (kernels/linear.py)
+    widened  the same without a compiler and without bf16 instructions: weights are kept packed in fp32 and rows are
+             widened on the way in. Costs twice the memory of the weights
     row      on CUDA where Triton is: torch's own product, but for a single row (cuda/linear.py)
-    widened  the same without a compiler: weights are kept packed in fp32 and rows are widened on the way in. Costs
-             twice the memory of the weights
 
 Of weights in few bits (quantised.py):
     packed     our own kernel. On CPUs (kernels/quantised.py) rows are quantised to bytes too, and bytes are
@@ -36,7 +35,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from penstock.engine.torch.kernels import available
+from penstock.engine.torch.kernels import available, isas
+from penstock.engine.torch.kernels.build import AVX512_BF16
 from penstock.engine.torch.kernels.fused import has_triton
 from penstock.engine.torch.kernels.linear import PackedLinear, wins_on_this_machine
 from penstock.engine.torch.kernels.quantised import PackedQuantised
@@ -129,15 +129,17 @@ def choose_linear(device: torch.device, dtype: torch.dtype) -> tuple[LinearMetho
         return PlainLinear(), f"{device.type}: torch's own product"
     if not can_pack():
         return PlainLinear(), "this torch was built without oneDNN's packed layout"
+    other: LinearMethod = OneDnnLinear()
+    why = "oneDNN's packed layout"
     if dtype == torch.bfloat16 and not has_bf16_instructions():
-        if wins_on_this_machine(dtype):
-            return CompiledLinear("packed", WidenedLinear()), _why_packed()
-        return WidenedLinear(), "no bf16 instructions here, and no compiled kernel"
-    return OneDnnLinear(), "oneDNN's packed layout"
+        other, why = WidenedLinear(), "no bf16 instructions here, and no compiled kernel"
+    if wins_on_this_machine(dtype):
+        return CompiledLinear("packed", other), f"compiled kernel, products of {_factors()}"
+    return other, why
 
 
 class CompiledLinear:
-    """Our kernels where they can hold the weight, else another method. `is_exact`: products of floats only."""
+    """Our kernels where they can hold the weight, else another method. `is_exact`: of numbers as they are only."""
 
     def __init__(self, name: str, other: LinearMethod, *, is_exact: bool = False) -> None:
         self.name, self._other, self._is_exact = name, other, is_exact
@@ -274,9 +276,11 @@ def mappable(methods: Methods) -> Methods:
     return Methods(CompiledLinear("shared", PlainLinear()), methods.quantised, notes)
 
 
-def _why_packed() -> str:
-    kind = "16-bit whole numbers" if has_fast_shorts() else "floats"
-    return f"no bf16 instructions here; compiled kernel, products of {kind}"
+def _factors() -> str:
+    """What our kernels multiply for weights of bf16."""
+    if has_fast_shorts():
+        return "16-bit whole numbers"
+    return "bf16" if isas()[0] == AVX512_BF16.name else "floats"
 
 
 def _name(dtype: torch.dtype) -> str:

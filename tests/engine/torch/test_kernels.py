@@ -357,6 +357,10 @@ def test_a_wrong_instruction_set_is_noticed() -> None:
         shorts=lambda *_: None,
     )
     assert not agrees(no_shorts, name)  # type: ignore[arg-type]
+    no_numbers = types.SimpleNamespace(
+        **{**vars(no_shorts), "shorts": good.shorts}, linear=lambda *_: None
+    )
+    assert not agrees(no_numbers, name)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", (FP32, BF16))
@@ -392,3 +396,5 @@ def test_a_packed_row_is_the_same_among_others(
     alone = torch.cat([linear(row[None]) for row in x])
     for rows in (*range(2, 19), 31, 64, 127, 140):
         torch.testing.assert_close(linear(x[:rows]), alone[:rows], rtol=0, atol=0)
+    for rows in (1, 5, 6, 7, 140):  # inside wider rows
+        assert linear(x[:rows].repeat(1, 2)[:, 592:]).equal(alone[:rows])

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from penstock.core.errors import BadConfig
+from penstock.engine.torch import kernels
 from penstock.engine.torch.attention import KvLayout
 from penstock.engine.torch.linear import (
     OneDnnLinear,
@@ -55,6 +56,20 @@ def test_linear_methods(dtype: torch.dtype, shape: tuple[int, int], has_bias: bo
                 assert got.dtype == dtype and got.shape == want.shape
                 tolerance = 1e-4 if dtype == torch.float32 else 0.2
                 assert (got.double() - want).abs().max() < tolerance, method.name
+
+
+def test_bf16_is_multiplied_by_our_kernels_but_where_there_are_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not kernels.linear.wins_on_this_machine(torch.bfloat16):
+        pytest.skip("another library multiplies bf16 here")
+    method, why = choose_linear(CPU, torch.bfloat16)
+    assert method.name == "packed"
+    assert why.endswith("products of bf16") == (kernels.isas()[0] == "avx512bf16")
+    flags = kernels.build.processor_flags() | {"amx_bf16"}
+    monkeypatch.setattr(kernels.linear, "processor_flags", lambda: flags)
+    assert choose_linear(CPU, torch.bfloat16)[0].name in ("onednn", "widened")
+    assert choose_linear(CPU, torch.float32)[0].name == "onednn"
 
 
 def layout(num_blocks: int = 0) -> KvLayout:

@@ -21,6 +21,7 @@ from penstock.engine.torch.adapters.bank import BankForm
 from penstock.engine.torch.adapters.places import places_of
 from penstock.engine.torch.adapters.read import as_bank_entries, read_adapter
 from penstock.engine.torch.decoder import Decoder
+from penstock.engine.torch.kernels import available
 from penstock.engine.torch.linear import has_bf16_instructions
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class AdapterStore:
         folders: Mapping[str, Path],
     ) -> None:
         dtype = decoder.embedding.dtype
-        if device.type == "cpu" and not has_bf16_instructions():
-            dtype = torch.float32
+        if device.type == "cpu" and (available() or not has_bf16_instructions()):
+            dtype = torch.float32  # what our kernels take, and elsewhere what is not slow
         form = BankForm(slots=slots, rank=rank, dtype=dtype, device=device)
         self._places, self._rank, self._decoder = places_of(decoder, form), rank, decoder
         self._folders = dict(folders)

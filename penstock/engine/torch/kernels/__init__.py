@@ -3,7 +3,8 @@
 Theory. Reading a paged cache with stock operations first gathers it, and decodes at a few percent of memory speed;
 here the kernel walks the block table and reads each key and value once for all query heads that share it. The small
 operations cost more in launches than in arithmetic, so each is one pass. On processors without bfloat16 instructions
-stock bfloat16 products crawl; `PackedLinear` (where `linear.wins_on_this_machine(dtype)`) does not.
+stock bfloat16 products crawl; `PackedLinear` does not, and where there are some it keeps to them
+(`linear.wins_on_this_machine(dtype)`).
 
 Rules.
 - Nothing is compiled when the package is installed or imported: the first use compiles (seconds, cached).

@@ -1,13 +1,16 @@
-"""A linear method whose weights are packed once, for processors on which stock bfloat16 products are slow.
+"""A linear method whose weights are packed once and whose calls can be recorded.
 
-Without bfloat16 instructions, torch multiplies bfloat16 matrices at a tenth of the speed of float32 ones. Here the
-weights are read as bfloat16 (half the bytes of float32) and multiplied as floats. Where the processor has those
-instructions, oneDNN's packed weights are the better choice (`wins_on_this_machine` says no).
+bfloat16 weights are read as they are. Where the processor has an instruction that multiplies pairs of them
+(AVX512_BF16), it does; elsewhere they are multiplied as floats, at several times the speed of stock bfloat16 products.
+Either way an output is one chain of sums in float32, in the order of the inputs, so a row has the same bits alone and
+among others, called or recorded, on one thread or many. The two ways round differently.
+
+Processors with AMX multiply whole tiles. Nothing was written for them, as nothing could be run: there oneDNN's packed
+weights are taken, unmeasured (`wins_on_this_machine` says no).
 """
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +18,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.engine.torch.kernels import library as native
-from penstock.engine.torch.kernels.build import AVX2, AVX512, processor_flags
-from penstock.engine.torch.kernels.program import Recorder
+from penstock.engine.torch.kernels.build import (
+    AVX2,
+    AVX512,
+    AVX512_BF16,
+    AVX512_VNNI,
+    processor_flags,
+)
+from penstock.engine.torch.kernels.packed_layer import PackedLayer
+from penstock.engine.torch.kernels.program import Entry
 from penstock.engine.torch.kernels.space import SPACE
 from penstock.engine.torch.ports import Linear, ShardSpec
 
@@ -25,9 +35,10 @@ PANEL = 16
 
 def wins_on_this_machine(dtype: torch.dtype) -> bool:
     """Whether `PackedLinear` is the method to take for weights of this type here. Measured on x86 only."""
-    if dtype != torch.bfloat16 or processor_flags() & {"avx512_bf16", "amx_bf16"}:
+    if dtype != torch.bfloat16 or "amx_bf16" in processor_flags():
         return False
-    return bool(set(native.isas()) & {AVX512.name, AVX2.name})
+    measured = {one.name for one in (AVX512_BF16, AVX512_VNNI, AVX512, AVX2)}
+    return bool(measured & set(native.isas()))
 
 
 class PackedLinear:
@@ -57,38 +68,35 @@ class PackedLinear:
         padded = F.pad(weight.detach(), (0, 0, 0, -num_out % PANEL))
         lines = padded.view(-1, PANEL, num_in // pair, pair).transpose(1, 2)
         panels = SPACE.empty(lines.shape, weight.dtype, self.library).copy_(lines)
-        bias = None if bias is None else bias.detach().to(weight.dtype).contiguous()
-        return _Packed(self.library, self.table, panels, bias, num_out)
+        return PackedNumbers(
+            library=self.library,
+            table=self.table,
+            panels=panels,
+            bias=None if bias is None else bias.detach().to(weight.dtype).contiguous(),
+            num_out=num_out,
+            num_in=num_in,
+        )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Packed:
-    library: native.Library
-    table: int
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class PackedNumbers(PackedLayer):
+    """Takes and gives the type of its weights."""
+
     panels: Tensor
-    bias: Tensor | None
-    num_out: int
 
-    def __call__(self, x: Tensor) -> Tensor:
-        num_in = self.panels.shape[1] * self.panels.shape[3]
-        assert x.dtype == self.panels.dtype and x.dim() == 2 and x.shape[1] == num_in
-        x = x if x.stride(1) == 1 else x.contiguous()
-        out = torch.empty(x.shape[0], self.num_out, dtype=x.dtype)
-        call = self._call(x, out)
-        self.library.linear(self.table, ctypes.byref(call), torch.get_num_threads())
-        return out
+    @property
+    def _entry(self) -> Entry:
+        return self.library.linear
 
-    def record(self, into: Recorder, x: Tensor, out: Tensor) -> None:
-        into.call(self.library.linear, self._call(x, out), {"num_rows": into.ROWS})
-
-    def _call(self, x: Tensor, out: Tensor) -> native.LinearCall:
+    def _call(self, x: Tensor, out: Tensor, bias: Tensor | None) -> native.LinearCall:
+        assert x.dtype == out.dtype == self.panels.dtype
         return native.LinearCall(
             x.data_ptr(),
             self.panels.data_ptr(),
-            native.address(self.bias),
+            native.address(bias),
             out.data_ptr(),
             x.shape[0],
-            x.shape[1],
+            self.num_in,
             self.num_out,
             x.stride(0),
             native.is_bf16(x),

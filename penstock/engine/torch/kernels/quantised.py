@@ -10,7 +10,6 @@ stay what they were, and others are rounded by at most one part in 2,048.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from dataclasses import dataclass
 
@@ -19,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.engine.torch.kernels import library as native
-from penstock.engine.torch.kernels.program import Recorder
+from penstock.engine.torch.kernels.packed_layer import PackedLayer
+from penstock.engine.torch.kernels.program import Entry
 from penstock.engine.torch.kernels.space import SPACE
 from penstock.engine.torch.ports import Linear
 from penstock.engine.torch.quantised import MIDDLE, Quantised
@@ -108,41 +108,22 @@ def _exponent(scales: Tensor) -> int:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class PackedFewBits:
-    """A packed layer. Takes and gives float32 or bfloat16."""
+class PackedFewBits(PackedLayer):
+    """Takes and gives float32 or bfloat16."""
 
-    library: native.Library
-    table: int
     codes: Tensor
     scales: Tensor
     zeros: Tensor | None
     order: Tensor | None
-    bias: Tensor | None
-    num_out: int
-    num_in: int
     unit: float
     bits: int
     group: int
 
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x if x.stride(1) == 1 else x.contiguous()
-        out = torch.empty(x.shape[0], self.num_out, dtype=x.dtype)
-        bias = self._bias_for(x.dtype)  # held until the call is done
-        call = self._call(x, out, bias)
-        self.library.quantised(self.table, ctypes.byref(call), torch.get_num_threads())
-        return out
-
-    def record(self, into: Recorder, x: Tensor, out: Tensor) -> None:
-        bias = self._bias_for(x.dtype)
-        if bias is not None:
-            into.tensors.append(bias)
-        into.call(self.library.quantised, self._call(x, out, bias), {"num_rows": into.ROWS})
-
-    def _bias_for(self, dtype: torch.dtype) -> Tensor | None:
-        return None if self.bias is None else self.bias.to(dtype)
+    @property
+    def _entry(self) -> Entry:
+        return self.library.quantised
 
     def _call(self, x: Tensor, out: Tensor, bias: Tensor | None) -> native.QuantisedCall:
-        assert x.dim() == 2 and x.shape[1] == self.num_in and x.stride(1) == 1
         return native.QuantisedCall(
             x.data_ptr(),
             native.address(bias),

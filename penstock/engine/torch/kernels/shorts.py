@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.engine.torch.kernels import library as native
-from penstock.engine.torch.kernels.build import AVX2
-from penstock.engine.torch.kernels.program import Recorder
+from penstock.engine.torch.kernels.build import AVX2, AVX512_VNNI
+from penstock.engine.torch.kernels.packed_layer import PackedLayer
+from penstock.engine.torch.kernels.program import Entry
 from penstock.engine.torch.kernels.space import SPACE
 from penstock.engine.torch.ports import Linear, ShardSpec
 
@@ -28,8 +29,8 @@ ROWS_AT_ONCE = 1 << 12  # of a weight that is packed
 
 
 def wins_on_this_machine() -> bool:
-    """Whether `ShortsLinear` is the method to take for bfloat16 weights here. Measured on AVX2 only."""
-    return native.isas()[:1] == [AVX2.name]
+    """Whether `ShortsLinear` is the method to take for bfloat16 weights here. Measured with these two only."""
+    return native.isas()[:1] in ([AVX2.name], [AVX512_VNNI.name])
 
 
 class ShortsLinear:
@@ -93,37 +94,18 @@ class ShortsLinear:
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class PackedShorts:
-    """A packed layer. Takes and gives bfloat16 or float32."""
+class PackedShorts(PackedLayer):
+    """Takes and gives bfloat16 or float32."""
 
-    library: native.Library
-    table: int
     codes: Tensor
     scales: Tensor
-    bias: Tensor | None
-    num_out: int
-    num_in: int
     group: int
 
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x if x.stride(1) == 1 else x.contiguous()
-        out = torch.empty(x.shape[0], self.num_out, dtype=x.dtype)
-        bias = self._bias_for(x.dtype)  # held until the call is done
-        call = self._call(x, out, bias)
-        self.library.shorts(self.table, ctypes.byref(call), torch.get_num_threads())
-        return out
-
-    def record(self, into: Recorder, x: Tensor, out: Tensor) -> None:
-        bias = self._bias_for(x.dtype)
-        if bias is not None:
-            into.tensors.append(bias)
-        into.call(self.library.shorts, self._call(x, out, bias), {"num_rows": into.ROWS})
-
-    def _bias_for(self, dtype: torch.dtype) -> Tensor | None:
-        return None if self.bias is None else self.bias.to(dtype)
+    @property
+    def _entry(self) -> Entry:
+        return self.library.shorts
 
     def _call(self, x: Tensor, out: Tensor, bias: Tensor | None) -> native.ShortsCall:
-        assert x.dim() == 2 and x.shape[1] == self.num_in and x.stride(1) == 1
         assert x.dtype == out.dtype
         return native.ShortsCall(
             x.data_ptr(),

@@ -101,7 +101,7 @@ struct RowGroup {
 };
 
 // out = x weight^T + bias, the weight in `bits` (quantised.h). Padded to whole groups of inputs and panels of outputs.
-constexpr int QUANTISED_ROWS = 64, QUANTISED_PANELS = 16;
+constexpr int QUANTISED_ROWS = 60, QUANTISED_PANELS = 16, QUANTISED_GAP = 64;
 struct QuantisedCall {
     const void *x, *bias;    // bias null: none
     const uint8_t* codes;    // bytes.h
@@ -109,7 +109,7 @@ struct QuantisedCall {
     const uint8_t* zeros;    // the same shape; null: the middle code
     const int32_t* order;    // which of x an input is, [num_in]; null: as they are
     void* out;
-    int8_t* bytes;  // the rows, quantised: [num_rows][num_groups * group], and [num_rows][num_groups]
+    int8_t* bytes;  // the rows, quantised: [num_rows][num_groups * group + QUANTISED_GAP], and [num_rows][num_groups]
     RowGroup* groups;
     int64_t num_rows, num_in, num_out, x_stride, num_groups;
     float unit;
@@ -175,7 +175,8 @@ struct Kernels {
     void (*draw)(const DrawCall&, int64_t begin, int64_t end, char* scratch);  // a sum a run, or a candidate an entry
     void (*ban)(const BanCall&, int64_t begin, int64_t end);  // entries; begin a multiple of 32
     void (*quantise_rows)(const QuantisedCall&, int64_t begin, int64_t end);
-    void (*quantised)(const QuantisedCall&, int64_t row, int64_t panel);  // one tile
+    int64_t (*quantised_scratch)();
+    void (*quantised)(const QuantisedCall&, int64_t row, int64_t panel, char* scratch);  // one tile
     void (*shorten_rows)(const ShortsCall&, int64_t begin, int64_t end);
     int64_t (*shorts_scratch)();
     void (*shorts)(const ShortsCall&, int64_t row, int64_t panel, char* scratch);  // one tile

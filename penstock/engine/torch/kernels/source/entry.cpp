@@ -234,11 +234,13 @@ EXPORT void penstock_linear(const Kernels* kernels, const LinearCall* call, int 
     // Wide tiles read their rows seldom; narrow ones leave something for every thread.
     const bool is_wide = threads <= 1 || all * down >= PARTS_A_THREAD * threads * LINEAR_PANELS;
     const int panels = is_wide ? LINEAR_PANELS : LINEAR_PANELS / 2;
-    over_range((all + panels - 1) / panels * down, 1, threads, [&](int64_t begin, int64_t end) {
+    const int64_t across = (all + panels - 1) / panels;
+    // Rows by rows: those of a tile stay near while the weights, which are asked for well ahead, pass once more.
+    over_range(across * down, 1, threads, [&](int64_t begin, int64_t end) {
         thread_local Buffer scratch;
         char* memory = scratch.at_least(size_t(kernels->linear_scratch()));
         for (int64_t i = begin; i < end; ++i)
-            kernels->linear(*call, i % down * LINEAR_ROWS, i / down * panels, panels, memory);
+            kernels->linear(*call, i / across * LINEAR_ROWS, i % across * panels, panels, memory);
     });
 }
 
@@ -246,7 +248,7 @@ EXPORT void penstock_quantised(const Kernels* kernels, const QuantisedCall* give
     thread_local Buffer space;
     QuantisedCall call = *given;
     const size_t groups = size_t(call.num_rows * call.num_groups);
-    char* rows = space.at_least(groups * (sizeof(RowGroup) + size_t(call.group)));
+    char* rows = space.at_least(groups * (sizeof(RowGroup) + size_t(call.group)) + size_t(call.num_rows) * QUANTISED_GAP);
     call.groups = reinterpret_cast<RowGroup*>(rows);
     call.bytes = reinterpret_cast<int8_t*>(rows + groups * sizeof(RowGroup));
     over_rows(call.num_rows, call.num_in, threads,
@@ -254,8 +256,10 @@ EXPORT void penstock_quantised(const Kernels* kernels, const QuantisedCall* give
     const int64_t across = (call.num_out + QUANTISED_PANELS * GROUP - 1) / (QUANTISED_PANELS * GROUP);
     const int64_t down = (call.num_rows + QUANTISED_ROWS - 1) / QUANTISED_ROWS;
     over_range(across * down, 1, threads, [&](int64_t begin, int64_t end) {
+        thread_local Buffer scratch;
+        char* memory = scratch.at_least(size_t(kernels->quantised_scratch()));
         for (int64_t i = begin; i < end; ++i)
-            kernels->quantised(call, i % down * QUANTISED_ROWS, i / down * QUANTISED_PANELS);
+            kernels->quantised(call, i % down * QUANTISED_ROWS, i / down * QUANTISED_PANELS, memory);
     });
 }
 

@@ -5,6 +5,10 @@
 // With many, a panel's next 256 inputs are widened once, into a block that stays in the nearest cache while all rows
 // pass: then nothing but products is left in the inner loop, and the registers hold six rows of sums. Meanwhile what
 // the next block is made of is asked for.
+//
+// An instruction that multiplies pairs of bfloat16 (DOT_BF16) takes weights and rows as they are. Twelve rows by two
+// panels are 24 sums in registers, and 14 loads for 24 instructions. Rows that are no more pass two panels from end to
+// end. Of more, all pass a block of two panels: the first read it from memory, the others ask for the block after it.
 #pragma once
 #include "calls.h"
 #include "product.h"
@@ -13,6 +17,8 @@
 namespace VARIANT {
 
 constexpr int64_t AHEAD_BYTES = 2048;  // how far in front of the sums the weights are asked for
+constexpr bool IS_WIDE = LANE_BYTES == 64;
+constexpr int64_t WIDE_AHEAD = 3072;  // the same into the second level, which is faster by a third where AVX-512 is
 constexpr int WIDE = LINEAR_PANELS * GROUP;  // from a row's sums to the next one's
 constexpr int FEW_ROWS = 64, FEW_DEPTH = 1024;  // of rows that stay in the second level while weights pass as they lie
 
@@ -185,6 +191,83 @@ static void multiply(const LinearTile<T>& tile, float* sums, float* left) {
         few_rows(part, sums + row * WIDE, (typename Format<T>::Left*)left);
     }
 }
+
+#ifdef DOT_BF16
+constexpr int DOT_ROWS = 12, DOT_PANELS = 2, DOT_DEPTH = 256, DOT_FEW_DEPTH = 8192;
+
+// Some inputs of a few panels beside each other, and of the rows that pass them.
+struct DotBlock {
+    const bf16 *rows, *panels;
+    int64_t row_stride, panel_size;
+    int depth;
+    const bf16* next;  // what comes after it
+
+    // The first rows to pass ask for the panels themselves, those of other parts for one of the panels that come next.
+    template <int R, int N>
+    SEPARATE void run(float* sums, const bf16* left, int part) const {
+        Lanes sum[R][N];
+        UNROLL for (int r = 0; r < R; ++r)
+            UNROLL for (int n = 0; n < N; ++n) sum[r][n] = load(sums + r * WIDE + n * GROUP);
+        const bf16* ahead = next + (part - 1) % N * panel_size;
+        for (int d = 0; d < depth; d += 2) {
+            Bits column[N];
+            UNROLL for (int n = 0; n < N; ++n) {
+                const bf16* line = panels + n * panel_size + d * GROUP;
+                if (!part) __builtin_prefetch((const char*)line + WIDE_AHEAD, 0, 2);
+                column[n] = load_bits(line);
+            }
+            if (part) __builtin_prefetch(ahead + d * GROUP, 0, 2);
+            UNROLL for (int r = 0; r < R; ++r) {
+                uint32_t pair;
+                memcpy(&pair, left + r * row_stride + d, 4);
+                UNROLL for (int n = 0; n < N; ++n) sum[r][n] = dot_pairs(sum[r][n], pair, column[n]);
+            }
+        }
+        UNROLL for (int r = 0; r < R; ++r)
+            UNROLL for (int n = 0; n < N; ++n) store(sums + r * WIDE + n * GROUP, sum[r][n]);
+    }
+
+    template <int R, int N>
+    void pick(float* sums, const bf16* left, int count, int part) const {
+        if (count == R) return run<R, N>(sums, left, part);
+        if constexpr (R > 1) pick<R - 1, N>(sums, left, count, part);
+    }
+
+    // All rows, in parts of nearly one size.
+    template <int N>
+    void all(float* sums, int count) const {
+        const int parts = (count + DOT_ROWS - 1) / DOT_ROWS;
+        for (int part = 0, row = 0; part < parts; ++part) {
+            const int end = count * (part + 1) / parts;
+            pick<DOT_ROWS, N>(sums + row * WIDE, rows + row * row_stride, end - row, part);
+            row = end;
+        }
+    }
+};
+
+static_assert(DOT_ROWS * (DOT_FEW_DEPTH + 2 * GROUP) <= 2 * FEW_ROWS * FEW_DEPTH, "a copy of few rows fits");
+
+static void multiply(const LinearTile<bf16>& tile, float* sums, float* scratch) {
+    // Rows' strides are not multiples of the nearest cache's size, or they would push each other out of it.
+    const int most = tile.rows <= DOT_ROWS ? DOT_FEW_DEPTH : DOT_DEPTH, stride = most + GROUP * 2;
+    bf16* copy = (bf16*)scratch;
+    const int64_t panel_size = tile.num_in * GROUP;
+    for (int64_t begin = 0, end; begin < tile.num_in; begin = end) {
+        end = tile.num_in - begin < most ? tile.num_in : begin + most;
+        for (int row = 0; row < tile.rows; ++row)
+            memcpy(copy + row * stride, tile.x + row * tile.x_stride + begin, size_t(end - begin) * sizeof(bf16));
+        const bf16* onward = tile.weight + (end < tile.num_in ? end * GROUP : tile.panels * panel_size);
+        DotBlock block{copy, nullptr, stride, panel_size, int(end - begin), nullptr};
+        for (int panel = 0, beside; panel < tile.panels; panel += beside) {
+            beside = tile.panels - panel < DOT_PANELS ? 1 : DOT_PANELS;
+            block.panels = tile.weight + panel * panel_size + begin * GROUP;
+            block.next = panel + beside < tile.panels ? block.panels + beside * panel_size : onward;
+            float* to = sums + panel * GROUP;
+            beside == 1 ? block.all<1>(to, tile.rows) : block.all<DOT_PANELS>(to, tile.rows);
+        }
+    }
+}
+#endif
 
 template <class T>
 static void linear_as(const LinearCall& call, int64_t first_row, int64_t first_panel, int panels, char* scratch) {

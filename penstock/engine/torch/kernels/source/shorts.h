@@ -61,7 +61,8 @@ static inline float factor_of(float largest, float squares) {
     return power_below(most < GREATEST_POWER ? most : GREATEST_POWER);
 }
 
-constexpr int ROWS_ABREAST = LANE_BYTES == 64 ? 12 : 6;  // sums of so many rows stay in registers
+constexpr int ROWS_ABREAST = IS_WIDE ? 12 : 6;  // sums of so many rows stay in registers
+constexpr int MOST_OF_TWO = IS_WIDE ? SHORTS_ROWS : 2;  // rows of a tile that pass two panels at a time
 
 // Where a row's shorts lie: its first pair, and how many shorts from there to the next.
 struct ShortRow {
@@ -153,9 +154,11 @@ static inline void add_pairs(Ints& sum, const Bits& column, int32_t left) {
 }
 
 static_assert(SHORTS_ROWS % ROWS_ABREAST == 0, "a tile begins where rows begin to lie abreast");
-constexpr int SHORTS_DEPTH = 1024;       // inputs of a full tile's rows that stay in the second level
+constexpr int SHORTS_DEPTH = IS_WIDE ? 512 : 1024;  // inputs of a full tile's rows that stay in the second level
 constexpr int SHORTS_WIDE = SHORTS_PANELS * GROUP;
-constexpr int64_t SHORTS_AHEAD = 2048;   // bytes, of one panel; of several beside each other half as many
+// Bytes, of one panel; of several beside each other half as many.
+template <int N>
+constexpr int64_t SHORTS_AHEAD = IS_WIDE ? WIDE_AHEAD : N > 1 ? 1024 : 2048;
 constexpr int PAIRS_A_STEP = 4;
 
 // Some groups of a panel, or of some panels that so few rows pass that these are read beside each other.
@@ -173,7 +176,8 @@ struct ShortsPiece {
         const int16_t* left = call.rows + row * call.num_in + first_group * call.group * R;
         const float* steps = call.steps + row * all_groups + first_group;
         const int16_t* column = codes;
-        const char* ahead = next + part % PAIRS_A_STEP * (num_groups * call.group / 2 / PAIRS_A_STEP * 64);
+        const int64_t share = num_groups * call.group / 2 / PAIRS_A_STEP * 64;
+        const char* ahead = next + part % PAIRS_A_STEP * share + part / PAIRS_A_STEP % N * panel * int64_t(sizeof(*codes));
         for (int64_t g = 0; g < num_groups; ++g) {
             Ints sum[R][N];
             UNROLL for (int r = 0; r < R; ++r) UNROLL for (int n = 0; n < N; ++n) sum[r][n] = fill_ints(0);
@@ -182,7 +186,7 @@ struct ShortsPiece {
                 UNROLL for (int pair = 0; pair < PAIRS_A_STEP; ++pair, column += 2 * GROUP, left += 2 * R) {
                     Bits line[N];
                     UNROLL for (int n = 0; n < N; ++n) {
-                        if (IS_FIRST) __builtin_prefetch((const char*)(column + n * panel) + (N > 1 ? SHORTS_AHEAD / 2 : SHORTS_AHEAD));
+                        if (IS_FIRST) __builtin_prefetch((const char*)(column + n * panel) + SHORTS_AHEAD<N>, 0, IS_WIDE ? 2 : 3);
                         line[n] = load_bits(column + n * panel);
                     }
                     UNROLL for (int r = 0; r < R; ++r)
@@ -206,10 +210,11 @@ struct ShortsPiece {
     }
 
     // All rows of a tile.
+    template <int N>
     void all(float* sums, int64_t row, int64_t end) const {
         for (int part = 0; row < end; ++part) {
             const int64_t count = abreast_at(call, row);
-            pick<ROWS_ABREAST, 1>(sums, row, int(count), part);
+            pick<ROWS_ABREAST, N>(sums, row, int(count), part);
             sums += count * SHORTS_WIDE, row += count;
         }
     }
@@ -225,22 +230,26 @@ static void shorts_as(const ShortsCall& call, int64_t row, int64_t panel, char* 
     float* sums = (float*)scratch;
     memset(sums, 0, sizeof(float) * rows * SHORTS_WIDE);
     const int64_t fit = rows <= ROWS_ABREAST ? groups : SHORTS_DEPTH / call.group;
-    const int abreast = rows > 2 ? 1 : panels >= 4 && rows == 1 ? 4 : panels >= 2 ? 2 : 1;
+    const int abreast = rows == 1 && panels >= 4 ? 4 : rows <= MOST_OF_TWO && panels >= 2 ? 2 : 1;
     for (int64_t g = 0; g < groups; g += fit)
         for (int p = 0, beside; p < panels; p += beside) {
             beside = panels - p < abreast ? 1 : abreast;
             const int64_t depth = groups - g < fit ? groups - g : fit, at = (panel + p) * groups + g;
             const int16_t* codes = call.codes + at * call.group * GROUP;
-            const int64_t onward = p + 1 < panels || g + depth == groups ? groups : depth - (panels - 1) * groups;
+            const int64_t onward = p + beside < panels     ? beside * groups
+                                   : g + depth < groups ? depth - p * groups
+                                                        : (panels - p) * groups - g;
             const ShortsPiece piece{call, codes, (const bf16*)call.scales + at * GROUP, g, depth,
                                     (const char*)(codes + onward * call.group * GROUP)};
             float* to = sums + p * GROUP;
             if (beside == 4)
                 piece.run<1, 4, true>(to, row, 0);
-            else if (beside == 2)
-                piece.pick<2, 2>(to, row, rows, 0);
+            else if (beside == 1)
+                piece.all<1>(to, row, row + rows);
+            else if constexpr (MOST_OF_TWO > 2)
+                piece.all<2>(to, row, row + rows);
             else
-                piece.all(to, row, row + rows);
+                piece.pick<2, 2>(to, row, rows, 0);
         }
     for (int r = 0; r < rows; ++r)
         for (int p = 0; p < panels; ++p)

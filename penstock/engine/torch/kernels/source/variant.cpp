@@ -15,7 +15,8 @@ extern const Kernels JOIN(penstock_, VARIANT) __attribute__((visibility("default
 const Kernels JOIN(penstock_, VARIANT) = {
     VARIANT::write, VARIANT::scratch_bytes, VARIANT::attend, VARIANT::merge,
     VARIANT::norm,  VARIANT::rope,          VARIANT::gate,   VARIANT::adapt, VARIANT::linear_scratch, VARIANT::linear,
-    VARIANT::draw,  VARIANT::ban,           VARIANT::quantise_rows, VARIANT::quantised,
+    VARIANT::draw,  VARIANT::ban,           VARIANT::quantise_rows, VARIANT::quantised_scratch,
+    VARIANT::quantised,
     VARIANT::shorten_rows, VARIANT::shorts_scratch, VARIANT::shorts,
 };
 }
