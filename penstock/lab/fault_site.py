@@ -282,5 +282,7 @@ class Site:
             return None
         if isinstance(message, Say | Hello) and self._skew_s:
             report = changed(message.report, at=message.report.at + self._skew_s)
+            if isinstance(message, Say):
+                return changed(message, report=report)
             return replace(message, report=report)
         return message
