@@ -103,9 +103,14 @@ class Llumnix:
         asked = {request: at for request, at in self._asked_at.items() if at > now - FORGOTTEN_S}
         self._asked_at = asked | {move.request: now for move in moves}
 
-    def _may_have_left(self, job: JobReport, source: Report) -> bool:
-        """Whoever was asked to move stays in the reports of its old replica until one that is made when it has left."""
+    def _may_have_left(self, now: float, job: JobReport, source: Report) -> bool:
+        """Whoever was asked to move stays in the reports of its old replica until one that is made when it has left.
+
+        Reports are of their replica's clock, which on another host may be far behind: so for a while only.
+        """
         asked_at = self._asked_at.get(job.request, -inf)
+        if now >= asked_at + 2 * FORGOTTEN_S:
+            return False
         is_leaving = source.moving_out > 0 and source.at < asked_at + FORGOTTEN_S
         return source.at <= asked_at or is_leaving
 
@@ -119,7 +124,7 @@ class Llumnix:
             if job.status == "running"
             and job.computed >= job.num_prompt
             and job.request not in view.moving
-            and not self._may_have_left(job, source)
+            and not self._may_have_left(view.now, job, source)
             and job.num_blocks < room
         ]
         return min(able, key=lambda job: (-job.priority, job.num_blocks, job.request), default=None)
