@@ -57,7 +57,7 @@ class TierIndex:
         for name, end in far.items():
             here = device.get(name, 0)
             if end > here:
-                between = near.get(name, 0)
+                between = min(max(near.get(name, 0), here), end)  # guesses outlive what they were
                 found[name] = Behind(between - here, end - between)
         return found
 

@@ -35,6 +35,14 @@ def test_a_prompt_is_found_in_three_places_one_behind_the_other() -> None:
     assert index.match(PROMPT) == {"b": 5} and not index.behind(PROMPT)
 
 
+def test_a_guess_that_outlives_what_was_told_takes_nothing_from_what_lies_behind() -> None:
+    index = TierIndex(has_tiers=True)
+    index.tell("a", BlockNews((), (), Changes(PROMPT[:10]), Changes(PROMPT[:20])))
+    index.guess(0.0, "a", PROMPT[:10])
+    index.tell("a", BlockNews(host=Changes((), PROMPT[5:10])))
+    assert index.match(PROMPT) == {"a": 10} and index.behind(PROMPT) == {"a": Behind(0, 10)}
+
+
 def test_without_tiers_it_costs_one_index() -> None:
     index = TierIndex()
     index.tell("a", BlockNews(PROMPT[:4]))
