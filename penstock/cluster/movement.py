@@ -216,8 +216,9 @@ class Movement:
         self.phase = "over"
         if self._timer is not None:
             self._timer.cancel()
-        assert self._on_over is not None, "it has begun"
-        self._on_over(outcome, why)
+        on_over, self._on_over = self._on_over, None  # who holds this movement
+        assert on_over is not None, "it has begun"
+        on_over(outcome, why)
 
     def told(self, who: str, outcome: MoveOutcome, why: str) -> Migrated:
         """What is to be written of it, when it is over."""

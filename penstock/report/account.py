@@ -18,6 +18,7 @@ import os
 import pickle
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,7 @@ class Account:
         if self._left is not None:
             self._left -= 1
             if not self._left:
+                self._left = None
                 self._child = self._fork()
 
     def _take(self, lines: bytes, num: int) -> None:
@@ -111,12 +113,18 @@ class Account:
 
     # ---------------------------------------------------------------- the second process
 
-    def _fork(self) -> _Child:
+    def _fork(self) -> _Child | None:
+        """None: the system has no room for another process, and the account is kept here."""
         lines_out, lines_in = os.pipe()
         told_out, told_in = os.pipe()
         with contextlib.suppress(OSError):  # the system may not allow that much
             fcntl.fcntl(lines_in, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            for each in (lines_out, lines_in, told_out, told_in):
+                os.close(each)
+            return None
         if pid:
             os.close(lines_out)
             os.close(told_in)
@@ -132,6 +140,8 @@ class Account:
                 kept = self.close()  # told apart: compiled, it could not be made again of itself
                 pickle.dump((kept.figures, kept.digest, kept.num_events), told)
             code = 0
+        except Exception:  # noqa: BLE001 - the parent can only say that this one has ended
+            traceback.print_exc()
         finally:
             os._exit(code)
 
@@ -146,7 +156,6 @@ class Account:
                 event = decode(line)
                 if event is not None:
                     count(event)
-        self._left = None
 
 
 class _Child:
