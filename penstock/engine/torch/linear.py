@@ -3,10 +3,11 @@
 Of weights as numbers:
 
     plain    torch's own F.linear; any device, any dtype
-    onednn   oneDNN's blocked layout, made at load: for fp32, and for bf16 on processors with AMX
-    packed   our own kernels, for bf16 on all other processors: products of pairs of bf16 where there is an instruction
-             for them, else of 16-bit whole numbers (kernels/shorts.py) or, for routers and where the processor
-             has no fast ones, of floats (kernels/linear.py)
+    onednn   oneDNN's blocked layout, made at load: for fp32, and for bf16 on processors with AMX, or with bf16
+             instructions where our kernels are not there or not measured (ARM)
+    packed   our own kernels, for bf16 on all other x86 processors: products of pairs of bf16 where there is an
+             instruction for them, else of 16-bit whole numbers (kernels/shorts.py) or, for routers and where the
+             processor has no fast ones, of floats (kernels/linear.py)
     widened  the same without a compiler and without bf16 instructions: weights are kept packed in fp32 and rows are
              widened on the way in. Costs twice the memory of the weights
     row      on CUDA where Triton is: torch's own product, but for a single row (cuda/linear.py)
@@ -36,7 +37,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from penstock.engine.torch.kernels import available, isas
-from penstock.engine.torch.kernels.build import AVX512_BF16
+from penstock.engine.torch.kernels.build import AVX512_BF16, processor_flags
 from penstock.engine.torch.kernels.fused import has_triton
 from penstock.engine.torch.kernels.linear import PackedLinear, wins_on_this_machine
 from penstock.engine.torch.kernels.quantised import PackedQuantised
@@ -50,6 +51,7 @@ GROUPS: dict[int, tuple[int, ...]] = {
     8: (128, 64, 32),
     4: (32,),
 }  # the first that divides the inputs
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "avx_ne_convert"})
 ROWS_HINT = 8  # oneDNN picks a layout for about this many rows
 
 
@@ -107,7 +109,10 @@ class WidenedLinear:
 
 
 def has_bf16_instructions() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Torch says so of every processor with AVX-512; oneDNN makes do without, at a third of fp32's speed."""
+    flags = processor_flags()  # empty where the processor is no x86
+    is_there = not flags or bool(flags & BF16_FLAGS)
+    return is_there and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def is_bf16_fast() -> bool:
