@@ -226,6 +226,7 @@ class ReplicaSpec:
 
 
 USUAL_STEP = 2048  # tokens of the largest step where a policy does not say
+USUAL_JOBS = 256  # and jobs in it
 
 
 def lanes_of(executor: ExecutorSpec, policies: Mapping[str, Mapping[str, object]]) -> int:
@@ -241,6 +242,13 @@ def step_tokens_of(policies: Mapping[str, Mapping[str, object]]) -> int | None:
     batch = policy_of("batch", policies["batch"], "policy.batch")
     names = [name for name in ("max_tokens", "chunk_tokens") if hasattr(batch, name)]
     return getattr(batch, names[0]) if names else USUAL_STEP
+
+
+def step_jobs_of(policies: Mapping[str, Mapping[str, object]]) -> int:
+    """Jobs that may draw a token in one step, as the batch policy says."""
+    batch = policy_of("batch", policies["batch"], "policy.batch")
+    names = [name for name in ("max_sequences", "max_jobs") if hasattr(batch, name)]
+    return int(getattr(batch, names[0])) if names else USUAL_JOBS
 
 
 def policy_of(slot: str, table: Mapping[str, object], where: str) -> object:

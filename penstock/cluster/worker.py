@@ -27,7 +27,14 @@ from penstock.cluster.doorway import Doorway
 from penstock.cluster.logs import close_log, header_of, open_log
 from penstock.cluster.predictors import predictors_of_model, profile_of
 from penstock.cluster.silence import BEAT_S
-from penstock.cluster.spec import Outside, ReplicaSpec, lanes_of, open_host, step_tokens_of
+from penstock.cluster.spec import (
+    Outside,
+    ReplicaSpec,
+    lanes_of,
+    open_host,
+    step_jobs_of,
+    step_tokens_of,
+)
 from penstock.core.errors import BadConfig, PenstockError, missing_extra
 from penstock.core.messages import Failed, Message
 from penstock.core.ports import Channel, Log
@@ -72,6 +79,7 @@ def open_torch(spec: ReplicaSpec) -> Outside:
         num_blocks=spec.num_blocks,
         memory_bytes=spec.memory_bytes,
         step_tokens=step_tokens_of(spec.policies),
+        step_jobs=step_jobs_of(spec.policies),
         max_context=wanted.max_context,
         block_size=spec.block_size,
         lanes=lanes_of(wanted, spec.policies),

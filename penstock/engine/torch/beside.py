@@ -22,16 +22,17 @@ import torch
 from penstock.engine.torch.families import Shape
 from penstock.engine.torch.recorded import MOST_ROWS
 
-SAMPLED = 256  # rows of a step that draw: jobs that run at once
+USUAL_JOBS = 256  # that run at once
 SCRATCH = 2.25  # bytes of a number that a product reads: 16 bits, and a step for each 16
 OTHERS = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """How an engine is run. `rows`: of the largest step."""
+    """How an engine is run. `rows`: of the largest step; `drawn`: how many draw, guesses that are checked too."""
 
     rows: int
+    drawn: int = USUAL_JOBS
     lanes: int = 1
     slots: int = 0
     rank: int = 16
@@ -88,7 +89,7 @@ def beside_of(
     wide, each, is_cpu = _widths(shape, world), dtype.itemsize, device.type == "cpu"
     attention = 4 * wide.hidden + 2 * wide.qkv + 2 * wide.query
     row = each * max(attention, 4 * wide.hidden + 3 * wide.mlp)
-    logits = min(use.rows, SAMPLED) * shape.vocab_size * (each + 8)  # as they come, and twice fp32
+    logits = min(use.rows, use.drawn) * shape.vocab_size * (each + 8)  # as they come, and twice fp32
     kept = 3 * wide.hidden + wide.qkv + wide.query + 3 * wide.mlp
     spaces = use.lanes * (2 if use.slots else 1)
     return Beside(

@@ -14,7 +14,7 @@ from penstock.core.errors import BadConfig
 from penstock.engine.folder import ModelFacts
 from penstock.engine.tier_config import TiersConfig
 from penstock.engine.torch.attention import TRITON, KvLayout, choose_backend
-from penstock.engine.torch.beside import Beside, Use, beside_of
+from penstock.engine.torch.beside import USUAL_JOBS, Beside, Use, beside_of
 from penstock.engine.torch.decoder import Decoder, Rank
 from penstock.engine.torch.families import Shape
 from penstock.engine.torch.kernels import build_with
@@ -26,7 +26,7 @@ from penstock.engine.torch.linear import (
     mappable,
 )
 from penstock.engine.torch.load import check_split, load_decoder
-from penstock.engine.torch.memory import block_bytes, choose_num_blocks
+from penstock.engine.torch.memory import FREE_SHARE, block_bytes, choose_num_blocks
 from penstock.engine.torch.mlp import ExpertLoads, Mixture, packed_bytes
 from penstock.engine.torch.packed import LIMIT_BYTES, store_of
 from penstock.engine.torch.ports import DTYPES
@@ -55,6 +55,7 @@ class EngineConfig:
     niceness    of the threads that compute, 0 to 19: at more than 0 whoever else wants a core has it first; see lane.py
     num_blocks, memory_bytes, free_share   see memory.py; at most one of them is needed
     step_tokens   of the largest step, for what is left free beside them; None: a whole context, 2048 at least
+    step_jobs   that draw a token in it at most, for the same
     max_context None: what the model states. More than that is refused
     attention, linear   "auto", or the portable ones by name
     lanes       plans that run side by side: 1, or 2 on a CPU (cores.py); then `threads` says how many cores they share
@@ -88,6 +89,7 @@ class EngineConfig:
     memory_bytes: int | None = None
     free_share: float | None = None
     step_tokens: int | None = LEAST_STEP
+    step_jobs: int = USUAL_JOBS
     block_size: int = 16
     max_context: int | None = None
     seed: int = 0
@@ -130,6 +132,7 @@ class EngineConfig:
             "threads",
             "num_blocks",
             "step_tokens",
+            "step_jobs",
             "max_context",
             "lanes",
             "graph_batch",
@@ -227,13 +230,16 @@ def build_decoder(
     loaded, from_where = _load(facts.folder, config, (shape, dtype, device), methods, rank)
     decoder = loaded.decoder
     beside = beside_of(shape, dtype, device, _use(config, max_context, layout), rank.world)
+    free_share = config.free_share
+    if device.type == "cpu" and rank.world > 1:  # all ranks take theirs of one memory
+        free_share = (FREE_SHARE["cpu"] if free_share is None else free_share) / rank.world
     count = num_blocks or choose_num_blocks(
         layout,
         max_context,
         num_blocks=config.num_blocks,
         memory_bytes=config.memory_bytes,
-        free_share=config.free_share,
-        beside_bytes=beside.total,
+        free_share=free_share,
+        beside_bytes=beside.total * (rank.world if device.type == "cpu" else 1),
     )
     backend, why_attention = choose_backend(layout.holding(count), wanted=config.attention)
     decoder.attention = backend
@@ -286,8 +292,10 @@ def _layout(
 def _use(config: EngineConfig, max_context: int, layout: KvLayout) -> Use:
     each = block_bytes(layout)
     host_blocks = config.host_blocks + config.tiers.blocks(each)[0]
+    guesses = 0 if config.speculation is None else config.speculation.max_drafts
     return Use(
         rows=config.step_tokens or max(max_context, LEAST_STEP),
+        drawn=config.step_jobs * (1 + guesses),
         lanes=config.lanes,
         slots=config.max_adapters,
         rank=config.adapter_rank,
