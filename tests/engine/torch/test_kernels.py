@@ -398,3 +398,6 @@ def test_a_packed_row_is_the_same_among_others(
         torch.testing.assert_close(linear(x[:rows]), alone[:rows], rtol=0, atol=0)
     for rows in (1, 5, 6, 7, 140):  # inside wider rows
         assert linear(x[:rows].repeat(1, 2)[:, 592:]).equal(alone[:rows])
+    deep = method.pack(torch.randn(40, 8208).to(dtype), None, ShardSpec())
+    x = torch.randn(13, 8208).to(dtype)  # more inputs than are passed at once even by few rows
+    assert deep(x)[:12].equal(deep(x[:12])) and deep(x)[:1].equal(deep(x[:1]))
