@@ -331,7 +331,11 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="decode, latents, prefill, linear, small or draw"
     )
-    parser.add_argument("--against", help="an instruction set: its kernels instead of torch's")
+    parser.add_argument(
+        "--against",
+        choices=kernels.isas(),
+        help="an instruction set: its kernels instead of torch's",
+    )
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if not kernels.available():

@@ -4,8 +4,8 @@
     up   [slots, rank, out] a part    s * B, transposed
 
 A run of neighbouring slots is one matrix of either, so any number of adapters takes one product down and one up a
-part. Memory is taken when the first adapter comes that changes the product. It is held in fp32 where the processor
-multiplies bf16 slowly (linear.py): an adapter is a hundredth of its model.
+part. Memory is taken when the first adapter comes that changes the product. On CPUs it is held in fp32, which our
+kernels take, but where these are not there and bf16 is fast (linear.py): an adapter is a hundredth of its model.
 
 At decode of few rows it is the number of torch operations that costs, so what can be is made once: views of each run of
 slots are kept with the arrays they are of.
