@@ -89,7 +89,9 @@ def beside_of(
     wide, each, is_cpu = _widths(shape, world), dtype.itemsize, device.type == "cpu"
     attention = 4 * wide.hidden + 2 * wide.qkv + 2 * wide.query
     row = each * max(attention, 4 * wide.hidden + 3 * wide.mlp)
-    logits = min(use.rows, use.drawn) * shape.vocab_size * (each + 8)  # as they come, and twice fp32
+    logits = (
+        min(use.rows, use.drawn) * shape.vocab_size * (each + 8)
+    )  # as they come, and twice fp32
     kept = 3 * wide.hidden + wide.qkv + wide.query + 3 * wide.mlp
     spaces = use.lanes * (2 if use.slots else 1)
     return Beside(
