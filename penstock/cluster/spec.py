@@ -240,7 +240,11 @@ def lanes_of(executor: ExecutorSpec, policies: Mapping[str, Mapping[str, object]
 def step_tokens_of(policies: Mapping[str, Mapping[str, object]]) -> int | None:
     """Tokens of the largest step, as the batch policy says; None: a whole context."""
     batch = policy_of("batch", policies["batch"], "policy.batch")
-    names = [name for name in ("max_tokens", "chunk_tokens") if hasattr(batch, name)]
+    inner: Mapping[str, object] | None = getattr(batch, "inner", None)
+    if inner is not None:  # who guesses lets another one plan
+        return step_tokens_of({"batch": inner})
+    told = ("max_tokens", "chunk_tokens", "round_tokens")
+    names = [name for name in told if hasattr(batch, name)]
     return getattr(batch, names[0]) if names else USUAL_STEP
 
 

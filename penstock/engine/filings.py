@@ -48,12 +48,21 @@ class Filings:
         self._under_way: dict[int, tuple[Filing, float]] = {}
         self._next = 0
         self._held: dict[int, _Held] = {}
-        self.save_s: float | None = None  # what writing a block took lately
+        self._save_s: float | None = None  # what writing a block took lately
 
     @property
     def writing(self) -> int | None:
         """The one that writes now."""
         return next((each for each, (told, _) in self._under_way.items() if told.is_out), None)
+
+    def save_s(self, now: float) -> float | None:
+        """What writing a block takes: as lately, or as long as it takes now where that is longer; None: who knows?"""
+        takes = [
+            (now - begun_at) / len(told.pairs)
+            for told, begun_at in self._under_way.values()
+            if told.is_out
+        ]
+        return max(self._save_s or 0.0, *takes, 0.0) or None
 
     def read(self, now: float, names: Sequence[BlockHash]) -> int | None:
         """Begin to read as many of these as there is room for; None: there is none."""
@@ -121,7 +130,7 @@ class Filings:
             store.close_disk()
         seconds, count = now - begun_at, len(filing.names)
         if filing.is_out:
-            self.save_s = blended(self.save_s, seconds / count)
+            self._save_s = blended(self._save_s, seconds / count)
         else:
             num_bytes = self._executor.kv_block_bytes * (count - len(bad))
             self._bringing.learn("disk", count - len(bad), num_bytes, seconds, len(bad))

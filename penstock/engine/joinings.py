@@ -121,7 +121,7 @@ class Joinings:
                 if waits and (is_full or self._is_enough()):
                     is_full = True
                     continue
-                coming.room = self._room_for(coming)
+                coming.room = self._room_for(now, coming)
                 if coming.room is None and waits:
                     is_full = True
                     continue
@@ -132,11 +132,14 @@ class Joinings:
             elif self._is_quiet(coming.room):
                 self._let_copy(now, move, coming, coming.room)
 
-    def _room_for(self, coming: _Incoming) -> Pairs | None:
+    def _room_for(self, now: float, coming: _Incoming) -> Pairs | None:
         if not coming.asked.state.computed:
             return ()
         self._take_blocks()
-        return self._blocks_for(coming)
+        room, tiers = self._blocks_for(coming), self._parts.tiers
+        if tiers is not None:
+            tiers.begin(now)  # what has left is copied with the next step, which may never come
+        return room
 
     def _is_quiet(self, pairs: Pairs) -> bool:
         """Whether nothing else is copied from or to these blocks: what lay there may be on its way to host memory."""

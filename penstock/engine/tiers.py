@@ -187,7 +187,7 @@ class Tiers:
         lost += sum([name not in store.host and name not in store.disk for _, name in leaving])
         if lost <= 0:
             return False
-        block_s = self._filings.save_s
+        block_s = self._filings.save_s(now)
         copy_s = None if block_s is None else block_s * lost
         return self._bringing.wants(now, "disk", jobs[0], have=0, more=lost, copy_s=copy_s)
 
