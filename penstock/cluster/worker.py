@@ -62,11 +62,9 @@ _log = logging.getLogger("penstock.engine")
 
 def open_torch(spec: ReplicaSpec) -> Outside:
     """The real leaf: torch on this machine. Raises BadModel, MissingExtra and the like."""
+    # Here, as torch is for this process only.
     from penstock.engine.torch.machine import among
-    from penstock.engine.torch.open import (  # torch, in this process only
-        EngineConfig,
-        open_leaf,
-    )
+    from penstock.engine.torch.open import EngineConfig, open_leaf
 
     wanted = spec.executor
     config = EngineConfig(

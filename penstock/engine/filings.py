@@ -126,7 +126,9 @@ class Filings:
                 store.written(name, place not in bad)
             else:
                 store.was_read(name, place not in bad)
-        if filed.error is not None and store.has_disk:  # a shelf says so with all that it reads from then on
+        if (
+            filed.error is not None and store.has_disk
+        ):  # a shelf says so with all that it reads from then on
             store.close_disk()
         seconds, count = now - begun_at, len(filing.names)
         if filing.is_out:
