@@ -65,6 +65,13 @@ def cores_of(lane: int, share: float, cores: Sequence[int]) -> tuple[int, ...]:
     return tuple(cores[:border] if lane == 0 else cores[border:])
 
 
+def compute_with(threads: int) -> None:
+    """How many threads the calling thread computes with from now on, whatever others are told."""
+    # A thread that asks for the number the first time is given what any thread set last, so that comes first.
+    torch.get_num_threads()
+    torch.set_num_threads(threads)
+
+
 class Seat:
     """Where one lane's thread computes. Used on that thread only."""
 
@@ -79,7 +86,7 @@ class Seat:
         if cores == self.cores:
             return
         self.cores = cores
-        torch.set_num_threads(len(cores))  # of the calling thread
+        compute_with(len(cores))
         if not CAN_BIND:
             return
         try:

@@ -32,7 +32,7 @@ import torch
 from penstock.core.errors import PenstockError
 from penstock.core.plans import Done, Plan, Sampled, Yielded
 from penstock.core.types import PlanId
-from penstock.engine.torch.cores import Seat
+from penstock.engine.torch.cores import Seat, compute_with
 from penstock.engine.torch.decoder import Piece
 from penstock.engine.torch.kernels.program import Halt
 
@@ -129,7 +129,7 @@ class Lane:
         if self._niceness:
             step_back(self._niceness)
         if self._threads is not None:
-            torch.set_num_threads(self._threads)
+            compute_with(self._threads)
         with torch.inference_mode():
             while (command := self._inbox.get()) is not None:
                 self._obey(command)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from penstock.core.errors import PenstockError
+from penstock.engine.torch.cores import compute_with
 from penstock.engine.torch.ports import AttentionBackend, Mask, StepMeta
 from penstock.net.blocks import Region, Runs, copy_runs
 from penstock.net.kv_shared import opened
@@ -100,7 +101,7 @@ class Lender:
 
     def _serve(self, line: Line) -> None:
         if self._threads is not None:
-            torch.set_num_threads(self._threads)
+            compute_with(self._threads)
         _, body = line.hear()
         loan = self._loans.get(int.from_bytes(body, "little"))
         if loan is None:

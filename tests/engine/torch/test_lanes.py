@@ -28,7 +28,15 @@ from penstock.core.events import Completed, Finished, Stepped
 from penstock.core.plans import Done, Plan
 from penstock.core.types import PlanId, Sampling
 from penstock.engine.torch import jobs
-from penstock.engine.torch.cores import CAN_BIND, Seat, _Body, _Region, cores_here, cores_of
+from penstock.engine.torch.cores import (
+    CAN_BIND,
+    Seat,
+    _Body,
+    _Region,
+    compute_with,
+    cores_here,
+    cores_of,
+)
 from penstock.engine.torch.decoder import Decoder, Layer, StepInput
 from penstock.engine.torch.executor import TorchExecutor
 from penstock.engine.torch.kernels.library import openmp_region
@@ -256,6 +264,26 @@ def watched(run, seen):  # type: ignore[no-untyped-def]
         return (yield from run(plan))
 
     return step
+
+
+def test_a_thread_computes_with_what_it_was_told_whatever_others_are_told_since() -> None:
+    before, found = torch.get_num_threads(), []
+    told, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        compute_with(1)
+        told.set()
+        go_on.wait(10)
+        found.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert told.wait(10)
+    torch.set_num_threads(2)
+    go_on.set()
+    thread.join()
+    torch.set_num_threads(before)
+    assert found == [1]
 
 
 @pytest.mark.skipif(not CAN_BIND, reason="this system binds no threads")

@@ -20,6 +20,7 @@ from penstock.engine.adapter_folder import adapter_facts, adapter_key, name_of
 from penstock.engine.torch.adapters.bank import BankForm
 from penstock.engine.torch.adapters.places import places_of
 from penstock.engine.torch.adapters.read import as_bank_entries, read_adapter
+from penstock.engine.torch.cores import compute_with
 from penstock.engine.torch.decoder import Decoder
 from penstock.engine.torch.kernels import available
 from penstock.engine.torch.linear import has_bf16_instructions
@@ -79,7 +80,7 @@ class AdapterStore:
         for other in [name for name, taken in self._slots.items() if taken == slot]:
             del self._slots[other]
         if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, "penstock-adapters", torch.set_num_threads, (1,))
+            self._worker = ThreadPoolExecutor(1, "penstock-adapters", compute_with, (1,))
         self._worker.submit(self._load, key, slot, tell)
 
     def settle(self, key: str, slot: int) -> None:

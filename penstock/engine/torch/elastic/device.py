@@ -23,6 +23,7 @@ import torch
 from penstock.core.errors import PenstockError
 from penstock.engine.folder import model_facts
 from penstock.engine.torch.build import methods_of
+from penstock.engine.torch.cores import compute_with
 from penstock.engine.torch.crew import config_of
 from penstock.engine.torch.decoder import Alone
 from penstock.engine.torch.elastic.exchange import Exchange
@@ -103,7 +104,7 @@ class Device:
         layer, num_rows, segments = heard(message)
         assert self.exchange is not None, "work for a standby"
         if torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)
+            compute_with(self.threads)
         x, rows, parts = self.exchange.x[:num_rows], self.exchange.rows, self.exchange.parts
         for expert, at, count in segments:
             some = x[rows[at : at + count]]
