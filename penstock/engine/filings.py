@@ -42,9 +42,8 @@ class Filings:
         self._parts, self._bringing, self._store = parts, bringing, store
         self._ask_again = ask_again
         self._executor = cast(FilingExecutor, parts.executor)
-        self._first = (
-            parts.executor.caps.host_blocks
-        )  # of the store's; those before are engine.swap's
+        # Of the store's blocks; those before are engine.swap's.
+        self._first = parts.executor.caps.host_blocks
         self._under_way: dict[int, tuple[Filing, float]] = {}
         self._next = 0
         self._held: dict[int, _Held] = {}
